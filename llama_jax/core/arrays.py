@@ -1,0 +1,19 @@
+"""The legend of array axes, used in every signature, einsum string and suffix of the package.
+
+    B  batch (rows)            D  model width             V  vocabulary
+    T  query positions         F  MLP width               R  LoRA rank
+    S  key positions           N  query heads             L  layers
+    H  head size               K  key/value heads         G  query heads per key/value head (N = K G)
+
+A name such as `query_BTNH` says which axes an array has where the layout is not obvious.
+"""
+
+from typing import Any, TypeAlias
+
+from jax import Array
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt32
+
+PyTree: TypeAlias = Any
+"""A nested dictionary, list or tuple of arrays (or of anything that stands for one)."""
+
+__all__ = ["Array", "Bool", "Float", "Int", "PRNGKeyArray", "PyTree", "UInt32"]

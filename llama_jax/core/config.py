@@ -1,0 +1,62 @@
+"""What can be told to the machinery below every command: mesh, processes, tracking. Imports nothing heavy, so that
+`--help` is quick (each folder's `config.py` keeps this rule)."""
+
+from dataclasses import dataclass
+
+from llama_jax.core.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The device mesh. The product of the axes is the number of devices."""
+
+    data: int = 1
+    """Devices that replicate the parameters and split the batch."""
+    fsdp: int = -1
+    """Devices that split both the parameters and the batch; -1 takes every device the other axes leave."""
+    tensor: int = 1
+    """Devices that split heads, MLP width and vocabulary; keep them within one fast interconnect."""
+
+    def __post_init__(self) -> None:
+        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        for axis, size in sizes.items():
+            if size < 1 and size != -1:
+                raise UserError(f"mesh.{axis}: {size} is not a size; use a positive number, or -1 for what is left")
+        if list(sizes.values()).count(-1) > 1:
+            raise UserError(f"mesh: only one axis can be -1, got {sizes}")
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """Start-up of several processes. On a TPU pod or under Slurm nothing needs to be set."""
+
+    coordinator: str | None = None
+    """Address `host:port` of process 0. None: found from the environment on TPU pods and clusters, else one process."""
+    num_processes: int | None = None
+    """Number of processes; checked against what actually joined."""
+    process_id: int | None = None
+    """Rank of this process, from 0."""
+    timeout_seconds: int = 300
+    """How long to wait at start-up for the other processes."""
+
+    def __post_init__(self) -> None:
+        if (self.coordinator is None) != (self.process_id is None):
+            raise UserError("distributed.coordinator and distributed.process_id: set both, or neither")
+        if self.coordinator is not None and self.num_processes is None:
+            raise UserError("distributed.num_processes: needed when distributed.coordinator is set")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """What a run records about itself."""
+
+    log_every: int = 10
+    """Steps between two lines of progress where the output is not a terminal (metrics.jsonl has every step)."""
+    tensorboard: bool = True
+    """Write TensorBoard event files under the run directory."""
+    profile_start: int | None = None
+    """First step of a `jax.profiler` trace, written under the run directory; None traces nothing."""
+    profile_steps: int = 3
+    """Number of steps to trace."""

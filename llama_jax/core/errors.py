@@ -1,0 +1,19 @@
+"""The one exception that means "the user can fix this": shown as one line, without a traceback, exit code 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in a configuration, a file or an argument. The message is one line that names the field or file,
+    the value found, and what would be right."""
+
+
+class SaveFailedError(Exception):
+    """Checkpoints could not be written several times in a row, so going on would only waste compute."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'steps'?"` for the known name closest to `name`, or nothing when none is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{matches[0]}'?" if matches else ""

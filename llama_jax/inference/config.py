@@ -1,0 +1,29 @@
+"""What can be told to decoding."""
+
+from dataclasses import dataclass
+
+from llama_jax.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen."""
+
+    max_new_tokens: int = 128
+    """Tokens to generate at the most; generation also stops at the end-of-sequence token."""
+    temperature: float = 0.8
+    """Divisor of the logits before sampling; 0 takes the most likely token."""
+    top_k: int = 0
+    """Sample among this many most likely tokens; 0: all."""
+    top_p: float = 1.0
+    """Sample among the most likely tokens that together have this probability; 1: all."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens: {self.max_new_tokens} must be at least 1")
+        if self.temperature < 0:
+            raise UserError(f"temperature: {self.temperature} must not be negative")
+        if self.top_k < 0:
+            raise UserError(f"top_k: {self.top_k} must not be negative")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p: {self.top_p} must lie above 0 and be at most 1")

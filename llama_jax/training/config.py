@@ -1,0 +1,78 @@
+"""What can be told to the optimizer, the step and the loop."""
+
+from dataclasses import dataclass
+
+from llama_jax.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimization. The defaults of the AdamW constants are LLaMA's (arXiv:2302.13971, section 2.3)."""
+
+    steps: int = 600
+    """Number of batches to train on."""
+    batch_size: int = 32
+    """Rows in the batch of one update."""
+    batch_ramp: tuple[tuple[int, int], ...] = ()
+    """Stages of smaller batches before `batch_size`: pairs [first_step, rows] in order, the first at step 0, the last
+    [first_step, batch_size]. Empty: `batch_size` throughout. Example: [[0, 512], [5000, 1024], [20000, 2048]]."""
+    microbatches: int = 1
+    """Parts a batch is cut into; their gradients are added, so memory falls and the update stays the same."""
+    peak_learning_rate: float = 3e-4
+    """Learning rate at the end of the warm-up."""
+    warmup_steps: int = 100
+    """Updates over which the learning rate rises linearly."""
+    schedule_steps: int | None = None
+    """Updates until the cosine reaches its end; None: `steps`, as first asked."""
+    final_learning_rate_fraction: float = 0.1
+    """Learning rate at the end of the cosine, as a fraction of the peak."""
+    beta1: float = 0.9
+    """Decay of AdamW's mean of gradients."""
+    beta2: float = 0.95
+    """Decay of AdamW's mean of squared gradients."""
+    epsilon: float = 1e-8
+    """Added to the root in AdamW's denominator."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on matrices only (never on norms)."""
+    clip_norm: float = 1.0
+    """Gradients with a larger global norm are scaled down to it."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2, which keeps the logits' normaliser near 1 (PaLM, arXiv:2204.02311, section 5); 0: none."""
+    trainable: str | None = None
+    """Regular expression searched for in parameter paths such as `layers/attention/q_proj/kernel`; only matching
+    parameters train. None: all."""
+    spike_sigma: float = 6.0
+    """Skip an update whose loss or gradient norm lies this many standard deviations above the recent mean; 0 skips
+    only non-finite ones."""
+    spike_window: int = 128
+    """Number of recent updates the mean and deviation are taken over."""
+    evaluate_every: int = 200
+    """Steps between evaluations on the held-out documents; one more is made at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "microbatches", "peak_learning_rate", "clip_norm", "evaluate_every"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"training.{name}: {getattr(self, name)} must be greater than 0")
+        if self.spike_window < 8:
+            raise UserError(f"training.spike_window: {self.spike_window} must be at least 8")
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        starts = [start for start, _ in self.stages]
+        if starts[0] != 0 or sorted(set(starts)) != starts or self.stages[-1][1] != self.batch_size:
+            raise UserError(
+                f"training.batch_ramp: {[list(stage) for stage in self.batch_ramp]} must start at step 0, rise in "
+                f"steps, and end with training.batch_size {self.batch_size}"
+            )
+        for _, rows in self.stages:
+            if rows < 1 or rows % self.microbatches:
+                raise UserError(f"training.microbatches: {self.microbatches} does not divide a batch of {rows} rows")
+
+    @property
+    def stages(self) -> tuple[tuple[int, int], ...]:
+        """The batch sizes as (first step, rows), in order; one stage when there is no ramp."""
+        return self.batch_ramp or ((0, self.batch_size),)
+
+    def batch_size_at(self, step: int) -> int:
+        """Rows in the batch of the given step (from 0)."""
+        return next(rows for start, rows in reversed(self.stages) if step >= start)
