@@ -1,0 +1,90 @@
+"""The parts of a block that hold parameters, and the one door through which modules meet parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llama_jax.core.arrays import Array, Float, Int
+from llama_jax.core.sharding import Axes, constrain, gathered
+
+Initializer = Callable[..., Any]
+
+
+def param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes) -> Any:
+    """The one door between modules and parameters.
+
+    At initialisation it declares the parameter to Linen with its logical axes; at apply it hands out whatever the
+    tree holds under that name, which need not be a plain array (Linen's own lookup would insist on the declared
+    shape).
+    """
+    if module.is_initializing():
+        return nn.unbox(module.param(name, nn.with_logical_partitioning(init, axes), shape))
+    return module.get_variable("params", name)
+
+
+def matmul(x: Float[Array, "*batch I"], weight: Float[Array, "I O"]) -> Float[Array, "*batch O"]:
+    """The product with a weight. Accumulates in float32 where the hardware computes in bfloat16."""
+    return jnp.dot(x, weight)
+
+
+def normal(stddev: float) -> Initializer:
+    """Normal initialisation with the given standard deviation."""
+    return nn.initializers.normal(stddev)
+
+
+class Linear(nn.Module):
+    """A matrix product without bias: `[..., I] -> [..., features]`.
+
+    Attributes:
+        features: size of the output.
+        axes: logical axes of the kernel, input first.
+        dtype: type of the product.
+        scale: factor on the initial standard deviation of 1/sqrt(I).
+    """
+
+    features: int
+    axes: tuple[str, str]
+    dtype: jnp.dtype
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+        shape = (x.shape[-1], self.features)
+        kernel = param(self, "kernel", normal(self.scale * shape[0] ** -0.5), shape, self.axes)
+        return matmul(x, gathered(kernel, self.axes, self.dtype))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467, equation 4), computed in float32."""
+
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        scale = param(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",))
+        x = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return (x * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)
+
+
+class Embedding(nn.Module):
+    """A row of the table for each token. The table has `rows` rows, of which ids use the first `vocab_size`."""
+
+    rows: int
+    width: int
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        self.table = param(self, "table", normal(self.width**-0.5), (self.rows, self.width), ("vocab", "embed"))
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        # The table is not gathered: each device of an fsdp group looks the tokens of the whole group up in its part of
+        # the width, and an exchange of the results gives every device its own rows whole.
+        tokens = constrain(tokens, ("group", "length"))
+        rows = jnp.take(self.table.astype(self.dtype), tokens, axis=0)
+        rows = constrain(rows, ("group", "length", "embed"))
+        return constrain(rows, ("batch", "length", "residual"))

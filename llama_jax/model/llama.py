@@ -1,0 +1,267 @@
+"""LLaMA (Touvron et al. 2023, arXiv:2302.13971): a decoder with RMSNorm before each sublayer, rotary positions and
+SwiGLU. Linen modules, used as pure functions through `LanguageModel`; knows no loss, no mesh and no files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from llama_jax.core import tree
+from llama_jax.core.arrays import Array, Float, Int, PRNGKeyArray, PyTree
+from llama_jax.core.batches import TokenBatch
+from llama_jax.core.sharding import constrain, gathered
+from llama_jax.model.attention import MASKED, attention
+from llama_jax.model.cache import LayerCache
+from llama_jax.model.config import ComputeConfig, LlamaConfig
+from llama_jax.model.layers import Embedding, Linear, RMSNorm, matmul, normal, param
+from llama_jax.model.rope import rotate, rotation
+
+Rotation = tuple[Float[Array, "B T P"], Float[Array, "B T P"]]
+
+
+class Attention(nn.Module):
+    """Multi-head or grouped-query self-attention with rotary positions."""
+
+    config: LlamaConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        turn: Rotation,
+        segment_ids: Int[Array, "B T"] | None,
+        cache: LayerCache | None,
+        start: Int[Array, "B"] | None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        config, dtype = self.config, jnp.dtype(self.compute.dtype)
+        B, T, _ = x.shape
+
+        def heads(name: str, count: int, axis: str) -> Float[Array, "B T heads H"]:
+            projected = Linear(count * config.head_size, ("embed", axis), dtype, name=name)(x)
+            return constrain(projected.reshape(B, T, count, config.head_size), ("batch", "length", axis, None))
+
+        query = rotate(heads("q_proj", config.num_heads, "heads"), *turn)
+        key = rotate(heads("k_proj", config.num_kv_heads, "kv_heads"), *turn)
+        value = heads("v_proj", config.num_kv_heads, "kv_heads")
+        key_segments = segment_ids
+        if cache is not None and start is not None:
+            cache = cache.write(key, value, start)
+            key, value, key_segments = cache.key, cache.value, None
+        mixed = attention(
+            query,
+            key,
+            value,
+            query_segments=segment_ids,
+            key_segments=key_segments,
+            query_start=start,
+            implementation=self.compute.attention,
+        )
+        mixed = checkpoint_name(mixed.reshape(B, T, -1), "attention")
+        # The two projections that end on the residual stream start smaller, so that its size does not grow with depth.
+        shrink = (2 * config.num_layers) ** -0.5
+        return Linear(config.width, ("heads", "embed"), dtype, shrink, name="o_proj")(mixed), cache
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202, equation 6): down(silu(gate x) * up x)."""
+
+    config: LlamaConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        config, dtype = self.config, jnp.dtype(self.compute.dtype)
+        gate = Linear(config.mlp_width, ("embed", "mlp"), dtype, name="gate_proj")(x)
+        up = Linear(config.mlp_width, ("embed", "mlp"), dtype, name="up_proj")(x)
+        shrink = (2 * config.num_layers) ** -0.5
+        return Linear(config.width, ("mlp", "embed"), dtype, shrink, name="down_proj")(jax.nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on a normalised copy of the residual stream."""
+
+    config: LlamaConfig
+    compute: ComputeConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        turn: Rotation,
+        segment_ids: Int[Array, "B T"] | None,
+        cache: LayerCache | None,
+        start: Int[Array, "B"] | None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(self.config.norm_epsilon, jnp.dtype(self.compute.dtype), name=name)
+
+        attended, cache = Attention(self.config, self.compute, name="attention")(
+            norm("attention_norm")(x), turn, segment_ids, cache, start
+        )
+        x = constrain(x + attended, ("batch", "length", "residual"))
+        x = x + MLP(self.config, self.compute, name="mlp")(norm("mlp_norm")(x))
+        return constrain(x, ("batch", "length", "residual")), cache
+
+
+class Head(nn.Module):
+    """The output matrix of a model with untied embeddings; the product itself is `LanguageModel.unembed`."""
+
+    rows: int
+    width: int
+
+    def setup(self) -> None:
+        self.kernel = param(self, "kernel", normal(self.width**-0.5), (self.width, self.rows), ("embed", "vocab"))
+
+    def __call__(self) -> None:
+        """Declare the kernel."""
+        _ = self.kernel
+
+
+def _saves_all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
+    # Casts and gathered copies of weights can be made again from the parameters, which are there anyway; saved, they
+    # would hold the whole unsharded model between the forward and the backward pass.
+    return primitive.name not in ("sharding_constraint", "convert_element_type")
+
+
+_SAVED = {
+    "none": _saves_all_but_weights,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+}
+"""What each remat policy keeps from the forward pass of a layer."""
+
+
+class Llama(nn.Module):
+    """The network from tokens to the normalised residual stream.
+
+    Attributes:
+        scanned: True: layers stacked along a leading axis under `layers` and scanned (training, storage). False: a
+            list of layers `layers_0`, `layers_1`, … (decoding).
+    """
+
+    config: LlamaConfig
+    compute: ComputeConfig
+    scanned: bool = True
+
+    def setup(self) -> None:
+        config, compute = self.config, self.compute
+        dtype = jnp.dtype(compute.dtype)
+        self.embedding = Embedding(config.padded_vocab_size, config.width, dtype)
+        if self.scanned:
+            block = nn.remat(Block, prevent_cse=False, policy=_SAVED[compute.remat])
+            self.layers = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,
+                length=config.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(config, compute)
+        else:
+            self.layers = [Block(config, compute) for _ in range(config.num_layers)]
+        self.final_norm = RMSNorm(config.norm_epsilon, dtype)
+        if not config.tie_embeddings:
+            self.lm_head = Head(config.padded_vocab_size, config.width)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        caches: list[LayerCache] | None = None,
+        start: Int[Array, "B"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], list[LayerCache] | None]:
+        x = self.embedding(tokens)
+        turn = rotation(self.config, positions)
+        if self.scanned:
+            x, _ = self.layers(x, turn, segment_ids, None, None)
+        else:
+            before: list[Any] = caches if caches is not None else [None] * self.config.num_layers
+            after = []
+            for layer, cache in zip(self.layers, before, strict=True):
+                x, cache = layer(x, turn, segment_ids, cache, start)
+                after.append(cache)
+            caches = after if caches is not None else None
+        if self.is_initializing() and not self.config.tie_embeddings:
+            self.lm_head()
+        return self.final_norm(x), caches
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A LLaMA as pure functions of its parameters, a tree of plain dictionaries and arrays."""
+
+    config: LlamaConfig
+    compute: ComputeConfig
+    init: Callable[[PRNGKeyArray], PyTree]
+    """Fresh float32 parameters, scanned layout."""
+    axes: PyTree
+    """Logical axes of each parameter, as a `PartitionSpec` of names."""
+
+    def hidden(self, params: PyTree, batch: TokenBatch) -> Float[Array, "B T D"]:
+        """The normalised residual stream at each position of packed rows (scanned layout)."""
+        network = Llama(self.config, self.compute)
+        return network.apply({"params": params}, batch.tokens, batch.positions, batch.segment_ids)[0]  # pyright: ignore[reportIndexIssue]
+
+    def head(self, params: PyTree) -> Float[Array, "D V"]:
+        """The output matrix as `unembed` multiplies by it, cast and gathered. Call it once, outside of any loop."""
+        dtype = jnp.dtype(self.compute.dtype)
+        if self.config.tie_embeddings:
+            return gathered(params["embedding"]["table"], ("vocab", "embed"), dtype).T
+        return gathered(params["lm_head"]["kernel"], ("embed", "vocab"), dtype)
+
+    def unembed(self, head: Float[Array, "D V"], hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Logits over the padded vocabulary, float32; ids beyond `vocab_size` get a logit that no softmax can see."""
+        logits = matmul(hidden, head).astype(jnp.float32)
+        if self.config.padded_vocab_size == self.config.vocab_size:
+            return logits
+        return jnp.where(jnp.arange(logits.shape[-1]) < self.config.vocab_size, logits, MASKED)
+
+    def decode(
+        self,
+        params: PyTree,
+        tokens: Int[Array, "B T"],
+        caches: list[LayerCache],
+        start: Int[Array, "B"],
+    ) -> tuple[Float[Array, "B T D"], list[LayerCache]]:
+        """Read T tokens of each row into the caches from slot `start` on (list layout, see `unstacked`)."""
+        network = Llama(self.config, self.compute, scanned=False)
+        positions = start[:, None] + jnp.arange(tokens.shape[1])
+        hidden, caches = network.apply({"params": params}, tokens, positions, None, caches, start)  # pyright: ignore[reportAssignmentType]
+        return hidden, caches
+
+    def parameter_count(self) -> int:
+        """Number of parameters, rows of vocabulary padding left out."""
+        padding = self.config.padded_vocab_size - self.config.vocab_size
+        tables = 1 if self.config.tie_embeddings else 2
+        return tree.size(self.shapes()) - tables * padding * self.config.width
+
+    def shapes(self) -> PyTree:
+        """Shape and type of each parameter."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+
+def language_model(config: LlamaConfig, compute: ComputeConfig) -> LanguageModel:
+    """The pure functions of a LLaMA."""
+    network = Llama(config, compute)
+    token = jnp.zeros((1, 1), jnp.int32)
+
+    def boxed(key: PRNGKeyArray) -> PyTree:
+        return network.init(key, token, token)["params"]
+
+    axes = nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
+    return LanguageModel(config, compute, init=lambda key: nn.unbox(boxed(key)), axes=axes)
+
+
+def unstacked(params: PyTree) -> PyTree:
+    """The list layout of scanned parameters: `layers_0`, `layers_1`, … in place of `layers`."""
+    rest = {name: subtree for name, subtree in params.items() if name != "layers"}
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    layers = {f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(count)}
+    return rest | layers

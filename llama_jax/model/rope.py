@@ -1,0 +1,43 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864, equation 34), in the half-split convention.
+
+Pairs are (x[i], x[i + H/2]), as in transformers. Meta's checkpoints pair neighbours, (x[2i], x[2i + 1]); the same
+rotation on permuted rows of q and k, see `checkpoints/weights.py`."""
+
+import math
+
+import jax.numpy as jnp
+
+from llama_jax.core.arrays import Array, Float, Int
+from llama_jax.model.config import LlamaConfig, RopeScaling
+
+
+def inverse_frequencies(config: LlamaConfig) -> Float[Array, "H/2"]:
+    """Radians per position of each pair."""
+    exponents = jnp.arange(0, config.head_size, 2, dtype=jnp.float32) / config.head_size
+    frequencies = 1.0 / config.rope_base**exponents
+    return frequencies if config.rope_scaling is None else _rescaled(frequencies, config.rope_scaling)
+
+
+def _rescaled(frequencies: Float[Array, "P"], scaling: RopeScaling) -> Float[Array, "P"]:
+    """Llama 3.1: divide low frequencies by the factor, keep high ones, interpolate between."""
+    wavelengths = 2 * math.pi / frequencies
+    turns = scaling.original_context_length / wavelengths
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+
+
+def rotation(config: LlamaConfig, positions: Int[Array, "B T"]) -> tuple[Float[Array, "B T P"], Float[Array, "B T P"]]:
+    """Cosine and sine of the angle of each pair at each position, float32. P is H/2."""
+    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x_BTNH: Float[Array, "B T N H"], cosine: Float[Array, "B T P"], sine: Float[Array, "B T P"]
+) -> Float[Array, "B T N H"]:
+    """Turn each pair by its angle; computed in float32, returned in the type of `x_BTNH`."""
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    cosine, sine = cosine[:, :, None], sine[:, :, None]
+    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return turned.astype(x_BTNH.dtype)

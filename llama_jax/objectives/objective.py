@@ -1,0 +1,21 @@
+"""What an objective is: the contract between losses and the training step."""
+
+from typing import Protocol
+
+from llama_jax.core.arrays import Array, Float, PRNGKeyArray, PyTree
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+class Objective(Protocol):
+    """A pure function from parameters and a batch to a loss.
+
+    The loss and every metric are sums over the batch divided by a normaliser the batch carries, so that those of
+    microbatches only need to be added.
+    """
+
+    def __call__(
+        self, trainable: PyTree, frozen: PyTree, batch: PyTree, rng: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss to differentiate with respect to `trainable`, and what to report. `metrics["loss"]` is required."""
+        ...
