@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ def start_up(config: DistributedConfig) -> str:
     Raises:
         UserError: another number of processes joined than was asked for.
     """
+    _keep_compiled_programs()
     in_pod = any("," in os.environ.get(name, "") or name != _POD_VARIABLES[0] for name in _POD_VARIABLES if name in os.environ)
     if config.coordinator is not None or (in_pod and config.num_processes != 1):
         # Only the CPU backend looks at this; without it several CPU processes could not exchange anything.
@@ -43,6 +45,13 @@ def start_up(config: DistributedConfig) -> str:
         )
     platform = jax.devices()[0].platform
     return f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} devices ({platform})"
+
+
+def _keep_compiled_programs() -> None:
+    """Turn the persistent compilation cache on, so that the same run starts without compiling the second time."""
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "llama_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def is_main_process() -> bool:

@@ -1,4 +1,5 @@
-"""The one exception that means "the user can fix this": shown as one line, without a traceback, exit code 2."""
+"""The exceptions that commands tell apart by exit code. `UserError` means "the user can fix this": shown as one line,
+without a traceback, exit code 2."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,6 +12,13 @@ class UserError(Exception):
 
 class SaveFailedError(Exception):
     """Checkpoints could not be written several times in a row, so going on would only waste compute."""
+
+
+class SavedAfterSignal(Exception):
+    """The process was told to end and saved its state first. Exit code 75: run the same command again to go on."""
+
+    def __init__(self, message: str = "saved after a signal; run the same command again to go on") -> None:
+        super().__init__(message)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

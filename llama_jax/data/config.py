@@ -10,20 +10,22 @@ class DataConfig:
     """Where text comes from and how it becomes rows of tokens."""
 
     source: str = "pydoc"
-    """`pydoc`: the documentation of Python's standard library, present on every machine. Else files: a path, a
-    directory or a glob of .txt, .md or .jsonl files."""
+    """`pydoc`: the documentation of Python's standard library, present on every machine. Else .txt, .md or .jsonl files:
+    a path, a glob, or a directory with all below it. Text files are cut at blank lines into documents of at most 16 KiB;
+    in a .jsonl file each line is one."""
     text_field: str = "text"
     """Field of a JSONL record that holds the text."""
     tokenizer: str | None = None
-    """A sentencepiece model file. None trains one with `model.vocab_size` pieces on the training documents and keeps
+    """A sentencepiece model (.model) or a llama2.c tokenizer (.bin). None trains one with `model.vocab_size` pieces on the training documents and keeps
     it in the run directory."""
     sequence_length: int = 256
     """Tokens in a row."""
     validation_fraction: float = 0.02
-    """Share of whole documents held out for validation."""
+    """Share of whole documents held out for validation; at least one document is."""
     streams: int = 64
     """Logical streams the documents are dealt to. Each is shuffled and packed by itself and read by one host, so that
-    the order of rows does not depend on the number of hosts. Must divide the batch size or be a multiple of it."""
+    the order of rows does not depend on the number of hosts. Must divide the batch size or be a multiple of it; with
+    several hosts and a batch ramp, let no batch be smaller."""
     prefetch_batches: int = 4
     """Batches prepared ahead of the training step."""
 

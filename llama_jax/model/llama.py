@@ -193,9 +193,12 @@ class Llama(nn.Module):
         return self.final_norm(x), caches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A LLaMA as pure functions of its parameters, a tree of plain dictionaries and arrays."""
+    """A LLaMA as pure functions of its parameters, a tree of plain dictionaries and arrays.
+
+    Compared and hashed by identity, so that it can be a static argument of jitted functions.
+    """
 
     config: LlamaConfig
     compute: ComputeConfig

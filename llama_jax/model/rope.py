@@ -11,8 +11,8 @@ from llama_jax.core.arrays import Array, Float, Int
 from llama_jax.model.config import LlamaConfig, RopeScaling
 
 
-def inverse_frequencies(config: LlamaConfig) -> Float[Array, "H/2"]:
-    """Radians per position of each pair."""
+def inverse_frequencies(config: LlamaConfig) -> Float[Array, "P"]:
+    """Radians per position of each of the P = H/2 pairs."""
     exponents = jnp.arange(0, config.head_size, 2, dtype=jnp.float32) / config.head_size
     frequencies = 1.0 / config.rope_base**exponents
     return frequencies if config.rope_scaling is None else _rescaled(frequencies, config.rope_scaling)

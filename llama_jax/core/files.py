@@ -1,0 +1,100 @@
+"""Text files that survive a kill, a full disk and a bucket that cannot append. Knows nothing of what they say."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from etils import epath
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether the path is in object storage, such as `gs://`, which has no append, no rename and no locks."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """The path from the root, as orbax asks for; remote paths are so already."""
+    return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
+
+
+def write_whole(path: epath.Path, content: str | bytes) -> None:
+    """Write a file so that readers, and whoever comes after a crash, see the old content or the new, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    if is_remote(path):
+        path.write_bytes(data)  # an object appears when its upload is complete
+        return
+    temporary = path.with_name(f"{path.name}.tmp")
+    with Path(temporary).open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(temporary).replace(path)
+
+
+class GrowingFile:
+    """A text file that grows by whole lines.
+
+    A line that cannot be written now (a full disk, a bucket out of reach) is kept and tried again with the next one,
+    so that a long run does not end for a line of its log.
+    """
+
+    def __init__(
+        self,
+        path: epath.PathLike,
+        *,
+        keep: Callable[[str], bool] = lambda line: True,
+        rewrite_seconds: float | None = None,
+    ) -> None:
+        """Keep the whole lines of an existing file for which `keep` is true, and go on after them.
+
+        Args:
+            path: the file; made if missing.
+            keep: which old lines stay. A last line without its end, left by a kill, never does.
+            rewrite_seconds: None appends each line at once; a number keeps all lines in memory and writes the whole
+                file when that many seconds have passed. Remote paths cannot append: None means 60 there.
+        """
+        self._path = epath.Path(path)
+        self._rewrite_seconds = 60.0 if rewrite_seconds is None and is_remote(path) else rewrite_seconds
+        old = self._path.read_bytes() if self._path.exists() else b""
+        lines = old.splitlines(keepends=True)
+        kept = b"".join(line for line in lines if line.endswith(b"\n") and keep(line.decode(errors="replace")))
+        if kept != old:
+            write_whole(self._path, kept)
+        self._pending, self._size = b"", len(kept)
+        self._whole = kept if self._rewrite_seconds is not None else b""
+        self._last_rewrite = time.monotonic()
+        self._file: IO[bytes] | None = None
+        if self._rewrite_seconds is None:
+            self._file = Path(self._path).open("ab", buffering=0)  # noqa: SIM115 - closed by close()
+
+    def write(self, line: str) -> None:
+        """Add one line, without its end."""
+        self._pending += line.encode() + b"\n"
+        if self._rewrite_seconds is None or time.monotonic() - self._last_rewrite >= self._rewrite_seconds:
+            self._write_pending()
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._pending:
+            self._write_pending()
+        if self._pending:
+            lost = self._pending.count(b"\n")
+            print(f"{self._path}: the last {lost} lines could not be written", file=sys.stderr)
+        if self._file is not None:
+            self._file.close()
+
+    def _write_pending(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._file is None:
+                self._last_rewrite = time.monotonic()
+                write_whole(self._path, self._whole + self._pending)
+                self._whole += self._pending
+            elif self._file.write(self._pending) != len(self._pending):
+                self._file.truncate(self._size)  # half a line; it comes again whole
+                return
+            self._size += len(self._pending)
+            self._pending = b""

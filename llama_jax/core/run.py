@@ -1,0 +1,251 @@
+"""The run directory: its configuration, where its files are, who may write to it, and its log."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import socket
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import yaml
+from etils import epath
+
+from llama_jax.core.command_line import to_yaml
+from llama_jax.core.errors import UserError
+from llama_jax.core.files import GrowingFile, is_remote, write_whole
+
+_PACKAGES = ("llama_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunDirectory:
+    """Paths of one run. Made by `open_run`; `close` it at the end."""
+
+    def __init__(self, path: epath.PathLike, *, is_main_process: bool = True) -> None:
+        """Name the paths; nothing is read or written."""
+        self.path = epath.Path(path)
+        self.is_main_process = is_main_process
+        self._lock: IO[str] | None = None
+        self._log: GrowingFile | None = None
+
+    @property
+    def config_path(self) -> epath.Path:
+        """The resolved configuration, for `--config`."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> epath.Path:
+        """Versions, devices and start time of the latest start."""
+        return self.path / "environment.json"
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """Folder of the checkpoints, one folder a step."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> epath.Path:
+        """One JSON object a step; see `tracking.JsonLines`."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> epath.Path:
+        """What `say` printed, with times in UTC."""
+        return self.path / "log.txt"
+
+    @property
+    def curves(self) -> epath.Path:
+        """The picture of the metrics."""
+        return self.path / "curves.png"
+
+    @property
+    def tensorboard(self) -> epath.Path:
+        """Folder of event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def profile(self) -> epath.Path:
+        """Folder of `jax.profiler` traces."""
+        return self.path / "profile"
+
+    def has_progress(self) -> bool:
+        """Whether a step was recorded or a checkpoint written."""
+        recorded = self.metrics.exists() and self.metrics.stat().length > 0
+        return recorded or (self.checkpoints.exists() and any(_steps(self.checkpoints)))
+
+    def lock(self) -> None:
+        """Become the one writer of this run until `close` or the end of the process, however it ends.
+
+        Remote paths, and file systems without locks, are not protected.
+
+        Raises:
+            UserError: another process writes to this run.
+        """
+        if self._lock is not None or is_remote(self.path):
+            return
+        file = Path(self.path / "lock").open("a+")  # noqa: SIM115 - held until close()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"--run_dir {self.path}: in use by {holder}; wait for it to end, or choose another --run_dir"
+            ) from None
+        except OSError:
+            pass  # no locks here, as on some network and bucket mounts
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        self._lock = file
+
+    def say(self, text: str) -> None:
+        """Print a line and add it to the log; only the main process does anything."""
+        if not self.is_main_process:
+            return
+        print(text, flush=True)
+        if self._log is None:
+            self._log = GrowingFile(self.log)
+        self._log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}")
+
+    def close(self) -> None:
+        """Finish the log and let others write to this run."""
+        if self._log is not None:
+            self._log.close()
+        if self._lock is not None:
+            self._lock.close()
+        self._log = self._lock = None
+
+
+def open_run(
+    path: epath.PathLike,
+    config: Any,
+    *,
+    command: str,
+    free: Collection[str] = (),
+    resume: int | Literal["auto", "never"] = "auto",
+    is_main_process: bool = True,
+) -> RunDirectory:
+    """Begin a run, or go on with one. Every process calls this; the main process locks and writes.
+
+    Every process compares the configurations, so that on a shared disk all of them refuse together.
+
+    Args:
+        path: the folder, made if missing.
+        config: the resolved configuration (a dataclass); kept as `config.yaml`.
+        command: name of the command that reads such a configuration.
+        free: settings, or whole sections, that may differ from those the run began with.
+        resume: "never" refuses a run that has made progress.
+        is_main_process: whether this process writes.
+
+    Raises:
+        UserError: the configuration contradicts that of the run, there is progress to protect, or another process
+            is writing.
+    """
+    run = RunDirectory(path, is_main_process=is_main_process)
+    if is_main_process:
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.lock()
+    try:
+        if resume == "never" and run.has_progress():
+            raise UserError(f"--resume never: {path} is a run with progress; choose another --run_dir, or remove it")
+        if run.config_path.exists():
+            _check_same(run, load_config(path), _plain(config), free)
+    except UserError:
+        run.close()
+        raise
+    if is_main_process:
+        comment = f"# python -m llama_jax.{command} --config {run.config_path}\n"
+        write_whole(run.config_path, comment + to_yaml(config))
+        write_whole(run.environment, json.dumps(_environment(), indent=2) + "\n")
+    return run
+
+
+def load_config(run_path: epath.PathLike) -> dict[str, Any]:
+    """The configuration of a run as plain values.
+
+    Raises:
+        UserError: the folder is not a run, or its configuration is damaged.
+    """
+    path = RunDirectory(run_path).config_path
+    if not path.exists():
+        raise UserError(f"{run_path}: not a run directory, it has no config.yaml")
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: damaged: not a mapping of settings")
+    return config
+
+
+def newest_run(root: str | os.PathLike[str] = "runs") -> Path | None:
+    """The run below `root` that was started last, by its own record, among those with a finished checkpoint."""
+    started: list[tuple[str, Path]] = []
+    for pattern in ("*/environment.json", "*/*/environment.json"):
+        for file in Path(root).glob(pattern):
+            finished = (step / "manifest.json" for step in _steps(epath.Path(file.parent / "checkpoints")))
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                if any(manifest.exists() for manifest in finished):
+                    started.append((str(json.loads(file.read_text())["started"]), file.parent))
+    return max(started)[1] if started else None
+
+
+def _steps(checkpoints: epath.Path) -> Iterator[epath.Path]:
+    """Folders named by a step."""
+    return (folder for folder in checkpoints.iterdir() if folder.name.isdigit()) if checkpoints.exists() else iter(())
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Settings with their old and new value. One that only a newer or older version of the package has is passed."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in old.keys() & new.keys():
+            yield from _differences(old[key], new[key], f"{path}.{key}" if path else str(key))
+    elif old != new:
+        yield path, old, new
+
+
+def _check_same(run: RunDirectory, old: dict[str, Any], new: dict[str, Any], free: Collection[str]) -> None:
+    bound = sorted(
+        (path, was, now)
+        for path, was, now in _differences(old, new)
+        if not any(path == name or path.startswith(f"{name}.") for name in free)
+    )
+    if bound:
+        listed = "; ".join(
+            f"{path} is {json.dumps(was)} in this run, not {json.dumps(now)}" for path, was, now in bound
+        )
+        remedy = "give the same value, or another --run_dir"
+        if not run.has_progress():
+            remedy += ", or remove the folder, which holds no step yet"
+        raise UserError(f"--run_dir {run.path}: {listed}; {remedy}")
+
+
+def _environment() -> dict[str, Any]:
+    """What a result may depend on. Of the environment variables only XLA_FLAGS: others may hold secrets."""
+    import jax  # only here: commands that read a run start without it
+
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "started": datetime.now(UTC).isoformat(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "device_kind": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS"),
+    }

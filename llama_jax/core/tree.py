@@ -1,0 +1,88 @@
+"""Parameter trees: nested dictionaries of arrays, addressed by paths such as `layers/attention/q_proj/kernel`.
+
+Knows nothing of what the arrays mean."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama_jax.core.arrays import Array, PyTree, UInt32
+
+
+def flatten(tree: PyTree) -> dict[str, Any]:
+    """Leaves by path, in the order of the tree. Works on any pytree; sequence indices and field names become parts of
+    the path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: Mapping[str, Any]) -> PyTree:
+    """The nested dictionary with the given leaves; the inverse of `flatten` for trees of dictionaries."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def split(tree: PyTree, select: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
+    """Part a tree of dictionaries in two by path: (selected, rest). `join` puts them together again."""
+    leaves = flatten(tree)
+    selected = unflatten({path: leaf for path, leaf in leaves.items() if select(path)})
+    return selected, unflatten({path: leaf for path, leaf in leaves.items() if not select(path)})
+
+
+def join(first: PyTree, second: PyTree) -> PyTree:
+    """The union of two trees of dictionaries that share no leaf."""
+    if not isinstance(first, Mapping) or not isinstance(second, Mapping):
+        raise ValueError("both trees have a leaf at the same path")
+    return {
+        key: join(first[key], second[key]) if key in first and key in second else first.get(key, second.get(key))
+        for key in sorted({*first, *second})
+    }
+
+
+def size(tree: PyTree) -> int:
+    """Number of elements in all leaves."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:
+    """Floating-point leaves in the given type, others as they are."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+
+def _mix(bits: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
+    """Scatter the bits of each element (the finaliser of lowbias32, Wellons 2018)."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+    return bits ^ (bits >> 16)
+
+
+def _leaf_fingerprint(leaf: Array) -> UInt32[Array, "2"]:
+    if jnp.issubdtype(leaf.dtype, jnp.bool_):
+        leaf = leaf.astype(jnp.uint8)
+    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
+    index, stride = jnp.zeros(leaf.shape, jnp.uint32), 1
+    for axis in reversed(range(leaf.ndim)):
+        index += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride)
+        stride = (stride * leaf.shape[axis]) & 0xFFFFFFFF
+    weight = _mix(index + jnp.uint32(0x9E3779B9))
+    return jnp.stack([jnp.sum(bits * (weight | 1), dtype=jnp.uint32), jnp.sum(_mix(bits ^ weight), dtype=jnp.uint32)])
+
+
+@jax.jit
+def fingerprints(tree: PyTree) -> PyTree:
+    """64 bits for each leaf that depend on every bit and its place.
+
+    Sums of integers modulo 2^32 do not depend on the order of summation, so the result is the same on any mesh; a
+    checkpoint restored elsewhere can be compared with what was saved. Finds accidents, not forgeries.
+    """
+    return jax.tree.map(_leaf_fingerprint, tree)

@@ -1,0 +1,211 @@
+"""Generation: prompts are read into a cache in one pass (prefill), then one token a row is decoded at a time."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from llama_jax.core import sharding, tree
+from llama_jax.core.arrays import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from llama_jax.core.errors import UserError
+from llama_jax.inference.config import SamplingConfig
+from llama_jax.inference.sampling import sample
+from llama_jax.model.cache import LayerCache, empty_cache
+from llama_jax.model.llama import LanguageModel, unstacked
+
+PROMPT_BUCKET = 64
+"""Prompts are padded to a multiple of this, so that few programs are compiled."""
+STREAM_STEPS = 8
+"""Tokens decoded between two looks at what to print."""
+
+
+class DecodeState(struct.PyTreeNode):
+    """A batch in the middle of generation. Row b holds `lengths[b]` tokens: its prompt and what was generated."""
+
+    tokens: Int[Array, "B S"]
+    lengths: Int[Array, "B"]
+    prompt_lengths: Int[Array, "B"]
+    finished: Bool[Array, "B"]
+    logits: Float[Array, "B V"]
+    caches: list[LayerCache]
+
+
+def decoding_params(model: LanguageModel, params: PyTree) -> PyTree:
+    """Parameters in the list layout, cast to the compute type; made in one jitted function."""
+
+    def convert(params: PyTree) -> PyTree:
+        return tree.cast(unstacked(params), jnp.dtype(model.compute.dtype))
+
+    return jax.jit(convert)(params)
+
+
+def prefill(
+    model: LanguageModel, params: PyTree, prompts: Int[Array, "B P"], lengths: Int[Array, "B"], slots: int
+) -> DecodeState:
+    """Read the prompts, padded on the right, into fresh caches of `slots` tokens a row."""
+    B, P = prompts.shape
+    caches = empty_cache(model.config, B, slots, jnp.dtype(model.compute.dtype))
+    hidden, caches = model.decode(params, prompts, caches, jnp.zeros(B, jnp.int32))
+    # What padding wrote lies behind the row's last token: the causal mask hides it until it is overwritten.
+    ends = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    tokens = jnp.zeros((B, slots), jnp.int32).at[:, :P].set(prompts)
+    return DecodeState(tokens, lengths, lengths, lengths == 0, model.unembed(model.head(params), ends), caches)
+
+
+def decode_step(
+    model: LanguageModel,
+    params: PyTree,
+    state: DecodeState,
+    sampling: SamplingConfig,
+    key: PRNGKeyArray,
+    eos_id: int | None,
+) -> DecodeState:
+    """Choose the next token of each unfinished row and read it. Finished rows stay as they are."""
+    chosen = sample(state.logits, sampling, key, state.lengths - state.prompt_lengths)
+    rows = jnp.arange(chosen.shape[0])
+    chosen = jnp.where(state.finished, state.tokens[rows, state.lengths], chosen)
+    hidden, caches = model.decode(params, chosen[:, None], state.caches, state.lengths)
+    finished = state.finished if eos_id is None else state.finished | (chosen == eos_id)
+    return DecodeState(
+        tokens=state.tokens.at[rows, state.lengths].set(chosen),
+        lengths=state.lengths + ~state.finished,
+        prompt_lengths=state.prompt_lengths,
+        finished=finished,
+        logits=model.unembed(model.head(params), hidden[:, 0]),
+        caches=caches,
+    )
+
+
+def generate(
+    model: LanguageModel,
+    params: PyTree,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    *,
+    eos_id: int | None = None,
+    seed: int = 0,
+    stream: Callable[[list[list[int]]], None] | None = None,
+) -> list[list[int]]:
+    """Continue each prompt; prompts may differ in length.
+
+    Args:
+        params: in the list layout (`decoding_params`).
+        prompts: token ids, at least one each.
+        eos_id: token that ends an answer (kept in it); None: none does.
+        stream: called with the answers so far every few tokens. Without it prefill and the whole decoding are one
+            compiled program.
+
+    Returns:
+        The new tokens of each prompt. The same on any mesh, up to rounding.
+
+    Raises:
+        UserError: a prompt is empty, or does not fit into the model's context with the tokens asked for.
+    """
+    longest = max(map(len, prompts))
+    if min(map(len, prompts)) == 0:
+        raise UserError("prompt: has no token; start it with the beginning-of-sequence token")
+    if longest + sampling.max_new_tokens > model.config.context_length:
+        raise UserError(
+            f"max_new_tokens: a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the model's "
+            f"context of {model.config.context_length}"
+        )
+    width = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
+    # One more slot than tokens: a finished row still looks at the slot behind its end.
+    slots = max(width, longest + sampling.max_new_tokens + 1)
+    inputs = _placed_prompts(prompts, width)
+    key = jax.random.key(seed)
+    if stream is None:
+        state = _start(model, sampling, eos_id, slots, sampling.max_new_tokens, params, *inputs, key)
+    else:
+        count = min(STREAM_STEPS, sampling.max_new_tokens)
+        state = _start(model, sampling, eos_id, slots, count, params, *inputs, key)
+        while count < sampling.max_new_tokens and not _read(state)[2].all():
+            stream(_answers(state, prompts))
+            more = min(STREAM_STEPS, sampling.max_new_tokens - count)
+            state = _go_on(model, sampling, eos_id, more, params, state, key)
+            count += more
+        stream(_answers(state, prompts))
+    return _answers(state, prompts)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _start(
+    model: LanguageModel,
+    sampling: SamplingConfig,
+    eos_id: int | None,
+    slots: int,
+    count: int,
+    params: PyTree,
+    prompts: Int[Array, "B P"],
+    lengths: Int[Array, "B"],
+    key: PRNGKeyArray,
+) -> DecodeState:
+    state = prefill(model, params, prompts, lengths, slots)
+    return _decoded(model, sampling, eos_id, count, params, state, key)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+def _go_on(
+    model: LanguageModel,
+    sampling: SamplingConfig,
+    eos_id: int | None,
+    count: int,
+    params: PyTree,
+    state: DecodeState,
+    key: PRNGKeyArray,
+) -> DecodeState:
+    return _decoded(model, sampling, eos_id, count, params, state, key)
+
+
+def _decoded(
+    model: LanguageModel,
+    sampling: SamplingConfig,
+    eos_id: int | None,
+    count: int,
+    params: PyTree,
+    state: DecodeState,
+    key: PRNGKeyArray,
+) -> DecodeState:
+    """The state after `count` more tokens, or fewer once every row has finished."""
+
+    def unfinished(carry: tuple[Array, DecodeState]) -> Array:
+        return (carry[0] < count) & ~carry[1].finished.all()
+
+    def turn(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
+        return carry[0] + 1, decode_step(model, params, carry[1], sampling, key, eos_id)
+
+    return jax.lax.while_loop(unfinished, turn, (jnp.zeros((), jnp.int32), state))[1]
+
+
+def _placed_prompts(prompts: Sequence[Sequence[int]], width: int) -> tuple[Array, Array]:
+    """Prompts and their lengths as arrays over the mesh in use; empty rows are added until the mesh divides them."""
+    mesh = jax.sharding.get_mesh()
+    parts = 1 if mesh.empty else sharding.batch_parts(mesh)
+    rows = -(-len(prompts) // parts) * parts
+    tokens, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+    if mesh.empty:
+        return jnp.asarray(tokens), jnp.asarray(lengths)
+    by_row = sharding.row_sharding(mesh)
+    return (
+        jax.make_array_from_callback(tokens.shape, by_row, lambda index: tokens[index]),
+        jax.make_array_from_callback(lengths.shape, by_row, lambda index: lengths[index]),
+    )
+
+
+def _read(state: DecodeState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, lengths and whether finished, whole, on every process."""
+    arrays = (state.tokens, state.lengths, state.finished)
+    mesh = jax.sharding.get_mesh()
+    if not mesh.empty:
+        arrays = jax.jit(lambda arrays: arrays, out_shardings=sharding.replicated(mesh))(arrays)
+    return tuple(map(np.asarray, arrays))  # pyright: ignore[reportReturnType]
+
+
+def _answers(state: DecodeState, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    tokens, lengths, _ = _read(state)
+    return [tokens[row, len(prompt) : lengths[row]].tolist() for row, prompt in enumerate(prompts)]

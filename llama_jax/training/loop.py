@@ -1,0 +1,105 @@
+"""The one loop of supervised training: read a batch, make a step, record, evaluate, save."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from llama_jax.core.arrays import PyTree
+from llama_jax.core.batches import TokenBatch
+from llama_jax.objectives.objective import Metrics
+from llama_jax.training.program import Program
+from llama_jax.training.state import TrainState
+from llama_jax.training.throughput import peak_flops, rates
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls. Each gets numbers or arrays and knows what to do with them; the loop knows when."""
+
+    record: Callable[[Record], None]
+    """Takes the metrics of a step, each step once and in order."""
+    evaluate: Callable[[TrainState, PyTree], Record]
+    """Gives the metrics of a held-out evaluation."""
+    save: Callable[[int, TrainState, PyTree, Any], None]
+    """Takes step, state, frozen parameters and data position; returns once the arrays may be donated."""
+    stop: Callable[[int], bool]
+    """Whether to save and leave after this step."""
+    trace: Callable[[int], None]
+    """Called before each step; may start or stop a profiler."""
+
+
+class _Steps:
+    """Turns device metrics of finished steps into records. Reading them waits for the device, so the loop does it for
+    the previous step once the next one is under way."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._peak = peak_flops(jax.devices()[0])
+        self._finished = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Leave the time since the last record out of the next step's."""
+        self._finished = time.perf_counter()
+
+    def record(self, step: int, metrics: Metrics, data_wait_seconds: float) -> Record:
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        now = time.perf_counter()
+        seconds, self._finished = now - self._finished, now
+        program = self._program
+        tokens = program.tokens_until(step)
+        new_tokens = tokens - program.tokens_until(step - 1)
+        speed = rates(new_tokens, seconds, program.flops_per_token, program.mesh.size, self._peak)
+        timing = {"step_seconds": seconds, **speed, "data_wait_seconds": data_wait_seconds}
+        return {"step": step, "loss": values.pop("loss"), "tokens": tokens, **values, **timing}
+
+
+def fit(
+    program: Program,
+    state: TrainState,
+    frozen: PyTree,
+    data: Iterator[tuple[TokenBatch, Any]],
+    hooks: Hooks,
+    save_every: int,
+) -> tuple[TrainState, bool]:
+    """Train from the state's step to the last; called under `jax.set_mesh(program.mesh)`.
+
+    Args:
+        data: batches from the state's step on, each with the position of the data after it.
+        save_every: steps between checkpoints.
+
+    Returns:
+        The final state, and whether a signal ended the run early (its checkpoint is then asked for).
+    """
+    steps = _Steps(program)
+    last = program.config.steps
+    unread: tuple[int, Metrics, float] | None = None
+    for step in range(int(state.batches) + 1, last + 1):
+        hooks.trace(step)
+        asked = time.perf_counter()
+        batch, position = next(data)
+        waited = time.perf_counter() - asked
+        state, metrics = program.step(state, frozen, batch)
+        if unread is not None:
+            hooks.record(steps.record(*unread))
+        unread = (step, metrics, waited)
+        stopping = step < last and hooks.stop(step)
+        evaluating = step == last or (step % program.config.evaluate_every == 0 and not stopping)
+        saving = step == last or stopping or step % save_every == 0
+        if evaluating or saving:
+            record = steps.record(*unread)
+            unread = None
+            if evaluating:
+                record |= hooks.evaluate(state, frozen)
+            # Recorded before it is saved: a step is in the metrics of every run that resumes behind it.
+            hooks.record(record)
+            if saving:
+                hooks.save(step, state, frozen, position)
+            steps.restart_clock()
+        if stopping:
+            return state, True
+    return state, False

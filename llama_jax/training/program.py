@@ -1,0 +1,159 @@
+"""A training run as compiled functions over a mesh: what every training command builds, and `fit`, plans and
+benchmarks take."""
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from llama_jax.core import sharding, tree
+from llama_jax.core.arrays import PRNGKeyArray, PyTree
+from llama_jax.core.batches import TokenBatch
+from llama_jax.core.errors import UserError
+from llama_jax.model.flops import flops_per_token
+from llama_jax.model.llama import LanguageModel
+from llama_jax.objectives.objective import Objective
+from llama_jax.training.config import TrainingConfig
+from llama_jax.training.state import TrainState
+from llama_jax.training.step import Step, init_state, make_step
+
+
+@dataclass(frozen=True)
+class Program:
+    """The functions of a run and the shapes of what they carry. Nothing is allocated until `init` is called. All is
+    to be used under `jax.set_mesh(program.mesh)`."""
+
+    mesh: Mesh
+    model: LanguageModel
+    config: TrainingConfig
+    sequence_length: int
+    init: Callable[[PRNGKeyArray], tuple[TrainState, PyTree]]
+    """Fresh state and frozen parameters, made where they live."""
+    step: Step
+    """Jitted, with the state donated."""
+    state_shapes: TrainState
+    """Shape, type and sharding of each leaf of the state."""
+    frozen_shapes: PyTree
+    """The same of the frozen parameters."""
+
+    def batch_shapes(self, rows: int) -> TokenBatch:
+        """Shape, type and sharding of a batch."""
+        by_row = sharding.row_sharding(self.mesh)
+
+        def field(dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((rows, self.sequence_length), dtype, sharding=by_row)
+
+        ids = field(jnp.int32)
+        normalizer = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(self.mesh))
+        return TokenBatch(ids, ids, field(jnp.float32), ids, ids, normalizer)
+
+    @property
+    def flops_per_token(self) -> int:
+        """Model FLOPs of one trained token."""
+        return flops_per_token(self.model, self.sequence_length)
+
+    def tokens_until(self, step: int) -> int:
+        """Tokens in the batches before the given step."""
+        stages = self.config.stages
+        ends = [start for start, _ in stages[1:]] + [step]
+        rows = sum(
+            rows * max(min(end, step) - start, 0) for (start, rows), end in zip(stages, ends, strict=True)
+        )
+        return rows * self.sequence_length
+
+
+def make_program(
+    mesh: Mesh, model: LanguageModel, objective: Objective, config: TrainingConfig, sequence_length: int, seed: int
+) -> Program:
+    """Lay the run out over the mesh; called under `jax.set_mesh(mesh)`.
+
+    Raises:
+        UserError: the mesh does not divide the batch or a parameter, the rows are longer than the model's context,
+            or `config.trainable` selects nothing.
+    """
+    if sequence_length > model.config.context_length:
+        raise UserError(
+            f"data.sequence_length: {sequence_length} exceeds model.context_length {model.config.context_length}"
+        )
+    if model.config.num_kv_heads % mesh.shape["tensor"]:
+        raise UserError(
+            f"mesh.tensor: {mesh.shape['tensor']} does not divide model.num_kv_heads {model.config.num_kv_heads}"
+        )
+    for _, rows in config.stages:
+        if (rows // config.microbatches) % sharding.batch_parts(mesh):
+            raise UserError(
+                f"training.batch_size: {rows} rows in {config.microbatches} microbatches are not divided by the "
+                f"{sharding.batch_parts(mesh)} devices of mesh.data x mesh.fsdp"
+            )
+    parameters = sharding.shardings_of(mesh, model.shapes(), model.axes)
+    select = _selector(config.trainable, parameters)
+
+    def init(key: PRNGKeyArray) -> tuple[TrainState, PyTree]:
+        trainable, frozen = tree.split(model.init(key), select)
+        return init_state(config, trainable), frozen
+
+    state_shapes, frozen_shapes = jax.eval_shape(init, jax.random.key(0))
+    state_shardings = sharding.shardings_like(mesh, state_shapes, parameters)
+    frozen_shardings = tree.split(parameters, lambda path: not select(path))[0]
+    step = make_step(objective, config, seed)
+    return Program(
+        mesh=mesh,
+        model=model,
+        config=config,
+        sequence_length=sequence_length,
+        init=jax.jit(init, out_shardings=(state_shardings, frozen_shardings)),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, sharding.replicated(mesh))),
+        state_shapes=sharding.with_shardings(state_shapes, state_shardings),
+        frozen_shapes=sharding.with_shardings(frozen_shapes, frozen_shardings),
+    )
+
+
+def _selector(pattern: str | None, parameters: PyTree) -> Callable[[str], bool]:
+    if pattern is None:
+        return lambda path: True
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"training.trainable: '{pattern}' is not a regular expression: {error}") from None
+    paths = list(tree.flatten(parameters))
+    if not any(map(expression.search, paths)):
+        raise UserError(f"training.trainable: '{pattern}' matches no parameter; there are {', '.join(paths)}")
+    return lambda path: expression.search(path) is not None
+
+
+def checkpoint_items(state: TrainState, frozen: PyTree) -> dict[str, PyTree]:
+    """The array items of a checkpoint: all parameters, and apart from them what only training needs. Takes arrays,
+    or shapes as targets of a restore."""
+    rest = {
+        "state": tree.unflatten(tree.flatten(state.optimizer_state)),
+        "batches": state.batches,
+        "updates": state.updates,
+        "guard": tree.unflatten(tree.flatten(state.guard)),
+    }
+    return {"params": tree.join(state.trainable, frozen), "optimizer": rest}
+
+
+def from_checkpoint_items(items: dict[str, PyTree], like: TrainState) -> tuple[TrainState, PyTree]:
+    """The inverse of `checkpoint_items`: state and frozen parameters; `like` gives the structure."""
+    selected = set(tree.flatten(like.trainable))
+    trainable, frozen = tree.split(items["params"], lambda path: path in selected)
+    optimizer = items["optimizer"]
+    restored = functools.partial(_in_structure, optimizer)
+    state = TrainState(
+        trainable=trainable,
+        optimizer_state=restored("state", like.optimizer_state),
+        batches=optimizer["batches"],
+        updates=optimizer["updates"],
+        guard=restored("guard", like.guard),
+    )
+    return state, frozen
+
+
+def _in_structure(items: dict[str, PyTree], name: str, like: PyTree) -> PyTree:
+    leaves = tree.flatten(items[name])
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in tree.flatten(like)])

@@ -1,0 +1,44 @@
+"""Every test sees 8 virtual CPU devices, exact promotion rules, and one compilation cache for the whole suite."""
+
+import os
+import tempfile
+from pathlib import Path
+
+CACHE = Path(tempfile.gettempdir()) / "llama_jax_test_cache"
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import jax
+import numpy as np
+import pytest
+
+from llama_jax.core.batches import TokenBatch
+
+jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+@pytest.fixture
+def packed_batch():
+    """Makes a random batch of two documents a row: `packed_batch(rows, length, vocab_size, seed)`."""
+
+    def make(rows: int, length: int, vocab_size: int, seed: int = 0) -> TokenBatch:
+        random = np.random.default_rng(seed)
+        ids = random.integers(0, vocab_size, (rows, length + 1)).astype(np.int32)
+        cut = length // 3
+        segments = np.where(np.arange(length) < cut, 1, 2).astype(np.int32)
+        positions = np.where(np.arange(length) < cut, np.arange(length), np.arange(length) - cut).astype(np.int32)
+        weights = (random.random((rows, length)) < 0.9).astype(np.float32)
+        return TokenBatch(
+            tokens=jax.numpy.asarray(ids[:, :-1]),
+            targets=jax.numpy.asarray(ids[:, 1:]),
+            loss_weights=jax.numpy.asarray(weights),
+            segment_ids=jax.numpy.asarray(np.tile(segments, (rows, 1))),
+            positions=jax.numpy.asarray(np.tile(positions, (rows, 1))),
+            normalizer=jax.numpy.float32(weights.sum()),
+        )
+
+    return make

@@ -1,0 +1,79 @@
+"""Our logits are those of Hugging Face transformers, on numbers recorded by `tests/oracle/record_transformers.py`."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax.checkpoints.weights import WEIGHTS, padded
+from llama_jax.core import tree
+from llama_jax.core.batches import TokenBatch
+from llama_jax.inference.decode import decoding_params
+from llama_jax.model.cache import empty_cache
+from llama_jax.model.config import ComputeConfig, LlamaConfig
+from llama_jax.model.llama import language_model
+
+ORACLE = Path(__file__).parents[1] / "oracle"
+sys.path.insert(0, str(ORACLE))
+
+from small_llamas import BASE, SHAPES, TOKENS, weight  # noqa: E402
+
+RECORDED = np.load(ORACLE / "transformers_logits.npz")
+
+
+def parameters(config: LlamaConfig) -> dict:
+    """The formula's weights in our tree."""
+    shapes = tree.flatten(language_model(config, ComputeConfig()).shapes())
+    leaves = {}
+    for entry in WEIGHTS:
+        if entry.ours not in shapes:
+            continue
+        shape = list(shapes[entry.ours].shape)
+        count = shape.pop(0) if "{}" in entry.hugging_face else 1
+        if entry.ours in ("embedding/table", "lm_head/kernel"):
+            shape[shape.index(config.padded_vocab_size)] = config.vocab_size
+        there = tuple(reversed(shape)) if entry.transposed else tuple(shape)
+        arrays = [weight(entry.hugging_face.format(layer), there) for layer in range(count)]
+        if entry.ours in ("embedding/table", "lm_head/kernel"):
+            arrays = [padded(array, config.padded_vocab_size) for array in arrays]
+        arrays = [array.T if entry.transposed else array for array in arrays]
+        leaves[entry.ours] = np.stack(arrays) if "{}" in entry.hugging_face else arrays[0]
+    assert leaves.keys() == shapes.keys()
+    return tree.unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
+
+
+def one_document(tokens: np.ndarray) -> TokenBatch:
+    ones = jnp.ones(tokens.shape, jnp.int32)
+    positions = jnp.tile(jnp.arange(tokens.shape[1]), (tokens.shape[0], 1))
+    return TokenBatch(jnp.asarray(tokens), ones, ones.astype(jnp.float32), ones, positions, jnp.float32(1))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_logits_equal_those_of_transformers(name: str) -> None:
+    config = LlamaConfig.from_json(BASE | SHAPES[name])
+    model = language_model(config, ComputeConfig())
+    params = parameters(config)
+    hidden = jax.jit(model.hidden)(params, one_document(TOKENS))
+    logits = model.unembed(model.head(params), hidden)[..., : config.vocab_size]
+    np.testing.assert_allclose(logits, RECORDED[name], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_cached_decoding_gives_the_logits_of_transformers(name: str) -> None:
+    """Prefill of 20 tokens, then 28 single steps, must equal the full forward pass at every position."""
+    config = LlamaConfig.from_json(BASE | SHAPES[name])
+    model = language_model(config, ComputeConfig())
+    params = decoding_params(model, parameters(config))
+    caches = empty_cache(config, 2, 64, jnp.dtype("float32"))
+    tokens = jnp.asarray(TOKENS)
+    hidden, caches = model.decode(params, tokens[:, :20], caches, jnp.zeros(2, jnp.int32))
+    pieces = [hidden]
+    step = jax.jit(model.decode)
+    for place in range(20, tokens.shape[1]):
+        hidden, caches = step(params, tokens[:, place : place + 1], caches, jnp.full(2, place, jnp.int32))
+        pieces.append(hidden)
+    logits = model.unembed(model.head(params), jnp.concatenate(pieces, axis=1))[..., : config.vocab_size]
+    np.testing.assert_allclose(logits, RECORDED[name], atol=2e-5, rtol=0)
