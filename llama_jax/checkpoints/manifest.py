@@ -12,6 +12,8 @@ from typing import Any
 
 from etils import epath
 
+from llama_jax.core.files import is_remote
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 
@@ -36,7 +38,7 @@ class LeafRecord:
 
     shape: tuple[int, ...]
     dtype: str
-    fingerprint: tuple[int, int]
+    fingerprint: tuple[int, ...]
     """As `core.tree.fingerprints` gives it."""
 
 
@@ -215,7 +217,7 @@ def files_below(folder: epath.Path, prefix: str = "") -> Iterator[str]:
 
 def sync(path: epath.Path) -> None:
     """Force a local file or folder to the disk, so that it outlives a loss of power."""
-    if "://" in os.fspath(path):
+    if is_remote(path):
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

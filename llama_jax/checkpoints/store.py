@@ -13,7 +13,6 @@ from os import PathLike
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -123,14 +122,12 @@ class Checkpoints:
         _check(items, files)
         self.wait()
         trees = {item: flatten(tree) for item, tree in items.items()}
-        prints = {item: fingerprints(leaves) for item, leaves in trees.items()}
+        prints = {item: _fingerprints(leaves) for item, leaves in trees.items()}
         begun = from_first([self._begin(step) if jax.process_index() == 0 else _BEGUN])[0]
-        if begun == _THERE:
-            return
-        self._unsettled = step
-        if begun == _FAILED:
-            if jax.process_index() > 0:
-                self._fail(step, OSError("process 0 could not begin"))
+        self._unsettled = None if begun == _THERE else step
+        if begun == _FAILED and jax.process_index() > 0:
+            self._fail(step, OSError("process 0 could not begin"))
+        if begun != _BEGUN:
             return
         arguments = {item: ocp.args.PyTreeSave(unflatten(leaves)) for item, leaves in trees.items() if leaves}
         saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
@@ -173,11 +170,10 @@ class Checkpoints:
 
     def _begin(self, step: int) -> int:
         """Make room for a step and mark it as pending, on process 0."""
-        folder = self.directory / str(step)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             clean_up(self.directory)
-            if folder.exists():
+            if (folder := self.directory / str(step)).exists():
                 if is_acknowledged(self.directory, step) and (step in self._written or verifies(folder)):
                     return _THERE
                 self._say(f"checkpoint step {step} does not verify; it is removed and saved again")
@@ -277,11 +273,12 @@ class Verified:
                 raise ValueError(f"the target of {item} has leaves without a sharding")
             if leaves:
                 tree = unflatten(leaves)
-                arguments[item] = ocp.args.PyTreeRestore(
-                    item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
-                )
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            read = reader.restore(self.directory / str(self.step), args=ocp.args.Composite(**arguments))
+                places = ocp.checkpoint_utils.construct_restore_args(tree)
+                arguments[item] = ocp.args.PyTreeRestore(item=tree, restore_args=places)
+        read = {}
+        if arguments:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+                read = reader.restore(self.directory / str(self.step), args=ocp.args.Composite(**arguments))
         restored = {}
         for item, tree in targets.items():
             leaves = flatten(read[item]) if wanted[item] else {}
@@ -293,7 +290,7 @@ class Verified:
         for path, leaf in leaves.items():
             if not isinstance(leaf, jax.Array):
                 raise CheckpointDamagedError(f"{item}/{path}: was not read")
-        found = jax.device_get(fingerprints(dict(leaves)))
+        found = jax.device_get(_fingerprints(leaves))
         for path, record in self.manifest.leaves[item].items():
             if tuple(int(word) for word in found[path]) != record.fingerprint:
                 raise CheckpointDamagedError(f"{item}/{path}: fingerprint differs")
@@ -361,6 +358,14 @@ def restore(
     return newest(root, step, say, read)
 
 
+def _fingerprints(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """`core.tree.fingerprints` of leaves that need not all live on the same devices."""
+    groups: dict[frozenset[jax.Device], dict[str, jax.Array]] = {}
+    for path, leaf in leaves.items():
+        groups.setdefault(frozenset(leaf.sharding.device_set), {})[path] = leaf
+    return {path: words for group in groups.values() for path, words in fingerprints(group).items()}
+
+
 def _described(trees: Mapping[str, PyTree]) -> dict[str, dict[str, str]]:
     return {
         item: {path: describe(leaf.shape, str(leaf.dtype)) for path, leaf in flatten(tree).items()}
@@ -387,10 +392,9 @@ def _manifest(
     hashes: dict[str, str],
 ) -> Manifest:
     """The manifest of a step; waits until the fingerprints are computed."""
-
-    def record(item: str, path: str) -> LeafRecord:
-        first, second = np.asarray(prints[item][path])
-        return LeafRecord(*shapes[item][path], fingerprint=(int(first), int(second)))
-
-    leaves = {item: {path: record(item, path) for path in shapes[item]} for item in shapes}
+    words = jax.device_get(prints)
+    leaves = {
+        item: {path: LeafRecord(*tree[path], fingerprint=tuple(map(int, words[item][path]))) for path in tree}
+        for item, tree in shapes.items()
+    }
     return Manifest(step, leaves, hashes, {"jax": jax.__version__, "orbax": ocp.__version__}, {})

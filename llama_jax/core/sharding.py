@@ -133,8 +133,9 @@ def shardings_of(mesh: Mesh, shapes: PyTree, axes: PyTree) -> PyTree:
     shapes_by_path, axes_by_path = tree.flatten(shapes), tree.flatten(axes)
     shardings = {}
     for path, shape in shapes_by_path.items():
-        sharding = NamedSharding(mesh, mesh_axes(axes_by_path[path], path))
-        for size, axis, split in zip(shape.shape, axes_by_path[path], sharding.spec, strict=True):
+        names = tuple(axes_by_path[path])
+        sharding = NamedSharding(mesh, mesh_axes(names, path))
+        for size, axis, split in zip(shape.shape, names, sharding.spec, strict=True):
             if split is not None and size % (parts := _parts(mesh, split)):
                 raise UserError(f"mesh.{split}: {parts} devices do not divide the {size} of axis '{axis}' of {path}")
         shardings[path] = sharding

@@ -10,14 +10,14 @@ class DataConfig:
     """Where text comes from and how it becomes rows of tokens."""
 
     source: str = "pydoc"
-    """`pydoc`: the documentation of Python's standard library, present on every machine. Else .txt, .md or .jsonl files:
-    a path, a glob, or a directory with all below it. Text files are cut at blank lines into documents of at most 16 KiB;
-    in a .jsonl file each line is one."""
+    """`pydoc`: the documentation of Python's standard library, present on every machine. Else .txt, .md or .jsonl
+    files: a path, a glob, or a directory with all below it. Text files are cut at blank lines into documents of at most
+    16 KiB; in a .jsonl file each line is one."""
     text_field: str = "text"
     """Field of a JSONL record that holds the text."""
     tokenizer: str | None = None
-    """A sentencepiece model (.model) or a llama2.c tokenizer (.bin). None trains one with `model.vocab_size` pieces on the training documents and keeps
-    it in the run directory."""
+    """A sentencepiece model (.model) or a llama2.c tokenizer (.bin). None trains one with `model.vocab_size` pieces on
+    the training documents and keeps it in the run directory."""
     sequence_length: int = 256
     """Tokens in a row."""
     validation_fraction: float = 0.02

@@ -189,7 +189,7 @@ class Llama2cTokenizer:
             consider(left, right)
         while candidates:
             _, left, right, first, second, merged = heapq.heappop(candidates)
-            if (symbols[left], symbols[right], following[left]) != (first, second, right):
+            if (symbols[left], symbols[right]) != (first, second):
                 continue  # one of the two was merged with another neighbour meanwhile
             symbols[left], symbols[right] = merged, -1
             following[left] = following[right]

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,12 @@ STREAM_STEPS = 8
 class DecodeState(struct.PyTreeNode):
     """A batch in the middle of generation. Row b holds `lengths[b]` tokens: its prompt and what was generated."""
 
-    tokens: Int[Array, "B S"]
-    lengths: Int[Array, "B"]
-    prompt_lengths: Int[Array, "B"]
-    finished: Bool[Array, "B"]
-    logits: Float[Array, "B V"]
-    caches: list[LayerCache]
+    tokens: Annotated[Any, Int[Array, "B S"]]
+    lengths: Annotated[Any, Int[Array, "B"]]
+    prompt_lengths: Annotated[Any, Int[Array, "B"]]
+    finished: Annotated[Any, Bool[Array, "B"]]
+    logits: Annotated[Any, Float[Array, "B V"]]
+    caches: Annotated[Any, list[LayerCache]]
 
 
 def decoding_params(model: LanguageModel, params: PyTree) -> PyTree:

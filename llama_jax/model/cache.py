@@ -1,6 +1,8 @@
 """Keys and values of the tokens already read, one pair of arrays a layer, so that each can be donated and updated in
 place."""
 
+from typing import Annotated, Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -14,8 +16,8 @@ class LayerCache(struct.PyTreeNode):
     """Slot s of a row holds the key and value of the row's s-th token. Slots not yet written hold garbage that the
     causal mask hides."""
 
-    key: Float[Array, "B S K H"]
-    value: Float[Array, "B S K H"]
+    key: Annotated[Any, Float[Array, "B S K H"]]
+    value: Annotated[Any, Float[Array, "B S K H"]]
 
     def write(
         self, key: Float[Array, "B T K H"], value: Float[Array, "B T K H"], start: Int[Array, "B"]

@@ -1,6 +1,7 @@
 """LLaMA (Touvron et al. 2023, arXiv:2302.13971): a decoder with RMSNorm before each sublayer, rotary positions and
 SwiGLU. Linen modules, used as pure functions through `LanguageModel`; knows no loss, no mesh and no files."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -247,12 +248,13 @@ class LanguageModel:
 
     def shapes(self) -> PyTree:
         """Shape and type of each parameter."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
 
 def language_model(config: LlamaConfig, compute: ComputeConfig) -> LanguageModel:
     """The pure functions of a LLaMA."""
-    network = Llama(config, compute)
+    # One token is enough to declare the parameters, but too short a row for the faster kinds of attention.
+    network = Llama(config, dataclasses.replace(compute, attention="xla"))
     token = jnp.zeros((1, 1), jnp.int32)
 
     def boxed(key: PRNGKeyArray) -> PyTree:

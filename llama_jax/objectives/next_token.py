@@ -1,7 +1,7 @@
 """Next-token cross-entropy, in chunks, so that the logits of a whole batch are never alive at once."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ CHUNK_BYTES = 64 * 2**20
 Unembed = Callable[[Float[Array, "D V"], Float[Array, "B T D"]], Float[Array, "B T V"]]
 
 
+@runtime_checkable
 class Model(Protocol):
     """The functions of a model that a loss over tokens needs."""
 

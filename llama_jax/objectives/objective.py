@@ -1,12 +1,13 @@
 """What an objective is: the contract between losses and the training step."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from llama_jax.core.arrays import Array, Float, PRNGKeyArray, PyTree
 
 Metrics = dict[str, Float[Array, ""]]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A pure function from parameters and a batch to a loss.
 

@@ -52,9 +52,9 @@ class Program:
         normalizer = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(self.mesh))
         return TokenBatch(ids, ids, field(jnp.float32), ids, ids, normalizer)
 
-    @property
+    @functools.cached_property
     def flops_per_token(self) -> int:
-        """Model FLOPs of one trained token."""
+        """Model FLOPs of one trained token. Kept, since counting them traces the model and every step asks."""
         return flops_per_token(self.model, self.sequence_length)
 
     def tokens_until(self, step: int) -> int:
@@ -97,7 +97,7 @@ def make_program(
         trainable, frozen = tree.split(model.init(key), select)
         return init_state(config, trainable), frozen
 
-    state_shapes, frozen_shapes = jax.eval_shape(init, jax.random.key(0))
+    state_shapes, frozen_shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
     state_shardings = sharding.shardings_like(mesh, state_shapes, parameters)
     frozen_shardings = tree.split(parameters, lambda path: not select(path))[0]
     step = make_step(objective, config, seed)

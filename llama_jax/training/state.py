@@ -1,5 +1,7 @@
 """What training carries from one step to the next, and the record of recent updates that the guard looks at."""
 
+from typing import Annotated, Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -13,11 +15,11 @@ class Guard(struct.PyTreeNode):
     A ring buffer: `seen` counts what was written, so `seen % window` is the next slot.
     """
 
-    losses: Float[Array, "W"]
-    grad_norms: Float[Array, "W"]
-    seen: Int[Array, ""]
-    skipped_nonfinite: Int[Array, ""]
-    skipped_spikes: Int[Array, ""]
+    losses: Annotated[Any, Float[Array, "W"]]
+    grad_norms: Annotated[Any, Float[Array, "W"]]
+    seen: Annotated[Any, Int[Array, ""]]
+    skipped_nonfinite: Annotated[Any, Int[Array, ""]]
+    skipped_spikes: Annotated[Any, Int[Array, ""]]
 
     @staticmethod
     def empty(window: int) -> "Guard":
@@ -31,9 +33,9 @@ class TrainState(struct.PyTreeNode):
 
     trainable: PyTree
     optimizer_state: PyTree
-    batches: Int[Array, ""]
+    batches: Annotated[Any, Int[Array, ""]]
     """Batches read, skipped updates included; names checkpoints and ends the run."""
-    updates: Int[Array, ""]
+    updates: Annotated[Any, Int[Array, ""]]
     """Updates made; drives the schedule and the random keys."""
     guard: Guard
 

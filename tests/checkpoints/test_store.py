@@ -59,6 +59,18 @@ def test_an_item_without_leaves_comes_back(tmp_path):
     assert found is not None and found.items["optimizer"] == () and same({"params": found.items["params"]}, 1)
 
 
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+def test_leaves_may_live_on_different_devices(tmp_path):
+    save_steps(tmp_path, 1, devices=8)
+    wanted = targets(4) | {"params": targets(8)["params"] | {"embed": targets(1)["params"]["embed"]}}
+    found = restore(tmp_path, wanted, say=pytest.fail)
+    assert found is not None and same(found.items, 1)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), say=pytest.fail)
+    checkpoints.save(2, found.items, {}, {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+
+
 def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 7, tree), donate_argnums=0)
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(), say=print)

@@ -165,6 +165,33 @@ def test_states_that_contradict_each_other_are_not_merged(byte_tokenizer):
         merge_states([second, other])
 
 
+def test_the_record_that_is_furthest_on_is_merged():
+    def state(rows: int):
+        return {"step": 9, "row": 72, "streams": {"4": {"rows": rows, "position": [rows, -1, -1, 0]}}}
+
+    assert merge_states([state(1), state(3), state(2)]) == state(3)
+
+
+def test_close_frees_who_waits_for_a_batch(byte_tokenizer):
+    never = threading.Event()
+
+    def batch_size_at(step: int) -> int:
+        if step == 1:
+            never.wait(10)
+        return 8
+
+    source = loader(byte_tokenizer, batch_size_at).start()
+    next(source)
+    ended: list[int] = []
+    waiting = threading.Thread(target=lambda: ended.append(len(list(source))))
+    waiting.start()
+    time.sleep(0.1)
+    source.close()
+    waiting.join(1)
+    never.set()
+    assert ended == [0]
+
+
 def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_asked_for(tmp_path, byte_tokenizer):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' * 40 + '{"text": 5}\n')
     documents = open_source(DataConfig(source=str(tmp_path / "a.jsonl")))

@@ -92,6 +92,14 @@ def test_each_epoch_and_each_seed_has_an_order_of_its_own(byte_tokenizer):
     assert words(0)[:40] == first
 
 
+def test_epochs_of_many_documents_differ_too(byte_tokenizer):
+    documents = TextDocuments([str(number) for number in range(3_000)])
+    config = DataConfig(sequence_length=4_000, streams=1)
+    words = words_of(itertools.islice(training_stream(documents, byte_tokenizer, config, 0, 0), 10), byte_tokenizer)
+    assert sorted(words[:3_000]) == sorted(words[3_000:6_000])
+    assert words[:3_000] != words[3_000:6_000]
+
+
 def test_fewer_documents_than_streams_are_dealt_in_turn(byte_tokenizer):
     config = DataConfig(sequence_length=8, streams=64)
     for stream in (0, 63):

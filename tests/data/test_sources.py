@@ -78,6 +78,13 @@ def test_a_long_paragraph_is_cut_at_line_ends_and_a_long_line_between_characters
     assert [len(text.encode()) for text in opened(tmp_path / "line.txt")] == [KIB16 - 1, 20_001 - (KIB16 - 1)]
 
 
+@pytest.mark.parametrize("rest", ["x" * 20_000, "x" * 9_000 + "\n" + "x" * 9_000])
+def test_blank_lines_alone_are_no_document(tmp_path, rest):
+    (tmp_path / "a.txt").write_text("\n\n\n" + rest)
+    first, second = opened(tmp_path / "a.txt")
+    assert first.startswith("\n\n\nx") and second.endswith("x")
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
     (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "there"}\n')

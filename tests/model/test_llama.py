@@ -1,0 +1,81 @@
+"""Properties of the network: causal, blind across packed documents, the same however it is executed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax.core.batches import TokenBatch
+from llama_jax.model.config import SIZES, ComputeConfig
+from llama_jax.model.llama import LanguageModel, language_model
+
+CONFIG = dataclasses.replace(SIZES["tiny"], num_kv_heads=2, vocab_size=500)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return language_model(CONFIG, ComputeConfig())
+
+
+@pytest.fixture(scope="module")
+def params(model: LanguageModel):
+    return jax.jit(model.init)(jax.random.key(0))
+
+
+def test_hidden_depends_on_no_later_token_and_no_other_document(model, params, packed_batch) -> None:
+    """By gradients: the output at a position, differentiated by the embedding of each token."""
+    batch = packed_batch(1, 24, CONFIG.vocab_size)
+    table = params["embedding"]["table"]
+
+    def output(rows: jax.Array, position: jax.Array) -> jax.Array:
+        # Token i is given row i of a table of its own, so that the gradient tells positions apart.
+        own = params | {"embedding": {"table": table.at[:24].set(rows)}}
+        numbered = batch.replace(tokens=jnp.arange(24)[None])
+        return jnp.sum(model.hidden(own, numbered)[0, position] * jnp.arange(CONFIG.width))
+
+    influence = jax.jit(jax.vmap(jax.grad(output), in_axes=(None, 0)))(table[batch.tokens[0]], jnp.arange(24))
+    touched = np.abs(influence).max(axis=-1) > 0
+    position = np.arange(24)
+    segment = np.asarray(batch.segment_ids[0])
+    expected = (position[None] <= position[:, None]) & (segment[None] == segment[:, None])
+    np.testing.assert_array_equal(touched, expected)
+
+
+def test_packed_documents_equal_separate_ones(model, params, packed_batch) -> None:
+    batch = packed_batch(2, 24, CONFIG.vocab_size)
+    packed = jax.jit(model.hidden)(params, batch)
+    for segment in (1, 2):
+        places = np.flatnonzero(np.asarray(batch.segment_ids[0]) == segment)
+        alone: TokenBatch = jax.tree.map(lambda leaf, at=places: leaf[:, at] if leaf.ndim else leaf, batch)
+        alone = alone.replace(segment_ids=jnp.ones_like(alone.segment_ids))
+        np.testing.assert_allclose(jax.jit(model.hidden)(params, alone), packed[:, places], atol=2e-6)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots", "attention"])
+def test_remat_changes_no_gradient(model, params, packed_batch, remat) -> None:
+    batch = packed_batch(2, 24, CONFIG.vocab_size)
+
+    def gradient(which: LanguageModel):
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(which.hidden(p, batch)))))(params)
+
+    other = language_model(CONFIG, ComputeConfig(remat=remat))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), gradient(other), gradient(model)
+    )
+
+
+def test_padding_of_the_vocabulary_has_no_probability(model, params) -> None:
+    hidden = jax.random.normal(jax.random.key(1), (3, CONFIG.width))
+    logits = model.unembed(model.head(params), hidden)
+    assert logits.shape[-1] == 512
+    assert float(jax.nn.softmax(logits)[:, 500:].max()) == 0.0
+
+
+def test_bfloat16_stays_near_float32(model, params, packed_batch) -> None:
+    batch = packed_batch(2, 24, CONFIG.vocab_size)
+    coarse = language_model(CONFIG, ComputeConfig(dtype="bfloat16"))
+    hidden = jax.jit(coarse.hidden)(params, batch)
+    assert hidden.dtype == jnp.bfloat16
+    np.testing.assert_allclose(hidden.astype(jnp.float32), jax.jit(model.hidden)(params, batch), atol=0.1)

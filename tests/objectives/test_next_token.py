@@ -1,0 +1,109 @@
+"""The chunked cross-entropy equals the plain one, by value and gradient, and never holds all logits."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax.core import sharding, tree
+from llama_jax.core.batches import TokenBatch
+from llama_jax.core.config import MeshConfig
+from llama_jax.model.config import SIZES, ComputeConfig, LlamaConfig
+from llama_jax.model.llama import language_model
+from llama_jax.objectives import next_token as module
+from llama_jax.objectives.next_token import next_token
+
+CONFIG = dataclasses.replace(SIZES["tiny"], vocab_size=500, num_layers=1)
+KEY = jax.random.key(0)
+
+
+def plain(model, z_loss):
+    """The whole logits at once."""
+
+    def objective(params, batch):
+        logits = model.unembed(model.head(params), model.hidden(params, batch))
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        nll = log_z - jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
+        return jnp.sum((nll + z_loss * log_z**2) * batch.loss_weights) / batch.normalizer
+
+    return objective
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_chunks_change_neither_loss_nor_gradients(monkeypatch, packed_batch, tied, z_loss) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 4 * 512 * 8)
+    model = language_model(dataclasses.replace(CONFIG, tie_embeddings=tied), ComputeConfig())
+    params = jax.jit(model.init)(KEY)
+    batch = packed_batch(8, 64, 500)
+    chunked = jax.jit(jax.value_and_grad(lambda p: next_token(model, z_loss)(p, {}, batch, KEY)[0]))(params)
+    whole = jax.jit(jax.value_and_grad(lambda p: plain(model, z_loss)(p, batch)))(params)
+    np.testing.assert_allclose(chunked[0], whole[0], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max()), chunked[1], whole[1])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+def test_sharded_loss_and_gradients_equal_unsharded(monkeypatch, packed_batch, shape) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 512 * 16)
+    model = language_model(CONFIG, ComputeConfig())
+    batch = packed_batch(8, 64, 500)
+    gradient = jax.value_and_grad(lambda p, b: next_token(model, 0.01)(p, {}, b, KEY)[0])
+    params = jax.jit(model.init)(KEY)
+    expected = jax.jit(gradient)(params, batch)
+    mesh = sharding.make_mesh(MeshConfig(*shape))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.shardings_of(mesh, model.shapes(), model.axes))
+        rows = {name: np.asarray(leaf) for name, leaf in vars(batch).items() if name != "normalizer"}
+        found = jax.jit(gradient)(placed, sharding.place_batch(mesh, rows, 8))
+    np.testing.assert_allclose(found[0], expected[0], rtol=2e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), jax.device_get(found[1]), expected[1])
+
+
+def test_uniform_logits_cost_the_logarithm_of_the_vocabulary(packed_batch) -> None:
+    model = language_model(CONFIG, ComputeConfig())
+    params = jax.jit(model.init)(KEY)
+    params["lm_head"]["kernel"] = jnp.zeros_like(params["lm_head"]["kernel"])
+    _, metrics = next_token(model)(params, {}, packed_batch(2, 24, 500), KEY)
+    assert float(metrics["loss"]) == pytest.approx(math.log(500), rel=1e-6)
+
+
+def test_frozen_head_gets_no_gradient_product(packed_batch) -> None:
+    """With the head frozen, the compiled gradient has fewer FLOPs by the product for the head's gradient."""
+    model = language_model(CONFIG, ComputeConfig())
+    params = jax.jit(model.init)(KEY)
+    batch = packed_batch(8, 64, 500)
+    trainable, frozen = tree.split(params, lambda path: not path.startswith("lm_head"))
+
+    def flops(trainable, frozen) -> float:
+        compiled = jax.jit(jax.grad(lambda t: next_token(model)(t, frozen, batch, KEY)[0])).lower(trainable).compile()
+        return compiled.cost_analysis()["flops"]
+
+    saved = flops(params, {}) - flops(trainable, frozen)
+    assert saved == pytest.approx(2 * 8 * 64 * CONFIG.width * 512, rel=0.2)
+
+
+def test_loss_of_a_32000_vocabulary_adds_under_an_eighth_of_its_logits_to_peak_memory() -> None:
+    """Batch 8 x 2048, read from the compiled programs with and without the loss."""
+    config = LlamaConfig(vocab_size=32000, width=64, mlp_width=64, num_layers=1, num_heads=2, num_kv_heads=2, head_size=32)
+    model = language_model(config, ComputeConfig(attention="blocked", remat="full"))
+    ids = jax.ShapeDtypeStruct((8, 2048), jnp.int32)
+    weights = jax.ShapeDtypeStruct((8, 2048), jnp.float32)
+    batch = TokenBatch(ids, ids, weights, ids, ids, jax.ShapeDtypeStruct((), jnp.float32))
+
+    def with_loss(params, batch):
+        return next_token(model)(params, {}, batch, KEY)[0]
+
+    def without_loss(params, batch):
+        # The same gradient of the same network, from a cotangent that needs no logits; the head is kept as an output.
+        return jnp.sum(model.hidden(params, batch) * batch.loss_weights[..., None]) + params["lm_head"]["kernel"].sum()
+
+    def peak(function) -> int:
+        memory = jax.jit(jax.value_and_grad(function)).lower(model.shapes(), batch).compile().memory_analysis()
+        return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+    added = peak(with_loss) - peak(without_loss)
+    logits = 8 * 2048 * 32000 * 4
+    assert 0 < added < logits / 8, f"{added / logits:.4f} of the full float32 logits"

@@ -1,0 +1,182 @@
+"""The gradient step: bad updates leave no trace, microbatches add up, only what is selected trains."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from llama_jax.core import sharding, tree
+from llama_jax.core.config import MeshConfig
+from llama_jax.core.errors import UserError
+from llama_jax.model.config import SIZES, ComputeConfig
+from llama_jax.model.llama import language_model
+from llama_jax.objectives.next_token import next_token
+from llama_jax.training.config import TrainingConfig
+from llama_jax.training.optimizer import adamw, learning_rate_schedule
+from llama_jax.training.program import checkpoint_items, from_checkpoint_items, make_program
+from llama_jax.training.step import init_state, make_step
+
+CONFIG = TrainingConfig(steps=100, batch_size=8, warmup_steps=20, spike_window=16)
+KEY = jax.random.key(0)
+
+
+def quadratic(trainable, frozen, batch, rng):
+    """A loss of a vector whose gradient and value the batch can spoil: 0.5 |w - target|^2 * scale + offset."""
+    del frozen, rng
+    target, scale, offset = batch.loss_weights[0], batch.loss_weights[1, 0], batch.loss_weights[1, 1]
+    loss = 0.5 * jnp.sum(jnp.square(trainable["w"]["kernel"] - target)) * scale
+    return loss, {"loss": loss + offset}
+
+
+def batch_of(packed_batch, number: int, scale: float = 1.0, offset: float = 0.0):
+    noise = 1.0 + 0.01 * np.random.default_rng(number).standard_normal(4)
+    weights = jnp.asarray([noise, [scale, offset, 0, 0]], jnp.float32)
+    return packed_batch(2, 4, 50, seed=number).replace(loss_weights=weights)
+
+
+BAD = {
+    "a NaN gradient": {"scale": float("nan")},
+    "an infinite loss": {"offset": float("inf")},
+    "a spike of the loss": {"offset": 1000.0},
+    "a spike of the gradient": {"scale": 1e4},
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("at", [12, 40], ids=["in warm-up", "later"])
+def test_a_bad_update_leaves_the_state_as_if_never_seen(packed_batch, bad, at) -> None:
+    """Two runs over the same good batches, one of which also meets a bad one: parameters, moments and the number of
+    updates agree bit for bit after every later step, and exactly one update is skipped."""
+    step = jax.jit(make_step(quadratic, CONFIG, seed=0))
+    clean = spoiled = init_state(CONFIG, {"w": {"kernel": jnp.zeros(4)}})
+    for number in range(60):
+        if number == at:
+            spoiled, metrics = step(spoiled, {}, batch_of(packed_batch, 1000, **BAD[bad]))
+            assert int(metrics["skipped_updates"]) == 1
+        clean, _ = step(clean, {}, batch_of(packed_batch, number))
+        spoiled, metrics = step(spoiled, {}, batch_of(packed_batch, number))
+        assert int(metrics["skipped_updates"]) == int(number >= at), number
+        for name in ("trainable", "optimizer_state", "updates"):
+            jax.tree.map(np.testing.assert_array_equal, getattr(spoiled, name), getattr(clean, name))
+    assert int(spoiled.batches) == int(clean.batches) + 1
+    assert int(clean.updates) == 60
+
+
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("bad", ["a NaN gradient", "an infinite loss"])
+def test_non_finite_updates_are_skipped_from_the_first_step_on(packed_batch, bad, at) -> None:
+    step = jax.jit(make_step(quadratic, CONFIG, seed=0))
+    state = init_state(CONFIG, {"w": {"kernel": jnp.zeros(4)}})
+    for number in range(30):
+        state, metrics = step(state, {}, batch_of(packed_batch, number, **(BAD[bad] if number == at else {})))
+    assert int(metrics["skipped_updates"]) == 1
+    assert int(state.updates) == 29
+    assert np.isfinite(state.trainable["w"]["kernel"]).all()
+
+
+def test_a_lasting_rise_of_the_loss_is_accepted_after_a_while(packed_batch) -> None:
+    step = jax.jit(make_step(quadratic, CONFIG, seed=0))
+    state = init_state(CONFIG, {"w": {"kernel": jnp.zeros(4)}})
+    skipped = []
+    for number in range(120):
+        offset = 10.0 if number < 30 else 30.0
+        state, metrics = step(state, {}, batch_of(packed_batch, number, offset=offset))
+        skipped.append(int(metrics["skipped_updates"]))
+    assert 0 < skipped[-1] < 40
+    assert skipped[-1] == skipped[70]
+
+
+def test_microbatches_give_the_update_of_the_whole_batch(packed_batch) -> None:
+    model = language_model(dataclasses.replace(SIZES["tiny"], num_layers=1), ComputeConfig())
+    params = jax.jit(model.init)(KEY)
+    batch = packed_batch(8, 32, 512)
+    results = {}
+    for count in (1, 2, 4):
+        config = dataclasses.replace(CONFIG, microbatches=count)
+        step = jax.jit(make_step(next_token(model), config, seed=0))
+        results[count] = step(jax.jit(lambda p, c=config: init_state(c, p))(params), {}, batch)
+    for count in (2, 4):
+        np.testing.assert_allclose(results[count][1]["loss"], results[1][1]["loss"], rtol=1e-6)
+        np.testing.assert_allclose(results[count][1]["grad_norm"], results[1][1]["grad_norm"], rtol=1e-6)
+        moments = [results[n][0].optimizer_state[1][0].mu for n in (count, 1)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), *moments)
+
+
+def test_schedule_rises_linearly_and_falls_along_a_cosine_to_a_tenth() -> None:
+    schedule = learning_rate_schedule(TrainingConfig(steps=110, warmup_steps=10, peak_learning_rate=1.0))
+    assert float(schedule(0)) == pytest.approx(0.1)
+    assert float(schedule(9)) == pytest.approx(1.0)
+    assert float(schedule(60)) == pytest.approx(0.55)
+    assert float(schedule(110)) == pytest.approx(0.1)
+    assert float(schedule(1000)) == pytest.approx(0.1)
+
+
+def test_weight_decay_spares_norms() -> None:
+    config = dataclasses.replace(CONFIG, warmup_steps=1, peak_learning_rate=0.5, weight_decay=0.1)
+    optimizer = adamw(config, learning_rate_schedule(config))
+    params = {"layers": {"norm": {"scale": jnp.ones((2, 4))}, "up": {"kernel": jnp.ones((2, 4, 4))}}}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(after["layers"]["norm"]["scale"], 1.0)
+    np.testing.assert_allclose(after["layers"]["up"]["kernel"], 1 - 0.5 * 0.1)
+
+
+def program_of(**changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    model = language_model(dataclasses.replace(SIZES["tiny"], num_layers=2), ComputeConfig())
+    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    with jax.set_mesh(mesh):
+        return make_program(mesh, model, next_token(model), config, 32, seed=0)
+
+
+def test_only_selected_parameters_train_and_have_moments(packed_batch) -> None:
+    program = program_of(trainable=r"q_proj|v_proj")
+    paths = {"layers/attention/q_proj/kernel", "layers/attention/v_proj/kernel"}
+    assert set(tree.flatten(program.state_shapes.trainable)) == paths
+    moments = tree.flatten(program.state_shapes.optimizer_state)
+    assert {path.split("/", 3)[3] for path in moments if "/mu/" in path} == paths
+    with jax.set_mesh(program.mesh):
+        state, frozen = program.init(KEY)
+        before = jax.device_get(frozen)
+        rows = {k: np.asarray(v) for k, v in vars(packed_batch(8, 32, 512)).items() if k != "normalizer"}
+        state, _ = program.step(state, frozen, sharding.place_batch(program.mesh, rows, 8))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(frozen), before)
+
+
+def test_checkpoint_items_and_state_are_inverse() -> None:
+    program = program_of(trainable="mlp")
+    with jax.set_mesh(program.mesh):
+        state, frozen = program.init(KEY)
+    items = checkpoint_items(state, frozen)
+    assert tree.size(items["params"]) == tree.size(program.model.shapes())
+    again, frozen_again = from_checkpoint_items(items, program.state_shapes)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, (again, frozen_again), (state, frozen))
+
+
+def test_parameters_and_moments_are_placed_by_the_table() -> None:
+    state = program_of().state_shapes
+    kernels = [
+        state.trainable["layers"]["mlp"]["up_proj"]["kernel"],
+        state.optimizer_state[1][0].nu["layers"]["mlp"]["up_proj"]["kernel"],
+    ]
+    for kernel in kernels:
+        assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
+    assert state.trainable["final_norm"]["scale"].sharding.is_fully_replicated
+
+
+def test_a_pattern_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="matches no parameter"):
+        program_of(trainable="lora")
+
+
+def test_tokens_follow_the_batch_ramp() -> None:
+    config = TrainingConfig(steps=20, batch_size=32, batch_ramp=((0, 8), (5, 16), (10, 32)))
+    assert [config.batch_size_at(step) for step in (0, 4, 5, 9, 10, 19)] == [8, 8, 16, 16, 32, 32]
+    program = dataclasses.replace(program_of(), config=config)
+    assert program.tokens_until(0) == 0
+    assert program.tokens_until(7) == (5 * 8 + 2 * 16) * 32
+    assert program.tokens_until(20) == (5 * 8 + 5 * 16 + 10 * 32) * 32
