@@ -17,7 +17,8 @@ def main() -> None:
         print("\nllama-jax <command> --help lists what the command can be told.")
         return
     if name not in COMMANDS:
-        print(f"error: unknown command '{name}'{nearest(name, COMMANDS)} There are: {', '.join(COMMANDS)}", file=sys.stderr)
+        there_are = f"there are {', '.join(COMMANDS)}"
+        print(f"error: {name}: unknown command; {there_are}{nearest(name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     del sys.argv[1]
     importlib.import_module(f"llama_jax.{name}").main()

@@ -1,5 +1,6 @@
 """Measure a model: `python -m llama_jax.evaluate`."""
 
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -65,7 +66,7 @@ def _documents(config: EvaluateConfig, opened: OpenModel) -> tuple[DataConfig, D
         return data, open_source(data)
     if opened.run is None:
         raise UserError("--data: needed, only a run has held-out documents of its own")
-    data = DataConfig(**(trained | {"sequence_length": length}))
+    data = dataclasses.replace(DataConfig(**trained), sequence_length=length)
     return data, hold_out(open_source(data), data.validation_fraction)[1]
 
 

@@ -42,9 +42,7 @@ def generate(config: GenerateConfig) -> None:
         streams = len(prompts) == 1 and not config.json
         show = _printer(tokenizer, ids[0]) if streams else None
         started = time.perf_counter()
-        answers = decode(
-            opened.model, params, ids, sampling, eos_id=tokenizer.eos_id, seed=config.seed, stream=show
-        )
+        answers = decode(opened.model, params, ids, sampling, eos_id=tokenizer.eos_id, seed=config.seed, stream=show)
         seconds = time.perf_counter() - started
     if not is_main_process():
         return

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import sys
 import time
@@ -12,8 +11,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from llama_jax.checkpoints.store import Checkpoints, Restored, restore
 from llama_jax.checkpoints.steps import delete_after
+from llama_jax.checkpoints.store import Checkpoints, Restored, restore
 from llama_jax.config import COMMANDS, FREE_ON_RESUME, PRESETS, PretrainConfig
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
@@ -281,7 +280,7 @@ class _Validation:
         return {"validation_loss": self.last["loss"], "validation_bits_per_byte": self.last["bits_per_byte"]}
 
 
-class _recorder:  # noqa: N801 - used as a context manager function
+class _recorder:
     """Sends each record to every sink; on processes other than the main one, nowhere."""
 
     def __init__(self, config: PretrainConfig, run: RunDirectory, first: int) -> None:

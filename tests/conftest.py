@@ -1,4 +1,4 @@
-"""Every test sees 8 virtual CPU devices, exact promotion rules, and one compilation cache for the whole suite."""
+"""Every test sees 8 virtual CPU devices; the whole suite shares one compilation cache, from run to run."""
 
 import os
 import tempfile
@@ -12,13 +12,11 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
-import jax
-import numpy as np
-import pytest
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
-from llama_jax.core.batches import TokenBatch
-
-jax.config.update("jax_numpy_rank_promotion", "allow")
+from llama_jax.core.batches import TokenBatch  # noqa: E402
 
 
 @pytest.fixture

@@ -360,7 +360,7 @@ def restore(
 
 def _fingerprints(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """`core.tree.fingerprints` of leaves that need not all live on the same devices."""
-    groups: dict[frozenset[jax.Device], dict[str, jax.Array]] = {}
+    groups: dict[frozenset[Any], dict[str, jax.Array]] = {}
     for path, leaf in leaves.items():
         groups.setdefault(frozenset(leaf.sharding.device_set), {})[path] = leaf
     return {path: words for group in groups.values() for path, words in fingerprints(group).items()}

@@ -12,7 +12,8 @@ from jax.experimental import multihost_utils
 from llama_jax.core.config import DistributedConfig
 from llama_jax.core.errors import UserError
 
-_POD_VARIABLES = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri")
+_CLUSTER_VARIABLES = ("MEGASCALE_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri")
+"""Set where JAX itself finds the other processes: several TPU slices, Slurm, Open MPI."""
 
 
 def start_up(config: DistributedConfig) -> str:
@@ -22,8 +23,10 @@ def start_up(config: DistributedConfig) -> str:
         UserError: another number of processes joined than was asked for.
     """
     _keep_compiled_programs()
-    in_pod = any("," in os.environ.get(name, "") or name != _POD_VARIABLES[0] for name in _POD_VARIABLES if name in os.environ)
-    if config.coordinator is not None or (in_pod and config.num_processes != 1):
+    # A TPU pod lists its hosts, separated by commas.
+    in_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    in_cluster = in_pod or any(name in os.environ for name in _CLUSTER_VARIABLES)
+    if config.coordinator is not None or (in_cluster and config.num_processes != 1):
         # Only the CPU backend looks at this; without it several CPU processes could not exchange anything.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         if config.coordinator is not None:

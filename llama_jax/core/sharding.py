@@ -3,6 +3,7 @@
 Modules name the logical axes of what they make; only this file knows the mesh axes behind the names."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MESH_AXES, MeshConfig
 from llama_jax.core.errors import UserError
 
-Axes = tuple[str | None, ...]
+Axes: TypeAlias = tuple[str | None, ...]
 """Logical name of each axis of an array; None for an axis that is never split."""
 
 BATCH_MESH_AXES = ("data", "fsdp")
@@ -43,7 +44,7 @@ TABLE: Mapping[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over the given devices (all by default), in an order that suits the interconnect.
 
     Raises:
@@ -158,7 +159,9 @@ def shardings_like(mesh: Mesh, shapes: PyTree, parameter_shardings: PyTree) -> P
 
 def with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
     """`jax.ShapeDtypeStruct`s that carry their sharding, the form in which restoring and compiling want a tree."""
-    return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -200,7 +203,8 @@ def place_batch(mesh: Mesh, rows: Mapping[str, np.ndarray], batch_size: int) -> 
     position = {row: index for index, row in enumerate(local_rows(mesh, batch_size))}
 
     def place(local: np.ndarray) -> Array:
-        def block(index: tuple[slice, ...]) -> np.ndarray:
+        def block(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             return local[[position[row] for row in range(*index[0].indices(batch_size))]]
 
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), row_sharding(mesh), block)

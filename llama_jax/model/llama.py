@@ -156,11 +156,11 @@ class Llama(nn.Module):
         self.embedding = Embedding(config.padded_vocab_size, config.width, dtype)
         if self.scanned:
             block = nn.remat(Block, prevent_cse=False, policy=_SAVED[compute.remat])
-            self.layers = nn.scan(
+            self.layers: Any = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=nn.broadcast,
+                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
                 length=config.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(config, compute)

@@ -1,7 +1,7 @@
 """Next-token cross-entropy, in chunks, so that the logits of a whole batch are never alive at once."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from llama_jax.objectives.objective import Metrics, Objective
 CHUNK_BYTES = 64 * 2**20
 """Size of the float32 logits of one chunk on a device, at the most."""
 
-Unembed = Callable[[Float[Array, "D V"], Float[Array, "B T D"]], Float[Array, "B T V"]]
+Unembed: TypeAlias = Callable[[Float[Array, "D V"], Float[Array, "B T D"]], Float[Array, "B T V"]]
 
 
 @runtime_checkable
@@ -64,7 +64,7 @@ def summed_cross_entropy(
     """
 
     def values(head: Any, hidden: Any) -> tuple[Array, Array]:
-        def body(_: None, chunk: tuple[Array, Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        def body(_: None, chunk: tuple[Array, ...]) -> tuple[None, tuple[Array, Array]]:
             return None, _chunk_sums(unembed, head, *chunk)
 
         def on_rows(head: Array, *rows: Array) -> tuple[Array, Array]:

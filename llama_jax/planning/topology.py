@@ -44,3 +44,17 @@ def tpu_devices(name: str) -> list[jax.Device]:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"topology: '{name}' is no TPU slice such as v5e:2x4 or v5p:4x4x8: {reason}") from None
+
+
+def compile_without_devices(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compile for the devices of `tpu_devices`, past the persistent compilation cache.
+
+    An entry made for absent devices cannot be read back: it would only make every later compilation warn.
+    """
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, float("inf"))
+    try:
+        return lowered.compile()
+    finally:
+        jax.config.update(name, before)

@@ -39,7 +39,7 @@ class _Steps:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._peak = peak_flops(jax.devices()[0])
+        self._peak = peak_flops(program.mesh.devices.flat[0].device_kind)
         self._finished = time.perf_counter()
 
     def restart_clock(self) -> None:

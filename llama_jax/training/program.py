@@ -61,9 +61,7 @@ class Program:
         """Tokens in the batches before the given step."""
         stages = self.config.stages
         ends = [start for start, _ in stages[1:]] + [step]
-        rows = sum(
-            rows * max(min(end, step) - start, 0) for (start, rows), end in zip(stages, ends, strict=True)
-        )
+        rows = sum(rows * max(min(end, step) - start, 0) for (start, rows), end in zip(stages, ends, strict=True))
         return rows * self.sequence_length
 
 

@@ -1,7 +1,5 @@
 """From times to rates: tokens per second and model FLOPs utilization."""
 
-import jax
-
 PEAK_FLOPS = {
     "TPU v2": 22.5e12,
     "TPU v3": 61.5e12,
@@ -26,9 +24,9 @@ PEAK_FLOPS = {
 v2 and v3, else a chip)."""
 
 
-def peak_flops(device: jax.Device) -> float | None:
+def peak_flops(device_kind: str) -> float | None:
     """Peak of one device, or None when the kind is not in the table: no utilization is better than a wrong one."""
-    return PEAK_FLOPS.get(device.device_kind)
+    return PEAK_FLOPS.get(device_kind)
 
 
 def rates(

@@ -61,9 +61,7 @@ def test_remat_changes_no_gradient(model, params, packed_batch, remat) -> None:
         return jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(which.hidden(p, batch)))))(params)
 
     other = language_model(CONFIG, ComputeConfig(remat=remat))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), gradient(other), gradient(model)
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), gradient(other), gradient(model))
 
 
 def test_padding_of_the_vocabulary_has_no_probability(model, params) -> None:

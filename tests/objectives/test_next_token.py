@@ -87,7 +87,9 @@ def test_frozen_head_gets_no_gradient_product(packed_batch) -> None:
 
 def test_loss_of_a_32000_vocabulary_adds_under_an_eighth_of_its_logits_to_peak_memory() -> None:
     """Batch 8 x 2048, read from the compiled programs with and without the loss."""
-    config = LlamaConfig(vocab_size=32000, width=64, mlp_width=64, num_layers=1, num_heads=2, num_kv_heads=2, head_size=32)
+    config = LlamaConfig(
+        vocab_size=32000, width=64, mlp_width=64, num_layers=1, num_heads=2, num_kv_heads=2, head_size=32
+    )
     model = language_model(config, ComputeConfig(attention="blocked", remat="full"))
     ids = jax.ShapeDtypeStruct((8, 2048), jnp.int32)
     weights = jax.ShapeDtypeStruct((8, 2048), jnp.float32)

@@ -1,6 +1,6 @@
 """Record what Hugging Face transformers computes for the small LLaMAs, into `transformers_logits.npz`.
 
-    pip install torch transformers && python tests/oracle/record_transformers.py
+pip install torch transformers && python tests/oracle/record_transformers.py
 """
 
 from pathlib import Path

@@ -17,7 +17,7 @@ from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
 from llama_jax.planning.collectives import Collective, collectives, table, wire_bytes
-from llama_jax.planning.topology import tpu_devices
+from llama_jax.planning.topology import compile_without_devices, tpu_devices
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import make_program
 
@@ -56,7 +56,7 @@ def compiled() -> Iterator[jax.stages.Compiled]:
             lowered = program.step.lower(  # pyright: ignore[reportFunctionMemberAccess]
                 program.state_shapes, program.frozen_shapes, program.batch_shapes(ROWS)
             )
-            yield lowered.compile()
+            yield compile_without_devices(lowered)
 
 
 @pytest.fixture(scope="module")

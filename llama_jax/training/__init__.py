@@ -1,0 +1,1 @@
+"""The optimizer, the one gradient step and the one supervised loop."""
