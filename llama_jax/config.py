@@ -30,7 +30,11 @@ class PretrainConfig:
     """How the model is executed."""
     data: DataConfig = field(default_factory=DataConfig)
     """The text."""
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            steps=700, batch_size=8, peak_learning_rate=6e-3, warmup_steps=70, evaluate_every=175
+        )
+    )
     """Optimization."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""

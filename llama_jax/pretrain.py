@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from etils import epath
 
 from llama_jax.checkpoints.steps import delete_after
 from llama_jax.checkpoints.store import Checkpoints, Restored, restore
@@ -19,8 +18,9 @@ from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.command_line import run_command
 from llama_jax.core.curves import draw_curves
-from llama_jax.core.distributed import StopSignal, broadcast_bytes, is_main_process, start_up
+from llama_jax.core.distributed import StopSignal, is_main_process, made_once, start_up
 from llama_jax.core.errors import SavedAfterSignal, SaveFailedError, UserError
+from llama_jax.core.files import write_whole
 from llama_jax.core.profiling import Profiler
 from llama_jax.core.run import RunDirectory, load_config, open_run
 from llama_jax.core.tracking import JsonLines, TensorBoard, Terminal, read_metrics
@@ -181,7 +181,8 @@ def _with_schedule(config: PretrainConfig) -> PretrainConfig:
     if config.training.schedule_steps is not None:
         return config
     schedule_steps = config.training.steps
-    if (epath.Path(config.run_dir) / "config.yaml").exists():
+    run = RunDirectory(config.run_dir)
+    if run.config_path.exists() and run.has_progress():
         begun = load_config(config.run_dir).get("training", {}).get("schedule_steps")
         if isinstance(begun, int):
             schedule_steps = begun
@@ -201,14 +202,16 @@ def _tokenizer(config: PretrainConfig, run: RunDirectory, documents: Documents) 
     if config.data.tokenizer is not None:
         tokenizer = load_tokenizer(config.data.tokenizer)
     else:
-        content = None
-        if is_main_process():
-            if not kept.exists():
+
+        def keep() -> bytes:
+            # Before the first step the configuration may still change, so a tokenizer from then is made anew.
+            if not kept.exists() or not run.has_progress():
                 run.say(f"training a tokenizer of {vocab_size} pieces on {len(documents)} documents")
                 trained = train_tokenizer((documents[index] for index in range(len(documents))), vocab_size)
-                kept.write_bytes(trained.to_bytes())
-            content = kept.read_bytes()
-        tokenizer = load_tokenizer(kept, broadcast_bytes(content))
+                write_whole(kept, trained.to_bytes())
+            return kept.read_bytes()
+
+        tokenizer = load_tokenizer(kept, made_once(keep))
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"data.tokenizer: {config.data.tokenizer or kept} has {tokenizer.vocab_size} tokens, more than "

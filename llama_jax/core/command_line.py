@@ -86,7 +86,7 @@ def run_command(
         sys.stdout.flush()
         return code
     except UserError as error:
-        return _say(f"error: {' '.join(str(error).split())}", 2)
+        return _leave(_say(f"error: {' '.join(str(error).split())}", 2))
     except SavedAfterSignal as saved:
         return _say(str(saved), 75)
     except KeyboardInterrupt:
@@ -121,8 +121,11 @@ def _leave(code: int) -> int:
     """End now when other processes take part: the shutdown barrier would wait minutes for those still in a step."""
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
+        from llama_jax.core.distributed import wait_for_leavers  # only here: it is not quick to import
+
         sys.stdout.flush()
         sys.stderr.flush()
+        wait_for_leavers(seconds=3)
         os._exit(code)
     return code
 

@@ -1,12 +1,18 @@
 """Start-up of a job of several processes, and what they must agree on."""
 
+import contextlib
+import itertools
 import os
 import signal
+import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # the key-value store and the barriers of `jax.distributed` have no public name
 from jax.experimental import multihost_utils
 
 from llama_jax.core.config import DistributedConfig
@@ -62,44 +68,85 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def broadcast_bytes(content: bytes | None) -> bytes:
-    """The bytes that process 0 holds, on every process; the others pass None."""
+def made_once(make: Callable[[], bytes]) -> bytes:
+    """The bytes that `make` gives on process 0, on every process; the others do not call it, and wait however long it
+    takes.
+
+    Raises:
+        UserError: on every process, if `make` raised it.
+    """
     if jax.process_count() == 1:
-        assert content is not None
-        return content
-    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(content or b""))))
-    padded = np.frombuffer((content or b"").ljust(size, b"\0"), np.uint8)
+        return make()
+    client: Any = distributed.global_state.client
+    key = f"llama_jax/made_once/{next(_calls)}"
+    content = b""
+    # Not by a collective: those give up after half a minute on some networks.
+    if is_main_process():
+        try:
+            content = make()
+        except UserError as error:
+            client.key_value_set(key, f"failed: {error}")
+            raise
+        client.key_value_set(key, "made")
+    elif (outcome := client.blocking_key_value_get(key, _A_DAY_IN_MILLISECONDS)) != "made":
+        raise UserError(outcome.removeprefix("failed: "))
+    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(content))))
+    padded = np.frombuffer(content.ljust(size, b"\0"), np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
+
+
+_calls = itertools.count()
+_A_DAY_IN_MILLISECONDS = 24 * 60 * 60 * 1000
+
+
+def wait_for_leavers(seconds: float) -> None:
+    """Wait until all processes want to leave, at most so long. One that leaves before takes the others down before
+    they can say why they leave."""
+    client: Any = distributed.global_state.client
+    with contextlib.suppress(Exception):  # a process may be gone, or busy: then nothing is gained by waiting
+        client.wait_at_barrier("llama_jax/leaving", int(1000 * seconds))
 
 
 class StopSignal:
     """SIGTERM and Ctrl-C as a request to save and leave, agreed on by all processes at the same step.
 
-    The first signal is a request; a second one gets the default behaviour and ends the process at once. Used as a
-    context manager on the main thread.
+    The first signal is a request; a second one ends the process at once, even while it compiles. (With several
+    processes that holds for Ctrl-C; there SIGTERM is the runtime's.) Used as a context manager on the main thread.
     """
 
     def __init__(self) -> None:
         self._received = threading.Event()
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             handled = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
             for number in handled:
-                self._previous[number] = signal.signal(number, self._receive)
+                self._previous[number] = signal.signal(number, lambda *_: None)
+            # Python calls its handlers between two lines of the main thread, which compiling keeps waiting for
+            # minutes; a thread that reads the numbers of the signals hears them at once.
+            reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            self._previous_writer = signal.set_wakeup_fd(self._writer.fileno())
+            threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+            signal.signal(number, handler)
+        if self._previous:
+            signal.set_wakeup_fd(self._previous_writer)
+            self._writer.close()
 
-    def _receive(self, number: int, _frame: object) -> None:
-        self._received.set()
-        signal.signal(number, signal.SIG_DFL)
-        if jax.process_count() > 1:
-            # The runtime's own SIGTERM handler is what tells the other processes.
-            os.kill(os.getpid(), signal.SIGTERM)
+    def _listen(self, reader: socket.socket) -> None:
+        with reader:
+            while number := reader.recv(1):
+                if self._received.is_set():
+                    os._exit(128 + number[0])
+                self._received.set()
+                if jax.process_count() > 1:
+                    # The runtime's own SIGTERM handler is what tells the other processes.
+                    os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
         """Whether to stop after this step. All processes get the same answer for the same step."""

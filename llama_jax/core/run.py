@@ -145,8 +145,8 @@ def open_run(
         is_main_process: whether this process writes.
 
     Raises:
-        UserError: the configuration contradicts that of the run, there is progress to protect, or another process
-            is writing.
+        UserError: there is progress and the configuration contradicts that of the run, there is progress to protect,
+            or another process is writing.
     """
     run = RunDirectory(path, is_main_process=is_main_process)
     if is_main_process:
@@ -155,7 +155,8 @@ def open_run(
     try:
         if resume == "never" and run.has_progress():
             raise UserError(f"--resume never: {path} is a run with progress; choose another --run_dir, or remove it")
-        if run.config_path.exists():
+        # An attempt that failed before its first step has nothing to protect: its mistake may be corrected.
+        if run.config_path.exists() and run.has_progress():
             _check_same(run, load_config(path), _plain(config), free)
     except UserError:
         run.close()
@@ -225,10 +226,7 @@ def _check_same(run: RunDirectory, old: dict[str, Any], new: dict[str, Any], fre
         listed = "; ".join(
             f"{path} is {json.dumps(was)} in this run, not {json.dumps(now)}" for path, was, now in bound
         )
-        remedy = "give the same value, or another --run_dir"
-        if not run.has_progress():
-            remedy += ", or remove the folder, which holds no step yet"
-        raise UserError(f"--run_dir {run.path}: {listed}; {remedy}")
+        raise UserError(f"--run_dir {run.path}: {listed}; give the same value, or another --run_dir")
 
 
 def _environment() -> dict[str, Any]:

@@ -28,17 +28,17 @@ class LlamaConfig:
 
     vocab_size: int = 2048
     """Number of token ids the tokenizer can produce."""
-    width: int = 192
+    width: int = 128
     """Size of the residual stream (D)."""
-    mlp_width: int = 512
+    mlp_width: int = 352
     """Size of the SwiGLU hidden layer (F)."""
     num_layers: int = 4
     """Number of blocks (L)."""
-    num_heads: int = 8
+    num_heads: int = 4
     """Query heads (N)."""
-    num_kv_heads: int = 8
+    num_kv_heads: int = 4
     """Key/value heads (K); fewer than `num_heads` is grouped-query attention."""
-    head_size: int = 24
+    head_size: int = 32
     """Size of one head (H), even."""
     context_length: int = 2048
     """Longest sequence the model is meant for, in tokens."""
@@ -151,7 +151,7 @@ _SMOLLM2: dict[str, Any] = {
 
 SIZES: dict[str, LlamaConfig] = {
     "small": LlamaConfig(),
-    "tiny": LlamaConfig(vocab_size=512, width=64, mlp_width=176, num_layers=2, head_size=8, context_length=256),
+    "tiny": _llama(64, 176, 2, 8, vocab_size=512, context_length=256, norm_epsilon=1e-5),
     "llama_7b": _llama(4096, 11008, 32, 32),
     "llama_13b": _llama(5120, 13824, 40, 40),
     "llama_33b": _llama(6656, 17920, 60, 52),

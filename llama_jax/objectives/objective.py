@@ -2,9 +2,10 @@
 
 from typing import Protocol, runtime_checkable
 
-from llama_jax.core.arrays import Array, Float, PRNGKeyArray, PyTree
+from llama_jax.core.arrays import Array, Float, Int, PRNGKeyArray, PyTree, UInt32
 
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Float[Array, ""] | Int[Array, ""] | UInt32[Array, ""]]
+"""Numbers by name; counts and hashes are integers."""
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -19,7 +20,7 @@ _ENVIRONMENT = {
 }
 
 
-def tpu_devices(name: str) -> list[jax.Device]:
+def tpu_devices(name: str) -> list[Any]:
     """The devices of a TPU slice to compile for; nothing can be allocated or run on them.
 
     Sets the environment variables that libtpu reads when it is loaded, where they are unset.

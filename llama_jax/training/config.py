@@ -9,7 +9,7 @@ from llama_jax.core.errors import UserError
 class TrainingConfig:
     """Optimization. The defaults of the AdamW constants are LLaMA's (arXiv:2302.13971, section 2.3)."""
 
-    steps: int = 600
+    steps: int = 1000
     """Number of batches to train on."""
     batch_size: int = 32
     """Rows in the batch of one update."""

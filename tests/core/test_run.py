@@ -37,6 +37,14 @@ def opened(path, config=Config(), **options) -> RunDirectory:
     return open_run(path, config, command="train", free=("training.steps", "mesh"), **options)
 
 
+def begun(path, config=Config(), **options) -> RunDirectory:
+    """The directory of a run that has made a step."""
+    run = open_run(path, config, command="train", **({"free": ("training.steps", "mesh")} | options))
+    run.metrics.write_text('{"step": 1}\n')
+    run.close()
+    return run
+
+
 def refusal(path, config=Config(), **options) -> str:
     with pytest.raises(UserError) as caught:
         opened(path, config, **options)
@@ -75,7 +83,7 @@ def test_the_environment_is_recorded_without_secrets(tmp_path, monkeypatch):
 
 
 def test_what_matters_may_not_change(tmp_path):
-    opened(tmp_path).close()
+    begun(tmp_path)
     changed = Config(model=ModelConfig(width=256, rope_scaling=RopeScaling()), training=TrainingConfig(steps=7))
     message = refusal(tmp_path, changed)
     assert message.startswith(f"--run_dir {tmp_path}: model.rope_scaling is null in this run, not ")
@@ -84,17 +92,15 @@ def test_what_matters_may_not_change(tmp_path):
     assert load_config(tmp_path)["model"]["width"] == 192
 
 
-def test_the_remedy_says_when_nothing_would_be_lost(tmp_path):
-    run = opened(tmp_path)
-    run.close()
-    other = Config(model=ModelConfig(width=256))
-    assert "remove the folder" in refusal(tmp_path, other)
-    run.metrics.write_text('{"step": 1}\n')
-    assert "remove the folder" not in refusal(tmp_path, other)
+def test_before_the_first_step_the_config_may_be_corrected(tmp_path):
+    opened(tmp_path).close()
+    begun(tmp_path, Config(model=ModelConfig(width=256)))
+    assert load_config(tmp_path)["model"]["width"] == 256
+    assert "model.width is 256 in this run, not 192" in refusal(tmp_path)
 
 
 def test_what_is_free_may_change_and_is_recorded(tmp_path):
-    opened(tmp_path).close()
+    begun(tmp_path)
     opened(tmp_path, Config(training=TrainingConfig(steps=7), mesh=MeshConfig(tensor=2))).close()
     assert load_config(tmp_path)["training"]["steps"] == 7
     assert load_config(tmp_path)["mesh"]["tensor"] == 2
@@ -102,7 +108,7 @@ def test_what_is_free_may_change_and_is_recorded(tmp_path):
 
 def test_a_free_name_frees_no_name_it_begins(tmp_path):
     config = Config(training=TrainingConfig(schedule_steps=5))
-    open_run(tmp_path, config, command="train").close()
+    begun(tmp_path, config, free=())
     with pytest.raises(UserError, match=r"training\.schedule_steps is 5 in this run, not 6"):
         open_run(
             tmp_path,
@@ -113,8 +119,7 @@ def test_a_free_name_frees_no_name_it_begins(tmp_path):
 
 
 def test_settings_that_an_older_version_did_not_have_are_no_difference(tmp_path):
-    run = opened(tmp_path)
-    run.close()
+    run = begun(tmp_path)
     text = run.config_path.read_text()
     run.config_path.write_text(text.replace("  vocab_multiple: 128\n", "") + "retired: 3\n")
     opened(tmp_path).close()
@@ -140,6 +145,7 @@ def test_other_processes_write_nothing_but_compare(tmp_path):
     other.say("nothing")
     other.close()
     assert not (tmp_path / "run").exists()
+    begun(tmp_path / "run")
     main = opened(tmp_path / "run")
     files = sorted(tmp_path.rglob("*"))
     opened(tmp_path / "run", is_main_process=False).close()
@@ -179,7 +185,7 @@ def test_one_process_writes_and_death_releases_the_run(tmp_path):
 
 
 def test_a_refused_config_does_not_keep_the_lock(tmp_path):
-    opened(tmp_path).close()
+    begun(tmp_path)
     refusal(tmp_path, Config(model=ModelConfig(width=256)))
     opened(tmp_path).close()
 

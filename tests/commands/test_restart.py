@@ -1,0 +1,167 @@
+"""A run that is interrupted, in whatever way, and started again is the run that was never interrupted, bit for bit."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from command_runs import call, checkpoint, copy_until, ended, metrics, run, started, steps
+from conftest import SMALL_STEPS
+
+from llama_jax.data.tokenizers import load_tokenizer
+
+
+def wait_for(file: Path, word: str, process, seconds: float = 120) -> bool:
+    """Whether the word is in the file before the process ends."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if file.exists() and word in file.read_text():
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.005)
+    raise TimeoutError(f"'{word}' did not appear in {file}")
+
+
+def wait_for_steps(run_dir: Path, output: Path, process, count: int = 1) -> bool:
+    """Whether the process makes so many steps of its own before it ends."""
+    if not wait_for(output, "compiling", process):
+        return False
+    file = run_dir / "metrics.jsonl"  # cut to the steps of the checkpoint by now
+    before = len(file.read_text().splitlines())
+    while process.poll() is None:
+        if len(file.read_text().splitlines()) >= before + count:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def assert_same_run(run_dir: Path, reference: Path) -> None:
+    assert metrics(run_dir) == metrics(reference)
+    assert checkpoint(run_dir, SMALL_STEPS) == checkpoint(reference, SMALL_STEPS)
+
+
+def kill_at_random(small_run, run_dir: Path, output: Path, chance: random.Random) -> str | None:
+    """Start the command and kill it; returns where that was, or None if the command finished first."""
+    in_start_up = chance.random() < 0.25
+    with started("pretrain", *small_run.arguments, "--run_dir", run_dir, output=output) as process:
+        if in_start_up:
+            time.sleep(chance.uniform(0.2, 5.0))
+        elif wait_for_steps(run_dir, output, process, count=chance.randint(1, 10)):
+            # A step takes milliseconds, a save some tenths of a second.
+            time.sleep(chance.uniform(0, 0.3))
+        process.kill()
+        result = ended(process, output)
+    assert result.code in (0, -signal.SIGKILL), result
+    if result.code == 0:
+        return None
+    checkpoints = run_dir / "checkpoints"
+    unfinished = (
+        {path.name for path in checkpoints.iterdir()} - {*map(str, steps(run_dir))} if checkpoints.exists() else {}
+    )
+    made = len((run_dir / "metrics.jsonl").read_text().splitlines()) if (run_dir / "metrics.jsonl").exists() else 0
+    place = f"{'start-up' if in_start_up else 'training'}, {made} steps made, {(steps(run_dir) or [0])[-1]} saved"
+    return f"{place}, inside a save ({', '.join(sorted(unfinished))})" if unfinished else place
+
+
+def kill_sweep(small_run, tmp_path: Path, kills: int, seed: int) -> list[str]:
+    """Kill runs until there were `kills`, each run going on until it is complete and checked; returns where."""
+    chance = random.Random(seed)
+    places: list[str] = []
+    number = 0
+    while len(places) < kills:
+        number += 1
+        run_dir = tmp_path / f"run_{number}"
+        while len(places) < kills and (place := kill_at_random(small_run, run_dir, tmp_path / "printed", chance)):
+            places.append(place)
+            print(f"seed {seed}, run {number}: killed in {place}")
+        result = run("pretrain", *small_run.arguments, "--run_dir", run_dir, folder=tmp_path)
+        assert result.code == 0, result
+        assert_same_run(run_dir, small_run.run_dir)
+    return places
+
+
+def test_the_small_run_passes_an_epoch(small_run):
+    tokenizer = load_tokenizer(small_run.tokenizer)
+    texts = [json.loads(line)["text"] for line in small_run.corpus.read_text().splitlines()]
+    epoch = sum(len(tokenizer.encode(text, bos=True, eos=True)) for text in texts)
+    trained = metrics(small_run.run_dir)[-1]["tokens"]
+    assert trained == SMALL_STEPS * 8 * 32
+    assert 1.2 * epoch < trained
+
+
+def test_a_run_that_is_killed_again_and_again_is_the_uninterrupted_run(small_run, tmp_path):
+    assert len(kill_sweep(small_run, tmp_path, kills=4, seed=2)) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_run_that_is_killed_at_many_points_is_the_uninterrupted_run(small_run, tmp_path):
+    places = kill_sweep(small_run, tmp_path, kills=40, seed=0)
+    assert sum("inside a save" in place for place in places) >= 5, places
+    assert sum("start-up" in place for place in places) >= 3, places
+    assert sum(" 0 saved" in place for place in places) >= 1, places
+
+
+def test_sigterm_and_ctrl_c_save_the_step_they_interrupt(small_run, tmp_path):
+    run_dir, output = tmp_path / "run", tmp_path / "printed"
+    command = ("pretrain", *small_run.arguments, "--run_dir", run_dir)
+    last = 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with started(*command, output=output) as process:
+            assert wait_for_steps(run_dir, output, process, count=5)
+            process.send_signal(number)
+            result = ended(process, output)
+        assert result.code == 75
+        made = metrics(run_dir)[-1]["step"]
+        assert result.errors == f"saved step {made} of 30 after a signal; the same command goes on\n"
+        assert last + 5 <= made < SMALL_STEPS
+        assert steps(run_dir)[-1] == made
+        assert f"going on from step {last}\n" in result.output or last == 0
+        last = made
+    result = run(*command, folder=tmp_path)
+    assert result.code == 0 and f"going on from step {last}\n" in result.output
+    # The seconds after a signal are for saving: an evaluation that is due then is left out.
+    assert_same_but_for_validation(run_dir, small_run.run_dir)
+
+
+def assert_same_but_for_validation(run_dir: Path, reference: Path) -> None:
+    for record, expected in zip(metrics(run_dir), metrics(reference), strict=True):
+        if "validation_loss" not in record:
+            expected = {name: value for name, value in expected.items() if not name.startswith("validation")}
+        assert record == expected
+    assert checkpoint(run_dir, SMALL_STEPS) == checkpoint(reference, SMALL_STEPS)
+
+
+def test_a_second_signal_ends_the_run_at_once_even_while_it_compiles(small_run, tmp_path):
+    output = tmp_path / "printed"
+    # A shape that no other test compiles, so that the compilation cache cannot make it quick.
+    slow = ("--model.num_layers", 3, "--seed", random.randrange(2**31), "--run_dir", tmp_path / "run")
+    with started("pretrain", *small_run.arguments, *slow, output=output) as process:
+        assert wait_for(output, "compiling", process)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=2) == 128 + signal.SIGTERM
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_same_command_after_the_end_says_so_and_changes_nothing(small_run, tmp_path, capfd):
+    run_dir = copy_until(small_run.run_dir, tmp_path / "run", kept=[27, 30])
+    before = (run_dir / "metrics.jsonl").read_text()
+    assert call("pretrain", *small_run.arguments, "--run_dir", run_dir) == 0
+    assert f"{run_dir} is already at step 30; ask for more with --training.steps\n" in capfd.readouterr().out
+    assert (run_dir / "metrics.jsonl").read_text() == before
+    assert checkpoint(run_dir, 30) == checkpoint(small_run.run_dir, 30)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_the_step_that_is_asked_for(small_run, tmp_path):
+    run_dir = copy_until(small_run.run_dir, tmp_path / "run", kept=[12, 18, 24])
+    result = run("pretrain", *small_run.arguments, "--run_dir", run_dir, "--resume", 18, folder=tmp_path)
+    assert result.code == 0
+    assert "--resume 18: checkpoint step 24 dropped\n" in result.output
+    assert "going on from step 18\n" in result.output
+    assert_same_run(run_dir, small_run.run_dir)

@@ -1,0 +1,51 @@
+"""Perplexity counts every held-out token once, whatever the batch and the mesh, in the units it says."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llama_jax.core import sharding
+from llama_jax.core.config import MeshConfig
+from llama_jax.data.config import DataConfig
+from llama_jax.data.loader import text_bytes, validation_batches
+from llama_jax.data.sources import TextDocuments
+from llama_jax.data.tokenizers import train_tokenizer
+from llama_jax.evals.perplexity import perplexity
+from llama_jax.model.config import ComputeConfig, LlamaConfig
+from llama_jax.model.llama import language_model
+
+TEXTS = [f"Document {number} says that {number} times two is {2 * number}, and no more. " * 4 for number in range(40)]
+DOCUMENTS = TextDocuments(TEXTS)
+TOKENIZER = train_tokenizer(TEXTS, 300)
+CONFIG = LlamaConfig(300, width=32, mlp_width=32, num_layers=1, num_heads=2, num_kv_heads=2, head_size=16)
+MODEL = language_model(CONFIG, ComputeConfig())
+
+
+def measured(rows: int, shape: tuple[int, int, int], uniform: bool = False) -> dict:
+    mesh = sharding.make_mesh(MeshConfig(*shape))
+    with jax.set_mesh(mesh):
+        shardings = sharding.shardings_of(mesh, MODEL.shapes(), MODEL.axes)
+        params = jax.jit(MODEL.init, out_shardings=shardings)(jax.random.key(0))
+        if uniform:
+            params["lm_head"]["kernel"] = jnp.zeros_like(params["lm_head"]["kernel"])
+        batches = validation_batches(DOCUMENTS, TOKENIZER, DataConfig(sequence_length=64), rows)
+        return perplexity(MODEL, params, batches, text_bytes(DOCUMENTS))
+
+
+def test_uniform_predictions_cost_the_logarithm_of_the_vocabulary() -> None:
+    result = measured(8, (1, 8, 1), uniform=True)
+    tokens = sum(len(TOKENIZER.encode(text, eos=True)) for text in TEXTS)
+    assert result["tokens"] == tokens
+    assert result["loss"] == pytest.approx(math.log(300), rel=1e-6)
+    assert result["perplexity"] == pytest.approx(300, rel=1e-5)
+    assert result["bits_per_byte"] == pytest.approx(tokens * math.log2(300) / sum(map(len, TEXTS)), rel=1e-6)
+
+
+def test_batch_size_and_mesh_change_nothing() -> None:
+    first = measured(8, (1, 8, 1))
+    for rows, shape in ((16, (2, 2, 2)), (24, (8, 1, 1))):
+        again = measured(rows, shape)
+        assert again["tokens"] == first["tokens"]
+        assert again["loss"] == pytest.approx(first["loss"], rel=1e-6)
