@@ -12,13 +12,14 @@ from typing import Any
 
 from etils import epath
 
+from llama_jax.core.errors import CannotGoOnError
 from llama_jax.core.files import is_remote
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 
 
-class CheckpointDamagedError(Exception):
+class CheckpointDamagedError(CannotGoOnError):
     """A checkpoint, or every checkpoint of a directory, is not what was written. Not the user's mistake, and never a
     reason to start from scratch."""
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 import yaml
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from llama_jax.core.errors import SavedAfterSignal, UserError
+from llama_jax.core.errors import CannotGoOnError, SavedAfterSignal, UserError
 from llama_jax.core.settings import Commands, Schema, Setting, expected, plain, read_argv, read_config, section_in
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -87,6 +87,8 @@ def run_command(
         return code
     except UserError as error:
         return _leave(_say(f"error: {' '.join(str(error).split())}", 2))
+    except CannotGoOnError as error:
+        return _leave(_say(f"error: {' '.join(str(error).split())}", 1))
     except SavedAfterSignal as saved:
         return _say(str(saved), 75)
     except KeyboardInterrupt:

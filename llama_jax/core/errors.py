@@ -10,7 +10,11 @@ class UserError(Exception):
     the value found, and what would be right."""
 
 
-class SaveFailedError(Exception):
+class CannotGoOnError(Exception):
+    """Something outside of the program keeps a run from going on; shown as one line, exit code 1."""
+
+
+class SaveFailedError(CannotGoOnError):
     """Checkpoints could not be written several times in a row, so going on would only waste compute."""
 
 
