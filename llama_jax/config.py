@@ -32,7 +32,7 @@ class PretrainConfig:
     """The text."""
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
-            steps=700, batch_size=8, peak_learning_rate=6e-3, warmup_steps=70, evaluate_every=175
+            steps=600, batch_size=8, peak_learning_rate=6e-3, warmup_steps=60, evaluate_every=150
         )
     )
     """Optimization."""

@@ -28,13 +28,14 @@ def evaluate(config: EvaluateConfig) -> None:
         if is_main_process():
             print(text, file=sys.stderr if config.json else sys.stdout, flush=True)
 
-    say(start_up(config.distributed))
+    who = start_up(config.distributed)
     mesh = sharding.make_mesh(config.mesh)
     compute = ComputeConfig(dtype=config.model_dtype)
     with jax.set_mesh(mesh):
         path = find_model(config.model, say)
         opened = open_model(path, compute, mesh, step=config.step, tokenizer=config.tokenizer, say=say)
         data, documents = _documents(config, opened)
+        say(who)
         parts = sharding.batch_parts(mesh)
         rows = -(-config.batch_size // parts) * parts
         batches = validation_batches(documents, opened.tokenizer, data, rows)

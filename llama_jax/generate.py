@@ -28,7 +28,7 @@ def generate(config: GenerateConfig) -> None:
         if is_main_process():
             print(text, file=sys.stderr, flush=True)
 
-    say(start_up(config.distributed))
+    who = start_up(config.distributed)
     prompts = _prompts(config)
     sampling = SamplingConfig(config.max_new_tokens, config.temperature, config.top_k, config.top_p)
     mesh = sharding.make_mesh(config.mesh)
@@ -52,7 +52,7 @@ def generate(config: GenerateConfig) -> None:
         print()
     elif not config.json:
         print("\n\n".join(texts))
-    say(f"{opened.source}: {count} tokens in {seconds:.1f} s, compilation included")
+    say(f"{who}; {opened.source}: {count} tokens in {seconds:.1f} s, compilation included")
     if config.json:
         print(json.dumps({"text": texts[0], "texts": texts, "tokens": count, "model": opened.source}))
 

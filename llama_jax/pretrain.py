@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import sys
 import time
@@ -96,7 +97,11 @@ def _train(config: PretrainConfig, run: RunDirectory) -> None:
         if is_main_process():
             checkpoints.clean_up()
         files = _model_files(config, tokenizer)
-        hashes = {"pipeline": loader.fingerprint, "tokenizer": tokenizer.fingerprint}
+        hashes = {
+            "config": hashlib.sha256(files["model/config.json"]).hexdigest(),
+            "tokenizer": tokenizer.fingerprint,
+            "pipeline": loader.fingerprint,
+        }
         validation = _Validation(config, program, tokenizer, held_out)
         profiler = Profiler(run.profile, config.tracking)
 
@@ -106,7 +111,7 @@ def _train(config: PretrainConfig, run: RunDirectory) -> None:
             contents = shared | {name: json.dumps(position).encode()}
             checkpoints.save(step, checkpoint_items(state, frozen), contents, hashes)
 
-        with _recorder(config, run, first) as record:
+        with _Recorder(config, run, first) as record:
             hooks = Hooks(record=record, evaluate=validation, save=save, stop=signal.requested, trace=profiler.step)
             run.say("compiling… (the first step may take minutes on large models)")
             loader.start(position)
@@ -283,8 +288,8 @@ class _Validation:
         return {"validation_loss": self.last["loss"], "validation_bits_per_byte": self.last["bits_per_byte"]}
 
 
-class _recorder:
-    """Sends each record to every sink; on processes other than the main one, nowhere."""
+class _Recorder:
+    """Sends each record to every sink, on the main process; a context manager that gives the function to call."""
 
     def __init__(self, config: PretrainConfig, run: RunDirectory, first: int) -> None:
         self._sinks = []
