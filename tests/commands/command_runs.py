@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ TIMING = {
 """What metrics.jsonl holds that two runs need not agree on."""
 
 
+UNOPTIMIZED = "--xla_backend_optimization_level=0"
+"""On CPU only process 0 of a job uses the compilation cache; without this the others compile for most of a test."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """A command that has ended."""
@@ -37,26 +41,26 @@ class Ended:
     errors: str
 
 
-def call(command: str, *arguments: object) -> int:
-    """Run a command in this process, on its 8 devices; returns the exit code."""
+def call(*line: object) -> int:
+    """Run a command, its name and its arguments, in this process on its 8 devices; returns the exit code."""
+    command, *argv = map(str, line)
     function = getattr(importlib.import_module(f"llama_jax.{command}"), command)
     presets = PRESETS if command == "pretrain" else None
-    argv = [str(argument) for argument in arguments]
     return run_command(function, COMMANDS[command], command=command, commands=COMMANDS, presets=presets, argv=argv)
 
 
 @contextmanager
-def started(command: str, *arguments: object, output: Path, devices: int = 1) -> Iterator[subprocess.Popen]:
+def started(*line: object, output: Path, devices: int = 1, xla_flags: str = "") -> Iterator[subprocess.Popen]:
     """A command that runs in a process of its own and prints into the files `output` and `output`.errors; it is killed
     at the end of the block if it still runs."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {xla_flags}",
     }
-    line = [sys.executable, "-m", "llama_jax", command] if command else [sys.executable, "-m", "llama_jax"]
+    command = [sys.executable, "-m", "llama_jax", *map(str, line)]
     with output.open("w") as out, _errors(output).open("w") as errors:
-        process = subprocess.Popen([*line, *map(str, arguments)], env=environment, stdout=out, stderr=errors)
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=errors)
     try:
         yield process
     finally:
@@ -74,30 +78,37 @@ def _errors(output: Path) -> Path:
     return output.with_name(f"{output.name}.errors")
 
 
-def run(command: str, *arguments: object, folder: Path, devices: int = 1) -> Ended:
+def run(*line: object, folder: Path, devices: int = 1) -> Ended:
     """Run a command in a process of its own; `folder` takes what it prints."""
     output = folder / "printed"
-    with started(command, *arguments, output=output, devices=devices) as process:
+    with started(*line, output=output, devices=devices) as process:
         return ended(process, output)
 
 
-def run_two(command: str, *arguments: object, folder: Path, devices: int = 4) -> list[Ended]:
-    """Run a command as two processes of a job."""
-    outputs = [folder / f"printed_{rank}" for rank in range(2)]
-    job = [*arguments, *job_of_two()]
-    with (
-        started(command, *job, "--distributed.process_id", 0, output=outputs[0], devices=devices) as first,
-        started(command, *job, "--distributed.process_id", 1, output=outputs[1], devices=devices) as second,
-    ):
-        return [ended(process, output) for process, output in zip((first, second), outputs, strict=True)]
-
-
-def job_of_two() -> list[object]:
-    """Arguments that two processes share, with a free port."""
+@contextmanager
+def two_started(
+    *line: object, folder: Path, xla_flags: str = UNOPTIMIZED
+) -> Iterator[list[tuple[subprocess.Popen, Path]]]:
+    """Two processes of one job with four devices each, and the files they print into."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-    return ["--distributed.coordinator", address, "--distributed.num_processes", 2]
+    job = [*line, "--distributed.coordinator", address, "--distributed.num_processes", 2]
+    outputs = [folder / f"printed_{rank}" for rank in range(2)]
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                started(*job, "--distributed.process_id", rank, output=output, devices=4, xla_flags=xla_flags)
+            )
+            for rank, output in enumerate(outputs)
+        ]
+        yield list(zip(processes, outputs, strict=True))
+
+
+def run_two(*line: object, folder: Path, xla_flags: str = UNOPTIMIZED) -> list[Ended]:
+    """Run a command as two processes of one job with four devices each."""
+    with two_started(*line, folder=folder, xla_flags=xla_flags) as job:
+        return [ended(process, output) for process, output in job]
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ def small_run(tmp_path_factory) -> SmallRun:
         "checkpoints.every": SMALL_SAVE_EVERY,
         "tracking.tensorboard": "false",
     }
-    arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    arguments: list[object] = [part for name, value in settings.items() for part in (f"--{name}", value)]
     run_dir = folder / "run"
     keep_all = ("--checkpoints.keep_every", SMALL_SAVE_EVERY)
     result = command_runs.run("pretrain", *arguments, *keep_all, "--run_dir", run_dir, folder=folder)

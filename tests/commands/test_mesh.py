@@ -1,12 +1,14 @@
 """The same run on every mesh and any number of processes: the same batches, and losses that differ by rounding only."""
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from command_runs import call, checkpoint, metrics, run, run_two
+from command_runs import UNOPTIMIZED, call, checkpoint, ended, metrics, run, run_two, steps, two_started
 
 from llama_jax.checkpoints.opening import open_model
 from llama_jax.core import sharding, tree
@@ -64,26 +66,37 @@ def test_one_kind_of_parallelism_gives_the_losses_of_one_device(mesh, tiny_run, 
     assert_same_losses(tmp_path / "run", tiny_run)
 
 
-def test_a_run_goes_from_two_processes_to_one_and_back(tiny_run, tmp_path):
-    run_dir = tmp_path / "run"
-    command = ("pretrain", *TINY, "--run_dir", run_dir, "--training.steps")
-    results = run_two(*command, 7, folder=tmp_path)
+def train_on_two(run_dir: Path, last: int, xla_flags: str = UNOPTIMIZED) -> list[str]:
+    """Train to a step as two processes of four devices each; returns what each printed."""
+    command = ("pretrain", *TINY, "--run_dir", run_dir, "--training.steps", last)
+    results = run_two(*command, folder=run_dir.parent, xla_flags=xla_flags)
     assert [result.code for result in results] == [0, 0], results
     assert "process 0 of 2, 8 devices (cpu)" in results[0].output
-    assert call(*command, 14) == 0
-    results = run_two(*command, STEPS, folder=tmp_path)
-    assert [result.code for result in results] == [0, 0], results
-    assert "going on from step 14" in results[0].output and "going on" not in results[1].output
+    return [result.output for result in results]
+
+
+def test_two_processes_give_the_losses_of_one_and_one_goes_on_with_their_data(tiny_run, tmp_path):
+    run_dir = tmp_path / "run"
+    train_on_two(run_dir, 8)
+    assert sorted(checkpoint(run_dir, 8)["positions"]) == [f"position-0000{rank}-of-00002.json" for rank in range(2)]
+    train(run_dir)
     assert_same_losses(run_dir, tiny_run)
-    assert sorted(checkpoint(run_dir, 7)["positions"]) == [f"position-0000{rank}-of-00002.json" for rank in range(2)]
+
+
+@pytest.mark.slow
+def test_a_run_goes_from_two_processes_to_one_and_back(tiny_run, tmp_path):
+    run_dir = tmp_path / "run"
+    train_on_two(run_dir, 7)
+    train(run_dir, "--training.steps", 14)
     assert sorted(checkpoint(run_dir, 14)["positions"]) == ["position-00000-of-00001.json"]
+    printed = train_on_two(run_dir, STEPS)
+    assert "going on from step 14" in printed[0] and "going on" not in printed[1]
+    assert_same_losses(run_dir, tiny_run)
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one_device(tiny_run, tmp_path):
-    arguments = (*TINY, "--training.steps", STEPS, "--run_dir", tmp_path / "run")
-    results = run_two("pretrain", *arguments, folder=tmp_path)
-    assert [result.code for result in results] == [0, 0], results
+    train_on_two(tmp_path / "run", STEPS, xla_flags="")
     assert_same_losses(tmp_path / "run", tiny_run)
 
 
@@ -101,31 +114,66 @@ def test_a_checkpoint_of_eight_devices_opens_with_the_same_bits_on_fewer(devices
     assert len(kernel.sharding.device_set) == devices
 
 
-def evaluation(output: str) -> dict:
+def last_line(output: str) -> dict:
     return json.loads(output.splitlines()[-1])
 
 
-def test_evaluation_agrees_on_one_device_eight_and_two_processes(eight_device_run, tmp_path, capfd):
+def on_two_processes(*command: object, folder: Path) -> dict:
+    results = run_two(*command, folder=folder)
+    assert [result.code for result in results] == [0, 0], results
+    return last_line(results[0].output)
+
+
+def test_evaluation_agrees_on_one_device_and_eight(eight_device_run, tmp_path, capfd):
     command = ("evaluate", "--model", eight_device_run, "--json")
     assert call(*command) == 0
-    eight = evaluation(capfd.readouterr().out)
-    one = evaluation(run(*command, folder=tmp_path).output)
-    results = run_two(*command, folder=tmp_path)
-    assert [result.code for result in results] == [0, 0], results
-    two = evaluation(results[0].output)
-    assert one["tokens"] == eight["tokens"] == two["tokens"] > 1000
-    for other in (eight, two):
-        assert other["bits_per_byte"] == pytest.approx(one["bits_per_byte"], rel=1e-6)
+    eight = last_line(capfd.readouterr().out)
+    one = last_line(run(*command, folder=tmp_path).output)
+    assert one["tokens"] == eight["tokens"] > 1000
+    assert one["bits_per_byte"] == pytest.approx(eight["bits_per_byte"], rel=1e-6)
     assert one["bits_per_byte"] == pytest.approx(metrics(eight_device_run)[-1]["validation_bits_per_byte"], rel=1e-6)
 
 
-def test_generation_agrees_on_one_device_eight_and_two_processes(eight_device_run, tmp_path, capfd):
-    command = ("generate", "--model", eight_device_run, "--prompt", "The ", "--temperature", 0, "--max_new_tokens", 24)
-    assert call(*command, "--json") == 0
-    eight = evaluation(capfd.readouterr().out)
-    one = evaluation(run(*command, "--json", folder=tmp_path).output)
-    results = run_two(*command, "--json", folder=tmp_path)
-    assert [result.code for result in results] == [0, 0], results
-    two = evaluation(results[0].output)
-    assert one["text"] == eight["text"] == two["text"]
+@pytest.mark.slow
+def test_evaluation_agrees_on_eight_devices_and_two_processes(eight_device_run, tmp_path):
+    two = on_two_processes("evaluate", "--model", eight_device_run, "--json", folder=tmp_path)
+    assert two["bits_per_byte"] == pytest.approx(metrics(eight_device_run)[-1]["validation_bits_per_byte"], rel=1e-6)
+
+
+def greedy(model: Path) -> list[object]:
+    return ["generate", "--model", model, "--prompt", "The ", "--temperature", 0, "--max_new_tokens", 24, "--json"]
+
+
+def test_generation_agrees_on_one_device_and_eight(eight_device_run, tmp_path, capfd):
+    assert call(*greedy(eight_device_run)) == 0
+    eight = last_line(capfd.readouterr().out)
+    one = last_line(run(*greedy(eight_device_run), folder=tmp_path).output)
+    assert one["text"] == eight["text"]
     assert one["text"].startswith("The ") and one["tokens"] == 24
+
+
+@pytest.mark.slow
+def test_generation_agrees_on_eight_devices_and_two_processes(eight_device_run, tmp_path, capfd):
+    assert call(*greedy(eight_device_run)) == 0
+    eight = last_line(capfd.readouterr().out)
+    assert on_two_processes(*greedy(eight_device_run), folder=tmp_path) == eight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+def test_a_signal_to_one_process_makes_both_save_the_same_step(number, rank, tiny_run, tmp_path):
+    run_dir = tmp_path / "run"
+    command = ("pretrain", *TINY, "--run_dir", run_dir, "--training.steps", STEPS)
+    with two_started(*command, folder=tmp_path) as job:
+        while not (run_dir / "metrics.jsonl").exists() or len((run_dir / "metrics.jsonl").read_text()) == 0:
+            assert job[0][0].poll() is None
+            time.sleep(0.01)
+        job[rank][0].send_signal(number)
+        results = [ended(process, output) for process, output in job]
+    assert [result.code for result in results] == [75, 75], results
+    made = metrics(run_dir)[-1]["step"]
+    assert all(f"saved step {made} of 20 after a signal" in result.errors for result in results)
+    assert made < STEPS and steps(run_dir) == [made]
+    results = run_two(*command, folder=tmp_path)
+    assert [result.code for result in results] == [0, 0], results
+    assert_same_losses(run_dir, tiny_run)

@@ -1,9 +1,14 @@
 """A mistake of the user's gets one clear line and exit code 2, and leaves nothing that hinders a second attempt."""
 
+import fcntl
 from pathlib import Path
 
 import command_runs
 import pytest
+
+from llama_jax.config import COMMANDS
+from llama_jax.core.run import load_config
+from llama_jax.data.tokenizers import load_tokenizer
 
 
 @pytest.fixture
@@ -14,7 +19,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def refused(capfd, *arguments: object) -> str:
     """The one line that a command answers with."""
-    assert command_runs.call(*arguments) == 2  # pyright: ignore[reportArgumentType]
+    assert command_runs.call(*arguments) == 2
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
@@ -36,6 +41,8 @@ MISTAKES = {
     "a batch that does not divide": (("--training.batch_size", 12), ["12", "8 devices"]),
     "rows beyond the context": (("--data.sequence_length", 512), ["512", "model.context_length 256"]),
     "a vocabulary too large for the corpus": (("--model.vocab_size", 400_000), ["400000"]),
+    "streams that do not divide": (("--data.streams", 7), ["data.streams", "7", "training.batch_size 16"]),
+    "a pattern that fits nothing": (("--training.trainable", "lora"), ["training.trainable", "lora", "no parameter"]),
 }
 
 
@@ -84,12 +91,122 @@ def test_a_corrected_second_attempt_works_in_the_same_folder(folder, capfd) -> N
     assert "step 7" in refused(capfd, *short, "--resume", 7)
 
 
-def test_a_model_that_is_not_there_is_named(folder, capfd) -> None:
-    line = command_line_after_start(capfd, "generate", "--model", "runs/none")
-    assert "runs/none: no such file or directory" in line
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_names_an_unknown_setting_and_a_wrong_type(command, capfd) -> None:
+    known = "data.source" if command in ("pretrain", "tokenizer") else "model_dtype"
+    assert f"did you mean '{known}'?" in refused(capfd, command, f"--{known}s", "x")
+    number = {"pretrain": "training.steps", "tokenizer": "vocab_size", "generate": "seed", "evaluate": "batch_size"}
+    said = refused(capfd, command, f"--{number[command]}", "many")
+    assert said == f'error: --{number[command]}: got "many", expected a whole number'
 
 
-def command_line_after_start(capfd, *arguments: object) -> str:
-    """The error of a command that says who it is first."""
-    assert command_runs.call(*arguments) == 2  # pyright: ignore[reportArgumentType]
-    return capfd.readouterr().err.strip().splitlines()[-1]
+def test_the_tokenizer_of_an_attempt_that_failed_is_not_kept(small_run, folder, capfd) -> None:
+    command = ("pretrain", *small_run.arguments, "--data.tokenizer", "null", "--run_dir", "run", "--data.streams", 7)
+    refused(capfd, *command, "--model.vocab_size", 290)
+    assert (folder / "run" / "tokenizer.model").exists()
+    refused(capfd, *command, "--model.vocab_size", 310)
+    assert load_tokenizer("run/tokenizer.model").vocab_size == 310
+    # From the first step on it is part of the run.
+    (folder / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    written = (folder / "run" / "tokenizer.model").stat().st_mtime_ns
+    refused(capfd, *command, "--model.vocab_size", 310)
+    assert (folder / "run" / "tokenizer.model").stat().st_mtime_ns == written
+
+
+def test_the_schedule_of_an_attempt_that_failed_is_not_kept(small_run, folder, capfd) -> None:
+    command = ("pretrain", *small_run.arguments, "--run_dir", "run", "--mesh.data", 3)
+    refused(capfd, *command, "--training.steps", 5)
+    refused(capfd, *command, "--training.steps", 2)
+    assert load_config("run")["training"]["schedule_steps"] == 2
+    (folder / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert command_runs.call(*command, "--training.steps", 3) == 2
+    assert "the learning-rate schedule still ends at step 2, as the run began\n" in capfd.readouterr().out
+
+
+def test_a_run_that_is_refused_stays_as_it_is(small_run, folder, capfd) -> None:
+    def files() -> dict[Path, int]:
+        kept = (path for path in small_run.run_dir.rglob("*") if path.is_file() and path.name != "lock")
+        return {path: path.stat().st_mtime_ns for path in kept}
+
+    before = files()
+    command = ("pretrain", *small_run.arguments, "--run_dir", small_run.run_dir)
+    assert "seed is 0 in this run, not 1" in refused(capfd, *command, "--seed", 1)
+    assert "is a run with progress" in refused(capfd, *command, "--resume", "never")
+    assert files() == before
+
+
+def test_other_text_and_fewer_steps_are_refused(small_run, folder, capfd) -> None:
+    run_dir = command_runs.copy_until(small_run.run_dir, folder / "run", [30])
+    command = ["pretrain", *small_run.arguments, "--run_dir", run_dir]
+    said = refused(capfd, *command, "--training.steps", 20)
+    assert said == f"error: training.steps: 20, but {run_dir} is already at step 30"
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text(small_run.corpus.read_text() + '{"text": "one more"}\n')
+    config = run_dir / "config.yaml"
+    config.write_text(config.read_text().replace(str(small_run.corpus), str(corpus)))
+    said = refused(capfd, *command, "--data.source", corpus)
+    assert "the documents or the tokenizer are not those the run began with" in said
+
+
+USES = {
+    "no such model": (["generate", "--model", "nowhere"], "nowhere: no such file or directory"),
+    "not a run": (["generate", "--model", "."], "holds no checkpoint"),
+    "not a model": (["evaluate", "--model", "text.txt"], "neither a run directory nor a llama2.c model"),
+    "no such step": (["generate", "--step", 4], "no checkpoint step 4 in"),
+    "no such prompts": (["generate", "--prompts", "nowhere.txt"], "nowhere.txt: no such file"),
+    "no prompt": (["generate", "--prompts", "empty.txt"], "empty.txt: has no prompt"),
+    "too many tokens": (["generate", "--max_new_tokens", 255], "exceed the model's context of 256"),
+    "no such text": (["evaluate", "--data", "nowhere.txt"], "nowhere.txt"),
+    "rows too long": (["evaluate", "--sequence_length", 300], "exceeds the model's context of 256"),
+    "no such tokenizer": (["evaluate", "--tokenizer", "nowhere.model"], "nowhere.model: no such file"),
+}
+
+
+@pytest.mark.parametrize("mistake", USES)
+def test_using_a_model_names_the_mistake_in_one_line(mistake, small_run, folder, capfd) -> None:
+    (folder / "text.txt").write_text("text")
+    (folder / "empty.txt").write_text("\n\n")
+    arguments, named = USES[mistake]
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", small_run.run_dir]
+    assert named in refused(capfd, *arguments)
+
+
+def test_a_tokenizer_file_is_not_overwritten(small_run, capfd) -> None:
+    said = refused(capfd, "tokenizer", "--data.source", small_run.corpus, "--output", small_run.tokenizer)
+    assert said == f"error: --output {small_run.tokenizer}: exists; name another file, or add --overwrite"
+
+
+def test_a_run_in_use_is_refused(small_run, folder, capfd) -> None:
+    (folder / "run").mkdir()
+    with (folder / "run" / "lock").open("w") as lock:
+        lock.write("process 7 on another_host\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = refused(capfd, "pretrain", *small_run.arguments, "--run_dir", "run")
+    assert "run: in use by process 7 on another_host; wait for it to end, or choose another --run_dir" in said
+
+
+def test_a_mistake_ends_a_real_process_with_one_line(small_run, folder) -> None:
+    command = ("pretrain", *small_run.arguments, "--mesh.tensor", 3, "--run_dir", "run")
+    result = command_runs.run(*command, folder=folder)
+    assert (result.code, result.errors.count("\n")) == (2, 1)
+    assert result.errors.startswith("error: mesh: data 1 x fsdp -1 x tensor 3 does not make 1 devices")
+
+
+def test_an_unknown_command_is_named_and_known_ones_are_listed(folder) -> None:
+    result = command_runs.run("pretrian", folder=folder)
+    assert (result.code, result.errors.count("\n")) == (2, 1)
+    assert result.errors.startswith("error: pretrian: unknown command;")
+    assert "did you mean 'pretrain'?" in result.errors
+    listed = command_runs.run(folder=folder)
+    assert listed.code == 0
+    for command in COMMANDS:
+        assert f"\n  {command} " in listed.output
+
+
+def test_a_mistake_that_only_one_process_can_see_ends_both_processes(small_run, folder) -> None:
+    wrong = ("--data.tokenizer", "null", "--model.vocab_size", 5000, "--run_dir", "run")
+    for result in command_runs.run_two("pretrain", *small_run.arguments, *wrong, folder=folder):
+        assert (result.code, result.errors.count("\n")) == (2, 1), result
+        assert "vocab_size: 5000 is too large for this text" in result.errors

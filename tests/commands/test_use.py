@@ -13,7 +13,7 @@ from llama_jax.core.command_line import parse
 
 def last_line(capfd, *arguments: object) -> dict:
     """The JSON object that a command ends with."""
-    assert command_runs.call(*arguments, "--json") == 0  # pyright: ignore[reportArgumentType]
+    assert command_runs.call(*arguments, "--json") == 0
     return json.loads(capfd.readouterr().out.strip().splitlines()[-1])
 
 
