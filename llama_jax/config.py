@@ -78,8 +78,8 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
-class GenerateConfig(SamplingConfig):
-    """Continue a prompt."""
+class UseConfig:
+    """What every command that uses a model can be told."""
 
     model: str | None = None
     """A run directory (its newest checkpoint), or a llama2.c model file. None: the newest run under runs/."""
@@ -87,16 +87,10 @@ class GenerateConfig(SamplingConfig):
     """Checkpoint of the run to take; None: the newest that verifies."""
     tokenizer: str | None = None
     """Tokenizer file, for a model that does not carry its own."""
-    prompt: str = "The "
-    """Text to continue; an empty one starts from the beginning-of-sequence token alone."""
-    prompts: str | None = None
-    """File with a prompt a line, continued together in one batch instead of `prompt`."""
-    seed: int = 0
-    """Seed of the random choices."""
     model_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and activations."""
     json: bool = False
-    """Print one JSON object as the last line instead of streaming."""
+    """Print one JSON object as the last line."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """The device mesh."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
@@ -104,15 +98,21 @@ class GenerateConfig(SamplingConfig):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class GenerateConfig(SamplingConfig, UseConfig):
+    """Continue a prompt. Streams to the terminal, unless JSON is asked for."""
+
+    prompt: str = "The "
+    """Text to continue; an empty one starts from the beginning-of-sequence token alone."""
+    prompts: str | None = None
+    """File with a prompt a line, continued together in one batch instead of `prompt`."""
+    seed: int = 0
+    """Seed of the random choices."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(UseConfig):
     """Measure a model."""
 
-    model: str | None = None
-    """A run directory (its newest checkpoint), or a llama2.c model file. None: the newest run under runs/."""
-    step: int | None = None
-    """Checkpoint of the run to take; None: the newest that verifies."""
-    tokenizer: str | None = None
-    """Tokenizer file, for a model that does not carry its own."""
     task: Literal["perplexity"] = "perplexity"
     """What to measure: `perplexity`, in nats per token and bits per byte."""
     data: str | None = None
@@ -124,14 +124,6 @@ class EvaluateConfig:
     """Tokens in a row; None: as the run was trained, or the model's context."""
     batch_size: int = 16
     """Rows at a time, rounded up to what the mesh divides."""
-    model_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of weights and activations."""
-    json: bool = False
-    """Print one JSON object as the last line."""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    """The device mesh."""
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    """Several processes."""
 
 
 COMMANDS: dict[str, type] = {

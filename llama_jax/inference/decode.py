@@ -148,19 +148,6 @@ def _start(
     return _decoded(model, sampling, eos_id, count, params, state, key)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
-def _go_on(
-    model: LanguageModel,
-    sampling: SamplingConfig,
-    eos_id: int | None,
-    count: int,
-    params: PyTree,
-    state: DecodeState,
-    key: PRNGKeyArray,
-) -> DecodeState:
-    return _decoded(model, sampling, eos_id, count, params, state, key)
-
-
 def _decoded(
     model: LanguageModel,
     sampling: SamplingConfig,
@@ -179,6 +166,9 @@ def _decoded(
         return carry[0] + 1, decode_step(model, params, carry[1], sampling, key, eos_id)
 
     return jax.lax.while_loop(unfinished, turn, (jnp.zeros((), jnp.int32), state))[1]
+
+
+_go_on = jax.jit(_decoded, static_argnums=(0, 1, 2, 3), donate_argnums=5)
 
 
 def _placed_prompts(prompts: Sequence[Sequence[int]], width: int) -> tuple[Array, Array]:
