@@ -57,12 +57,12 @@ def kill_at_random(small_run, run_dir: Path, output: Path, chance: random.Random
     assert result.code in (0, -signal.SIGKILL), result
     if result.code == 0:
         return None
-    checkpoints = run_dir / "checkpoints"
-    unfinished = (
-        {path.name for path in checkpoints.iterdir()} - {*map(str, steps(run_dir))} if checkpoints.exists() else {}
-    )
-    made = len((run_dir / "metrics.jsonl").read_text().splitlines()) if (run_dir / "metrics.jsonl").exists() else 0
-    place = f"{'start-up' if in_start_up else 'training'}, {made} steps made, {(steps(run_dir) or [0])[-1]} saved"
+    file, folder = run_dir / "metrics.jsonl", run_dir / "checkpoints"
+    made = len(file.read_text().splitlines()) if file.exists() else 0
+    saved = steps(run_dir)
+    place = f"{'start-up' if in_start_up else 'training'}, {made} steps made, {max(saved, default=0)} saved"
+    # During start-up these may be the remains of an earlier kill.
+    unfinished = {path.name for path in folder.iterdir()} - {*map(str, saved)} if made and not in_start_up else None
     return f"{place}, inside a save ({', '.join(sorted(unfinished))})" if unfinished else place
 
 

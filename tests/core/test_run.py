@@ -87,7 +87,7 @@ def test_what_matters_may_not_change(tmp_path):
     changed = Config(model=ModelConfig(width=256, rope_scaling=RopeScaling()), training=TrainingConfig(steps=7))
     message = refusal(tmp_path, changed)
     assert message.startswith(f"--run_dir {tmp_path}: model.rope_scaling is null in this run, not ")
-    assert "; model.width is 192 in this run, not 256; give the same value, or another --run_dir" in message
+    assert "; model.width is 128 in this run, not 256; give the same value, or another --run_dir" in message
     assert "training.steps" not in message
     assert load_config(tmp_path)["model"]["width"] == 192
 
@@ -96,7 +96,7 @@ def test_before_the_first_step_the_config_may_be_corrected(tmp_path):
     opened(tmp_path).close()
     begun(tmp_path, Config(model=ModelConfig(width=256)))
     assert load_config(tmp_path)["model"]["width"] == 256
-    assert "model.width is 256 in this run, not 192" in refusal(tmp_path)
+    assert "model.width is 256 in this run, not 128" in refusal(tmp_path)
 
 
 def test_what_is_free_may_change_and_is_recorded(tmp_path):
