@@ -89,7 +89,7 @@ def test_what_matters_may_not_change(tmp_path):
     assert message.startswith(f"--run_dir {tmp_path}: model.rope_scaling is null in this run, not ")
     assert "; model.width is 128 in this run, not 256; give the same value, or another --run_dir" in message
     assert "training.steps" not in message
-    assert load_config(tmp_path)["model"]["width"] == 192
+    assert load_config(tmp_path)["model"]["width"] == 128
 
 
 def test_before_the_first_step_the_config_may_be_corrected(tmp_path):
