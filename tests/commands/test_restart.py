@@ -61,8 +61,9 @@ def kill_at_random(small_run, run_dir: Path, output: Path, chance: random.Random
     made = len(file.read_text().splitlines()) if file.exists() else 0
     saved = steps(run_dir)
     place = f"{'start-up' if in_start_up else 'training'}, {made} steps made, {max(saved, default=0)} saved"
-    # During start-up these may be the remains of an earlier kill.
-    unfinished = {path.name for path in folder.iterdir()} - {*map(str, saved)} if made and not in_start_up else None
+    unfinished: set[str] = set()
+    if folder.exists() and not in_start_up:  # there, they may be the remains of an earlier kill
+        unfinished = {path.name for path in folder.iterdir()} - {*map(str, saved)}
     return f"{place}, inside a save ({', '.join(sorted(unfinished))})" if unfinished else place
 
 
