@@ -88,6 +88,7 @@ def fit(
             hooks.record(steps.record(*unread))
         unread = (step, metrics, waited)
         stopping = step < last and hooks.stop(step)
+        # The seconds that are left after a signal are for saving.
         evaluating = step == last or (step % program.config.evaluate_every == 0 and not stopping)
         saving = step == last or stopping or step % save_every == 0
         if evaluating or saving:
