@@ -3,25 +3,37 @@
 import importlib
 import sys
 
-from llama_jax.config import COMMANDS
+from llama_jax.config import COMMANDS, PRESETS
+from llama_jax.core.command_line import run_command
 from llama_jax.core.errors import nearest
 
 
-def main() -> None:
-    """Run the command named first, with the arguments behind it."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in ("-h", "--help"):
-        print("usage: llama-jax <command> [--config FILE] [--section.field VALUE ...]\n\ncommands:")
-        for command, config in COMMANDS.items():
-            print(f"  {command:<12}{(config.__doc__ or '').split('. ')[0].strip().rstrip('.')}")
-        print("\nllama-jax <command> --help lists what the command can be told.")
-        return
-    if name not in COMMANDS:
-        there_are = f"there are {', '.join(COMMANDS)}"
-        print(f"error: {name}: unknown command; {there_are}{nearest(name, COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
-    del sys.argv[1]
-    importlib.import_module(f"llama_jax.{name}").main()
+def main(name: str | None = None) -> None:
+    """Run a command, and exit.
+
+    Args:
+        name: the command that all arguments are for; None: the first argument names it.
+    """
+    if name is None:
+        name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+        if name in ("-h", "--help"):
+            print("usage: llama-jax <command> [--config FILE] [--section.field VALUE ...]\n\ncommands:")
+            for command, config in COMMANDS.items():
+                print(f"  {command:<12}{(config.__doc__ or '').split('. ')[0].strip().rstrip('.')}")
+            print("\nllama-jax <command> --help lists what the command can be told.")
+            return
+        if name not in COMMANDS:
+            there_are = f"there are {', '.join(COMMANDS)}"
+            print(f"error: {name}: unknown command; {there_are}{nearest(name, COMMANDS)}", file=sys.stderr)
+            sys.exit(2)
+        del sys.argv[1]
+    # The command's own file is imported once the command line is read: --help must not wait for JAX.
+    command = name
+
+    def run(config: object) -> None:
+        getattr(importlib.import_module(f"llama_jax.{command}"), command)(config)
+
+    sys.exit(run_command(run, COMMANDS[name], command=name, commands=COMMANDS, presets=PRESETS))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Literal
 
 from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.core.config import DistributedConfig, MeshConfig, TrackingConfig
+from llama_jax.core.errors import UserError, nearest
 from llama_jax.data.config import DataConfig
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.model.config import ComputeConfig, ModelConfig, sized
@@ -82,7 +83,8 @@ class UseConfig:
     """What every command that uses a model can be told."""
 
     model: str | None = None
-    """A run directory (its newest checkpoint), or a llama2.c model file. None: the newest run under runs/."""
+    """A run directory (its newest checkpoint), a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on
+    the Hugging Face hub. None: the newest run under runs/."""
     step: int | None = None
     """Checkpoint of the run to take; None: the newest that verifies."""
     tokenizer: str | None = None
@@ -105,29 +107,120 @@ class GenerateConfig(SamplingConfig, UseConfig):
     """Text to continue; an empty one starts from the beginning-of-sequence token alone."""
     prompts: str | None = None
     """File with a prompt a line, continued together in one batch instead of `prompt`."""
+    chat: bool = False
+    """The prompt is what a user says: put the model's chat template around it, and print the answer alone."""
+    special_tokens: bool = True
+    """Read control tokens written in the prompt, such as <|im_start|>, as such; false: as ordinary text, as they always
+    are with `chat`."""
     seed: int = 0
     """Seed of the random choices."""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Turn a model from one format into another, open the result again and compare it with the source on text."""
+
+    source: str | None = None
+    """A run directory, a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on the Hugging Face hub.
+    None: the newest run under runs/."""
+    target: str = "exported"
+    """Directory (`orbax`, `hf`, `meta`) or file (`gguf`, `llama2c`) to write."""
+    format: Literal["orbax", "hf", "meta", "gguf", "llama2c"] = "hf"
+    """Format to write; `orbax` is what every command of this package opens fastest, on any mesh."""
+    step: int | None = None
+    """Checkpoint of a run to take; None: the newest that verifies."""
+    tokenizer: str | None = None
+    """Tokenizer file or directory, for a model that does not carry its own."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"
+    """Type to store; `auto`: as in the source, float32 where that is quantised; `q8_0` for GGUF only."""
+    shards: int = 1
+    """Files of Meta's format, one for each model-parallel rank."""
+    no_check: bool = False
+    """Do not compare the result with the source; saves the memory of one model in float32."""
+    overwrite: bool = False
+    """Replace the target if it exists."""
+    json: bool = False
+    """Print the report as the last line."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(UseConfig):
     """Measure a model."""
 
-    task: Literal["perplexity"] = "perplexity"
-    """What to measure: `perplexity`, in nats per token and bits per byte."""
+    task: str = "perplexity"
+    """What to measure. `perplexity` of text; `multiple_choice` (ARC, HellaSwag, MMLU and the like); `last_word`
+    (LAMBADA); `exact_match` (GSM8K); `instructions`: answers compared with references; `lm_eval:NAME[,NAME]`: tasks of
+    lm-evaluation-harness (extra `eval`)."""
     data: str | None = None
-    """Text to measure on: `pydoc`, a file, a directory or a glob of .txt, .md or .jsonl files. None: the documents the
-    run held out."""
+    """What to measure on. Perplexity: `pydoc`, a file, a directory or a glob of .txt, .md or .jsonl files; None: the
+    documents the run held out. Other tasks: a .jsonl file, a .json file with one array, or `tfds:NAME:SPLIT`."""
     text_field: str = "text"
-    """Field of a JSONL record that holds the text."""
+    """Field of a record that holds the text (perplexity, last_word)."""
+    limit: int | None = None
+    """Documents to measure on at the most, the first ones; None: all."""
     sequence_length: int | None = None
-    """Tokens in a row; None: as the run was trained, or the model's context."""
+    """Tokens in a row at the most; None: the model's context, and for perplexity as the run was trained."""
+    stride: int | None = None
+    """Perplexity by a sliding window: each window of `sequence_length` tokens goes on by so many, and only those are
+    scored, so that all but the first have much context. None: rows of packed documents, much faster."""
+    num_fewshot: int = 0
+    """Solved examples before each document (multiple_choice, last_word, exact_match, lm_eval): the first ones of the
+    data, which then are not measured on."""
+    fewshot_data: str | None = None
+    """Records to take the examples from instead, drawn with `seed`; the same examples for all documents."""
+    max_new_tokens: int = 256
+    """Tokens of an answer at the most (exact_match, instructions). Answers are greedy."""
+    prompt_format: Literal["auto", "alpaca", "chat"] = "auto"
+    """How instructions are put: Stanford Alpaca's template, or the model's chat template; `auto`: the latter if it has
+    one."""
+    judge: str | None = None
+    """`package.module:function` that grades the answers to instructions; called with instruction, input, reference and
+    answer, it gives a number."""
+    include_path: str | None = None
+    """Directory of task files (YAML) for lm_eval."""
+    output: str | None = None
+    """File NAME.json for the result, beside it NAME.samples.jsonl with each document and answer. The same command again
+    goes on where it was stopped."""
+    seed: int = 0
+    """Seed of the choice of examples."""
     batch_size: int = 16
     """Rows at a time, rounded up to what the mesh divides."""
+
+    def __post_init__(self) -> None:
+        family = self.task.partition(":")[0]
+        if family not in EVALUATION_TASKS or (family == "lm_eval") == (self.task == family):
+            known = ", ".join(name if name != "lm_eval" else "lm_eval:NAME" for name in EVALUATION_TASKS)
+            raise UserError(f"--task {self.task}: unknown; there are {known}{nearest(family, EVALUATION_TASKS)}")
+        for name, tasks in _ONLY_FOR.items():
+            if family not in tasks and getattr(self, name) != getattr(EvaluateConfig, name):
+                raise UserError(f"--{name}: is for {' and '.join(tasks)}, not for {family}")
+        if self.data is None and family not in ("perplexity", "lm_eval"):
+            raise UserError(f"--data: needed by {family}: a .jsonl or .json file, or tfds:NAME:SPLIT")
+        if self.fewshot_data is not None and self.num_fewshot == 0:
+            raise UserError("--fewshot_data: set --num_fewshot too, the number of examples to take from it")
+        for name, least in (("limit", 1), ("stride", 1), ("batch_size", 1), ("num_fewshot", 0), ("sequence_length", 2)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"--{name} {value}: must be at least {least}")
+
+
+EVALUATION_TASKS = ("perplexity", "multiple_choice", "last_word", "exact_match", "instructions", "lm_eval")
+_ONLY_FOR = {
+    "data": ("perplexity", "multiple_choice", "last_word", "exact_match", "instructions"),
+    "text_field": ("perplexity", "last_word"),
+    "stride": ("perplexity",),
+    "num_fewshot": ("multiple_choice", "last_word", "exact_match", "lm_eval"),
+    "fewshot_data": ("multiple_choice", "last_word", "exact_match"),
+    "max_new_tokens": ("exact_match", "instructions"),
+    "prompt_format": ("instructions",),
+    "judge": ("instructions",),
+    "include_path": ("lm_eval",),
+}
+"""Settings of an evaluation that mean nothing to other tasks."""
 
 
 COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
+    "convert": ConvertConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "tokenizer": TokenizerConfig,

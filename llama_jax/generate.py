@@ -1,23 +1,28 @@
 """Continue a prompt: `python -m llama_jax.generate`."""
 
+if __name__ == "__main__":
+    from llama_jax.__main__ import main
+
+    main("generate")
+
 import json
 import sys
 import time
-from collections.abc import Callable
 
 import jax
 from etils import epath
 
 from llama_jax.checkpoints.opening import find_model, open_model
-from llama_jax.config import COMMANDS, GenerateConfig
+from llama_jax.config import GenerateConfig
 from llama_jax.core import sharding
-from llama_jax.core.command_line import run_command
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
+from llama_jax.data.stream_decoding import StreamDecoder
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.decode import decoding_params
 from llama_jax.inference.decode import generate as decode
+from llama_jax.inference.text import encode_prompt
 from llama_jax.model.config import ComputeConfig
 
 
@@ -37,20 +42,22 @@ def generate(config: GenerateConfig) -> None:
         compute = ComputeConfig(dtype=config.model_dtype)
         opened = open_model(path, compute, mesh, step=config.step, tokenizer=config.tokenizer, say=say)
         tokenizer = opened.tokenizer
-        ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
+        ids = [encode_prompt(tokenizer, prompt, chat=config.chat, special=config.special_tokens) for prompt in prompts]
         params = decoding_params(opened.model, opened.params)
-        streams = len(prompts) == 1 and not config.json
-        show = _printer(tokenizer, ids[0]) if streams else None
+        shown = [[] if config.chat else prompt for prompt in ids]
+        show = _Printer(tokenizer, shown[0]) if len(prompts) == 1 and not config.json else None
         started = time.perf_counter()
-        answers = decode(opened.model, params, ids, sampling, eos_id=tokenizer.eos_id, seed=config.seed, stream=show)
+        stop_ids = tokenizer.stop_ids
+        answers = decode(opened.model, params, ids, sampling, stop_ids=stop_ids, seed=config.seed, stream=show)
         seconds = time.perf_counter() - started
+        if show is not None:
+            show.finish()
     if not is_main_process():
         return
-    texts = [_text(tokenizer, start, answer) for start, answer in zip(ids, answers, strict=True)]
+    # Decoded together, since a token's spelling depends on the one before.
+    texts = [tokenizer.decode(start + answer) for start, answer in zip(shown, answers, strict=True)]
     count = sum(map(len, answers))
-    if streams:
-        print()
-    elif not config.json:
+    if not config.json and show is None:
         print("\n\n".join(texts))
     say(f"{who}; {opened.source}: {count} tokens in {seconds:.1f} s, compilation included")
     if config.json:
@@ -69,30 +76,23 @@ def _prompts(config: GenerateConfig) -> list[str]:
     return lines
 
 
-def _text(tokenizer: Tokenizer, prompt: list[int], answer: list[int]) -> str:
-    """Prompt and answer as one text; decoded together, since a token's spelling depends on the one before."""
-    return tokenizer.decode(prompt + answer)
+class _Printer:
+    """Prints the only answer as it comes, the prompt before it, and never half a character."""
 
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int]) -> None:
+        self._decoder = StreamDecoder(tokenizer)
+        self._printed = 0
+        self._print(prompt)
 
-def _printer(tokenizer: Tokenizer, prompt: list[int]) -> Callable[[list[list[int]]], None]:
-    """Prints what is new of the only answer. A character may be spread over several tokens, so the last one waits
-    until what follows it is known."""
-    printed = 0
+    def __call__(self, answers: list[list[int]]) -> None:
+        self._print(answers[0][self._printed :])
+        self._printed = len(answers[0])
 
-    def show(answers: list[list[int]]) -> None:
-        nonlocal printed
-        text = _text(tokenizer, prompt, answers[0]).rstrip("\ufffd")
+    def finish(self) -> None:
         if is_main_process():
-            print(text[printed:], end="", flush=True)
-        printed = len(text)
+            print(self._decoder.finish(), flush=True)
 
-    return show
-
-
-def main() -> None:
-    """Entry point."""
-    sys.exit(run_command(generate, GenerateConfig, command="generate", commands=COMMANDS))
-
-
-if __name__ == "__main__":
-    main()
+    def _print(self, ids: list[int]) -> None:
+        text = "".join(map(self._decoder.push, ids))
+        if is_main_process():
+            print(text, end="", flush=True)

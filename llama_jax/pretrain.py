@@ -1,10 +1,14 @@
 """Train a LLaMA from scratch on text: `python -m llama_jax.pretrain`."""
 
+if __name__ == "__main__":
+    from llama_jax.__main__ import main
+
+    main("pretrain")
+
 import dataclasses
 import functools
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,11 +17,10 @@ import jax
 
 from llama_jax.checkpoints.steps import delete_after
 from llama_jax.checkpoints.store import Checkpoints, Restored, restore
-from llama_jax.config import COMMANDS, FREE_ON_RESUME, PRESETS, PretrainConfig
+from llama_jax.config import FREE_ON_RESUME, PretrainConfig
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import TokenBatch
-from llama_jax.core.command_line import run_command
 from llama_jax.core.curves import draw_curves
 from llama_jax.core.distributed import StopSignal, is_main_process, made_once, start_up
 from llama_jax.core.errors import SavedAfterSignal, SaveFailedError, UserError
@@ -331,12 +334,3 @@ def _finish(config: PretrainConfig, run: RunDirectory, validation: _Validation, 
         )
         run.say(f"checkpoint, metrics.jsonl and curves.png are in {run.path}")
         run.say(f'try it: python -m llama_jax.generate --model {run.path} --prompt "The "')
-
-
-def main() -> None:
-    """Entry point."""
-    sys.exit(run_command(pretrain, PretrainConfig, command="pretrain", commands=COMMANDS, presets=PRESETS))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,14 @@
 """Train a LLaMA-style sentencepiece tokenizer: `python -m llama_jax.tokenizer`."""
 
-import sys
+if __name__ == "__main__":
+    from llama_jax.__main__ import main
+
+    main("tokenizer")
+
 
 from etils import epath
 
-from llama_jax.config import COMMANDS, TokenizerConfig
-from llama_jax.core.command_line import run_command
+from llama_jax.config import TokenizerConfig
 from llama_jax.core.errors import UserError
 from llama_jax.data.loader import text_bytes
 from llama_jax.data.sources import open_source
@@ -27,12 +30,3 @@ def tokenizer(config: TokenizerConfig) -> None:
         f"{output}: {trained.vocab_size} pieces from {len(documents):,} documents, {size:,} bytes; "
         f"{size / count:.2f} bytes a token"
     )
-
-
-def main() -> None:
-    """Entry point."""
-    sys.exit(run_command(tokenizer, TokenizerConfig, command="tokenizer", commands=COMMANDS))
-
-
-if __name__ == "__main__":
-    main()

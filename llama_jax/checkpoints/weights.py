@@ -1,71 +1,227 @@
-"""One table of weight names, ours and those of other formats, and the one place where rotary conventions meet."""
+"""One table of weight names, ours and those of other formats, and the one place where rotary conventions meet.
 
+Every format is read through `Weights` and written from it, one tensor at a time; what differs between the formats is a
+column of the table, and whether q and k pair neighbours."""
+
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+
+from llama_jax.core.errors import UserError, nearest
+from llama_jax.model.config import LlamaConfig
 
 
 @dataclass(frozen=True)
 class WeightName:
-    """One parameter in every naming.
+    """One parameter in every naming; `{}` stands for the layer.
 
     Attributes:
         ours: path in our tree; below `layers/` an array has a leading axis of layers.
-        hugging_face: name in transformers' state dict; `{}` stands for the layer.
+        hugging_face: name in transformers' state dict.
         meta: name in Meta's checkpoints.
+        gguf: name in llama.cpp's files.
         transposed: other formats store matrices as [out, in], we as [in, out].
-        rotary: rows are paired by the rotary embedding, so Meta's order differs from ours.
+        rotary: rows are paired by the rotary embedding, so the order in Meta's and llama.cpp's files differs from ours.
     """
 
     ours: str
     hugging_face: str
     meta: str
+    gguf: str
     transposed: bool = True
     rotary: bool = False
 
+    @property
+    def per_layer(self) -> bool:
+        """Whether there is one for each layer."""
+        return self.ours.startswith("layers/")
+
+    def shape(self, config: LlamaConfig) -> tuple[int, ...]:
+        """Shape of one tensor in our orientation, vocabulary not padded."""
+        D, F, V = config.width, config.mlp_width, config.vocab_size
+        queries, keys = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
+        return {
+            "table": (V, D),
+            "scale": (D,),
+            "q_proj": (D, queries),
+            "k_proj": (D, keys),
+            "v_proj": (D, keys),
+            "o_proj": (queries, D),
+            "gate_proj": (D, F),
+            "up_proj": (D, F),
+            "down_proj": (F, D),
+            "lm_head": (D, V),
+        }[self.ours.split("/")[-2 if self.ours.endswith("kernel") else -1]]
+
+
+def _norm(ours: str, hugging_face: str, meta: str, gguf: str) -> WeightName:
+    return WeightName(ours, hugging_face, meta, gguf, transposed=False)
+
+
+def _of_layer(ours: str, hugging_face: str, meta: str, gguf: str, **changes: bool) -> WeightName:
+    prefixes = ("layers/", "model.layers.{}.", "layers.{}.", "blk.{}.")
+    suffixes = ("", ".weight", ".weight", ".weight")
+    inner = (ours, hugging_face, meta, gguf)
+    names = [f"{prefix}{name}{suffix}" for prefix, name, suffix in zip(prefixes, inner, suffixes, strict=True)]
+    return WeightName(names[0], names[1], names[2], names[3], **changes)
+
 
 WEIGHTS = (
-    WeightName("embedding/table", "model.embed_tokens.weight", "tok_embeddings.weight", transposed=False),
     WeightName(
-        "layers/attention_norm/scale",
-        "model.layers.{}.input_layernorm.weight",
-        "layers.{}.attention_norm.weight",
-        transposed=False,
+        "embedding/table", "model.embed_tokens.weight", "tok_embeddings.weight", "token_embd.weight", transposed=False
     ),
-    WeightName(
-        "layers/attention/q_proj/kernel",
-        "model.layers.{}.self_attn.q_proj.weight",
-        "layers.{}.attention.wq.weight",
-        rotary=True,
-    ),
-    WeightName(
-        "layers/attention/k_proj/kernel",
-        "model.layers.{}.self_attn.k_proj.weight",
-        "layers.{}.attention.wk.weight",
-        rotary=True,
-    ),
-    WeightName(
-        "layers/attention/v_proj/kernel", "model.layers.{}.self_attn.v_proj.weight", "layers.{}.attention.wv.weight"
-    ),
-    WeightName(
-        "layers/attention/o_proj/kernel", "model.layers.{}.self_attn.o_proj.weight", "layers.{}.attention.wo.weight"
-    ),
-    WeightName(
-        "layers/mlp_norm/scale",
-        "model.layers.{}.post_attention_layernorm.weight",
-        "layers.{}.ffn_norm.weight",
-        transposed=False,
-    ),
-    WeightName(
-        "layers/mlp/gate_proj/kernel", "model.layers.{}.mlp.gate_proj.weight", "layers.{}.feed_forward.w1.weight"
-    ),
-    WeightName(
-        "layers/mlp/down_proj/kernel", "model.layers.{}.mlp.down_proj.weight", "layers.{}.feed_forward.w2.weight"
-    ),
-    WeightName("layers/mlp/up_proj/kernel", "model.layers.{}.mlp.up_proj.weight", "layers.{}.feed_forward.w3.weight"),
-    WeightName("final_norm/scale", "model.norm.weight", "norm.weight", transposed=False),
-    WeightName("lm_head/kernel", "lm_head.weight", "output.weight"),
+    _of_layer("attention_norm/scale", "input_layernorm", "attention_norm", "attn_norm", transposed=False),
+    _of_layer("attention/q_proj/kernel", "self_attn.q_proj", "attention.wq", "attn_q", rotary=True),
+    _of_layer("attention/k_proj/kernel", "self_attn.k_proj", "attention.wk", "attn_k", rotary=True),
+    _of_layer("attention/v_proj/kernel", "self_attn.v_proj", "attention.wv", "attn_v"),
+    _of_layer("attention/o_proj/kernel", "self_attn.o_proj", "attention.wo", "attn_output"),
+    _of_layer("mlp_norm/scale", "post_attention_layernorm", "ffn_norm", "ffn_norm", transposed=False),
+    _of_layer("mlp/gate_proj/kernel", "mlp.gate_proj", "feed_forward.w1", "ffn_gate"),
+    _of_layer("mlp/down_proj/kernel", "mlp.down_proj", "feed_forward.w2", "ffn_down"),
+    _of_layer("mlp/up_proj/kernel", "mlp.up_proj", "feed_forward.w3", "ffn_up"),
+    WeightName("final_norm/scale", "model.norm.weight", "norm.weight", "output_norm.weight", transposed=False),
+    WeightName("lm_head/kernel", "lm_head.weight", "output.weight", "output.weight"),
 )
+
+Naming = Literal["hugging_face", "meta", "gguf"]
+INTERLEAVED: Mapping[Naming, bool] = {"hugging_face": False, "meta": True, "gguf": True}
+"""Whether rows of q and k are stored so that the rotary embedding pairs neighbours."""
+
+
+def weight_names(config: LlamaConfig) -> tuple[WeightName, ...]:
+    """The rows of the table that a model of this configuration has."""
+    return tuple(name for name in WEIGHTS if not (config.tie_embeddings and name.ours == "lm_head/kernel"))
+
+
+def tensors_of(config: LlamaConfig) -> Iterator[tuple[WeightName, int | None]]:
+    """Every tensor of a model, layer by layer where there is one for each layer: row of the table, and layer."""
+    for name in weight_names(config):
+        yield from ((name, layer) for layer in (range(config.num_layers) if name.per_layer else (None,)))
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """A model in some file format, read one tensor at a time."""
+
+    @property
+    def source(self) -> str:
+        """File or directory it is read from, for messages."""
+        ...
+
+    @property
+    def config(self) -> LlamaConfig:
+        """The architecture."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """What travels with the weights, by Hugging Face's file names: `tokenizer.model`, `tokenizer.json` or
+        `tokenizer.bin`, `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json`. May be empty."""
+        ...
+
+    def dtype(self, name: WeightName) -> np.dtype:
+        """Type in which `read` gives this parameter (the same for all layers): as stored, float32 if quantised."""
+        ...
+
+    def read(self, name: WeightName, layer: int | None) -> np.ndarray:
+        """One tensor in our orientation [in, out] and rotary order, without padding of the vocabulary.
+
+        Raises:
+            UserError: it holds a value that is not finite.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ForeignWeights:
+    """`Weights` over the named tensors of another format. Made by `foreign_weights`, which checks them."""
+
+    source: str
+    config: LlamaConfig
+    files: Mapping[str, bytes]
+    naming: Naming
+    dtypes: Mapping[str, np.dtype]
+    """By name in our tree."""
+    read_tensor: Callable[[str], np.ndarray]
+
+    def dtype(self, name: WeightName) -> np.dtype:
+        """See `Weights`."""
+        return self.dtypes[name.ours]
+
+    def read(self, name: WeightName, layer: int | None) -> np.ndarray:
+        """See `Weights`."""
+        theirs = getattr(name, self.naming).format(layer)
+        array = self.read_tensor(theirs)
+        if not np.isfinite(array).all():
+            raise UserError(f"{self.source}: tensor {theirs} has {int((~np.isfinite(array)).sum())} non-finite values")
+        return to_ours(name, array, self.config, self.naming).astype(self.dtypes[name.ours], copy=False)
+
+
+def foreign_weights(
+    source: str,
+    config: LlamaConfig,
+    files: Mapping[str, bytes],
+    naming: Naming,
+    tensors: Mapping[str, tuple[tuple[int, ...], Any]],
+    read_tensor: Callable[[str], np.ndarray],
+    *,
+    ignored: Callable[[str], bool] = lambda name: False,
+) -> ForeignWeights:
+    """Map the named tensors of another format to ours; reads none of them.
+
+    Args:
+        source: file or directory, for messages.
+        tensors: shape in the orientation of the format ([out, in]) and NumPy type of each stored tensor.
+        read_tensor: one tensor by its name in the format, of that shape and type.
+        ignored: names that carry nothing of ours, such as tables of rotary angles.
+
+    Raises:
+        UserError: a tensor is missing, has another shape or a type that is not floating-point, or is not known.
+    """
+    if len(tensors) < 9 * config.num_layers:  # so that a configuration of 10^9 layers is refused at once
+        raise UserError(f"{source}: has {len(tensors)} tensors, too few for num_layers {config.num_layers}")
+    left = {name for name in tensors if not ignored(name)}
+    dtypes: dict[str, np.dtype] = {}
+    for name, layer in tensors_of(config):
+        theirs = getattr(name, naming).format(layer)
+        if theirs not in tensors:
+            raise UserError(f"{source}: lacks tensor {theirs}{nearest(theirs, left)}")
+        left.discard(theirs)
+        shape, dtype = tensors[theirs]
+        expected = name.shape(config)[:: -1 if name.transposed else 1]
+        if tuple(shape) != expected:
+            raise UserError(
+                f"{source}: tensor {theirs} has shape {list(shape)}, the configuration asks for {list(expected)}"
+            )
+        if not is_floating(dtype):
+            raise UserError(f"{source}: tensor {theirs} has type {dtype}; float32, float16 or bfloat16 is expected")
+        dtypes[name.ours] = np.promote_types(dtypes.get(name.ours, np.dtype(dtype)), np.dtype(dtype))
+    if left:
+        some = ", ".join(sorted(left)[:3])
+        raise UserError(f"{source}: has {len(left)} tensors that no LLaMA of this configuration has: {some}")
+    return ForeignWeights(source, config, files, naming, dtypes, read_tensor)
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether weights may have this type: float16, bfloat16, float32 or float64."""
+    return str(np.dtype(dtype)) in ("float16", "bfloat16", "float32", "float64")
+
+
+def to_ours(name: WeightName, array: np.ndarray, config: LlamaConfig, naming: Naming) -> np.ndarray:
+    """A tensor of another format, [out, in], in our orientation and rotary order."""
+    if name.rotary and INTERLEAVED[naming]:
+        array = split_pairs(array, config.head_size)
+    return array.T if name.transposed else array
+
+
+def from_ours(name: WeightName, array: np.ndarray, config: LlamaConfig, naming: Naming) -> np.ndarray:
+    """The inverse of `to_ours`, contiguous."""
+    array = array.T if name.transposed else array
+    if name.rotary and INTERLEAVED[naming]:
+        array = join_pairs(array, config.head_size)
+    return np.ascontiguousarray(array)
 
 
 def split_pairs(rows: np.ndarray, head_size: int) -> np.ndarray:
@@ -75,6 +231,14 @@ def split_pairs(rows: np.ndarray, head_size: int) -> np.ndarray:
     return heads.swapaxes(1, 2).reshape(rows.shape)
 
 
-def padded(table: np.ndarray, rows: int) -> np.ndarray:
-    """A table with one row a token, rows of zeros added up to the stored vocabulary."""
-    return np.pad(table, ((0, rows - table.shape[0]), (0, 0)))
+def join_pairs(rows: np.ndarray, head_size: int) -> np.ndarray:
+    """The inverse of `split_pairs`."""
+    heads = rows.reshape(-1, 2, head_size // 2, rows.shape[-1])
+    return heads.swapaxes(1, 2).reshape(rows.shape)
+
+
+def padded(array: np.ndarray, name: WeightName, config: LlamaConfig) -> np.ndarray:
+    """A tensor in our orientation, zeros added along the vocabulary up to what is stored."""
+    missing = config.padded_vocab_size - config.vocab_size
+    rows, columns = {"embedding/table": (missing, 0), "lm_head/kernel": (0, missing)}.get(name.ours, (0, 0))
+    return np.pad(array, ((0, rows), (0, columns))) if rows or columns else array

@@ -41,6 +41,8 @@ def parse(
     settings = [s for name in given.configs for s in read_config(name, schema, command, commands)] + given.settings
     values = dict(schema.defaults)
     for path, lookup in (presets or {}).items():
+        if path not in values:
+            continue
         name = next((s.value for s in reversed(settings) if s.path == path), values[path])
         section = path.rpartition(".")[0]
         values |= {f"{section}.{key}": value for key, value in plain(lookup(str(name))).items()} | {path: name}

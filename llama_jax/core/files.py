@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -27,12 +27,22 @@ def write_whole(path: epath.Path, content: str | bytes) -> None:
     if is_remote(path):
         path.write_bytes(data)  # an object appears when its upload is complete
         return
-    temporary = path.with_name(f"{path.name}.tmp")
-    with Path(temporary).open("wb") as file:
+    with replacing(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)
+
+
+@contextlib.contextmanager
+def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
+    """A local file to write, which takes its name, whole and on disk, when the block ends; an error removes it."""
+    temporary = Path(f"{os.fspath(path)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class GrowingFile:

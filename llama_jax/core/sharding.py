@@ -174,6 +174,11 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_MESH_AXES))
 
 
+def placed(array: np.ndarray, place: NamedSharding) -> Array:
+    """A whole array that every process has, as an array with the given sharding."""
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+
 def batch_parts(mesh: Mesh) -> int:
     """Number of parts the rows of a batch are split into."""
     return _parts(mesh, BATCH_MESH_AXES)

@@ -65,12 +65,13 @@ def _mix(bits: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
     return bits ^ (bits >> 16)
 
 
-def _leaf_fingerprint(leaf: Array) -> UInt32[Array, "2"]:
+def _fingerprint(leaf: Array, start: UInt32[Array, ""]) -> UInt32[Array, "2"]:
+    """Of consecutive elements, the first of which has the flat index `start` modulo 2^32."""
     if jnp.issubdtype(leaf.dtype, jnp.bool_):
         leaf = leaf.astype(jnp.uint8)
     width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
-    index, stride = jnp.zeros(leaf.shape, jnp.uint32), 1
+    index, stride = jnp.full(leaf.shape, start), 1
     for axis in reversed(range(leaf.ndim)):
         index += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride)
         stride = (stride * leaf.shape[axis]) & 0xFFFFFFFF
@@ -85,4 +86,20 @@ def fingerprints(tree: PyTree) -> PyTree:
     Sums of integers modulo 2^32 do not depend on the order of summation, so the result is the same on any mesh; a
     checkpoint restored elsewhere can be compared with what was saved. Finds accidents, not forgeries.
     """
-    return jax.tree.map(_leaf_fingerprint, tree)
+    return jax.tree.map(lambda leaf: _fingerprint(leaf, jnp.uint32(0)), tree)
+
+
+_part_fingerprint = jax.jit(_fingerprint)
+
+
+def part_fingerprint(part: np.ndarray, start: int) -> np.ndarray:
+    """What a part adds to the fingerprint of a leaf that is never in memory as a whole.
+
+    Args:
+        part: consecutive elements of the leaf, in any shape.
+        start: index of the first of them in the flattened leaf.
+
+    Returns:
+        Two words, uint32; their sums over all parts modulo 2^32 are what `fingerprints` gives for the leaf.
+    """
+    return np.asarray(_part_fingerprint(part, np.uint32(start % 2**32)))

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,10 @@ import numpy as np
 from llama_jax.core.arrays import Array, Float, PyTree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.sharding import local_rows, place_batch
+from llama_jax.data.sources import Documents
+from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.evals.scoring import Request, Scorer
+from llama_jax.evals.tasks import Sample, document_scores
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.next_token import next_token
 
@@ -34,7 +38,7 @@ def perplexity(
         text_bytes: UTF-8 bytes of the text that the targets cover.
 
     Returns:
-        `loss` (nats per token, the ends of documents included), `perplexity`, `bits_per_byte`, `tokens`, `bytes`.
+        See `per_unit`.
     """
     mesh = jax.sharding.get_mesh()
     nats, tokens = 0.0, 0
@@ -44,10 +48,56 @@ def perplexity(
         batch = place_batch(mesh, {name: array[mine] for name, array in rows.items()}, size)
         nats += float(summed_loss(model, params, batch))
         tokens += int(rows["loss_weights"].sum())
+    return per_unit(nats, tokens, text_bytes)
+
+
+def per_unit(nats: float, tokens: int, text_bytes: int) -> dict[str, Any]:
+    """The total -log p of a text by its units.
+
+    Returns:
+        `loss` (nats per token, the ends of documents included), `perplexity`, `bits_per_byte`, `tokens`, `bytes`.
+    """
     return {
         "loss": nats / tokens,
-        "perplexity": math.exp(min(nats / tokens, 700.0)),
+        "perplexity": _exp(nats / tokens),
         "bits_per_byte": nats / math.log(2) / text_bytes,
         "tokens": tokens,
         "bytes": text_bytes,
     }
+
+
+def word_perplexity(result: Mapping[str, Any], words: int) -> float:
+    """exp of the nats per word, for a result of `per_unit` on a text of so many words (parted by white space)."""
+    return _exp(result["loss"] * result["tokens"] / words)
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(nats, 700.0))
+
+
+def window_samples(
+    numbers: Iterable[int], documents: Documents, tokenizer: Tokenizer, scorer: Scorer, *, length: int, stride: int
+) -> Iterator[tuple[int, Sample]]:
+    """(number of the document, its -log p and its size), each document by itself in the windows of `windows`."""
+
+    def requests(number: int) -> list[Request]:
+        return list(windows(tokenizer.encode(documents[number], bos=True, eos=True), length, stride))
+
+    for number, scores in document_scores({number: number for number in numbers}, requests, scorer):
+        text = documents[number]
+        nats, tokens = -sum(score.logprob for score in scores), sum(score.tokens for score in scores)
+        sizes = {"bytes": len(text.encode()), "words": len(text.split()), "requests": len(scores)}
+        yield number, {"nats": nats, "tokens": tokens} | sizes
+
+
+def windows(ids: Sequence[int], length: int, stride: int) -> Iterator[Request]:
+    """A document as windows of `length` tokens that begin every `stride` tokens. Each scores what the one before has
+    not: every token but the first is scored once, with at least `length - stride` tokens before it as soon as there are
+    so many (as in Hugging Face's guide to perplexity, but for a window of `length` tokens that are read)."""
+    tokens = np.array(ids, np.int32)
+    scored = 1
+    for first in range(0, len(tokens), stride):
+        end = min(first + length + 1, len(tokens))
+        if end > scored:
+            yield Request(tokens[first:scored], tokens[scored:end])
+            scored = end

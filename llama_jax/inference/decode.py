@@ -62,14 +62,14 @@ def decode_step(
     state: DecodeState,
     sampling: SamplingConfig,
     key: PRNGKeyArray,
-    eos_id: int | None,
+    stop_ids: tuple[int, ...],
 ) -> DecodeState:
     """Choose the next token of each unfinished row and read it. Finished rows stay as they are."""
     chosen = sample(state.logits, sampling, key, state.lengths - state.prompt_lengths)
     rows = jnp.arange(chosen.shape[0])
     chosen = jnp.where(state.finished, state.tokens[rows, state.lengths], chosen)
     hidden, caches = model.decode(params, chosen[:, None], state.caches, state.lengths)
-    finished = state.finished if eos_id is None else state.finished | (chosen == eos_id)
+    finished = state.finished | jnp.isin(chosen, jnp.array(stop_ids, jnp.int32))
     return DecodeState(
         tokens=state.tokens.at[rows, state.lengths].set(chosen),
         lengths=state.lengths + ~state.finished,
@@ -86,7 +86,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     sampling: SamplingConfig,
     *,
-    eos_id: int | None = None,
+    stop_ids: tuple[int, ...] = (),
     seed: int = 0,
     stream: Callable[[list[list[int]]], None] | None = None,
 ) -> list[list[int]]:
@@ -95,7 +95,7 @@ def generate(
     Args:
         params: in the list layout (`decoding_params`).
         prompts: token ids, at least one each.
-        eos_id: token that ends an answer (kept in it); None: none does.
+        stop_ids: tokens that end an answer (kept in it).
         stream: called with the answers so far every few tokens. Without it prefill and the whole decoding are one
             compiled program.
 
@@ -119,14 +119,14 @@ def generate(
     inputs = _placed_prompts(prompts, width)
     key = jax.random.key(seed)
     if stream is None:
-        state = _start(model, sampling, eos_id, slots, sampling.max_new_tokens, params, *inputs, key)
+        state = _start(model, sampling, stop_ids, slots, sampling.max_new_tokens, params, *inputs, key)
     else:
         count = min(STREAM_STEPS, sampling.max_new_tokens)
-        state = _start(model, sampling, eos_id, slots, count, params, *inputs, key)
+        state = _start(model, sampling, stop_ids, slots, count, params, *inputs, key)
         while count < sampling.max_new_tokens and not _read(state)[2].all():
             stream(_answers(state, prompts))
             more = min(STREAM_STEPS, sampling.max_new_tokens - count)
-            state = _go_on(model, sampling, eos_id, more, params, state, key)
+            state = _go_on(model, sampling, stop_ids, more, params, state, key)
             count += more
         stream(_answers(state, prompts))
     return _answers(state, prompts)
@@ -136,7 +136,7 @@ def generate(
 def _start(
     model: LanguageModel,
     sampling: SamplingConfig,
-    eos_id: int | None,
+    stop_ids: tuple[int, ...],
     slots: int,
     count: int,
     params: PyTree,
@@ -145,13 +145,13 @@ def _start(
     key: PRNGKeyArray,
 ) -> DecodeState:
     state = prefill(model, params, prompts, lengths, slots)
-    return _decoded(model, sampling, eos_id, count, params, state, key)
+    return _decoded(model, sampling, stop_ids, count, params, state, key)
 
 
 def _decoded(
     model: LanguageModel,
     sampling: SamplingConfig,
-    eos_id: int | None,
+    stop_ids: tuple[int, ...],
     count: int,
     params: PyTree,
     state: DecodeState,
@@ -163,7 +163,7 @@ def _decoded(
         return (carry[0] < count) & ~carry[1].finished.all()
 
     def turn(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
-        return carry[0] + 1, decode_step(model, params, carry[1], sampling, key, eos_id)
+        return carry[0] + 1, decode_step(model, params, carry[1], sampling, key, stop_ids)
 
     return jax.lax.while_loop(unfinished, turn, (jnp.zeros((), jnp.int32), state))[1]
 
@@ -182,10 +182,7 @@ def _placed_prompts(prompts: Sequence[Sequence[int]], width: int) -> tuple[Array
     if mesh.empty:
         return jnp.asarray(tokens), jnp.asarray(lengths)
     by_row = sharding.row_sharding(mesh)
-    return (
-        jax.make_array_from_callback(tokens.shape, by_row, lambda index: tokens[index]),
-        jax.make_array_from_callback(lengths.shape, by_row, lambda index: lengths[index]),
-    )
+    return sharding.placed(tokens, by_row), sharding.placed(lengths, by_row)
 
 
 def _read(state: DecodeState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -213,6 +213,13 @@ class LanguageModel:
         network = Llama(self.config, self.compute)
         return network.apply({"params": params}, batch.tokens, batch.positions, batch.segment_ids)[0]  # pyright: ignore[reportIndexIssue]
 
+    def logits(self, params: PyTree, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        """Logits of the next token after each position, float32, one document a row (scanned layout)."""
+        ones = jnp.ones(tokens.shape, jnp.int32)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        batch = TokenBatch(tokens, tokens, ones.astype(jnp.float32), ones, positions, jnp.float32(1))
+        return self.unembed(self.head(params), self.hidden(params, batch))[..., : self.config.vocab_size]
+
     def head(self, params: PyTree) -> Float[Array, "D V"]:
         """The output matrix as `unembed` multiplies by it, cast and gathered. Call it once, outside of any loop."""
         dtype = jnp.dtype(self.compute.dtype)

@@ -6,24 +6,26 @@ rotation on permuted rows of q and k, see `checkpoints/weights.py`."""
 import math
 
 import jax.numpy as jnp
+import numpy as np
 
 from llama_jax.core.arrays import Array, Float, Int
 from llama_jax.model.config import LlamaConfig, RopeScaling
 
 
 def inverse_frequencies(config: LlamaConfig) -> Float[Array, "P"]:
-    """Radians per position of each of the P = H/2 pairs."""
-    exponents = jnp.arange(0, config.head_size, 2, dtype=jnp.float32) / config.head_size
-    frequencies = 1.0 / config.rope_base**exponents
-    return frequencies if config.rope_scaling is None else _rescaled(frequencies, config.rope_scaling)
+    """Radians per position of each of the P = H/2 pairs, computed in float64: an error here grows with the position."""
+    frequencies = config.rope_base ** -(np.arange(0, config.head_size, 2) / config.head_size)
+    if config.rope_scaling is not None:
+        frequencies = _rescaled(frequencies, config.rope_scaling)
+    return jnp.asarray(frequencies, jnp.float32)
 
 
-def _rescaled(frequencies: Float[Array, "P"], scaling: RopeScaling) -> Float[Array, "P"]:
+def _rescaled(frequencies: Float[np.ndarray, "P"], scaling: RopeScaling) -> Float[np.ndarray, "P"]:
     """Llama 3.1: divide low frequencies by the factor, keep high ones, interpolate between."""
     wavelengths = 2 * math.pi / frequencies
     turns = scaling.original_context_length / wavelengths
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 
 

@@ -52,3 +52,23 @@ def test_fingerprint_sees_every_flipped_bit_and_swapped_element() -> None:
     swapped = values.copy()
     swapped[[3, 4]] = swapped[[4, 3]]
     assert (np.asarray(tree.fingerprints(jnp.asarray(swapped))) != clean).any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "bool"])
+@pytest.mark.parametrize("shape", [(60,), (12, 5), (4, 3, 5)])
+def test_fingerprints_of_parts_add_up_to_that_of_the_whole(dtype: str, shape: tuple[int, ...]) -> None:
+    leaf = np.asarray(jnp.asarray(np.random.default_rng(3).standard_normal(shape), dtype))
+    whole = np.asarray(tree.fingerprints(jnp.asarray(leaf)))
+    for rows in (1, 3, 4):
+        words = np.zeros(2, np.uint32)
+        for first in range(0, shape[0], rows):
+            words += tree.part_fingerprint(leaf[first : first + rows], leaf[:first].size)
+        assert (words == whole).all()
+    assert (tree.part_fingerprint(leaf, 1) != whole).all()
+
+
+def test_places_are_counted_modulo_2_to_the_32() -> None:
+    part = np.arange(1, 6, dtype=np.float32)
+    across = tree.part_fingerprint(part, 2**32 - 2)
+    parts = tree.part_fingerprint(part[:2], 2**32 - 2) + np.asarray(tree.fingerprints(jnp.asarray(part[2:])))
+    assert (across == parts).all()

@@ -1,27 +1,18 @@
 """Tokenizers small enough to compute with by hand."""
 
-import struct
 from collections.abc import Callable, Sequence
 
 import pytest
+from small_tokenizers import BESIDE, TALE, byte_level_file, llama2c_file, tiktoken_file
 
-from llama_jax.data.tokenizers import Llama2cTokenizer, SentencePieceTokenizer, train_tokenizer
-
-TALE = """The miller had three sons, his mill, a donkey, and a cat; in 1812 the sons had to grind.
-The donkey had to haul grain and carry away the flour, and the cat had to catch the mice away.
-When the miller died, the three sons divided the inheritance: the oldest took the mill,
-the second took the donkey, and nothing was left for the youngest son but the cat."""
-
-
-def llama2c_file(pieces: Sequence[tuple[bytes, float]]) -> bytes:
-    """A llama2.c tokenizer with the given (piece, score) after the control tokens and the bytes."""
-    everything = [(b"<unk>", 0.0), (b"<s>", 0.0), (b"</s>", 0.0)]
-    everything += [(b"<0x%02X>" % byte, 0.0) for byte in range(256)]
-    everything += pieces
-    longest = max(len(piece) for piece, _ in everything)
-    return struct.pack("<i", longest) + b"".join(
-        struct.pack("<fi", score, len(piece)) + piece for piece, score in everything
-    )
+from llama_jax.data.tokenizers import (
+    HuggingFaceTokenizer,
+    Llama2cTokenizer,
+    SentencePieceTokenizer,
+    TiktokenTokenizer,
+    hugging_face_files,
+    train_tokenizer,
+)
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +34,26 @@ def tale() -> str:
 @pytest.fixture(scope="session")
 def tokenizer(tale: str) -> SentencePieceTokenizer:
     return train_tokenizer([tale], 320)
+
+
+@pytest.fixture(scope="session")
+def tiktoken_tokenizer() -> TiktokenTokenizer:
+    return TiktokenTokenizer(tiktoken_file())
+
+
+@pytest.fixture(scope="session")
+def json_tokenizer() -> HuggingFaceTokenizer:
+    """A `tokenizer.json` that asks for BOS, with settings beside it."""
+    return HuggingFaceTokenizer(byte_level_file(), BESIDE)
+
+
+@pytest.fixture(scope="session")
+def fallback_tokenizer(tokenizer: SentencePieceTokenizer) -> HuggingFaceTokenizer:
+    """The sentencepiece model as a `tokenizer.json` of Llama 2's kind."""
+    files = hugging_face_files(tokenizer)
+    return HuggingFaceTokenizer(files["tokenizer.json"], {"tokenizer_config.json": files["tokenizer_config.json"]})
+
+
+@pytest.fixture(scope="session")
+def every_tokenizer(tokenizer, byte_tokenizer, tiktoken_tokenizer, json_tokenizer, fallback_tokenizer):
+    return (tokenizer, byte_tokenizer, tiktoken_tokenizer, json_tokenizer, fallback_tokenizer)

@@ -4,44 +4,62 @@ import random
 
 import pytest
 import sentencepiece
+import tiktoken
+import tokenizers
+from small_tokenizers import BESIDE, HARD_TEXTS, byte_level_file, tiktoken_file
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers import (
+    HuggingFaceTokenizer,
     Llama2cTokenizer,
     SentencePieceTokenizer,
+    TiktokenTokenizer,
     Tokenizer,
-    load_tokenizer,
     train_tokenizer,
 )
-
-BYTES_ONLY = b"\x06\0\0\0" + b"".join(
-    b"\0\0\0\0" + bytes([len(piece), 0, 0, 0]) + piece
-    for piece in [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256))]
-)
-TEXTS = [
-    "",
-    " ",
-    "cat",
-    " two  spaces ",
-    "a\n\n\tb\r\n",
-    "1812",
-    "é中🙂 caf\u00e9",
-    "nul\0nul",
-    "<s></s><unk>",
-    "<0x0A>",
-]
+from llama_jax.data.tokenizers.tiktoken_model import LLAMA3_PATTERN
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_sentencepiece_gives_the_text_back(tokenizer, text):
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.decode(tokenizer.encode(text, bos=True, eos=True)) == text
+@pytest.mark.parametrize("text", HARD_TEXTS)
+def test_the_text_comes_back(every_tokenizer, text):
+    for each in every_tokenizer:
+        assert each.decode(each.encode(text)) == text
+        assert each.decode(each.encode(text, bos=True, eos=True)) == text
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_llama2c_gives_the_text_back(byte_tokenizer, text):
-    assert byte_tokenizer.decode(byte_tokenizer.encode(text)) == text
-    assert byte_tokenizer.decode(byte_tokenizer.encode(text, bos=True, eos=True)) == text
+def test_ids_are_those_of_the_libraries(tokenizer, tiktoken_tokenizer, json_tokenizer):
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.to_bytes())
+    encoding = tiktoken.Encoding(
+        "outside", pat_str=LLAMA3_PATTERN, mergeable_ranks=tiktoken_tokenizer.ranks, special_tokens={}
+    )
+    library = tokenizers.Tokenizer.from_buffer(byte_level_file())
+    library.no_truncation()
+    library.no_padding()
+    for text in [*HARD_TEXTS, " ".join(HARD_TEXTS)]:
+        assert tokenizer.encode(text) == processor.encode(text)
+        assert tiktoken_tokenizer.encode(text) == encoding.encode_ordinary(text)
+        assert json_tokenizer.encode(text) == library.encode(text, add_special_tokens=False).ids
+        assert json_tokenizer.decode(json_tokenizer.encode(text)) == library.decode(json_tokenizer.encode(text))
+
+
+def test_ordinary_text_never_becomes_a_control_token(every_tokenizer):
+    generator = random.Random(0)
+    for each in every_tokenizer:
+        names = [*each.special_tokens, "<", "|", ">", " ", "a"]
+        control = set(each.special_tokens.values())
+        for _ in range(100):
+            text = "".join(generator.choices(names, k=5))
+            assert control.isdisjoint(each.encode(text))
+            assert each.decode(each.encode(text)) == text
+
+
+def test_control_tokens_are_read_where_asked_for(every_tokenizer):
+    for each in every_tokenizer:
+        names = {token: name for name, token in each.special_tokens.items()}
+        bos, eos = names[each.bos_id], names[each.eos_id]
+        middle = each.encode("the cat")
+        assert each.encode(f"{bos}the cat{eos}{eos}", special=True) == [each.bos_id, *middle, each.eos_id, each.eos_id]
+        assert each.decode(each.encode(f"{bos}the cat{eos}", special=True)) == "the cat"
 
 
 @pytest.mark.parametrize("text", ["<s>", "</s>", "<unk>", "a <s> b"])
@@ -106,23 +124,24 @@ def test_training_on_nothing_is_refused(texts):
         train_tokenizer(texts, 300)
 
 
-def test_tokenizers_survive_pickling(tokenizer, byte_tokenizer, tale):
-    for each in (tokenizer, byte_tokenizer):
+def test_tokenizers_survive_pickling(every_tokenizer, tale):
+    for each in every_tokenizer:
         copy = pickle.loads(pickle.dumps(each))
         assert copy.encode(tale) == each.encode(tale)
-        assert copy.fingerprint == each.fingerprint
+        assert (copy.fingerprint, copy.files(), copy.stop_ids) == (each.fingerprint, each.files(), each.stop_ids)
         assert isinstance(copy, Tokenizer)
 
 
-def test_half_a_surrogate_pair_is_a_unicode_error(tokenizer, byte_tokenizer):
-    for each in (tokenizer, byte_tokenizer):
+def test_half_a_surrogate_pair_is_a_unicode_error(every_tokenizer):
+    for each in every_tokenizer:
         with pytest.raises(UnicodeEncodeError):
             each.encode("a\ud800b")
 
 
-def test_bytes_that_are_no_text_decode_to_replacement_characters(tokenizer, byte_tokenizer):
+def test_bytes_that_are_no_text_decode_to_replacement_characters(tokenizer, byte_tokenizer, tiktoken_tokenizer):
     for each in (tokenizer, byte_tokenizer):
         assert each.decode([0xFF + 3]) == "\ufffd"
+    assert tiktoken_tokenizer.decode([0x61, 0xFF, 0xE2, 0x82]) == "a\ufffd\ufffd"
 
 
 def test_llama2c_merges_the_best_score_first(write_llama2c):
@@ -175,44 +194,82 @@ def test_llama2c_takes_off_one_space_after_bos(write_llama2c):
     assert words.decode([0xC3 + 3, 0xA9 + 3]) == "é"
 
 
-def test_files_load_as_what_they_are(tmp_path, tokenizer, byte_tokenizer):
-    for each in (tokenizer, byte_tokenizer):
-        (tmp_path / each.file_name).write_bytes(each.to_bytes())
-        loaded = load_tokenizer(tmp_path / each.file_name)
-        assert type(loaded) is type(each)
-        assert loaded.fingerprint == each.fingerprint
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("gone.model", None, "no such file"),
-        ("empty.model", b"", "it is empty"),
-        ("text.model", b"some words\n", "not a sentencepiece model"),
-        ("three.model", b"IQ== 0\nIg== 1\n", "is a tiktoken file"),
-        ("tokenizer.json", b"{}", "JSON tokenizers are not read"),
-        ("short.bin", b"\x05\0\0\0", "not a llama2.c tokenizer"),
-        ("bytes.bin", BYTES_ONLY, "it has no piece for a space"),
-        ("cut.bin", b"\x05\0\0\0" + b"\0\0\0\0\x05\0\0\0<un", "it ends within token 0"),
-    ],
-)
-def test_broken_files_are_refused_by_name(tmp_path, name, content, message):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{name}: .*{message}") as error:
-        load_tokenizer(tmp_path / name)
-    assert "\n" not in str(error.value)
-
-
-def test_a_directory_is_refused_with_the_file_to_name(tmp_path):
-    with pytest.raises(UserError, match=r"is a directory; name the file in it"):
-        load_tokenizer(tmp_path)
-
-
 def test_a_model_without_bos_is_refused(tokenizer):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a b c d e f"] * 5), model_writer=model, vocab_size=10, bos_id=-1, minloglevel=2
+        sentence_iterator=iter(["a b c d e f"] * 5), model_writer=model, vocab_size=9, bos_id=-1, minloglevel=2
     )
     with pytest.raises(ValueError, match="no BOS or no EOS"):
         SentencePieceTokenizer(model.getvalue())
+
+
+def test_ids_beyond_the_vocabulary_give_no_text(every_tokenizer):
+    for each in every_tokenizer:
+        ids = each.encode("the cat")
+        assert each.decode([ids[0], each.vocab_size, *ids[1:], 99_999]) == "the cat"
+
+
+def test_llama3_has_metas_control_tokens(tiktoken_tokenizer):
+    special = tiktoken_tokenizer.special_tokens
+    assert tiktoken_tokenizer.vocab_size == 261 + 256 and len(special) == 256
+    offsets = {
+        "<|begin_of_text|>": 0,
+        "<|end_of_text|>": 1,
+        "<|reserved_special_token_0|>": 2,
+        "<|finetune_right_pad_id|>": 4,
+        "<|start_header_id|>": 6,
+        "<|end_header_id|>": 7,
+        "<|eom_id|>": 8,
+        "<|eot_id|>": 9,
+        "<|python_tag|>": 10,
+    }
+    assert {name: special[name] - 261 for name in offsets} == offsets
+    assert sorted(special.values()) == list(range(261, 517))
+    assert (tiktoken_tokenizer.bos_id, tiktoken_tokenizer.eos_id) == (261, 262)
+    assert tiktoken_tokenizer.stop_ids == (262, 269, 270)
+    assert tiktoken_tokenizer.adds_bos
+
+
+def test_long_runs_are_cut_as_meta_cuts_them(tiktoken_tokenizer):
+    encode = tiktoken_tokenizer.encode
+    assert encode("the" * 10_000) == [257] * 8_333 + [*b"the"] + [257] * 1_666  # within a "the"
+    assert encode(" " * 25_001) == encode(" " * 25_000) + encode(" ")
+    assert encode("x" * 24_999 + " the" * 3) == encode("x" * 24_999) + [258] * 3
+    text = " the" * 100_001  # 400,004 characters: cut after 400,000
+    assert encode(text) == [258] * 100_001
+
+
+def test_settings_beside_the_file_are_taken(json_tokenizer):
+    assert (json_tokenizer.bos_id, json_tokenizer.eos_id, json_tokenizer.stop_ids) == (0, 1, (1, 5))
+    assert json_tokenizer.adds_bos  # as the file's own template has it
+    assert json_tokenizer.special_tokens == {"<|bos|>": 0, "<|eos|>": 1}
+    assert json_tokenizer.encode("<think>") == [2]  # added, but not a control token
+    told = BESIDE | {"tokenizer_config.json": b'{"eos_token": "<|eos|>", "add_bos_token": false, "chat_template": "x"}'}
+    without = HuggingFaceTokenizer(byte_level_file(), told)
+    assert not without.adds_bos and without.chat_template == "x"
+    assert HuggingFaceTokenizer(byte_level_file(), told | {"chat_template.jinja": b"y"}).chat_template == "y"
+
+
+def test_settings_change_tokenizers_of_every_kind(tokenizer):
+    beside = {
+        "special_tokens_map.json": b'{"bos_token": "</s>", "eos_token": {"content": "<s>"}}',
+        "generation_config.json": b'{"eos_token_id": 7}',
+        "tokenizer_config.json": b'{"add_bos_token": false, "chat_template": [{"name": "default", "template": "z"}]}',
+    }
+    changed = SentencePieceTokenizer(tokenizer.to_bytes(), beside)
+    assert (changed.bos_id, changed.eos_id, changed.stop_ids) == (2, 1, (1, 7))
+    assert (changed.adds_bos, changed.chat_template) == (False, "z")
+    assert TiktokenTokenizer(tiktoken_file(), {"tokenizer_config.json": b'{"eos_token": "<|eot_id|>"}'}).eos_id == 270
+
+
+def test_bytes_beside_wrong_bytes_keep_their_text():
+    fallback = tokenizers.Tokenizer(
+        tokenizers.models.BPE({f"<0x{byte:02X}>": byte for byte in range(256)} | {"</s>": 256}, [], byte_fallback=True)
+    )
+    fallback.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+    fallback.add_special_tokens(["</s>"])
+    ours = HuggingFaceTokenizer(fallback.to_str().encode())
+    good = list("aé🙂".encode())
+    assert ours.decode(good) == "aé🙂"
+    assert ours.decode([*good, 0xFF, 256, *good]) == "aé🙂\ufffdaé🙂"
+    assert (ours.bos_id, ours.eos_id) == (256, 256)  # no BOS: documents open with EOS

@@ -12,7 +12,8 @@ from llama_jax.data.config import DataConfig
 from llama_jax.data.loader import text_bytes, validation_batches
 from llama_jax.data.sources import TextDocuments
 from llama_jax.data.tokenizers import train_tokenizer
-from llama_jax.evals.perplexity import perplexity
+from llama_jax.evals.perplexity import perplexity, window_samples, windows, word_perplexity
+from llama_jax.evals.scoring import Scorer
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 
@@ -49,3 +50,31 @@ def test_batch_size_and_mesh_change_nothing() -> None:
         again = measured(rows, shape)
         assert again["tokens"] == first["tokens"]
         assert again["loss"] == pytest.approx(first["loss"], rel=1e-6)
+
+
+def test_windows_score_every_token_once_with_enough_context() -> None:
+    found = list(windows(range(100, 111), length=4, stride=2))  # ten tokens after the first
+    assert [(list(before), list(scored)) for before, scored in found] == [
+        ([100], [101, 102, 103, 104]),
+        ([102, 103, 104], [105, 106]),
+        ([104, 105, 106], [107, 108]),
+        ([106, 107, 108], [109, 110]),
+    ]
+    (last,) = list(windows(range(3), length=8, stride=8))
+    assert [list(part) for part in last] == [[0], [1, 2]]
+
+
+def test_a_window_as_long_as_the_documents_gives_the_loss_of_whole_documents() -> None:
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        params = jax.jit(MODEL.init)(jax.random.key(0))
+        whole = [TextDocuments([text]) for text in TEXTS[:3]]
+        batches = [next(validation_batches(text, TOKENIZER, DataConfig(sequence_length=256), 1)) for text in whole]
+        expected = perplexity(MODEL, params, batches, 1)
+        scorer = Scorer(MODEL, params, rows=2, context_length=256)
+        samples = dict(window_samples(range(3), DOCUMENTS, TOKENIZER, scorer, length=256, stride=256))
+    assert sum(sample["tokens"] for sample in samples.values()) == expected["tokens"]
+    nats = sum(sample["nats"] for sample in samples.values())
+    assert nats / expected["tokens"] == pytest.approx(expected["loss"], rel=1e-6)
+    assert samples[0]["words"] == len(TEXTS[0].split())
+    assert word_perplexity(expected, 50) == pytest.approx(math.exp(nats / 50), rel=1e-5)

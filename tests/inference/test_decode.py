@@ -59,7 +59,7 @@ def test_streaming_gives_the_same_answers_piece_by_piece(params, expected) -> No
 
 def test_an_answer_ends_with_the_end_token_and_others_go_on(params, expected) -> None:
     end = expected[0][3]
-    answers = generate(MODEL, decoding_params(MODEL, params), PROMPTS, GREEDY, eos_id=end)
+    answers = generate(MODEL, decoding_params(MODEL, params), PROMPTS, GREEDY, stop_ids=(end,))
     for answer, whole in zip(answers, expected, strict=True):
         stop = whole.index(end) + 1 if end in whole else len(whole)
         assert answer == whole[:stop]

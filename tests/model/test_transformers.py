@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.checkpoints.weights import WEIGHTS, padded
+from llama_jax.checkpoints.weights import padded, to_ours, weight_names
 from llama_jax.core import tree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.inference.decode import decoding_params
@@ -26,22 +26,15 @@ RECORDED = np.load(ORACLE / "transformers_logits.npz")
 
 def parameters(config: LlamaConfig) -> dict:
     """The formula's weights in our tree."""
-    shapes = tree.flatten(language_model(config, ComputeConfig()).shapes())
     leaves = {}
-    for entry in WEIGHTS:
-        if entry.ours not in shapes:
-            continue
-        shape = list(shapes[entry.ours].shape)
-        count = shape.pop(0) if "{}" in entry.hugging_face else 1
-        if entry.ours in ("embedding/table", "lm_head/kernel"):
-            shape[shape.index(config.padded_vocab_size)] = config.vocab_size
-        there = tuple(reversed(shape)) if entry.transposed else tuple(shape)
-        arrays = [weight(entry.hugging_face.format(layer), there) for layer in range(count)]
-        if entry.ours in ("embedding/table", "lm_head/kernel"):
-            arrays = [padded(array, config.padded_vocab_size) for array in arrays]
-        arrays = [array.T if entry.transposed else array for array in arrays]
-        leaves[entry.ours] = np.stack(arrays) if "{}" in entry.hugging_face else arrays[0]
-    assert leaves.keys() == shapes.keys()
+    for name in weight_names(config):
+        there = name.shape(config)[:: -1 if name.transposed else 1]
+        tensors = [
+            padded(to_ours(name, weight(name.hugging_face.format(layer), there), config, "hugging_face"), name, config)
+            for layer in (range(config.num_layers) if name.per_layer else (None,))
+        ]
+        leaves[name.ours] = np.stack(tensors) if name.per_layer else tensors[0]
+    assert leaves.keys() == tree.flatten(language_model(config, ComputeConfig()).shapes()).keys()
     return tree.unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
 
 

@@ -1,0 +1,244 @@
+"""The header of a GGUF file, versions 2 and 3: metadata, and where each tensor is. Made for files that nobody vouches
+for: no length is believed before it is compared with the bytes that are there. Knows nothing of LLaMA.
+
+Format: ggml-org/ggml, docs/gguf.md."""
+
+import struct
+from dataclasses import dataclass
+from math import prod
+from types import ModuleType
+from typing import IO, Any
+
+import numpy as np
+from etils import epath
+
+from llama_jax.core.errors import UserError
+
+Value = int | float | bool | str | list[str] | np.ndarray
+"""What a key has. A float32 comes as the shortest decimal that names it, so that 1e-5 is 1e-5."""
+
+LARGEST_HEADER = 64 * 2**20
+"""Bytes. Llama 3's, with 128k tokens and 280k merges, has 8 MB; all that is read here stays in memory."""
+
+_NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 10: "<u8", 11: "<i8", 12: "<f8"}
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+_LONGEST_KEY = 65535
+_LONGEST_TENSOR_NAME = 64
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    """The longest stride first, [out, in], as everywhere but in the file itself."""
+    type: Any
+    """A `gguf.GGMLQuantizationType`."""
+    start: int
+    """Of its bytes, from the beginning of the file."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """What a file says of itself."""
+
+    values: dict[str, Value]
+    tensors: dict[str, TensorInfo]
+
+
+def gguf_library() -> ModuleType:
+    """The package `gguf`, which knows the quantised types.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import gguf
+    except ModuleNotFoundError:
+        raise UserError("GGUF files need the package gguf: pip install 'llama_jax[gguf]'") from None
+    return gguf
+
+
+def read_gguf_header(path: epath.PathLike) -> GgufHeader:
+    """Metadata and places of tensors; reads no tensor.
+
+    Raises:
+        UserError: the file is not little-endian GGUF 2 or 3, ends early, repeats a name, or has a tensor that is not
+            inside the file, overlaps another or has a type that is not known.
+    """
+    file_path = epath.Path(path)
+    if not file_path.is_file():
+        raise UserError(f"{path}: no such file; give a .gguf file")
+    size = file_path.stat().length
+    with file_path.open("rb") as file:
+        reader = _Reader(str(path), file, size)
+        tensors, keys = _counts(reader)
+        values: dict[str, Value] = {}
+        for _ in range(keys):
+            key = reader.name(_LONGEST_KEY)
+            if key in values:
+                raise reader.error(f"key {key} comes twice")
+            values[key] = reader.value(key)
+        infos: dict[str, TensorInfo] = {}
+        for _ in range(tensors):
+            info = _tensor_info(reader)
+            if info.name in infos:
+                raise reader.error(f"tensor {info.name} comes twice")
+            infos[info.name] = info
+        alignment = values.get("general.alignment", 32)
+        if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
+            raise reader.error(f"general.alignment is {_short(alignment)}, a power of two is expected")
+        data = -(-reader.position // alignment) * alignment
+    return GgufHeader(values, _placed(str(path), infos, data, alignment, size))
+
+
+class _Reader:
+    """Takes values off a file in turn, never more than are there."""
+
+    def __init__(self, path: str, file: IO[bytes], size: int) -> None:
+        self.path = path
+        self.position = 0
+        self._file = file
+        self._end = min(size, LARGEST_HEADER)
+
+    def error(self, message: str) -> UserError:
+        return UserError(f"{self.path}: {message}")
+
+    def check(self, count: int, each: int, what: str) -> None:
+        """Refuse `count` things of at least `each` bytes where they cannot be."""
+        left = max(0, self._end - self.position)
+        if left < count * each:
+            where = "the file" if self._end < LARGEST_HEADER else f"the {LARGEST_HEADER} bytes a header may have"
+            asked = f"{count * each} bytes" if each == 1 else f"{count} entries"
+            raise self.error(f"at byte {self.position} {what} asks for {asked}, {left} bytes are left of {where}")
+
+    def take(self, count: int, what: str) -> bytes:
+        self.check(count, 1, what)
+        content = self._file.read(count)
+        if len(content) != count:
+            raise self.error(f"ended at byte {self.position + len(content)} while it was read")
+        self.position += count
+        return content
+
+    def u32(self, what: str) -> int:
+        return _U32.unpack(self.take(4, what))[0]
+
+    def u64(self, what: str) -> int:
+        return _U64.unpack(self.take(8, what))[0]
+
+    def string(self, what: str) -> str:
+        try:
+            return self.take(self.u64(what), what).decode()
+        except UnicodeDecodeError:
+            raise self.error(f"{what} has a string that is not UTF-8") from None
+
+    def name(self, longest: int) -> str:
+        """Of a key or tensor; printable and short, because it appears in messages."""
+        start = self.position
+        length = self.u64("a name")
+        if not 0 < length <= longest:
+            raise self.error(f"at byte {start} a name has {length} bytes, 1 to {longest} are expected")
+        content = self.take(length, "a name")
+        name = content.decode(errors="replace")
+        if name.encode() != content or not name.isprintable():
+            raise self.error(f"at byte {start} is no name of printable UTF-8: {_short(content)}")
+        return name
+
+    def value(self, key: str) -> Value:
+        kind = self.u32(key)
+        if kind == _STRING:
+            return self.string(key)
+        if kind != _ARRAY:
+            number = self._numbers(kind, 1, key)[0]
+            return float(str(number)) if number.dtype == np.float32 else number.item()
+        kind, count = self.u32(key), self.u64(key)
+        return self._strings(count, key) if kind == _STRING else self._numbers(kind, count, key)
+
+    def _strings(self, count: int, key: str) -> list[str]:
+        self.check(count, 8, key)
+        read, left = self._file.read, self._end - self.position
+        contents: list[bytes] = []
+        for _ in range(count):  # hundreds of thousands in a vocabulary, so without calls of our own
+            length = int.from_bytes(read(8), "little")
+            left -= 8 + length
+            if left < 0:
+                self.position = self._end - left - length
+                self.check(length, 1, key)
+            contents.append(read(length))
+        self.position = self._end - left
+        try:
+            return [content.decode() for content in contents]
+        except UnicodeDecodeError:
+            raise self.error(f"{key} has a string that is not UTF-8") from None
+
+    def _numbers(self, kind: int, count: int, key: str) -> np.ndarray:
+        if kind == _BOOL:
+            return np.frombuffer(self.take(count, key), np.uint8) != 0
+        if kind not in _NUMBERS:  # arrays of arrays too, which llama.cpp does not read either
+            raise self.error(f"at byte {self.position} {key} has values of type {kind}, which is not known here")
+        number = np.dtype(_NUMBERS[kind])
+        self.check(count, number.itemsize, key)
+        return np.frombuffer(self.take(count * number.itemsize, key), number)
+
+
+def _counts(reader: _Reader) -> tuple[int, int]:
+    """Numbers of tensors and keys, after magic and version."""
+    magic = reader.take(4, "the magic")
+    if magic != b"GGUF":
+        raise reader.error(f"is no GGUF file: begins with {magic!r}")
+    version = reader.u32("the version")
+    if version and version % 65536 == 0:
+        raise reader.error("is a big-endian GGUF file; only little-endian ones are read")
+    if version not in (2, 3):
+        raise reader.error(f"has GGUF version {version}, 2 or 3 is expected")
+    tensors, keys = reader.u64("the number of tensors"), reader.u64("the number of keys")
+    # The least bytes: of a key its length, one letter, its type and a byte; of a tensor one dimension and one letter.
+    reader.check(keys, 14, "the number of keys")
+    reader.check(tensors, 33, "the number of tensors")
+    return tensors, keys
+
+
+def _tensor_info(reader: _Reader) -> TensorInfo:
+    """One entry; `start` still counts from the beginning of the data."""
+    name = reader.name(_LONGEST_TENSOR_NAME)
+    dimensions = reader.u32(name)
+    if not 1 <= dimensions <= 4:
+        raise reader.error(f"tensor {name} has {dimensions} dimensions, 1 to 4 are expected")
+    shape = tuple(reader.u64(name) for _ in range(dimensions))[::-1]
+    if not all(0 < length < 2**63 for length in shape) or prod(shape) >= 2**63:
+        raise reader.error(f"tensor {name} has the impossible shape {list(shape)}")
+    number, start = reader.u32(name), reader.u64(name)
+    library = gguf_library()
+    try:
+        kind = library.GGMLQuantizationType(number)
+    except ValueError:
+        raise reader.error(f"tensor {name} has type {number}, which is not known here") from None
+    block, block_size = library.GGML_QUANT_SIZES[kind]
+    if shape[-1] % block:
+        raise reader.error(f"tensor {name} has rows of {shape[-1]}, {kind.name} goes by {block}")
+    return TensorInfo(name, shape, kind, start, prod(shape) // block * block_size)
+
+
+def _placed(path: str, tensors: dict[str, TensorInfo], data: int, alignment: int, size: int) -> dict[str, TensorInfo]:
+    """The tensors with `start` counted from the beginning of the file."""
+    placed: dict[str, TensorInfo] = {}
+    end, before = data, "the header"
+    for info in sorted(tensors.values(), key=lambda info: info.start):
+        start = data + info.start
+        if info.start % alignment:
+            raise UserError(f"{path}: tensor {info.name} has offset {info.start}, no multiple of {alignment}")
+        if start < end:
+            raise UserError(f"{path}: tensor {info.name} at byte {start} overlaps {before}, which ends at {end}")
+        if start + info.size > size:
+            raise UserError(f"{path}: tensor {info.name} ends at byte {start + info.size}, the file at {size}")
+        placed[info.name] = TensorInfo(info.name, info.shape, info.type, start, info.size)
+        end, before = start + info.size, info.name
+    return placed
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.40}"

@@ -1,0 +1,218 @@
+"""Turn a model from one format into another, and prove it: `python -m llama_jax.convert`."""
+
+if __name__ == "__main__":
+    from llama_jax.__main__ import main
+
+    main("convert")
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from llama_jax.checkpoints.formats import Format, open_weights
+from llama_jax.checkpoints.gguf import write_gguf
+from llama_jax.checkpoints.hugging_face import write_hugging_face
+from llama_jax.checkpoints.llama2c import write_llama2c
+from llama_jax.checkpoints.manifest import files_below
+from llama_jax.checkpoints.meta import write_meta
+from llama_jax.checkpoints.opening import find_model, open_params
+from llama_jax.checkpoints.orbax_weights import write_orbax
+from llama_jax.checkpoints.weights import Weights, tensors_of, weight_names
+from llama_jax.config import ConvertConfig
+from llama_jax.core import sharding
+from llama_jax.core.arrays import PyTree
+from llama_jax.core.config import MeshConfig
+from llama_jax.core.errors import CannotGoOnError, UserError
+from llama_jax.data.tokenizers import has_tokenizer, load_tokenizer, tokenizer_from_files
+from llama_jax.model.config import ComputeConfig
+
+REPORT = "conversion_report.json"
+_SAMPLE = """The sun had set behind the hills when Anna reached the village. "You are late," said her brother, and
+closed the door. In 1969 two people walked on the Moon; the third stayed in orbit, 110 km above them.
+
+def area(radius: float) -> float:
+    return 3.14159 * radius ** 2  # in square metres
+
+Zürich, Α–Ω, 北京, 🙂 — and so on.
+"""
+_SAMPLE_TOKENS = 256
+_ROUNDING = 0.05
+"""Largest mean difference of logits, in units of their standard deviation, that a coarser type may cause."""
+
+
+def convert(config: ConvertConfig) -> None:
+    """Run the command."""
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if config.json else sys.stdout, flush=True)
+
+    started = time.perf_counter()
+    target = epath.Path(config.target)
+    if target.exists() and not config.overwrite:
+        raise UserError(f"--target {target}: exists; remove it, or give --overwrite true")
+    config = dataclasses.replace(config, source=find_model(config.source, say))
+    weights = open_weights(str(config.source), step=config.step, say=say)
+    if config.tokenizer is not None:
+        files = load_tokenizer(config.tokenizer).files()
+        weights = dataclasses.replace(weights, files=files)  # pyright: ignore[reportArgumentType]
+    # Written beside the target and moved when it has proved itself: nothing half-written ever has the name asked for.
+    partial = target.with_name(f".{target.name}.partial")
+    if partial.exists():
+        partial.rmtree()
+    try:
+        partial.mkdir(parents=True)
+        written = partial if config.format in ("orbax", "hf", "meta") else partial / target.name
+        say(f"converting {weights.source} ({_size(weights):,} parameters) to {config.format}")
+        _WRITERS[config.format](written, weights, config)
+        report = _report(config, weights, written, say)
+        report["seconds"] = round(time.perf_counter() - started, 1)
+        (partial / REPORT).write_text(json.dumps(report, indent=2))
+        _move(partial, target, config.format)
+    finally:
+        if partial.exists():
+            partial.rmtree()
+    say(f"wrote {target} in {report['seconds']} s")
+    if config.json:
+        print(json.dumps(report))
+
+
+def _write_meta(target: epath.Path, weights: Weights, config: ConvertConfig) -> None:
+    write_meta(target, weights, shards=config.shards, dtype=_dtype(config))
+
+
+def _write_llama2c(target: epath.Path, weights: Weights, config: ConvertConfig) -> None:
+    if config.dtype not in ("auto", "float32"):
+        raise UserError(f"--dtype {config.dtype}: llama2c's format is float32")
+    write_llama2c(target, weights)
+
+
+def _write_gguf(target: epath.Path, weights: Weights, config: ConvertConfig) -> None:
+    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0", "auto": None}
+    write_gguf(target, weights, dtype=names[config.dtype])
+
+
+_WRITERS: Mapping[Format, Callable[[epath.Path, Weights, ConvertConfig], None]] = {
+    "orbax": lambda target, weights, config: write_orbax(target, weights, dtype=_dtype(config)),
+    "hf": lambda target, weights, config: write_hugging_face(target, weights, dtype=_dtype(config)),
+    "meta": _write_meta,
+    "gguf": _write_gguf,
+    "llama2c": _write_llama2c,
+}
+
+
+def _dtype(config: ConvertConfig) -> np.dtype | None:
+    """The type to store, None for that of the source."""
+    if config.dtype == "q8_0":
+        raise UserError("--dtype q8_0: only --format gguf stores it; float32, float16 and bfloat16 fit every format")
+    return None if config.dtype == "auto" else np.dtype(jax.numpy.dtype(config.dtype))
+
+
+def _size(weights: Weights) -> int:
+    return sum(math.prod(name.shape(weights.config)) for name, _ in tensors_of(weights.config))
+
+
+def _report(config: ConvertConfig, source: Weights, written: epath.Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """What was converted, and how the result, opened again, compares with the source on text.
+
+    Raises:
+        CannotGoOnError: it is not the same model.
+    """
+    target = open_weights(str(written), step=None, say=say)
+    rows = weight_names(source.config)
+    changes = {
+        field: [value, target.config.to_json()[field]]
+        for field, value in source.config.to_json().items()
+        if value != target.config.to_json()[field]
+    }
+    for field, (before, after) in changes.items():
+        say(f"note: the format does not keep {field}: {before} in the source, {after} in the target")
+    types = {name.ours: (str(source.dtype(name)), str(target.dtype(name))) for name in rows}
+    report: dict[str, Any] = {
+        "source": config.source,
+        "target": config.target,
+        "format": config.format,
+        "parameters": _size(source),
+        "source_dtypes": sorted({before for before, _ in types.values()}),
+        "target_dtypes": sorted({after for _, after in types.values()}),
+        "bytes": sum(file.stat().length for file in _files(written)),
+        "config_changes": changes,
+        "check": None,
+    }
+    if config.no_check:
+        return report
+    tokens, kind = _sample(source)
+    before, after = _logits(str(config.source), config.step, tokens, say), _logits(str(written), None, tokens, say)
+    difference = np.abs(before - after)
+    check = {
+        "tokens": tokens.size,
+        "kind": kind,
+        "max_logit_difference": float(difference.max()),
+        "mean_logit_difference": float(difference.mean()),
+        "logit_standard_deviation": float(before.std()),
+        "argmax_agreement": float((before.argmax(-1) == after.argmax(-1)).mean()),
+        "source_loss": _loss(before, tokens),
+        "target_loss": _loss(after, tokens),
+        "uniform_loss": math.log(source.config.vocab_size),
+    }
+    coarser = any(before != after for before, after in types.values()) or config.dtype == "q8_0"
+    say(
+        f"checked on {tokens.size} tokens of {kind}: largest difference of logits {check['max_logit_difference']:.2e}, "
+        f"mean {check['mean_logit_difference']:.2e}, same most likely token at {check['argmax_agreement']:.1%}; "
+        f"loss {check['source_loss']:.3f} -> {check['target_loss']:.3f} nats per token"
+    )
+    if kind == "text" and check["source_loss"] > check["uniform_loss"]:
+        say("note: the source predicts this text worse than chance; is it trained, and is this its tokenizer?")
+    if check["mean_logit_difference"] > (_ROUNDING * check["logit_standard_deviation"] if coarser else 0.0):
+        raise CannotGoOnError(
+            f"{config.target}: not written, the result differs from {config.source} by "
+            f"{check['max_logit_difference']:.2e} in a logit"
+        )
+    return report | {"check": check}
+
+
+def _files(written: epath.Path) -> list[epath.Path]:
+    return [written / name for name in files_below(written)] if written.is_dir() else [written]
+
+
+def _sample(weights: Weights) -> tuple[np.ndarray, str]:
+    """Tokens [1, T] to compare the models on, and what they are: text, or random where no tokenizer is known."""
+    length = min(_SAMPLE_TOKENS, weights.config.context_length)
+    if has_tokenizer(weights.files):
+        tokenizer = tokenizer_from_files(weights.files, weights.source)
+        return np.array([tokenizer.encode(_SAMPLE, bos=tokenizer.adds_bos)[:length]], np.int32), "text"
+    return np.random.default_rng(0).integers(0, weights.config.vocab_size, (1, length), np.int32), "random tokens"
+
+
+def _logits(path: str, step: int | None, tokens: np.ndarray, say: Callable[[str], None]) -> np.ndarray:
+    """Logits [T, V] of the model at a path."""
+    mesh = sharding.make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        opened = open_params(path, ComputeConfig(), mesh, step=step, say=say)
+        rows = sharding.placed(np.tile(tokens, (sharding.batch_parts(mesh), 1)), sharding.row_sharding(mesh))
+        logits: PyTree = jax.jit(opened.model.logits)(opened.params, rows)
+        return np.asarray(logits[0])
+
+
+def _loss(logits: np.ndarray, tokens: np.ndarray) -> float:
+    """Mean of -log p(next token), in nats."""
+    logprobs = np.asarray(jax.nn.log_softmax(logits[:-1], axis=-1))
+    return float(-np.take_along_axis(logprobs, tokens[0, 1:, None], axis=-1).mean())
+
+
+def _move(partial: epath.Path, target: epath.Path, kind: Format) -> None:
+    """Give what was written its name; of a single file, what belongs beside it first."""
+    if kind in ("orbax", "hf", "meta"):
+        if target.exists():
+            target.rmtree()
+        partial.rename(target)
+        return
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == target.name):
+        path.replace(target.with_name(path.name))

@@ -1,0 +1,139 @@
+"""Small files that someone else made, above all JSON: bounded, strict, refused in one line. Knows not what they say."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from llama_jax.core.errors import UserError
+from llama_jax.core.files import is_remote
+
+
+def read_bounded(path: epath.PathLike, max_bytes: int) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        UserError: there is no such file, it is a directory, pipe or device, or it is longer than `max_bytes`.
+    """
+    file = epath.Path(path)
+    # A pipe would be waited for without end; `is_file` of epath takes one for a file.
+    if not (file.is_file() if is_remote(path) else Path(path).is_file()):
+        raise UserError(f"{path}: is not a regular file" if file.exists() else f"{path}: no such file")
+    with file.open("rb") as opened:
+        content = opened.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise UserError(f"{path}: is longer than {max_bytes} bytes, the most that such a file may have")
+    return content
+
+
+def read_json(path: epath.PathLike, *, max_bytes: int) -> dict[str, Any]:
+    """The object that a JSON file holds; see `read_bounded` and `json_object` for what is refused."""
+    return json_object(read_bounded(path, max_bytes), str(path))
+
+
+def json_object(content: bytes, where: str) -> dict[str, Any]:
+    """The object that JSON text holds.
+
+    Args:
+        where: file, or part of one, for messages.
+
+    Raises:
+        UserError: it is not UTF-8, not JSON as RFC 8259 has it (so no NaN), nested too deeply, has a key twice, or is
+            not an object.
+    """
+    try:
+        value = json.loads(
+            content.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
+        )
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: is not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: is not JSON: {error.msg} in line {error.lineno} column {error.colno}") from None
+    except RecursionError:
+        raise UserError(f"{where}: is JSON nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"{where}: {str(error).partition(';')[0]}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: holds {shown(value)} where a JSON object is expected")
+    return value
+
+
+def shown(value: Any) -> str:
+    """An unknown value as it may stand in a message: ASCII on one line, cut short."""
+    return f"{value!a:.60}"
+
+
+@dataclass(frozen=True)
+class JsonFields:
+    """The fields of a JSON object, each asked for by its type. A null counts as missing, as transformers has it.
+
+    Each method takes a default for a missing field, None for one that must be there, and raises UserError, naming the
+    field, when it is missing or of another type; `true` is no number.
+    """
+
+    values: Mapping[str, Any]
+    where: str
+    """File, or part of one, for messages."""
+
+    def whole(self, field: str, default: int | None = None) -> int:
+        """A positive whole number below 2^31."""
+        return self._checked(field, default, _is_whole, "a whole number from 1 to 2^31 - 1")
+
+    def number(self, field: str, default: float | None = None) -> float:
+        """A positive number."""
+        return float(self._checked(field, default, _is_positive, "a number greater than 0"))
+
+    def flag(self, field: str, default: bool) -> bool:
+        """True or false."""
+        return self._checked(field, default, lambda value: isinstance(value, bool), "true or false")
+
+    def fields(self, field: str) -> "JsonFields":
+        """The fields of an object within this one; none of a missing object."""
+        found = self._checked(field, {}, lambda value: isinstance(value, dict), "an object")
+        return JsonFields(found, f"{self.where}: {field}")
+
+    def one_of(self, field: str, supported: Iterable[Any], default: Any) -> Any:
+        """A value that is supported; the message names those that are."""
+        names = " or ".join(json.dumps(value) for value in supported)
+        return self._checked(field, default, lambda value: value in supported, names)
+
+    def _checked(self, field: str, default: Any, fits: Callable[[Any], bool], expected: str) -> Any:
+        value = self.values.get(field)
+        if value is None and default is None:
+            raise UserError(f"{self.where}: lacks {field}, {expected}")
+        if value is None:
+            return default
+        if not fits(value):
+            raise UserError(f"{self.where}: {field} is {shown(value)}; {expected} is expected")
+        return value
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e30
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"has the key {shown(key)} twice")
+        found[key] = value
+    return found
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"has the value {name}, which JSON does not know")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"has the number {text:.20}, which is too large")
+    return float(text)

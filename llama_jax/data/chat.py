@@ -1,0 +1,153 @@
+"""Conversations to token ids, by the model's own chat template.
+
+A template comes with a model, so it is a stranger's program: it runs sandboxed, in a process that is killed when it
+takes too long. What people say is text and never becomes a control token, whatever the template does with it."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama_jax.core.errors import UserError
+from llama_jax.core.json_files import shown
+from llama_jax.data.template_process import render_template
+from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.data.tokenizers.tokenizer import names_pattern
+
+Message = Mapping[str, Any]
+"""What one side says: `role` ("system", "user", "assistant", …) and `content`."""
+
+_ROLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PRIVATE_USE = range(0xE000, 0xF900)
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """Jinja source that lays a conversation out as text, as transformers' `apply_chat_template` does.
+
+    Args:
+        source: The template.
+        names: What it knows the model's tokens by, such as `bos_token`.
+    """
+
+    source: str
+    names: Mapping[str, str]
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as text.
+
+        Args:
+            add_generation_prompt: End with what opens the assistant's answer.
+
+        Raises:
+            UserError: the template is wrong, or refuses these messages.
+        """
+        given = [dict(message) for message in messages]
+        extra = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        return render_template(self.source, {"messages": given, **extra, **self.names})
+
+
+def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    """Ids of a conversation, opened by exactly one BOS if the template writes one or the model expects one.
+
+    Control tokens come from the template alone: their names in a message are text. Where no message holds such a name,
+    the ids are those of transformers' `apply_chat_template`, but for a BOS that its template forgot.
+
+    Args:
+        messages: What was said, in turn.
+        add_generation_prompt: End with what opens the assistant's answer.
+
+    Raises:
+        UserError: the model has no chat template, a message is malformed, or the template refuses the messages.
+    """
+    if tokenizer.chat_template is None:
+        raise UserError("chat: the model has no chat template; use a model tuned for conversations, or a plain prompt")
+    _check(messages)
+    names = {token: name for name, token in tokenizer.special_tokens.items()}
+    known = {"bos_token": names.get(tokenizer.bos_id, ""), "eos_token": names.get(tokenizer.eos_id, "")}
+    template = ChatTemplate(tokenizer.chat_template, known)
+    hidden = _Hidden.of(tokenizer, [tokenizer.chat_template, *(message["content"] for message in messages)])
+    text = _safe_text(template, messages, hidden, add_generation_prompt)
+    ids = _encoded(tokenizer, text, hidden)
+    if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id]:
+        ids = [tokenizer.bos_id, *ids]
+    while ids[:2] == [tokenizer.bos_id] * 2:
+        ids = ids[1:]
+    return ids
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """How names of control tokens are hidden from whoever looks for them in a rendered text: the first and the last
+    character of each stands as one that no message and no template holds."""
+
+    names: re.Pattern[str]
+    stand_ins: Mapping[int, str]
+
+    @staticmethod
+    def of(tokenizer: Tokenizer, texts: Iterable[str]) -> "_Hidden":
+        ends = sorted({character for name in tokenizer.special_tokens for character in (name[0], name[-1])})
+        used = set().union(*texts)
+        free = (chr(point) for point in _PRIVATE_USE if chr(point) not in used)
+        stand_ins = {ord(character): stand_in for character, stand_in in zip(ends, free, strict=False)}
+        return _Hidden(names_pattern(tokenizer.special_tokens), stand_ins)
+
+    def in_names(self, text: str) -> str:
+        """Hides each name."""
+        return self.names.sub(lambda match: match[0].translate(self.stand_ins), text)
+
+    def everywhere(self, text: str) -> str:
+        """Hides every character that a name begins or ends with."""
+        return text.translate(self.stand_ins)
+
+    def restored(self, text: str) -> str:
+        """Undoes either."""
+        return text.translate({ord(stand_in): character for character, stand_in in self.stand_ins.items()})
+
+
+def _safe_text(
+    template: ChatTemplate, messages: Sequence[Message], hidden: _Hidden, add_generation_prompt: bool
+) -> str:
+    """The rendered text, in which each name of a control token was written by the template.
+
+    Hiding names does not stop a template that joins two messages, or removes what stands between, from making a name of
+    their parts. Hiding every character that could be part of one does, but a template may look for some of them, such
+    as `</think>`. So the first is taken if it has just the control tokens of the second.
+    """
+
+    def rendered(hide: Callable[[str], str]) -> str:
+        shielded = [{"role": message["role"], "content": hide(message["content"])} for message in messages]
+        return template.render(shielded, add_generation_prompt=add_generation_prompt)
+
+    text = rendered(hidden.in_names)
+    if all(hidden.everywhere(message["content"]) == message["content"] for message in messages):
+        return text
+    strict = rendered(hidden.everywhere)
+    return text if hidden.names.findall(text) == hidden.names.findall(strict) else strict
+
+
+def _encoded(tokenizer: Tokenizer, text: str, hidden: _Hidden) -> list[int]:
+    plain = hidden.restored(text)
+    if plain == text:
+        return tokenizer.encode(text, special=True)
+    ids: list[int] = []
+    for index, part in enumerate(hidden.names.split(text)):
+        ids += [tokenizer.special_tokens[part]] if index % 2 else tokenizer.encode(hidden.restored(part))
+    return ids
+
+
+def _check(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise UserError("messages: there are none; give at least one object with role and content")
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+            raise UserError(f"messages[{number}]: {shown(message)} is not an object with role and content")
+        role, content = message["role"], message["content"]
+        if not isinstance(role, str) or not _ROLE.fullmatch(role):
+            raise UserError(f"messages[{number}].role: {shown(role)} is not a word such as user or assistant")
+        if not isinstance(content, str):
+            raise UserError(f"messages[{number}].content: {shown(content)} is not a text")
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"messages[{number}].content: holds half a surrogate pair, which is no text") from None

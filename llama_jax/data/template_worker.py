@@ -1,0 +1,109 @@
+"""Renders chat templates, which are programs by strangers, in a process of its own: `python -P template_worker.py`.
+
+Reads one JSON object a line: `template`, `variables` and `seconds`, the processor time it may take. Answers one a line:
+`text`, or `error`. Knows nothing but jinja2; whoever started it bounds the time and ends it."""
+
+import contextlib
+import functools
+import json
+import math
+import sys
+import time
+from datetime import datetime
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+from jinja2 import nodes, parser
+
+MOST_CHARACTERS = 2**20
+_MOST_MEMORY = 2**29  # bytes of address space
+
+
+class GenerationBlocks(jinja2.ext.Extension):
+    """`{% generation %}`, with which templates mark what the assistant says; it changes no text."""
+
+    tags = {"generation"}  # noqa: RUF012 - as in jinja2's own extensions
+
+    def parse(self, parser: parser.Parser) -> nodes.Node:
+        """The block's body."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)  # jinja2's own escapes HTML
+
+
+def _environment() -> jinja2.Environment:
+    """As transformers renders chat templates."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlocks, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    return environment
+
+
+@functools.lru_cache(8)
+def _compiled(template: str) -> jinja2.Template:
+    return _environment().from_string(template)
+
+
+def _render(template: str, variables: dict[str, Any]) -> str:
+    parts: list[str] = []
+    length = 0
+    for part in _compiled(template).generate(variables):
+        length += len(part)
+        if length > MOST_CHARACTERS:
+            raise jinja2.TemplateError(f"gives more than {MOST_CHARACTERS} characters")
+        parts.append(part)
+    return "".join(parts)
+
+
+def _complaint(error: Exception) -> str:
+    """The error in one line, with the line of the template where it is known."""
+    line = getattr(error, "lineno", None)
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    message = " ".join(str(error).split()) or type(error).__name__
+    return f"line {line}: {message:.200}" if line else f"{message:.200}"
+
+
+def _limit(seconds: float | None = None) -> None:
+    """Bound the address space, or the processor time from now on, where the system can."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        kind, limit = resource.RLIMIT_AS, _MOST_MEMORY
+        if seconds is not None:
+            kind, limit = resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds)
+        resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+
+
+def main() -> None:
+    """Answer until there is nothing more to read."""
+    _limit()
+    print(flush=True)  # ready: what comes before is not the template's time
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        _limit(request["seconds"])
+        try:
+            answer = {"text": _render(request["template"], request["variables"])}
+        except Exception as error:  # whatever a template does, it is the template's error
+            answer = {"error": _complaint(error)}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

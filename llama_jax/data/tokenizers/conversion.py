@@ -1,0 +1,184 @@
+"""One tokenizer in the formats of others: GGUF's vocabulary, transformers' files, llama2.c's file."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_jax.core.errors import UserError
+from llama_jax.core.json_files import json_object, shown
+from llama_jax.data.tokenizers.hugging_face import HuggingFaceTokenizer
+from llama_jax.data.tokenizers.llama2c import FIRST_PIECE, Llama2cTokenizer, llama2c_file
+from llama_jax.data.tokenizers.loading import MODEL_FILES, tokenizer_from_files
+from llama_jax.data.tokenizers.pre_tokenizers import PRE_ALIASES, PRE_TOKENIZERS
+from llama_jax.data.tokenizers.sentencepiece_model import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    Piece,
+    PieceModel,
+    SentencePieceTokenizer,
+    piece_model_bytes,
+    pieces_bytes,
+    read_piece_model,
+)
+from llama_jax.data.tokenizers.tokenizer import Tokenizer
+from llama_jax.data.tokenizers.tokenizer_json import byte_level_json, sentencepiece_json
+from llama_jax.data.tokenizers.vocabulary import Vocabulary, vocabulary_of
+
+_FAST_CLASS = "PreTrainedTokenizerFast"
+"""transformers' class that takes `tokenizer.json` as it is; others build their own from parts of it."""
+
+
+def files_of_vocabulary(vocabulary: Vocabulary) -> dict[str, bytes]:
+    """The files of a vocabulary from GGUF: `tokenizer.model` (llama) or `tokenizer.json` (gpt2), and settings.
+
+    Raises:
+        UserError: a field contradicts another, or the splitting into words has a name that is not known.
+    """
+    _check(vocabulary)
+    settings = _settings_files(vocabulary)
+    if vocabulary.model == "llama":
+        return {"tokenizer.model": _piece_model(vocabulary), **settings}
+    pre = PRE_ALIASES.get(vocabulary.pre, vocabulary.pre)
+    if pre not in PRE_TOKENIZERS:
+        known = ", ".join(sorted([*PRE_TOKENIZERS, *PRE_ALIASES]))
+        raise UserError(f"tokenizer: splits words by {shown(vocabulary.pre)}, which is not known; {known} are")
+    return {"tokenizer.json": _json_bytes(byte_level_json(vocabulary, pre)), **settings}
+
+
+def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Files from which transformers' `AutoTokenizer` makes a tokenizer that gives the same ids: `tokenizer.json` and
+    `tokenizer_config.json`, beside the tokenizer's own.
+
+    Raises:
+        UserError: it is of a kind that `tokenizer.json` cannot express for a LLaMA.
+    """
+    files = tokenizer.files()
+    config = json_object(files.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
+    config.pop("auto_map", None)  # names code to run
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        names = {number: name for name, number in tokenizer.special_tokens.items()}
+        ours = {"bos_token": names[tokenizer.bos_id], "eos_token": names[tokenizer.eos_id]}
+        return files | {"tokenizer_config.json": _json_bytes({"tokenizer_class": _FAST_CLASS} | ours | config)}
+    vocabulary = vocabulary_of(tokenizer)
+    settings = _settings_files(vocabulary)
+    ours = json_object(settings["tokenizer_config.json"], "tokenizer_config.json")
+    if vocabulary.model == "llama":
+        files = {"tokenizer.model": _piece_model(vocabulary)} | files
+        content = sentencepiece_json(vocabulary)
+    else:
+        content = byte_level_json(vocabulary, vocabulary.pre)
+    return (
+        settings
+        | files
+        | {
+            "tokenizer.json": _json_bytes(content),
+            "tokenizer_config.json": _json_bytes(ours | config),
+        }
+    )
+
+
+def llama2c_bytes(tokenizer: Tokenizer) -> bytes:
+    """The `tokenizer.bin` of a tokenizer, as karpathy/llama2.c's tokenizer.py exports it.
+
+    Raises:
+        UserError: llama2.c's format has no room for what the tokenizer does.
+    """
+    if isinstance(tokenizer, Llama2cTokenizer):
+        return tokenizer.to_bytes()
+    vocabulary = vocabulary_of(tokenizer)
+    tokens, types = vocabulary.tokens, vocabulary.types
+    if vocabulary.model != "llama" or not vocabulary.adds_space_prefix:
+        raise UserError("tokenizer: llama2.c knows only tokenizers of LLaMA 1 and 2, of sentencepiece's kind")
+    layout = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256]
+    if [*types[:FIRST_PIECE]] != layout or (vocabulary.bos_id, vocabulary.eos_id) != (1, 2):
+        raise UserError("tokenizer: llama2.c wants unk, bos and eos as tokens 0 to 2, then the 256 bytes")
+    for token, kind in zip(tokens[FIRST_PIECE:], types[FIRST_PIECE:], strict=True):
+        if kind != NORMAL:
+            raise UserError(f"tokenizer: token {shown(token)} is special, which llama2.c cannot express")
+    names = [tokens[0], f"\n{tokens[1]}\n", f"\n{tokens[2]}\n", *tokens[3:]]
+    pieces = [name.replace(SPACE, " ").encode() for name in names]
+    return llama2c_file(zip(pieces, vocabulary.scores or (), strict=True))
+
+
+def with_special_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> Tokenizer:
+    """The tokenizer with control tokens of these names after its last id; those it has already are left as they are.
+
+    Raises:
+        UserError: a name is that of an ordinary token.
+    """
+    missing = [name for name in dict.fromkeys(names) if name not in tokenizer.special_tokens]
+    beside = {name: content for name, content in tokenizer.files().items() if name not in MODEL_FILES}
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        known = {piece.text for piece in read_piece_model(tokenizer.to_bytes()).pieces}
+        for name in missing:
+            if name in known:
+                raise UserError(f"tokenizer: {shown(name)} is an ordinary token, so it cannot be a control token")
+        pieces = [Piece(name, 0.0, CONTROL) for name in missing]
+        return SentencePieceTokenizer(tokenizer.to_bytes() + pieces_bytes(pieces), beside)
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return HuggingFaceTokenizer(tokenizer.with_added(missing), beside)
+    plain = tokenizer_from_files(files_of_vocabulary(vocabulary_of(tokenizer)) | beside, "conversion")
+    return with_special_tokens(plain, names)
+
+
+def _check(vocabulary: Vocabulary) -> None:
+    count = len(vocabulary.tokens)
+    scores = count if vocabulary.scores is None else len(vocabulary.scores)
+    if len(vocabulary.types) != count or scores != count:
+        raise UserError(f"tokenizer: {count} tokens, {len(vocabulary.types)} types and {scores} scores do not agree")
+    if vocabulary.eos_id is None:
+        raise UserError("tokenizer: names no EOS token")
+    for field, token in (("bos_id", vocabulary.bos_id), ("eos_id", vocabulary.eos_id)):
+        if token is not None and not 0 <= token < count:
+            raise UserError(f"tokenizer: {field} {token} is not below {count} tokens")
+    token, times = Counter(vocabulary.tokens).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"tokenizer: token {shown(token)} stands {times} times")
+    if vocabulary.model == "llama" and vocabulary.scores is None:
+        raise UserError("tokenizer: has no scores, by which sentencepiece merges")
+    for merge in vocabulary.merges:
+        if merge.count(" ") != 1:
+            raise UserError(f"tokenizer: merge {shown(merge)} is not two tokens with a space between them")
+
+
+def _settings_files(vocabulary: Vocabulary) -> dict[str, bytes]:
+    def name(token: int | None) -> str | None:
+        return None if token is None else vocabulary.tokens[token]
+
+    unknown = next((number for number, kind in enumerate(vocabulary.types) if kind == UNKNOWN), None)
+    config = {
+        "tokenizer_class": _FAST_CLASS,
+        "bos_token": name(vocabulary.bos_id),
+        "eos_token": name(vocabulary.eos_id),
+        "unk_token": name(unknown),
+        "add_bos_token": vocabulary.adds_bos,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": vocabulary.chat_template,
+    }
+    stops = list(dict.fromkeys((vocabulary.eos_id, *vocabulary.stop_ids)))
+    generation = {"bos_token_id": vocabulary.bos_id, "eos_token_id": stops}
+    return {
+        "tokenizer_config.json": _json_bytes({key: value for key, value in config.items() if value is not None}),
+        "generation_config.json": _json_bytes({key: value for key, value in generation.items() if value is not None}),
+    }
+
+
+def _json_bytes(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n"
+
+
+def _piece_model(vocabulary: Vocabulary) -> bytes:
+    tokens, types, scores = vocabulary.tokens, list(vocabulary.types), vocabulary.scores or ()
+    if UNKNOWN not in types:
+        raise UserError("tokenizer: has no token of type 2 (unknown), which sentencepiece wants")
+    bos = vocabulary.eos_id if vocabulary.bos_id is None else vocabulary.bos_id
+    assert bos is not None and vocabulary.eos_id is not None
+    types[bos] = types[vocabulary.eos_id] = CONTROL
+    pieces = tuple(map(Piece, tokens, map(float, scores), types))
+    model = PieceModel(pieces, adds_space_prefix=vocabulary.adds_space_prefix)
+    return piece_model_bytes(model, unk=tokens[types.index(UNKNOWN)], bos=tokens[bos], eos=tokens[vocabulary.eos_id])

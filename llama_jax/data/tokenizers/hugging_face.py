@@ -1,0 +1,177 @@
+"""`tokenizer.json`, Hugging Face's format, through their `tokenizers` library."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from llama_jax.core.errors import UserError
+from llama_jax.core.json_files import json_object, shown
+from llama_jax.data.tokenizers.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from llama_jax.data.tokenizers.tokenizer import FileTokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_MOST_TOKENS = 2**22
+_BOS_NAMES = ("<|begin_of_text|>", "<s>", "<|startoftext|>")
+_EOS_NAMES = ("<|end_of_text|>", "</s>", "<|endoftext|>")
+
+
+class HuggingFaceTokenizer(FileTokenizer):
+    """A `tokenizer.json`, with `tokenizer_config.json` beside it to say which tokens are BOS and EOS.
+
+    Where nothing names them, they are looked for under the names of LLaMA's; a vocabulary without BOS opens documents
+    with EOS. Truncation and padding written in the file are switched off.
+
+    Args:
+        model: The content of the file.
+        beside: Configuration files beside it.
+
+    Raises:
+        ValueError: the library refuses the file, or a control token is one that ordinary text gives.
+    """
+
+    file_name = "tokenizer.json"
+
+    def __init__(self, model: bytes, beside: Mapping[str, bytes] | None = None) -> None:
+        super().__init__(model, beside)
+        content = json_object(model, self.file_name)
+        self._tokenizer = self._library_tokenizer()
+        self._tokenizer.encode_special_tokens = True
+        vocabulary = self._tokenizer.get_vocab()
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        if self.vocab_size > _MOST_TOKENS:
+            raise ValueError(f"it has an id {self.vocab_size - 1}, beyond {_MOST_TOKENS} tokens")
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special_tokens = {token.content: number for number, token in sorted(added.items()) if token.special}
+        opening = _opening_token(content.get("post_processor"))
+        eos = self._first_known(self.settings.eos_token, *_EOS_NAMES)
+        if eos is None:
+            raise ValueError("it has no known EOS token; name it as eos_token in tokenizer_config.json beside it")
+        bos = self._first_known(self.settings.bos_token, opening, *_BOS_NAMES)
+        self._adopt_settings(eos if bos is None else bos, eos, adds_bos=opening is not None)
+        self._bytes: dict[int, int] = {}
+        if "ByteFallback" in component_types(content.get("decoder")):
+            byte_names = {f"<0x{byte:02X}>": byte for byte in range(256)}
+            self._bytes = {vocabulary[name]: byte for name, byte in byte_names.items() if name in vocabulary}
+        for name, token in self.special_tokens.items():
+            if name != content["model"].get("unk_token") and token in self._encode_ordinary(name):
+                raise ValueError(f"control token {name!r} is also what the same ordinary text gives")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        ids = [int(token) for token in ids]
+        if self._bytes.keys().isdisjoint(ids):
+            return self._tokenizer.decode(ids, skip_special_tokens=True)
+        return self._tokenizer.decoder.decode(list(self._settled(ids)))
+
+    def content(self) -> dict[str, Any]:
+        """The file, parsed."""
+        return json_object(self._model, self.file_name)
+
+    def tokens_and_types(self) -> tuple[list[str], list[int]]:
+        """Each token and its type, as in sentencepiece; ids that no token has are unused, under llama.cpp's name."""
+        model = self.content()["model"]
+        added = self._tokenizer.get_added_tokens_decoder()
+        tokens = [f"[PAD{token}]" for token in range(self.vocab_size)]
+        types = [UNUSED] * self.vocab_size
+        for name, token in self._tokenizer.get_vocab().items():
+            tokens[token], types[token] = name, NORMAL
+            if token in added:
+                types[token] = CONTROL if added[token].special else USER_DEFINED
+            if token in self._bytes:
+                types[token] = BYTE
+            if name == model.get("unk_token"):
+                types[token] = UNKNOWN
+        return tokens, types
+
+    def with_added(self, names: Sequence[str]) -> bytes:
+        """The file with control tokens of these names after its last id.
+
+        Raises:
+            UserError: a name is that of a token there is.
+        """
+        import tokenizers
+
+        tokenizer = self._library_tokenizer()
+        for name in names:
+            if tokenizer.token_to_id(name) is not None:
+                raise UserError(f"tokenizer: {shown(name)} is an ordinary token, so it cannot be a control token")
+            tokenizer.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False)])
+        return tokenizer.to_str().encode()
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        with _one_line_errors():
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _encode_special(self, text: str) -> list[int]:
+        with _one_line_errors():
+            return self._seeing_special.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _seeing_special(self) -> "tokenizers.Tokenizer":
+        """A second copy: whether names of control tokens are seen is a switch, which threads would share."""
+        return self._library_tokenizer()
+
+    def _library_tokenizer(self) -> "tokenizers.Tokenizer":
+        import tokenizers  # when first used: commands that only print help start without it
+
+        with _one_line_errors():
+            tokenizer = tokenizers.Tokenizer.from_buffer(self._model)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+        for name in (self.settings.bos_token, self.settings.eos_token):
+            if name is not None and name not in special and tokenizer.token_to_id(name) is not None:
+                tokenizer.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False)])
+        return tokenizer
+
+    def _first_known(self, *names: str | None) -> int | None:
+        return next((self.special_tokens[name] for name in names if name and name in self.special_tokens), None)
+
+    def _settled(self, ids: Sequence[int]) -> Iterator[str]:
+        """Names of the tokens, those of bytes that are not UTF-8 replaced by U+FFFD. The library's decoder gives up a
+        whole run of bytes for one that is wrong, so that text which was right would change with what follows it."""
+        control = set(self.special_tokens.values())
+        ordinary = [token for token in ids if token not in control and token < self.vocab_size]
+        for are_bytes, run in itertools.groupby(ordinary, self._bytes.__contains__):
+            if not are_bytes:
+                yield from filter(None, map(self._tokenizer.id_to_token, run))
+                continue
+            for character in bytes(self._bytes[token] for token in run).decode(errors="surrogateescape"):
+                if "\udc80" <= character <= "\udcff":
+                    yield "\ufffd"
+                else:
+                    yield from (f"<0x{byte:02X}>" for byte in character.encode())
+
+
+def component_types(component: Any) -> set[str]:
+    """Types of a part of `tokenizer.json`, and of the members where it is a sequence."""
+    if not isinstance(component, dict):
+        return set()
+    members = [value for value in component.values() if isinstance(value, list)]
+    return {str(component.get("type"))}.union(*(component_types(each) for value in members for each in value))
+
+
+def _opening_token(processor: Any) -> str | None:
+    """Name of the token that the file's own template puts before a text."""
+    if not isinstance(processor, dict):
+        return None
+    for member in processor.get("processors", ()):
+        if (name := _opening_token(member)) is not None:
+            return name
+    first = next(iter(processor.get("single", ())), {})
+    return first["SpecialToken"]["id"] if "SpecialToken" in first else None
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """The library's errors, and its panics, which are no `Exception`, as ValueError with the first line of them."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(f"the tokenizers library refuses it: {lines[0][:200]}") from None

@@ -1,0 +1,174 @@
+"""sentencepiece models: the tokenizer files of LLaMA 1 and 2.
+
+Their protocol buffer is read and written here in a few lines: the generated classes that sentencepiece ships load only
+with the release of protobuf that made them."""
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from llama_jax.data.tokenizers.tokenizer import FileTokenizer
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""Types of pieces, in sentencepiece and in GGUF."""
+
+SPACE = "\u2581"
+"""How a piece writes a space."""
+
+_BPE = 2
+
+
+class Piece(NamedTuple):
+    """One entry of the vocabulary."""
+
+    text: str
+    score: float
+    type: int
+
+
+@dataclass(frozen=True)
+class PieceModel:
+    """What a model file says, as far as LLaMA's tokenizers use it."""
+
+    pieces: tuple[Piece, ...]
+    is_bpe: bool = True
+    normalizes: bool = False
+    """Changes the text before encoding it (Unicode normalisation, or runs of spaces made one)."""
+    adds_space_prefix: bool = True
+
+
+class SentencePieceTokenizer(FileTokenizer):
+    """A sentencepiece model (Kudo and Richardson 2018, arXiv:1808.06226), the format of LLaMA 1 and 2.
+
+    Pieces of type CONTROL are never matched with text. Those of type USER_DEFINED are, by sentencepiece's design: they
+    are vocabulary, not control tokens.
+
+    Args:
+        model: The content of a `tokenizer.model` file.
+        beside: Configuration files beside it.
+
+    Raises:
+        ValueError: this is not a sentencepiece model, or one without BOS or EOS.
+    """
+
+    file_name = "tokenizer.model"
+
+    def __init__(self, model: bytes, beside: Mapping[str, bytes] | None = None) -> None:
+        import sentencepiece  # when first used: commands that only print help start without it
+
+        super().__init__(model, beside)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise ValueError("it is not a sentencepiece model") from None
+        processor = self._processor
+        self.vocab_size: int = processor.get_piece_size()
+        self.special_tokens = {
+            processor.id_to_piece(token): token for token in range(self.vocab_size) if processor.is_control(token)
+        }
+        if processor.bos_id() < 0 or processor.eos_id() < 0:
+            raise ValueError("it has no BOS or no EOS token, and documents are kept apart by both")
+        self._adopt_settings(processor.bos_id(), processor.eos_id(), adds_bos=True)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.decode([int(token) for token in ids if token < self.vocab_size])
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+
+def read_piece_model(model: bytes) -> PieceModel:
+    """Take a model file apart. Meant for files that sentencepiece has accepted.
+
+    Raises:
+        ValueError: it is cut short.
+    """
+    pieces: list[Piece] = []
+    is_bpe, normalizes, adds_space_prefix = False, True, True
+    for field, value in _fields(model):
+        if field == 1 and isinstance(value, bytes):
+            parts = dict(_fields(value))
+            pieces.append(
+                Piece(
+                    _bytes(parts.get(1)).decode(errors="replace"),
+                    struct.unpack("<f", _bytes(parts.get(2)) or bytes(4))[0],
+                    _int(parts.get(3), NORMAL),
+                )
+            )
+        elif field == 2 and isinstance(value, bytes):
+            is_bpe = dict(_fields(value)).get(3) == _BPE
+        elif field == 3 and isinstance(value, bytes):
+            spec = dict(_fields(value))
+            normalizes = bool(_bytes(spec.get(2))) or bool(_int(spec.get(4), 1))
+            adds_space_prefix = bool(_int(spec.get(3), 1))
+    return PieceModel(tuple(pieces), is_bpe, normalizes, adds_space_prefix)
+
+
+def piece_model_bytes(model: PieceModel, *, unk: str, bos: str, eos: str) -> bytes:
+    """A model file for byte-pair encoding that leaves the text as it is and falls back to bytes if it has them."""
+    has_bytes = int(any(piece.type == BYTE for piece in model.pieces))
+    trainer = _message((3, _BPE), (4, len(model.pieces)), (35, has_bytes), (45, unk), (46, bos), (47, eos))
+    normalizer = _message((1, "identity"), (3, int(model.adds_space_prefix)), (4, 0))
+    return pieces_bytes(model.pieces) + _message((2, trainer), (3, normalizer))
+
+
+def pieces_bytes(pieces: Iterable[Piece]) -> bytes:
+    """Pieces as they stand in a model file. Put behind one, they are appended to its vocabulary."""
+    return b"".join(_message((1, _message((1, piece.text), (2, piece.score), (3, piece.type)))) for piece in pieces)
+
+
+def _message(*fields: tuple[int, int | float | str | bytes]) -> bytes:
+    """Fields in protocol buffer's wire format."""
+    parts: list[bytes] = []
+    for number, value in fields:
+        if isinstance(value, int):
+            parts += [_varint(number << 3), _varint(value)]
+        elif isinstance(value, float):
+            parts += [_varint(number << 3 | 5), struct.pack("<f", value)]
+        else:
+            content = value.encode() if isinstance(value, str) else value
+            parts += [_varint(number << 3 | 2), _varint(len(content)), content]
+    return b"".join(parts)
+
+
+def _varint(value: int) -> bytes:
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a message in protocol buffer's wire format: numbers as int, all else as bytes."""
+    offset = 0
+    while offset < len(message):
+        key, offset = _varint_at(message, offset)
+        if key & 7 == 0:
+            value, offset = _varint_at(message, offset)
+            yield key >> 3, value
+            continue
+        size = {1: 8, 5: 4}.get(key & 7)
+        if size is None:
+            size, offset = _varint_at(message, offset)
+        yield key >> 3, message[offset : offset + size]
+        offset += size
+
+
+def _varint_at(message: bytes, offset: int) -> tuple[int, int]:
+    """A number, and the offset behind it."""
+    value = 0
+    for position, byte in enumerate(message[offset : offset + 10]):
+        value |= (byte & 0x7F) << 7 * position
+        if byte < 0x80:
+            return value, offset + position + 1
+    raise ValueError("it is cut short")
+
+
+def _bytes(value: int | bytes | None) -> bytes:
+    return value if isinstance(value, bytes) else b""
+
+
+def _int(value: int | bytes | None, default: int) -> int:
+    return value if isinstance(value, int) else default

@@ -1,0 +1,170 @@
+"""What the rest of the package knows of a tokenizer, and what all kinds of tokenizer files share."""
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from llama_jax.data.tokenizers.settings import Settings, read_settings
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the rest of the package knows of a tokenizer. `decode(encode(text)) == text` but for what a format cannot
+    express (sentencepiece reads U+2581 as a space; a normaliser changes the text)."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, counting control tokens."""
+        ...
+
+    @property
+    def bos_id(self) -> int:
+        """Id that opens every document; that of EOS where the vocabulary has no BOS."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """Id that closes every document."""
+        ...
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer: EOS first, then those that end a turn."""
+        ...
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model expects BOS before a plain text that it is to go on with."""
+        ...
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The control tokens by their names. Ordinary text never becomes one of them."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source that lays a conversation out as text; None where the model was given none."""
+        ...
+
+    @property
+    def file_name(self) -> str:
+        """Name under which `to_bytes` is stored so that `load_tokenizer` knows the format."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of `to_bytes`, in hexadecimal."""
+        ...
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
+        """Ids of the text, between BOS and EOS where asked for.
+
+        Args:
+            special: Names of control tokens in the text become their ids; else they are ordinary text.
+
+        Raises:
+            UnicodeEncodeError: the text holds half a surrogate pair, which UTF-8 cannot express.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids. Control tokens give no text, nor do ids beyond the vocabulary; bytes that are not UTF-8
+        become U+FFFD; the space that `encode` puts before the first word is taken off again."""
+        ...
+
+    def to_bytes(self) -> bytes:
+        """The model file."""
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """The model file and those that were beside it, by name: all that `tokenizer_from_files` needs."""
+        ...
+
+
+class FileTokenizer(ABC):
+    """A tokenizer made of a model file and the configuration files beside it; each kind says how ordinary text is
+    encoded and ids decoded.
+
+    Args:
+        model: The content of the model file.
+        beside: `tokenizer_config.json`, `chat_template.jinja` and the like, by name.
+
+    Raises:
+        ValueError: a file is not what it should be; the message is one line.
+    """
+
+    file_name: ClassVar[str]
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    stop_ids: tuple[int, ...]
+    adds_bos: bool
+    special_tokens: Mapping[str, int]
+
+    def __init__(self, model: bytes, beside: Mapping[str, bytes] | None = None) -> None:
+        if not model:
+            raise ValueError("it is empty")
+        self._model = model
+        self._beside = dict(beside or {})
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        self.settings: Settings = read_settings(self._beside)
+        self.chat_template = self.settings.chat_template
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._model, self._beside)
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
+        text.encode()  # the libraries replace half a surrogate pair, or call it a failed cast
+        ids = self._encode_special(text) if special else self._encode_ordinary(text)
+        return [self.bos_id] * bos + ids + [self.eos_id] * eos
+
+    def to_bytes(self) -> bytes:
+        return self._model
+
+    def files(self) -> dict[str, bytes]:
+        return {self.file_name: self._model, **self._beside}
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    @abstractmethod
+    def _encode_ordinary(self, text: str) -> list[int]: ...
+
+    def _encode_special(self, text: str) -> list[int]:
+        """The stretches between control tokens are encoded each by itself, as Meta's reference code does."""
+        ids: list[int] = []
+        for index, part in enumerate(self._special_names.split(text)):
+            ids += [self.special_tokens[part]] if index % 2 else self._encode_ordinary(part)
+        return ids
+
+    @cached_property
+    def _special_names(self) -> re.Pattern[str]:
+        return names_pattern(self.special_tokens)
+
+    def _adopt_settings(self, bos_id: int, eos_id: int, *, adds_bos: bool, stop_ids: Sequence[int] = ()) -> None:
+        """Set the ids and habits: those of the model file, unless the files beside it say otherwise."""
+        settings = self.settings
+        self.bos_id = self._id_named("bos_token", settings.bos_token, bos_id)
+        self.eos_id = self._id_named("eos_token", settings.eos_token, eos_id)
+        self.adds_bos = adds_bos if settings.adds_bos is None else settings.adds_bos
+        for stop in settings.stop_ids:
+            if stop >= self.vocab_size:
+                raise ValueError(f"generation_config.json: eos_token_id {stop} is not below {self.vocab_size} tokens")
+        self.stop_ids = tuple(dict.fromkeys((self.eos_id, *settings.stop_ids, *stop_ids)))
+
+    def _id_named(self, field: str, name: str | None, default: int) -> int:
+        if name is None:
+            return default
+        if name not in self.special_tokens:
+            raise ValueError(f"{field} {name!r} is not among its control tokens")
+        return self.special_tokens[name]
+
+
+def names_pattern(names: Mapping[str, int]) -> re.Pattern[str]:
+    """Finds the names in a text, the longest first; splitting by it gives text and names in turn."""
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")

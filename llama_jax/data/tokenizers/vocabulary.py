@@ -1,0 +1,167 @@
+"""A tokenizer as GGUF stores it: one list of tokens with their scores and types."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llama_jax.core.errors import UserError
+from llama_jax.core.json_files import shown
+from llama_jax.data.tokenizers.byte_pairs import byte_characters, merges_of
+from llama_jax.data.tokenizers.hugging_face import HuggingFaceTokenizer, component_types
+from llama_jax.data.tokenizers.llama2c import FIRST_PIECE, Llama2cTokenizer
+from llama_jax.data.tokenizers.pre_tokenizers import PRE_TOKENIZERS, pre_name
+from llama_jax.data.tokenizers.sentencepiece_model import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    SentencePieceTokenizer,
+    read_piece_model,
+)
+from llama_jax.data.tokenizers.tiktoken_model import TiktokenTokenizer
+from llama_jax.data.tokenizers.tokenizer import Tokenizer
+
+_NEVER_MERGED = -1e9  # the score of a token that no pair of tokens makes
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer spelled out, in the terms of llama.cpp's `tokenizer.ggml.*` keys."""
+
+    model: Literal["llama", "gpt2"]
+    """`llama`: sentencepiece's byte-pair encoding, merged by score; `gpt2`: that on bytes, merged by `merges`."""
+    tokens: Sequence[str]
+    """By id: with U+2581 for a space and `<0x0A>` for a byte (llama), or a character for each byte (gpt2)."""
+    types: Sequence[int]
+    """1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte."""
+    bos_id: int | None
+    eos_id: int | None
+    scores: Sequence[float] | None = None
+    """Of each token; None for gpt2."""
+    merges: Sequence[str] = ()
+    """Pairs with a space between them, the first to be merged first; only for gpt2."""
+    pre: str = "default"
+    """llama.cpp's name of the pattern that splits text into words; only for gpt2."""
+    adds_bos: bool = True
+    adds_space_prefix: bool = True
+    stop_ids: tuple[int, ...] = ()
+    """Ids that end an answer; EOS may be among them."""
+    chat_template: str | None = None
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """A tokenizer spelled out as GGUF stores it; the inverse of `files_of_vocabulary`.
+
+    Raises:
+        UserError: it is of a kind that GGUF cannot express for a LLaMA.
+    """
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        parts = _of_sentencepiece(tokenizer)
+    elif isinstance(tokenizer, Llama2cTokenizer):
+        parts = _of_llama2c(tokenizer)
+    elif isinstance(tokenizer, TiktokenTokenizer):
+        parts = _of_tiktoken(tokenizer)
+    elif isinstance(tokenizer, HuggingFaceTokenizer):
+        parts = _of_hugging_face(tokenizer)
+    else:
+        raise TypeError(f"{type(tokenizer).__name__} is no kind of tokenizer file")
+    return Vocabulary(
+        **parts,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        adds_bos=tokenizer.adds_bos,
+        stop_ids=tokenizer.stop_ids,
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    model = read_piece_model(tokenizer.to_bytes())
+    if not model.is_bpe:
+        raise UserError("tokenizer: is a unigram model of sentencepiece; LLaMA's are byte-pair encoding")
+    if model.normalizes:
+        raise UserError("tokenizer: changes the text before encoding it (normalisation), which LLaMA's do not")
+    texts, scores, types = zip(*model.pieces, strict=True)
+    return {
+        "model": "llama",
+        "tokens": texts,
+        "scores": scores,
+        "types": types,
+        "adds_space_prefix": model.adds_space_prefix,
+    }
+
+
+def _of_llama2c(tokenizer: Llama2cTokenizer) -> dict[str, Any]:
+    try:
+        words = [piece.decode().replace(" ", SPACE) for piece in tokenizer.pieces[FIRST_PIECE:]]
+    except UnicodeDecodeError as error:
+        raise UserError(f"tokenizer: token {shown(error.object)} is not UTF-8") from None
+    return {
+        "model": "llama",
+        "tokens": ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words],
+        "scores": tokenizer.scores,
+        "types": [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(words)],
+    }
+
+
+def _of_tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
+    characters = byte_characters()
+
+    def spelled(token: bytes) -> str:
+        return "".join(characters[byte] for byte in token)
+
+    merges = merges_of(tokenizer.ranks, tokenizer.ranks)
+    return {
+        "model": "gpt2",
+        "tokens": [*map(spelled, tokenizer.ranks), *tokenizer.special_tokens],
+        "types": [NORMAL] * len(tokenizer.ranks) + [CONTROL] * len(tokenizer.special_tokens),
+        "merges": [f"{spelled(left)} {spelled(right)}" for left, right in merges],
+        "pre": "llama-bpe",
+        "adds_space_prefix": False,
+    }
+
+
+def _of_hugging_face(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
+    content = tokenizer.content()
+    if (kind := content["model"].get("type")) != "BPE":
+        raise UserError(f"tokenizer: is of type {shown(kind)}; LLaMA's are BPE")
+    if "ByteFallback" in component_types(content.get("decoder")):
+        return _like_sentencepiece(tokenizer, content)
+    pre = pre_name(content)
+    if pre is None:
+        raise UserError(f"tokenizer: splits text in a way that has none of the names {', '.join(PRE_TOKENIZERS)}")
+    tokens, types = tokenizer.tokens_and_types()
+    return {
+        "model": "gpt2",
+        "tokens": tokens,
+        "types": types,
+        "merges": [" ".join(merge) for merge in _merges(content)],
+        "pre": pre,
+        "adds_space_prefix": False,
+    }
+
+
+def _like_sentencepiece(tokenizer: HuggingFaceTokenizer, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Llama 2's kind of `tokenizer.json`, which has an order of merges in place of scores. The scores are taken from
+    the `tokenizer.model` beside it where that has the same tokens."""
+    tokens, types = tokenizer.tokens_and_types()
+    model = read_piece_model(tokenizer.files().get("tokenizer.model", b""))
+    if [piece.text for piece in model.pieces] == tokens[: len(model.pieces)] and model.pieces:
+        scores = [piece.score for piece in model.pieces] + [0.0] * (len(tokens) - len(model.pieces))
+    else:
+        made: dict[str, int] = {}
+        for rank, (left, right) in enumerate(_merges(content)):
+            made.setdefault(left + right, rank)
+        scores = [-float(made[token]) if token in made else _NEVER_MERGED for token in tokens]
+        scores = [score if kind == NORMAL else 0.0 for score, kind in zip(scores, types, strict=True)]
+    prepends = "Prepend" in component_types(content.get("normalizer"))
+    metaspace = content.get("pre_tokenizer") or {}
+    prepends |= metaspace.get("type") == "Metaspace" and metaspace.get("prepend_scheme") != "never"
+    return {"model": "llama", "tokens": tokens, "scores": scores, "types": types, "adds_space_prefix": prepends}
+
+
+def _merges(content: Mapping[str, Any]) -> list[Sequence[str]]:
+    """Pairs, which older files write with a space between them."""
+    merges = content["model"]["merges"]
+    return [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]

@@ -1,0 +1,111 @@
+"""Multiple choice: which of the given answers the model finds most likely."""
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_jax.evals.metrics import means
+from llama_jax.evals.scoring import Score
+from llama_jax.evals.tasks import Choices, Sample, text_of
+
+
+def read_choices(record: Mapping[str, Any]) -> list[Choices]:
+    """The document of a record in one of the usual forms, with the prompt of lm-evaluation-harness's ARC task:
+
+    - ARC as published: {"question": {"stem", "choices": [{"text", "label"}]}, "answerKey"};
+    - ARC on the Hugging Face hub: {"question", "choices": {"text", "label"}, "answerKey"};
+    - MMLU: {"question", "choices": [text], "answer": number from 0, or letter};
+    - HellaSwag: {"ctx", "endings", "label"}, with the harness's cleaning where it has "activity_label";
+    - {"query", "choices", "gold"}, a query being the whole prompt; `answer` and `label` are read like `gold`.
+
+    Returns:
+        Nothing for a record without an answer, as hidden test sets have them.
+
+    Raises:
+        ValueError: the record has none of these forms.
+    """
+    if "endings" in record:
+        return _document(
+            _hella_swag_prompt(record), [_cleaned(e) for e in _texts(record["endings"], "endings")], None, record
+        )
+    question, choices = record.get("question"), record.get("choices")
+    labels: Sequence[Any] | None = None
+    if isinstance(question, dict):
+        prompt, choices = f"Question: {text_of(question, 'stem')}\nAnswer:", question.get("choices")
+    elif "query" in record:
+        prompt = text_of(record, "query")
+    else:
+        prompt = f"Question: {text_of(record, 'question')}\nAnswer:"
+    if isinstance(choices, list) and choices and all(isinstance(choice, dict) for choice in choices):
+        choices = {name: [choice.get(name) for choice in choices] for name in ("text", "label")}
+    if isinstance(choices, dict):
+        choices, labels = choices.get("text"), choices.get("label")
+    return _document(prompt, _texts(choices, "choices"), labels, record)
+
+
+def _document(
+    prompt: str, texts: Sequence[str], labels: Sequence[Any] | None, record: Mapping[str, Any]
+) -> list[Choices]:
+    name = next((name for name in ("answerKey", "gold", "answer", "label") if name in record), None)
+    if name is None:
+        raise ValueError("no field 'answerKey', 'gold', 'answer' or 'label' says which choice is right")
+    answer = record[name]
+    if answer in (None, "", -1, "-1"):
+        return []
+    known = [str(label) for label in labels or ()]
+    if str(answer) in known:
+        gold = known.index(str(answer))
+    elif not known and re.fullmatch(r"\d{1,4}", str(answer)):
+        gold = int(answer)
+    elif not known and isinstance(answer, str) and len(answer) == 1:
+        gold = string.ascii_uppercase.find(answer.upper())
+    else:
+        gold = -1
+    if not 0 <= gold < len(texts):
+        names = ", ".join(known) or f"0 to {len(texts) - 1}, or A to {string.ascii_uppercase[len(texts) - 1]}"
+        raise ValueError(f"field '{name}' is {answer!r}, which names none of the {len(texts)} choices ({names})")
+    return [Choices(prompt, tuple(f" {text}" for text in texts), gold)]
+
+
+def _texts(choices: Any, name: str) -> list[str]:
+    if (
+        not isinstance(choices, list)
+        or not 2 <= len(choices) <= 26
+        or not all(isinstance(c, str) and c for c in choices)
+    ):
+        raise ValueError(f"field '{name}' must be a list of 2 to 26 texts that are not empty")
+    return choices
+
+
+def _hella_swag_prompt(record: Mapping[str, Any]) -> str:
+    if not {"activity_label", "ctx_a", "ctx_b"} <= record.keys():
+        return text_of(record, "ctx")
+    begun = text_of(record, "ctx_b")
+    return _cleaned(f"{text_of(record, 'activity_label')}: {text_of(record, 'ctx_a')} {begun.capitalize()}")
+
+
+def _cleaned(text: str) -> str:
+    """Without the marks that WikiHow left in HellaSwag; as the harness does it."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def choices_sample(document: Choices, scores: Sequence[Score]) -> Sample:
+    """What the model prefers: by log-probability, and by log-probability for each character of a choice (its space not
+    counted), the harness's `acc_norm`. The first of equals counts."""
+    logprobs = [score.logprob for score in scores]
+    by_character = [logprob / len(choice[1:]) for logprob, choice in zip(logprobs, document.choices, strict=True)]
+    return {
+        "prompt": document.prompt,
+        "choices": [choice[1:] for choice in document.choices],
+        "logprobs": logprobs,
+        "gold": document.gold,
+        "accuracy": int(logprobs.index(max(logprobs)) == document.gold),
+        "accuracy_normalized": int(by_character.index(max(by_character)) == document.gold),
+    }
+
+
+def choices_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """`accuracy` and `accuracy_normalized`, with their standard errors."""
+    return means(samples, ("accuracy", "accuracy_normalized"))
