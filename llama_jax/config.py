@@ -58,7 +58,10 @@ FREE_ON_RESUME = (
     "mesh",
     "distributed",
     "compute",
+    "data.bad_records",
+    "data.max_bad_fraction",
     "data.prefetch_batches",
+    "data.workers",
 )
 """Settings that may differ when a run goes on; all others decide what is learnt."""
 
@@ -76,6 +79,112 @@ class TokenizerConfig:
     """Replace the output file if it exists."""
     data: DataConfig = field(default_factory=DataConfig)
     """The text; `data.tokenizer` is not used."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Turn text into shards of token ids for training. The same command again goes on where it stopped."""
+
+    output: str = "prepared"
+    """Directory to write; name it as `data.source` to train on it."""
+    workers: int | None = None
+    """Processes; None: one for each processor, 0: a thread of this process. What is written is the same."""
+    deduplicate: bool = False
+    """Leave out every document that differs from an earlier one in nothing but white space. Reads the source twice."""
+    minimum_characters: int = 1
+    """Documents with fewer characters are left out; white space at both ends does not count."""
+    maximum_characters: int | None = None
+    """Documents with more characters are left out; None: no bound."""
+    shard_megabytes: float = 64.0
+    """Text in a shard, about. Work that is stopped loses the shards it was at."""
+    vocab_size: int = 2048
+    """Pieces of the tokenizer that is trained on the text where `data.tokenizer` names none."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The text and the tokenizer; `source`, `text_field`, `tokenizer`, `bad_records`, `max_bad_fraction` are used."""
+
+    def __post_init__(self) -> None:
+        if self.data.mixture:
+            raise UserError("data.mixture: prepare takes one source; prepare each by itself and mix the directories")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"--workers {self.workers}: must be at least 0")
+        if not 0 < self.shard_megabytes < 1e6:
+            raise UserError(f"--shard_megabytes {self.shard_megabytes}: must be positive and below a million")
+        if self.minimum_characters < 0:
+            raise UserError(f"--minimum_characters {self.minimum_characters}: must be at least 0")
+        if self.maximum_characters is not None and self.maximum_characters < max(1, self.minimum_characters):
+            raise UserError(
+                f"--maximum_characters {self.maximum_characters}: must be at least 1 and no less than "
+                f"--minimum_characters {self.minimum_characters}"
+            )
+
+
+@dataclass(frozen=True)
+class PreviewConfig(PretrainConfig):
+    """Show what a model will be trained on. Takes every setting of `pretrain`, so that its configs fit."""
+
+    examples: int = 3
+    """Rows to show, the first that training would see."""
+    characters: int = 1000
+    """Characters to show of a row."""
+    measured_tokens: int = 500_000
+    """Tokens of rows to measure, about."""
+    measured_documents: int = 1000
+    """Documents of each source to measure at the most, spread evenly over it; totals are estimated from them."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("examples", 0), ("characters", 1), ("measured_tokens", 1), ("measured_documents", 1)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"--{name} {value}: must be at least {least}")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig(PretrainConfig):
+    """Measure speed and memory: `benchmark train`, `benchmark data`, `benchmark scaling`. Takes every setting of
+    `pretrain`, so that its configs fit."""
+
+    what: Literal["train", "data", "scaling"] = field(default="train", metadata={"first_word": True})
+    """`train`: the training step, on synthetic tokens. `data`: the input pipeline alone. `scaling`: the step at several
+    contexts, widths and batch sizes, against the FLOP formula."""
+    against: Literal["transformers"] | None = None
+    """Compare the training step with Hugging Face transformers on eager PyTorch (extra `oracle`), on CPU in float32:
+    each in a process of its own, in alternating turns. `--config benchmark_58m` is a size for it."""
+    warmup_steps: int = 2
+    """Steps before time is taken, beside the compilation."""
+    turns: int = 10
+    """Times that are taken, or turns of each side; the result is their median."""
+    steps_per_turn: int = 2
+    """Steps of a turn."""
+    workers: tuple[int, ...] = (0, 1, 2)
+    """Numbers of `data.workers` to measure the input pipeline with."""
+    seconds: float = 5.0
+    """How long to read in each of the `turns` of `data`, about."""
+    contexts: tuple[int, ...] = (512, 1024, 2048, 4096)
+    """Sequence lengths of `scaling`; the first is that of the other sweeps."""
+    widths: tuple[int, ...] = (256, 512, 1024)
+    """Model widths of `scaling`, multiples of `model.head_size`; heads and `model.mlp_width` grow with them."""
+    batch_sizes: tuple[int, ...] = (8, 4, 2, 1)
+    """Rows of a batch of `scaling`; the first is that of the other sweeps."""
+    output: str = "runs/benchmark"
+    """Directory for the result, `NAME.json`, and the picture of `scaling`."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("warmup_steps", 1), ("turns", 1), ("steps_per_turn", 1)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"--{name} {value}: must be at least {least}")
+        for name, least in (("workers", 0), ("contexts", 2), ("widths", 1), ("batch_sizes", 1)):
+            values = getattr(self, name)
+            if not values or min(values) < least:
+                raise UserError(f"--{name} {list(values)}: needs numbers of at least {least}")
+        if not self.seconds > 0:
+            raise UserError(f"--seconds {self.seconds}: must be greater than 0")
+        if self.against is not None and self.what != "train":
+            raise UserError(f"--against {self.against}: is for 'benchmark train', not for 'benchmark {self.what}'")
+        if self.against is not None and self.compute.dtype != "float32":
+            raise UserError(f"compute.dtype: {self.compute.dtype}, but --against {self.against} compares float32")
 
 
 @dataclass(frozen=True)
@@ -220,9 +329,12 @@ _ONLY_FOR = {
 
 COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
+    "benchmark": BenchmarkConfig,
     "convert": ConvertConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
+    "prepare": PrepareConfig,
+    "preview": PreviewConfig,
     "tokenizer": TokenizerConfig,
 }
 """The commands, `python -m llama_jax.<name>`, and what each can be told."""

@@ -23,9 +23,11 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
 from llama_jax.core.run import load_config
 from llama_jax.data.config import DataConfig
-from llama_jax.data.loader import text_bytes, validation_batches, zlib_bits_per_byte
+from llama_jax.data.documents import Documents, SelectedDocuments
+from llama_jax.data.loader import text_bytes, texts_of, validation_batches, zlib_bits_per_byte
+from llama_jax.data.mixture import open_mixture
 from llama_jax.data.records import Record, read_records
-from llama_jax.data.sources import Documents, SelectedDocuments, hold_out, open_source
+from llama_jax.data.sources import open_source
 from llama_jax.evals import exact_match, instructions, last_word, multiple_choice
 from llama_jax.evals.answers import Answerer
 from llama_jax.evals.perplexity import per_unit, perplexity, window_samples, word_perplexity
@@ -146,6 +148,9 @@ def _in_words(result: Mapping[str, Any]) -> str:
         if isinstance(value, float) and not name.endswith("_stderr") and name != "seconds":
             error = result.get(f"{name}_stderr")
             parts.append(f"{name} {value:.4f}" + ("" if error is None else f" ± {error:.4f}"))
+    for task, metrics in result.get("results", {}).items():
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, float) and "stderr" not in name}
+        parts += [f"{task} {name} {value:.4f}" for name, value in numbers.items()]
     return ", ".join(parts)
 
 
@@ -168,10 +173,11 @@ def _documents(session: _Session) -> tuple[DataConfig, Documents]:
         length = trained.get("sequence_length", length)
     if config.data is not None:
         data = DataConfig(source=config.data, text_field=config.text_field, sequence_length=length)
-        documents = open_source(data)
+        documents = open_source(config.data, config.text_field)
     elif run is not None:
-        data = dataclasses.replace(DataConfig(**trained), sequence_length=length)
-        documents = hold_out(open_source(data), data.validation_fraction)[1]
+        mixture = tuple(map(tuple, trained.get("mixture", ())))  # YAML has lists
+        data = DataConfig(**trained | {"mixture": mixture, "sequence_length": length})
+        documents = open_mixture(data).hold_out(data.validation_fraction)[1]
     else:
         raise UserError("--data: needed, only a run has held-out documents of its own")
     if config.limit is not None and config.limit < len(documents):
@@ -186,9 +192,9 @@ def _packed_perplexity(session: _Session) -> dict[str, Any]:
     parts = sharding.batch_parts(mesh)
     rows = -(-session.config.batch_size // parts) * parts
     batches = validation_batches(documents, opened.tokenizer, data, rows)
-    result = perplexity(opened.model, opened.params, batches, text_bytes(documents))
-    words = sum(len(documents[index].split()) for index in range(len(documents)))
-    return _with_baselines(result, documents, words) | {"programs": 1}
+    result = perplexity(opened.model, opened.params, batches, text_bytes(documents, opened.tokenizer))
+    words = sum(len(text.split()) for text in texts_of(documents, opened.tokenizer))
+    return _with_baselines(session, result, documents, words) | {"programs": 1}
 
 
 def _sliding_perplexity(session: _Session, stride: int) -> dict[str, Any]:
@@ -196,25 +202,20 @@ def _sliding_perplexity(session: _Session, stride: int) -> dict[str, Any]:
     data, documents = _documents(session)
     if stride > data.sequence_length:
         raise UserError(f"--stride {stride}: leaves tokens out, as a window has {data.sequence_length}")
-    scorer = session.scorer()
+    scorer, tokenizer = session.scorer(), session.opened.tokenizer
     measure = functools.partial(
-        window_samples,
-        documents=documents,
-        tokenizer=session.opened.tokenizer,
-        scorer=scorer,
-        length=data.sequence_length,
-        stride=stride,
+        window_samples, tokenizer=tokenizer, scorer=scorer, length=data.sequence_length, stride=stride
     )
-    samples = _samples(session, range(len(documents)), documents.identity(), measure)
+    samples = _samples(session, list(texts_of(documents, tokenizer)), documents.identity(), measure)
     totals = {name: sum(sample[name] for sample in samples) for name in samples[0]}
     result = per_unit(totals["nats"], totals["tokens"], totals["bytes"])
     counts = {"requests": totals["requests"], "programs": len(scorer.programs)}
-    return _with_baselines(result, documents, totals["words"]) | counts
+    return _with_baselines(session, result, documents, totals["words"]) | counts
 
 
-def _with_baselines(result: dict[str, Any], documents: Documents, words: int) -> dict[str, Any]:
+def _with_baselines(session: _Session, result: dict[str, Any], documents: Documents, words: int) -> dict[str, Any]:
     result["word_perplexity"] = word_perplexity(result, words)
-    result["zlib_bits_per_byte"] = zlib_bits_per_byte(documents)
+    result["zlib_bits_per_byte"] = zlib_bits_per_byte(documents, session.opened.tokenizer)
     return {"documents": len(documents), **result}
 
 

@@ -10,7 +10,8 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -22,14 +23,25 @@ from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.curves import draw_curves
-from llama_jax.core.distributed import StopSignal, is_main_process, made_once, start_up
+from llama_jax.core.distributed import StopSignal, gathered, is_main_process, made_once, start_up
 from llama_jax.core.errors import SavedAfterSignal, SaveFailedError, UserError
 from llama_jax.core.files import write_whole
 from llama_jax.core.profiling import Profiler
 from llama_jax.core.run import RunDirectory, load_config, open_run
 from llama_jax.core.tracking import JsonLines, TensorBoard, Terminal, read_metrics
-from llama_jax.data.loader import Loader, merge_states, text_bytes, validation_batches, zlib_bits_per_byte
-from llama_jax.data.sources import Documents, hold_out, open_source
+from llama_jax.data.documents import Documents
+from llama_jax.data.loader import (
+    Loader,
+    State,
+    merge_states,
+    own_part,
+    text_bytes,
+    validation_batches,
+    zlib_bits_per_byte,
+)
+from llama_jax.data.mixture import Mixture, open_mixture
+from llama_jax.data.progress import progress
+from llama_jax.data.streams import Batch
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.evals.perplexity import perplexity
 from llama_jax.model.attention import choose
@@ -78,15 +90,19 @@ def _train(config: PretrainConfig, run: RunDirectory) -> None:
     """Everything between opening the run and closing it."""
     program = build(config)
     run.say(description(program, config))
-    training_documents, held_out = hold_out(open_source(config.data), config.data.validation_fraction)
-    tokenizer = _tokenizer(config, run, training_documents)
+    training, held_out = open_mixture(config.data).hold_out(config.data.validation_fraction)
+    for line in training.description():
+        run.say(f"data: {line}")
+    tokenizer = _tokenizer(config, run, training)
     loader = Loader(
-        training_documents,
+        training,
         tokenizer,
         config.data,
         config.seed,
         batch_size_at=config.training.batch_size_at,
         rows_of=functools.partial(sharding.local_rows, program.mesh),
+        # Each process reads streams of its own, and only it knows their bad records.
+        say=run.say if is_main_process() else functools.partial(print, flush=True),
     )
     with jax.set_mesh(program.mesh), StopSignal() as signal:
         state, frozen, position = _initial_state(config, run, program, loader.fingerprint)
@@ -106,6 +122,7 @@ def _train(config: PretrainConfig, run: RunDirectory) -> None:
             "pipeline": loader.fingerprint,
         }
         validation = _Validation(config, program, tokenizer, held_out)
+        consumed = _Consumed(training, config.data.streams)
         profiler = Profiler(run.profile, config.tracking)
 
         def save(step: int, state: TrainState, frozen: PyTree, position: Any) -> None:
@@ -115,15 +132,20 @@ def _train(config: PretrainConfig, run: RunDirectory) -> None:
             checkpoints.save(step, checkpoint_items(state, frozen), contents, hashes)
 
         with _Recorder(config, run, first) as record:
-            hooks = Hooks(record=record, evaluate=validation, save=save, stop=signal.requested, trace=profiler.step)
+
+            def evaluate(state: TrainState, frozen: PyTree) -> Record:
+                return validation(state, frozen) | consumed.record()
+
+            hooks = Hooks(record=record, evaluate=evaluate, save=save, stop=signal.requested, trace=profiler.step)
             run.say("compiling… (the first step may take minutes on large models)")
             loader.start(position)
             try:
-                data = _placed(program, loader)
+                data = _placed(program, consumed.noted(loader))
                 state, stopped = fit(program, state, frozen, data, hooks, config.checkpoints.every)
             finally:
                 loader.close()
                 profiler.close()
+                checkpoints.close()  # an error of the data is no reason to lose a save that is under way
             checkpoints.wait()
         if int(state.batches) not in checkpoints.steps():
             raise SaveFailedError(f"step {int(state.batches)}, the last, could not be saved; see above")
@@ -199,30 +221,32 @@ def _with_schedule(config: PretrainConfig) -> PretrainConfig:
     return dataclasses.replace(config, training=dataclasses.replace(config.training, schedule_steps=schedule_steps))
 
 
-def _tokenizer(config: PretrainConfig, run: RunDirectory, documents: Documents) -> Tokenizer:
-    """The tokenizer named, or the run's own, trained at its start.
+def _tokenizer(config: PretrainConfig, run: RunDirectory, training: Mixture) -> Tokenizer:
+    """The tokenizer named, or that of the prepared sources, or the run's own, trained at its start.
 
     Raises:
         UserError: it has more tokens than the model.
     """
     vocab_size = config.model.vocab_size
     kept = run.path / "tokenizer.model"
-    if config.data.tokenizer is not None:
-        tokenizer = load_tokenizer(config.data.tokenizer)
+    named = config.data.tokenizer or training.tokenizer_directory
+    if named is not None:
+        tokenizer = load_tokenizer(named)
     else:
 
         def keep() -> bytes:
             # Before the first step the configuration may still change, so a tokenizer from then is made anew.
             if not kept.exists() or not run.has_progress():
-                run.say(f"training a tokenizer of {vocab_size} pieces on {len(documents)} documents")
-                trained = train_tokenizer((documents[index] for index in range(len(documents))), vocab_size)
+                count = sum(len(source.documents) for source in training.sources)
+                run.say(f"training a tokenizer of {vocab_size} pieces on {count} documents")
+                trained = train_tokenizer(training.texts(), vocab_size)
                 write_whole(kept, trained.to_bytes())
             return kept.read_bytes()
 
         tokenizer = load_tokenizer(kept, made_once(keep))
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"data.tokenizer: {config.data.tokenizer or kept} has {tokenizer.vocab_size} tokens, more than "
+            f"data.tokenizer: {named or kept} has {tokenizer.vocab_size} tokens, more than "
             f"model.vocab_size {vocab_size}"
         )
     return tokenizer
@@ -267,11 +291,33 @@ def _initial_state(
     return state, frozen, position
 
 
-def _placed(program: Program, loader: Loader) -> Iterator[tuple[TokenBatch, Any]]:
+def _placed(program: Program, batches: Iterable[tuple[Batch, State]]) -> Iterator[tuple[TokenBatch, State]]:
     """The loader's batches on the mesh."""
-    for rows, position in loader:
+    for rows, position in batches:
         size = program.config.batch_size_at(position["step"] - 1)
         yield sharding.place_batch(program.mesh, rows, size), position
+
+
+class _Consumed:
+    """What training has read so far, as of the batch that was handed out last."""
+
+    def __init__(self, mixture: Mixture, streams: int) -> None:
+        self._mixture = mixture
+        self._streams = streams
+        self._state: State = {"step": 0, "row": 0, "streams": {}}
+
+    def noted(self, batches: Iterable[tuple[Batch, State]]) -> Iterator[tuple[Batch, State]]:
+        for rows, self._state in batches:
+            yield rows, self._state
+
+    def record(self) -> Record:
+        """Epochs of each source and documents dropped, over all processes, all of which call this together."""
+        own = json.dumps(own_part(self._state, self._streams)).encode()
+        states = [json.loads(content) for content in gathered(own)]
+        told = progress(merge_states(states)["streams"], self._mixture)
+        dropped = sum((source.dropped for source in told.values()), Counter())
+        epochs = {name: source.epochs for name, source in told.items()}
+        return {"epochs": epochs} | ({"dropped_records": dict(sorted(dropped.items()))} if dropped else {})
 
 
 class _Validation:
@@ -280,8 +326,9 @@ class _Validation:
     def __init__(self, config: PretrainConfig, program: Program, tokenizer: Tokenizer, documents: Documents) -> None:
         self.documents = documents
         self.last: Record | None = None
+        self.tokenizer = tokenizer
         self._model = program.model
-        self._bytes = text_bytes(documents)
+        self._bytes = text_bytes(documents, tokenizer)
         rows = config.training.batch_size // config.training.microbatches
         self._batches = lambda: validation_batches(documents, tokenizer, config.data, rows)
 
@@ -330,7 +377,7 @@ def _finish(config: PretrainConfig, run: RunDirectory, validation: _Validation, 
         run.say(
             f"validation on {len(validation.documents)} held-out documents: "
             f"{validation.last['bits_per_byte']:.3f} bits per byte ({validation.last['loss']:.4f} nats per token); "
-            f"zlib needs {zlib_bits_per_byte(validation.documents):.3f} for the same text"
+            f"zlib needs {zlib_bits_per_byte(validation.documents, validation.tokenizer):.3f} for the same text"
         )
         run.say(f"checkpoint, metrics.jsonl and curves.png are in {run.path}")
         run.say(f'try it: python -m llama_jax.generate --model {run.path} --prompt "The "')

@@ -5,13 +5,12 @@ if __name__ == "__main__":
 
     main("tokenizer")
 
-
 from etils import epath
 
 from llama_jax.config import TokenizerConfig
 from llama_jax.core.errors import UserError
-from llama_jax.data.loader import text_bytes
-from llama_jax.data.sources import open_source
+from llama_jax.core.files import write_whole
+from llama_jax.data.mixture import open_mixture
 from llama_jax.data.tokenizers import train_tokenizer
 
 
@@ -20,13 +19,15 @@ def tokenizer(config: TokenizerConfig) -> None:
     output = epath.Path(config.output)
     if output.exists() and not config.overwrite:
         raise UserError(f"--output {output}: exists; name another file, or add --overwrite")
-    documents = open_source(config.data)
-    trained = train_tokenizer((documents[index] for index in range(len(documents))), config.vocab_size)
+    mixture = open_mixture(config.data)
+    trained = train_tokenizer(mixture.texts(), config.vocab_size)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(trained.to_bytes())
-    size = text_bytes(documents)
-    count = sum(len(trained.encode(documents[index])) for index in range(len(documents)))
+    write_whole(output, trained.to_bytes())
+    documents = size = tokens = 0
+    for text in mixture.texts():
+        documents, size, tokens = documents + 1, size + len(text.encode()), tokens + len(trained.encode(text))
+    left_out = sum(len(source.documents) for source in mixture.sources) - documents
     print(
-        f"{output}: {trained.vocab_size} pieces from {len(documents):,} documents, {size:,} bytes; "
-        f"{size / count:.2f} bytes a token"
+        f"{output}: {trained.vocab_size} pieces from {documents:,} documents, {size:,} bytes; "
+        f"{size / tokens:.2f} bytes a token" + (f"; {left_out:,} bad records left out" if left_out else "")
     )

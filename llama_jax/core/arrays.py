@@ -8,12 +8,28 @@
 A name such as `query_BTNH` says which axes an array has where the layout is not obvious.
 """
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from jax import Array
-from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Bool, Float, Int, UInt32
+
+if TYPE_CHECKING:
+    from jax import Array
+    from jaxtyping import PRNGKeyArray
 
 PyTree: TypeAlias = Any
 """A nested dictionary, list or tuple of arrays (or of anything that stands for one)."""
 
 __all__ = ["Array", "Bool", "Float", "Int", "PRNGKeyArray", "PyTree", "UInt32"]
+
+
+def __getattr__(name: str) -> Any:
+    # JAX takes seconds and 130 MB, which processes that only read data spare themselves.
+    if name == "Array":
+        import jax
+
+        return jax.Array
+    if name == "PRNGKeyArray":
+        import jaxtyping
+
+        return jaxtyping.PRNGKeyArray
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -56,6 +56,9 @@ class TrackingConfig:
     """Steps between two lines of progress where the output is not a terminal (metrics.jsonl has every step)."""
     tensorboard: bool = True
     """Write TensorBoard event files under the run directory."""
+    wandb: bool | str = False
+    """Send the metrics and the configuration to Weights & Biases (extra `wandb`) too: `true`, or PROJECT, or
+    ENTITY/PROJECT. WANDB_MODE=offline only writes them under the run directory."""
     profile_start: int | None = None
     """First step of a `jax.profiler` trace, written under the run directory; None traces nothing."""
     profile_steps: int = 3

@@ -95,6 +95,16 @@ def made_once(make: Callable[[], bytes]) -> bytes:
     return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
 
 
+def gathered(content: bytes) -> list[bytes]:
+    """What each process has given, on every process; all of them call it at the same point."""
+    if jax.process_count() == 1:
+        return [content]
+    sizes = np.asarray(multihost_utils.process_allgather(np.int64(len(content))))
+    padded = np.frombuffer(content.ljust(int(sizes.max()), b"\0"), np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row.tobytes()[:size] for row, size in zip(rows, sizes.tolist(), strict=True)]
+
+
 _calls = itertools.count()
 _A_DAY_IN_MILLISECONDS = 24 * 60 * 60 * 1000
 

@@ -27,7 +27,7 @@ class Setting(NamedTuple):
     value: Any
     """Text from the command line; any YAML value from a file."""
     origin: str
-    """What stands before the path in a message: `--`, or the file and line."""
+    """What stands before the path in a message: `--`, the file and line, or nothing for the first word."""
 
 
 class CommandLine(NamedTuple):
@@ -48,6 +48,9 @@ class Schema:
         self.defaults: dict[str, Any] = {}
         """Without the required settings. An optional section is None or a dictionary."""
         self.sections: set[str] = set()
+        self.first_word: str | None = None
+        """The setting, if any, that a first argument without dashes is the value of: its field has `first_word` among
+        its metadata."""
         self._add(config_class, "", MISSING)
 
     def _add(self, config_class: Any, prefix: str, section: Any) -> None:
@@ -62,6 +65,8 @@ class Schema:
                 self._add(hint, f"{path}.", default)
                 continue
             self.types[path] = hint
+            if field.metadata.get("first_word"):
+                self.first_word = path
             if default is not MISSING:
                 self.defaults[path] = plain(default)
             if option := section_in(hint):
@@ -108,7 +113,8 @@ def expected(hint: Any) -> str:
 
 
 def read_argv(argv: Sequence[str], schema: Schema) -> CommandLine:
-    """Take the arguments apart: `--name VALUE`, `--name=VALUE`, and bare `--name` for true-or-false settings.
+    """Take the arguments apart: `--name VALUE`, `--name=VALUE`, bare `--name` for true-or-false settings, and a first
+    word for the setting that takes it.
 
     Raises:
         UserError: a setting is unknown or has no value, or an argument belongs to none.
@@ -124,6 +130,8 @@ def read_argv(argv: Sequence[str], schema: Schema) -> CommandLine:
             wish = "help"
         elif argument == "--print_config":
             wish = wish or "print_config"
+        elif not argument.startswith("--") and schema.first_word and len(rest) == len(argv) - 1:
+            settings.append(Setting(schema.first_word, argument, ""))
         elif not argument.startswith("--"):
             raise UserError(f"{argument}: unexpected; settings are written --name VALUE or --section.name VALUE")
         else:

@@ -1,17 +1,19 @@
-"""Where the numbers of a run go: a JSON Lines file, TensorBoard, the terminal. Does not know what they
-mean, except for how to show them."""
+"""Where the numbers of a run go: a JSON Lines file, TensorBoard, the terminal, and Weights & Biases where that is asked
+for. Does not know what they mean, except for how to show them."""
 
 import json
 import math
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 from etils import epath
 
-from llama_jax.core.files import GrowingFile, is_remote
+from llama_jax.core.errors import UserError
+from llama_jax.core.files import GrowingFile, is_remote, write_whole
 
-Record: TypeAlias = Mapping[str, float | int | None]
-"""One training step: `step` and other numbers by name. None: not known."""
+Record: TypeAlias = Mapping[str, Any]
+"""One training step: `step` and other numbers by name, or numbers by name below a name. None: not known."""
 
 
 class Sink(Protocol):
@@ -62,17 +64,30 @@ class JsonLines:
         self._file.close()
 
 
-def read_metrics(path: epath.PathLike) -> list[dict[str, float | int | None]]:
+def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`, without a last line that is still being written."""
     path = epath.Path(path)
     text = path.read_text() if path.exists() else ""
     return [record for line in text.splitlines() if (record := _parsed(line)) is not None]
 
 
+def _flat(record: Record) -> dict[str, float | int | None]:
+    """The numbers below a name as `name/below`."""
+    flat: dict[str, float | int | None] = {}
+    for name, value in record.items():
+        below = (
+            {f"{name}/{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+        flat.update(below)
+    return flat
+
+
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def _finite_or_name(value: float | int | None) -> float | int | str | None:
+def _finite_or_name(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite_or_name(inner) for key, inner in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
@@ -110,7 +125,7 @@ class TensorBoard:
 
     def write(self, record: Record) -> None:
         """Add the scalars of one step."""
-        for name, value in record.items():
+        for name, value in _flat(record).items():
             if self._writer is not None and name != "step" and value is not None:
                 self._writer.add_scalar(name, value, global_step=record["step"])
 
@@ -118,6 +133,58 @@ class TensorBoard:
         """Flush and close the files."""
         if self._writer is not None:
             self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run on Weights & Biases with the numbers of each record. The only sink that contacts another machine; imports
+    the package when one is made."""
+
+    def __init__(self, directory: epath.PathLike, project: bool | str, config: Mapping[str, Any]) -> None:
+        """Begin a run there, or go on with the one that this run directory began.
+
+        Its id is kept in `wandb_id.txt`; steps that it already has, up to the one before an interruption, it keeps as
+        they are. Neither source code nor what the terminal shows is sent.
+
+        Args:
+            directory: the run directory, which gives the run its name; files of the package go below it (those of a
+                remote one below the current directory).
+            project: PROJECT or ENTITY/PROJECT; True: `llama_jax`.
+            config: the configuration, as plain values.
+
+        Raises:
+            UserError: the package is missing, or its servers refuse.
+        """
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("tracking.wandb: needs the package wandb; pip install 'llama_jax[wandb]'") from None
+        entity, _, name = ("llama_jax" if project is True else str(project)).rpartition("/")
+        directory = epath.Path(directory)
+        id_file = directory / "wandb_id.txt"
+        if not id_file.exists():
+            write_whole(id_file, f"{secrets.token_hex(6)}\n")
+        try:
+            self._run = wandb.init(
+                entity=entity or None,
+                project=name,
+                id=id_file.read_text().strip(),
+                resume="allow",
+                name=directory.name,
+                dir=None if is_remote(directory) else str(directory),
+                config=dict(config),
+                settings=wandb.Settings(console="off", disable_git=True, save_code=False),
+            )
+        except wandb.Error as error:
+            raise UserError(f"tracking.wandb: {error}; log in by `wandb login`, or set WANDB_MODE=offline") from None
+
+    def write(self, record: Record) -> None:
+        """Hand the numbers of one step over; they are sent by another process."""
+        numbers = {name: value for name, value in record.items() if name != "step" and value is not None}
+        self._run.log(numbers, step=record["step"])
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._run.finish()
 
 
 class Terminal:

@@ -1,7 +1,7 @@
 """Rows to batches: which stream gives each row of the global batch, this process's share of it, and the exact position.
 
-The order of rows depends on the number of streams only: any number of processes reads the same batches, and a run may
-go on with another number of them. Knows nothing of devices.
+The order of rows depends on the mixture and the number of streams only: any number of processes reads the same batches,
+and a run may go on with another number of them. Knows nothing of devices.
 """
 
 import hashlib
@@ -9,24 +9,25 @@ import json
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeAlias, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from llama_jax.core.arrays import Int
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import DataConfig
-from llama_jax.data.packing import PACKING_VERSION, Row, position_of, restore_position, training_stream, validation_rows
-from llama_jax.data.sources import Documents
+from llama_jax.data.documents import Documents, in_order
+from llama_jax.data.mixture import Mixture
+from llama_jax.data.packing import PACKING_VERSION, Row, validation_rows
+from llama_jax.data.progress import check_dropped, dropped_in
+from llama_jax.data.streams import NOTES, Batch, Part, Pipeline, Share, Streams
 from llama_jax.data.tokenizers import Tokenizer
-
-Batch: TypeAlias = dict[str, np.ndarray]
-"""The arrays of a row, stacked: [rows, T]."""
+from llama_jax.data.workers import StreamProcesses
 
 State: TypeAlias = dict[str, Any]
 """Position between two batches, as JSON values: `step`, batches given; `row`, rows of the global batches before; and
-`streams`, by number of the stream the `rows` it has given and its `position` among its documents."""
+`streams`, by number of the stream its record: see `streams.Records`."""
 
 _T = TypeVar("_T")
 
@@ -75,15 +76,25 @@ def merge_states(states: Sequence[State]) -> State:
     return {"step": states[0]["step"], "row": states[0]["row"], "streams": streams}
 
 
+def own_part(state: State, streams: int) -> State:
+    """A state without the streams that other processes have read on since it was recorded there."""
+    own = {
+        stream: record
+        for stream, record in state["streams"].items()
+        if record["rows"] == _rows_given(int(stream), state["row"], streams)
+    }
+    return {**state, "streams": own}
+
+
 class Loader:
-    """Training batches, prepared ahead by a thread.
+    """Training batches, prepared ahead by a thread, or by processes where `config.workers` asks for them.
 
     ```
     for rows, state in loader.start(state): ...
     ```
 
     Args:
-        documents: The training documents.
+        mixture: The training documents.
         tokenizer: Gives the ids.
         config: The data section; `validation_fraction` enters the fingerprint only.
         seed: Seed of the order of documents.
@@ -92,9 +103,11 @@ class Loader:
             wanted; they need not be its own alone. None: all rows. A process reads the streams of these rows only. With
             several processes let no batch be smaller than `data.streams`, or a batch ramp below that hands streams from
             process to process, and the new reader must first encode what the stream has given so far.
+        say: Told the first few bad records, with the batch they were met in.
 
     Raises:
-        UserError: `data.streams` and the size of the first batch do not fit each other.
+        UserError: `data.streams` and the size of the first batch do not fit each other, or the tokenizer is not the one
+            that prepared a source.
     """
 
     fingerprint: str
@@ -103,20 +116,25 @@ class Loader:
 
     def __init__(
         self,
-        documents: Documents,
+        mixture: Mixture,
         tokenizer: Tokenizer,
         config: DataConfig,
         seed: int,
         *,
         batch_size_at: Callable[[int], int],
         rows_of: Callable[[int], Sequence[int]] | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._open_stream = lambda stream: _StreamReader(documents, tokenizer, config, seed, stream)
+        mixture.check_tokenizer(tokenizer)
+        self._pipeline = Pipeline(mixture, tokenizer, config, seed)
         self._config = config
         self._batch_size_at = batch_size_at
         self._rows_of = range if rows_of is None else rows_of
-        self._ahead: _Ahead[tuple[Batch, State]] | None = None
-        self.fingerprint = _fingerprint(documents, tokenizer, config, seed)
+        self._say = say
+        self._said = 0
+        self._readers: _InThread | StreamProcesses | None = None
+        self._ahead: _Ahead[tuple[Batch, State, list[str]]] | None = None
+        self.fingerprint = _fingerprint(self._pipeline)
         streams_of_batch(0, batch_size_at(0), config.streams)
 
     def start(self, state: State | None = None) -> "Loader":
@@ -127,45 +145,110 @@ class Loader:
             the state after this batch. A state is a snapshot that later batches do not change.
         """
         self.close()
-        self._ahead = _Ahead(self._batches(state), self._config.prefetch_batches)
+        self._readers = StreamProcesses(self._config.workers) if self._config.workers else _InThread()
+        self._ahead = _Ahead(self._batches(state, self._readers), self._config.prefetch_batches)
         return self
 
     def __iter__(self) -> Iterator[tuple[Batch, State]]:
         return self
 
     def __next__(self) -> tuple[Batch, State]:
-        """The next batch; raises what preparing it raised."""
+        """The next batch; raises what preparing it raised.
+
+        Raises:
+            UserError: too many documents cannot be used, or any where `bad_records` says so.
+            CannotGoOnError: a reader process died.
+        """
         if self._ahead is None:
             raise RuntimeError("the loader gives batches between start() and close()")
-        return next(self._ahead)
+        rows, state, notes = next(self._ahead)
+        for note in notes[: NOTES - self._said]:
+            self._said += 1
+            more = "; further ones are only counted (dropped_records in the metrics)" * (self._said == NOTES)
+            self._say(f"bad record skipped: {note}{more}")
+        return rows, state
 
     def close(self) -> None:
-        """Stop the thread. `start` may be called again."""
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
+        """Stop the thread and the processes. `start` may be called again."""
+        if self._ahead is not None and self._readers is not None:
+            self._ahead.stop()
+            self._readers.close()
+            self._ahead.join()
+        self._ahead = self._readers = None
 
-    def _batches(self, state: State | None) -> Iterator[tuple[Batch, State]]:
+    def _batches(
+        self, state: State | None, readers: "_InThread | StreamProcesses"
+    ) -> Iterator[tuple[Batch, State, list[str]]]:
         state = state or {"step": 0, "row": 0, "streams": {}}
-        step, first_row, records = state["step"], state["row"], dict(state["streams"])
-        readers: dict[int, _StreamReader] = {}
+        records = dict(state["streams"])
+        readers.begin(self._pipeline, records)
+        plans = self._plans(state["step"], state["row"])
+        asked: deque[tuple[_Plan, list[list[int]]]] = deque()
         while True:
-            batch_size = self._batch_size_at(step)
-            streams = streams_of_batch(first_row, batch_size, self._config.streams)
-            local_rows = list(self._rows_of(batch_size))
-            rows: dict[int, Row] = {}
-            for stream in sorted({int(streams[row]) for row in local_rows}):
-                if stream not in readers:
-                    readers[stream] = self._open_stream(stream)
-                    readers[stream].restore(records.get(str(stream)))
-                readers[stream].advance_to(_rows_given(stream, first_row, self._config.streams))
-                # All rows of the stream, wanted or not: its position must not depend on who reads it.
-                for row in np.flatnonzero(streams == stream).tolist():
-                    rows[row] = readers[stream].read()
-                records[str(stream)] = readers[stream].record()
-            step, first_row = step + 1, first_row + batch_size
-            batch = {name: np.stack([rows[row][name] for row in local_rows]) for name in rows[local_rows[0]]}
-            yield batch, {"step": step, "row": first_row, "streams": dict(records)}
+            # With processes, one question is always waiting: they work while this thread puts a batch together.
+            while len(asked) <= bool(self._config.workers):
+                plan = next(plans)
+                asked.append((plan, readers.ask(plan.shares)))
+            plan, places = asked.popleft()
+            parts = readers.answer()
+            for part in parts:
+                records.update(part.records)
+            if any(dropped_in(part.records) for part in parts):
+                check_dropped(records, self._pipeline.mixture, self._config.max_bad_fraction)
+            after = {"step": plan.step + 1, "row": plan.first_row + plan.size, "streams": dict(records)}
+            yield _assembled(plan, places, parts), after, [note for part in parts for note in part.notes]
+
+    def _plans(self, step: int, first_row: int) -> Iterator["_Plan"]:
+        while True:
+            size = self._batch_size_at(step)
+            streams = streams_of_batch(first_row, size, self._config.streams)
+            local_rows = list(self._rows_of(size))
+            # All rows of a stream, wanted or not: its position must not depend on who reads it.
+            shares = [
+                Share(stream, _rows_given(stream, first_row, self._config.streams), int((streams == stream).sum()))
+                for stream in sorted({int(streams[row]) for row in local_rows})
+            ]
+            yield _Plan(step, first_row, size, streams, local_rows, shares)
+            step, first_row = step + 1, first_row + size
+
+
+class _Plan(NamedTuple):
+    """What a batch is made of."""
+
+    step: int
+    first_row: int
+    size: int
+    streams: Int[np.ndarray, "B"]
+    local_rows: list[int]
+    shares: list[Share]
+
+
+class _InThread:
+    """Reads in the thread that asks; otherwise like `StreamProcesses`."""
+
+    def begin(self, pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> None:
+        self._streams = Streams(pipeline, records)
+
+    def ask(self, shares: Sequence[Share]) -> list[list[int]]:
+        self._shares = shares
+        return [list(range(len(shares)))]
+
+    def answer(self) -> list[Part]:
+        return [self._streams.read(self._shares)]
+
+    def close(self) -> None:
+        pass
+
+
+def _assembled(plan: _Plan, places: list[list[int]], parts: list[Part]) -> Batch:
+    """The local rows of a batch, in their order."""
+    found: dict[int, tuple[int, int]] = {}
+    for number, mine in enumerate(places):
+        # The shares of a part one after the other, as `Streams.read` lays them.
+        rows = [row for place in mine for row in np.flatnonzero(plan.streams == plan.shares[place].stream).tolist()]
+        found.update((row, (number, index)) for index, row in enumerate(rows))
+    wanted = [found[row] for row in plan.local_rows]
+    return {name: np.stack([parts[part].rows[name][index] for part, index in wanted]) for name in parts[0].rows}
 
 
 def _rows_given(stream: int, first_row: int, streams: int) -> int:
@@ -173,45 +256,18 @@ def _rows_given(stream: int, first_row: int, streams: int) -> int:
     return (first_row - stream + streams - 1) // streams
 
 
-def _fingerprint(documents: Documents, tokenizer: Tokenizer, config: DataConfig, seed: int) -> str:
+def _fingerprint(pipeline: Pipeline) -> str:
+    config = pipeline.config
     facts = {
-        "documents": documents.identity(),
-        "tokenizer": tokenizer.fingerprint,
+        "sources": pipeline.mixture.facts(),
+        "tokenizer": pipeline.tokenizer.fingerprint,
         "sequence_length": config.sequence_length,
         "streams": config.streams,
-        "seed": seed,
+        "seed": pipeline.seed,
         "validation_fraction": config.validation_fraction,
         "packing": PACKING_VERSION,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-class _StreamReader:
-    """One logical stream and how many rows it has given."""
-
-    def __init__(self, documents: Documents, tokenizer: Tokenizer, config: DataConfig, seed: int, stream: int) -> None:
-        self._iterator = iter(training_stream(documents, tokenizer, config, seed, stream))
-        self._stream = stream
-        self._rows = 0
-
-    def restore(self, record: dict[str, Any] | None) -> None:
-        if record is not None:
-            restore_position(self._iterator, record["position"])
-            self._rows = record["rows"]
-
-    def record(self) -> dict[str, Any]:
-        return {"rows": self._rows, "position": position_of(self._iterator)}
-
-    def read(self) -> Row:
-        self._rows += 1
-        return next(self._iterator)
-
-    def advance_to(self, rows: int) -> None:
-        """Pass over rows that another process has read since the record was made, or that no record tells of."""
-        if self._rows > rows:
-            raise ValueError(f"stream {self._stream} has given {self._rows} rows where {rows} belong before this batch")
-        while self._rows < rows:
-            self.read()
 
 
 class _Ahead(Generic[_T]):
@@ -237,10 +293,12 @@ class _Ahead(Generic[_T]):
             self._changed.notify_all()
         return item
 
-    def close(self) -> None:
+    def stop(self) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def join(self) -> None:
         self._thread.join(timeout=1.0)
 
     def _run(self) -> None:
@@ -255,7 +313,7 @@ class _Ahead(Generic[_T]):
             raise StopIteration
         except BaseException as error:  # the thread must not die unheard: it is raised where the batch is asked for
             with self._changed:
-                self._error = error
+                self._error = None if self._closed else error
                 self._changed.notify_all()
 
 
@@ -275,17 +333,33 @@ def validation_batches(
         yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def text_bytes(documents: Documents) -> int:
-    """Bytes of all documents in UTF-8, by which losses of different tokenizers are compared."""
-    return sum(len(documents[index].encode()) for index in range(len(documents)))
+def texts_of(documents: Documents, tokenizer: Tokenizer | None = None) -> Iterator[str]:
+    """The texts of the documents that can be used.
+
+    Args:
+        tokenizer: Turns documents that are ids back into text; not needed where all are texts.
+    """
+    for document in in_order(documents):
+        if isinstance(document, str):
+            yield document
+        elif isinstance(document, np.ndarray):
+            if tokenizer is None:
+                raise ValueError("documents that are ids have a text only by their tokenizer")
+            yield tokenizer.decode(document.tolist())
 
 
-def zlib_bits_per_byte(documents: Documents) -> float:
-    """Bits that zlib (level 9) needs for each byte of the documents one after another: what a model must beat."""
+def text_bytes(documents: Documents, tokenizer: Tokenizer | None = None) -> int:
+    """Bytes of all documents in UTF-8, by which losses of different tokenizers are compared; see `texts_of`."""
+    return sum(len(text.encode()) for text in texts_of(documents, tokenizer))
+
+
+def zlib_bits_per_byte(documents: Documents, tokenizer: Tokenizer | None = None) -> float:
+    """Bits that zlib (level 9) needs for each byte of the documents one after another: what a model must beat. See
+    `texts_of`."""
     compressor = zlib.compressobj(9)
     size = compressed = 0
-    for index in range(len(documents)):
-        text = documents[index].encode()
-        size += len(text)
-        compressed += len(compressor.compress(text))
+    for text in texts_of(documents, tokenizer):
+        encoded = text.encode()
+        size += len(encoded)
+        compressed += len(compressor.compress(encoded))
     return 8 * (compressed + len(compressor.flush())) / size

@@ -8,6 +8,8 @@ import numpy as np
 from etils import epath
 
 from llama_jax.core.errors import UserError
+from llama_jax.data.documents import BadRecordError
+from llama_jax.data.record_text import parsed_json
 
 _RECORD_BYTES = 16 * 2**20
 _ARRAY_BYTES = 2**30
@@ -73,14 +75,9 @@ def _array(file: epath.Path) -> Iterator[Record]:
 
 def _parsed(content: bytes, place: str) -> Any:
     try:
-        return json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not UTF-8 at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}" if b"\n" in content.strip() else f"column {error.colno}"
-        raise UserError(f"{place}: not JSON: {error.msg}, {where}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested too deep
-        raise UserError(f"{place}: not JSON that can be read: {str(error).split(';')[0]}") from None
+        return parsed_json(content, place)
+    except BadRecordError as error:
+        raise UserError(str(error)) from None
 
 
 def _record(value: Any, place: str) -> Record:
@@ -105,7 +102,8 @@ def _prepared(source: str) -> Iterator[Record]:
             builder.download_and_prepare(file_format="array_record")
         elements = builder.as_data_source(split)
     except Exception as error:  # the library raises whatever its many parts raise
-        raise UserError(f"--data {source}: {str(error).strip().splitlines()[0]}") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--data {source}: {reason}") from None
     for index in range(len(elements)):
         yield _record(_plain(elements[index]), f"{source}[{index}]")
 

@@ -1,5 +1,6 @@
 """Answers to many prompts: greedy decoding in batches of similar length. Knows no task."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -32,10 +33,14 @@ class Answerer:
     def __init__(
         self, model: LanguageModel, params: PyTree, tokenizer: Tokenizer, *, rows: int, context_length: int
     ) -> None:
-        self._model, self._params = model, decoding_params(model, params)
+        self._model, self._params = model, params
         self._tokenizer, self._rows, self._context_length = tokenizer, rows, context_length
         self.programs: set[tuple[int, SamplingConfig]] = set()
         """Length of the prompts and sampling of each program that was compiled so far."""
+
+    @functools.cached_property
+    def _layers(self) -> PyTree:
+        return decoding_params(self._model, self._params)  # a second copy of the model, made when it is needed
 
     def answers(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, stops: Sequence[str], *, seed: int = 0
@@ -63,7 +68,7 @@ class Answerer:
             padding = [batch[-1]] * (self._rows - len(batch))
             rows = [kept[number] for number in batch + padding]
             self.programs.add((-(-len(rows[0]) // PROMPT_BUCKET), sampling))
-            tokens = generate(self._model, self._params, rows, sampling, stop_ids=self._tokenizer.stop_ids, seed=seed)
+            tokens = generate(self._model, self._layers, rows, sampling, stop_ids=self._tokenizer.stop_ids, seed=seed)
             for number, answer in zip(batch, tokens, strict=False):
                 text = answer_text(self._tokenizer, kept[number], answer)
                 yield number, Answer(_cut(text, stops), len(kept[number]) < len(prompts[number]))

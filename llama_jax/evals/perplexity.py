@@ -12,7 +12,6 @@ import numpy as np
 from llama_jax.core.arrays import Array, Float, PyTree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.sharding import local_rows, place_batch
-from llama_jax.data.sources import Documents
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.evals.scoring import Request, Scorer
 from llama_jax.evals.tasks import Sample, document_scores
@@ -76,14 +75,14 @@ def _exp(nats: float) -> float:
 
 
 def window_samples(
-    numbers: Iterable[int], documents: Documents, tokenizer: Tokenizer, scorer: Scorer, *, length: int, stride: int
+    documents: Mapping[int, str], tokenizer: Tokenizer, scorer: Scorer, *, length: int, stride: int
 ) -> Iterator[tuple[int, Sample]]:
-    """(number of the document, its -log p and its size), each document by itself in the windows of `windows`."""
+    """(number of the document, its -log p in nats and its size), each by itself, cut by `windows`."""
 
-    def requests(number: int) -> list[Request]:
-        return list(windows(tokenizer.encode(documents[number], bos=True, eos=True), length, stride))
+    def requests(text: str) -> list[Request]:
+        return list(windows(tokenizer.encode(text, bos=True, eos=True), length, stride))
 
-    for number, scores in document_scores({number: number for number in numbers}, requests, scorer):
+    for number, scores in document_scores(documents, requests, scorer):
         text = documents[number]
         nats, tokens = -sum(score.logprob for score in scores), sum(score.tokens for score in scores)
         sizes = {"bytes": len(text.encode()), "words": len(text.split()), "requests": len(scores)}

@@ -20,14 +20,7 @@ def shown_progress(total: int, unit: str, stream: IO[str]) -> Iterator[Callable[
         unit: what they are, such as "documents".
     """
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(file=stream)
     if not is_main_process():

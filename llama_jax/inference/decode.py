@@ -114,8 +114,9 @@ def generate(
             f"context of {model.config.context_length}"
         )
     width = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
-    # One more slot than tokens: a finished row still looks at the slot behind its end.
-    slots = max(width, longest + sampling.max_new_tokens + 1)
+    # One more slot than tokens: a finished row still looks at the slot behind its end. The same for all prompts of a
+    # bucket, so that they share a program.
+    slots = width + sampling.max_new_tokens + 1
     inputs = _placed_prompts(prompts, width)
     key = jax.random.key(seed)
     if stream is None:

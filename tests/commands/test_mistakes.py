@@ -8,6 +8,7 @@ import pytest
 
 from llama_jax.config import COMMANDS
 from llama_jax.core.run import load_config
+from llama_jax.core.settings import Schema
 from llama_jax.data.tokenizers import load_tokenizer
 
 
@@ -93,11 +94,11 @@ def test_a_corrected_second_attempt_works_in_the_same_folder(folder, capfd) -> N
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_names_an_unknown_setting_and_a_wrong_type(command, capfd) -> None:
-    known = "data.source" if command in ("pretrain", "tokenizer") else "model_dtype"
+    types = Schema(COMMANDS[command]).types
+    known, number = next(iter(types)), next(name for name, hint in types.items() if hint is int)
     assert f"did you mean '{known}'?" in refused(capfd, command, f"--{known}s", "x")
-    number = {"pretrain": "training.steps", "tokenizer": "vocab_size", "generate": "seed", "evaluate": "batch_size"}
-    said = refused(capfd, command, f"--{number[command]}", "many")
-    assert said == f'error: --{number[command]}: got "many", expected a whole number'
+    said = refused(capfd, command, f"--{number}", "many")
+    assert said == f'error: --{number}: got "many", expected a whole number'
 
 
 def test_the_tokenizer_of_an_attempt_that_failed_is_not_kept(small_run, folder, capfd) -> None:
@@ -150,8 +151,8 @@ def test_other_text_and_fewer_steps_are_refused(small_run, folder, capfd) -> Non
 
 USES = {
     "no such model": (["generate", "--model", "nowhere"], "nowhere: no such file or directory"),
-    "not a run": (["generate", "--model", "."], "holds no checkpoint"),
-    "not a model": (["evaluate", "--model", "text.txt"], "neither a run directory nor a llama2.c model"),
+    "not a run": (["generate", "--model", "."], "holds no model"),
+    "not a model": (["evaluate", "--model", "text.txt"], "neither a GGUF nor a llama2c model"),
     "no such step": (["generate", "--step", 4], "no checkpoint step 4 in"),
     "no such prompts": (["generate", "--prompts", "nowhere.txt"], "nowhere.txt: no such file"),
     "no prompt": (["generate", "--prompts", "empty.txt"], "empty.txt: has no prompt"),

@@ -131,7 +131,7 @@ def test_sigterm_and_ctrl_c_save_the_step_they_interrupt(small_run, tmp_path):
 def assert_same_but_for_validation(run_dir: Path, reference: Path) -> None:
     for record, expected in zip(metrics(run_dir), metrics(reference), strict=True):
         if "validation_loss" not in record:
-            expected = {name: value for name, value in expected.items() if not name.startswith("validation")}
+            expected = {name: expected[name] for name in expected if name != "epochs" and "validation" not in name}
         assert record == expected
     assert checkpoint(run_dir, SMALL_STEPS) == checkpoint(reference, SMALL_STEPS)
 

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from llama_jax.core.tracking import JsonLines, Sink, TensorBoard, Terminal, read_metrics
+from llama_jax.core.errors import UserError
+from llama_jax.core.tracking import JsonLines, Sink, TensorBoard, Terminal, WeightsAndBiases, read_metrics
 
 
 def record(step, **more):
@@ -74,6 +76,7 @@ def test_a_new_run_empties_the_file(tmp_path):
 
 KILLED = """
 import sys
+from pathlib import Path
 from llama_jax.core.tracking import JsonLines
 sink = JsonLines(sys.argv[1], int(sys.argv[2]))
 for step in range(int(sys.argv[2]) + 1, 10**9):
@@ -183,3 +186,41 @@ def test_a_terminal_shows_one_live_line_and_notes_above_it():
     assert "step 3/3 (100%) | loss 2.5000 | 12,346 tokens/s | MFU 41.2%" in last
     assert "step 2" not in last
     assert "a note\n" in output.getvalue()
+
+
+def test_a_missing_wandb_is_one_line_that_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(
+        UserError, match=r"^tracking\.wandb: needs the package wandb; pip install 'llama_jax\[wandb\]'$"
+    ):
+        WeightsAndBiases(tmp_path, True, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wandb_goes_on_with_the_same_run_and_respects_offline_mode(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    ids = []
+    for step in (1, 2):
+        sink: Sink = WeightsAndBiases(tmp_path, "team/project", {"seed": 0})
+        sink.write(record(step))
+        sink.close()
+        ids.append((tmp_path / "wandb_id.txt").read_text().strip())
+    assert ids[0] == ids[1]
+    names = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert names and all(name.endswith(ids[0]) for name in names)
+
+
+def test_a_run_imports_wandb_only_when_it_is_asked_for(tmp_path):
+    package = tmp_path / "wandb"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('wandb was imported')")
+    run = tmp_path / "run"
+    sizes = ["--config", "tiny/pretrain", "--training.steps", "1", "--model.num_layers", "1"]
+    command = [sys.executable, "-m", "llama_jax.pretrain", *sizes, "--run_dir", str(run)]
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    environment = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ""}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert "wandb" not in ended.stderr
+    assert len(read_metrics(run / "metrics.jsonl")) == 1

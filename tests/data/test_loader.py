@@ -10,6 +10,7 @@ import pytest
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import DataConfig
+from llama_jax.data.documents import TextDocuments
 from llama_jax.data.loader import (
     Loader,
     merge_states,
@@ -18,8 +19,9 @@ from llama_jax.data.loader import (
     validation_batches,
     zlib_bits_per_byte,
 )
-from llama_jax.data.packing import training_stream
-from llama_jax.data.sources import TextDocuments, open_source
+from llama_jax.data.mixture import Mixture
+from llama_jax.data.packing import Epochs, PackedRows
+from llama_jax.data.sources import open_source
 
 CONFIG = DataConfig(sequence_length=8, prefetch_batches=1)
 TEXTS = [f"{number}." + "abcdefgh"[: number % 9] for number in range(50)]
@@ -32,7 +34,7 @@ def loader(
     sizes = batch_size if callable(batch_size) else lambda _: batch_size
     number, parts = share
     return Loader(
-        TextDocuments(texts),
+        Mixture.of(TextDocuments(texts)),
         tokenizer,
         config,
         seed,
@@ -71,7 +73,7 @@ def test_a_batch_that_streams_do_not_fit_is_refused(byte_tokenizer, batch_size, 
 def test_a_row_is_the_next_of_its_stream(byte_tokenizer):
     batches, _ = taken(loader(byte_tokenizer, 32), 4)  # rows 64..127 are the second of streams 0..63
     for batch, row, stream in ((2, 0, 0), (2, 5, 5), (3, 31, 63)):
-        rows = training_stream(TextDocuments(TEXTS), byte_tokenizer, CONFIG, 0, stream)
+        rows = PackedRows(TextDocuments(TEXTS), byte_tokenizer, 8, Epochs(len(TEXTS), 0), (stream, 64))
         _, second = itertools.islice(rows, 2)
         np.testing.assert_array_equal(batches[batch][row], second["tokens"])
 
@@ -89,9 +91,8 @@ def test_two_processes_supply_the_rows_of_one(byte_tokenizer, batch_size, steps)
 
 def test_rows_come_in_the_order_asked_for_and_may_be_shared(byte_tokenizer):
     whole, _ = taken(loader(byte_tokenizer, 128), 3)
-    picked = Loader(
-        TextDocuments(TEXTS), byte_tokenizer, CONFIG, 0, batch_size_at=lambda step: 128, rows_of=lambda size: [77, 1, 0]
-    )
+    mixture = Mixture.of(TextDocuments(TEXTS))
+    picked = Loader(mixture, byte_tokenizer, CONFIG, 0, batch_size_at=lambda step: 128, rows_of=lambda size: [77, 1, 0])
     some, _ = taken(picked, 3)
     for step in range(3):
         np.testing.assert_array_equal(some[step], whole[step][[77, 1, 0]])
@@ -144,7 +145,7 @@ def test_a_state_is_a_snapshot(byte_tokenizer):
 
 def test_a_state_takes_few_bytes_a_stream(byte_tokenizer):
     _, states = taken(loader(byte_tokenizer, 64), 3)
-    assert len(states[-1]) < 64 * 64
+    assert len(states[-1]) < 80 * 64
 
 
 def test_a_state_ahead_of_its_step_is_refused(byte_tokenizer):
@@ -160,14 +161,14 @@ def test_states_that_contradict_each_other_are_not_merged(byte_tokenizer):
     with pytest.raises(ValueError, match="different batches"):
         merge_states([first, second])
     other = json.loads(states[1])
-    other["streams"]["3"]["position"][0] += 1
+    other["streams"]["3"]["sources"][0][0] += 1
     with pytest.raises(ValueError, match="read stream 3 differently"):
         merge_states([second, other])
 
 
 def test_the_record_that_is_furthest_on_is_merged():
     def state(rows: int):
-        return {"step": 9, "row": 72, "streams": {"4": {"rows": rows, "position": [rows, -1, -1, 0]}}}
+        return {"step": 9, "row": 72, "streams": {"4": {"rows": rows, "sources": [[rows, 0, 0, 0]]}}}
 
     assert merge_states([state(1), state(3), state(2)]) == state(3)
 
@@ -194,9 +195,10 @@ def test_close_frees_who_waits_for_a_batch(byte_tokenizer):
 
 def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_asked_for(tmp_path, byte_tokenizer):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' * 40 + '{"text": 5}\n')
-    documents = open_source(DataConfig(source=str(tmp_path / "a.jsonl")))
-    source = Loader(documents, byte_tokenizer, CONFIG, 0, batch_size_at=lambda step: 64).start()
-    with pytest.raises(UserError, match=r"a\.jsonl:41: field 'text' is of type int"):
+    mixture = Mixture.of(open_source(str(tmp_path / "a.jsonl")))
+    config = DataConfig(sequence_length=8, bad_records="fail")
+    source = Loader(mixture, byte_tokenizer, config, 0, batch_size_at=lambda step: 64).start()
+    with pytest.raises(UserError, match=r"a\.jsonl:41: .*'text'.* \(data.bad_records is fail\)"):
         for _ in range(10):
             next(source)
     with pytest.raises(UserError):

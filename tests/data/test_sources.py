@@ -1,12 +1,19 @@
 import json
+import pickle
+import random
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import DataConfig
-from llama_jax.data.sources import Documents, TextDocuments, hold_out, open_source
+from llama_jax.data.documents import BadRecordError, Documents, TextDocuments, hold_out
+from llama_jax.data.sources import open_source
 
 KIB16 = 16 * 1024
 
@@ -91,15 +98,6 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     assert opened(tmp_path) == ["hello", "there"]
 
 
-@pytest.mark.parametrize("offset", [0, 5, KIB16 - 1, KIB16 + 7, 3_000_000])
-def test_bytes_that_are_not_utf8_are_refused_with_their_offset(tmp_path, offset):
-    content = bytearray(b"some words\n" * 300_000)
-    content[offset] = 0xFF
-    (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(UserError, match=rf"a.txt: not UTF-8 at byte {offset}$"):
-        opened(tmp_path / "a.txt")
-
-
 def test_a_line_of_json_is_a_document(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n  \n{"text": " two\\n", "n": 1}\r\n{"text": "é"}')
     assert opened(tmp_path / "a.jsonl") == ["one", " two\n", "é"]
@@ -108,33 +106,6 @@ def test_a_line_of_json_is_a_document(tmp_path):
 def test_the_text_field_can_be_chosen(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one", "content": "two"}\n')
     assert opened(tmp_path / "a.jsonl", text_field="content") == ["two"]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b'{"text": "x"', "not JSON: Expecting ',' delimiter, column 13"),
-        (b"[" * 100_000, "not JSON that can be read"),
-        (b'{"text": ' + b"9" * 5_000 + b"}", "not JSON that can be read"),
-        (b'["text"]', "a JSON list; each line must be an object with the field 'text'"),
-        (b'{"texts": "x"}', r"no field 'text' \(data.text_field\); it has texts; did you mean 'texts'"),
-        (b"{}", r"no field 'text' \(data.text_field\); it has no field"),
-        (b'{"text": null}', "field 'text' is of type NoneType; it must be a string"),
-        (b'{"text": ["x"]}', "field 'text' is of type list"),
-        (b'{"text": ""}', "field 'text' is empty"),
-        (b'{"text": " \\n"}', "field 'text' is empty"),
-        (b'{"text": "ab\\ud800"}', "field 'text' holds half a surrogate pair at character 2"),
-        (b'{"text": "\xff"}', "not UTF-8 at byte 10 of the line"),
-    ],
-)
-def test_a_bad_record_is_named_with_file_and_line(tmp_path, line, message):
-    file = tmp_path / "a.jsonl"
-    file.write_bytes(b'{"text": "good"}\n\n' + line + b'\n{"text": "good"}\n')
-    documents = open_source(DataConfig(source=str(file)))
-    assert (len(documents), documents[0], documents[2]) == (3, "good", "good")
-    with pytest.raises(UserError, match=rf"a\.jsonl:3: {message}") as error:
-        documents[1]
-    assert "\n" not in str(error.value)
 
 
 def test_a_directory_is_taken_with_all_below_it_by_name(tmp_path):
@@ -151,10 +122,10 @@ def test_a_directory_is_taken_with_all_below_it_by_name(tmp_path):
     [
         ("gone.txt", "no file or directory .*gone.txt"),
         ("*.txt", r"nothing matches .*\*.txt"),
-        ("*.csv", ".*c.csv is of no known kind; use .txt, .md, .jsonl"),
+        ("*.csv", ".*c.csv is of no known kind; use .txt, .md, .jsonl, .json, .parquet, .array_record"),
         ("c.csv", ".*c.csv is of no known kind"),
         ("**/*.csv", r"\*\* is not understood in .*; name the directory"),
-        (".", "no .txt, .md, .jsonl file below the directory"),
+        (".", "no .txt, .md, .jsonl, .json, .parquet, .array_record file below the directory"),
         ("blank", r"no text in .* \(3 files\)"),
     ],
 )
@@ -224,3 +195,111 @@ def test_the_two_sides_have_identities_of_their_own():
 def test_hold_out_refuses_to_leave_a_side_empty(count):
     with pytest.raises(UserError, match=f"data.validation_fraction: 0.02 of {count} document"):
         hold_out(TextDocuments(["only"] * count), 0.02)
+
+
+def write_in(file, records: list[dict[str, str]]) -> None:
+    if file.suffix == ".jsonl":
+        file.write_text("".join(json.dumps(record) + "\n\n" for record in records))
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(records, indent=2))
+    elif file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), file, row_group_size=3)
+    else:
+        writer = ArrayRecordWriter(str(file), "group_size:4")
+        for number, record in enumerate(records):
+            writer.write(record["text"].encode() if number % 2 else json.dumps(record).encode())
+        writer.close()
+
+
+KINDS = (".jsonl", ".json", ".parquet", ".array_record")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_records_of_each_kind_of_file_are_the_same_documents(tmp_path, kind):
+    records = [{"text": f"é {number}\n{{[,", "other": "x"} for number in range(20)]
+    write_in(tmp_path / f"a{kind}", records)
+    documents = open_source(str(tmp_path))
+    order = [13, 0, 19, 5, 5, 18, 2]
+    assert [documents[index] for index in order] == [records[index]["text"] for index in order]
+    assert len(documents) == 20
+    with pytest.raises(IndexError):
+        documents[20]
+
+
+def test_kinds_of_files_may_be_mixed_in_a_directory(tmp_path):
+    for number, kind in enumerate(KINDS):
+        write_in(tmp_path / f"{number}{kind}", [{"text": f"{kind} {n}"} for n in range(3)])
+    (tmp_path / "9.txt").write_text("text")
+    assert opened(tmp_path) == [f"{kind} {n}" for kind in KINDS for n in range(3)] + ["text"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_identity_of_each_kind_follows_content_and_field_but_not_the_place(tmp_path, kind):
+    def identity(directory: str, text: str = "one", field: str = "text") -> str:
+        (tmp_path / directory).mkdir()
+        write_in(tmp_path / directory / f"a{kind}", [{"text": text, "other": text}] * 5)
+        return open_source(str(tmp_path / directory), field).identity()
+
+    first = identity("1")
+    assert identity("2") == first
+    assert len({first, identity("3", text="two"), identity("4", text="longer"), identity("5", field="other")}) == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_can_be_sent_to_another_process(tmp_path, kind):
+    write_in(tmp_path / f"a{kind}", [{"text": f"text {n}"} for n in range(9)])
+    documents = open_source(str(tmp_path))
+    sent = pickle.loads(pickle.dumps(documents))
+    assert (texts(sent), sent.identity()) == (texts(documents), documents.identity())
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json"])
+def test_a_document_of_a_record_file_takes_16_bytes_of_memory(tmp_path, kind):
+    file = tmp_path / f"a{kind}"
+    separator = "\n" if kind == ".jsonl" else ","
+    lines = separator.join([json.dumps({"text": "some words " * 20})] * 20_000)
+    file.write_text(lines if kind == ".jsonl" else f"[{lines}]")
+    assert len(pickle.dumps(open_source(str(file)))) < 16 * 20_000 + 2_000
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64])
+def test_lines_are_found_wherever_chunks_of_a_file_end(tmp_path, monkeypatch, size):
+    monkeypatch.setattr("llama_jax.data.file_bytes.CHUNK_BYTES", size)
+    generator = random.Random(0)
+    for start in ("", "\ufeff"):
+        for end in ("", "\n"):
+            parts = ['{"text": "a"}', ' {"text": "bc"}', "", " ", "\r", "\t \r", "[", "   {"]
+            lines = [generator.choice(parts) for _ in range(60)] + ['{"text": "end"}']
+            (tmp_path / "a.jsonl").write_bytes((start + "\n".join(lines) + end).encode())
+            documents = open_source(str(tmp_path / "a.jsonl"))
+            places = [number for number, line in enumerate(lines, 1) if line.strip()]
+            assert len(documents) == len(places)
+            for index, place in enumerate(places):
+                try:
+                    assert documents[index] == json.loads(lines[place - 1])["text"]
+                except BadRecordError as error:
+                    assert error.where == f"{tmp_path}/a.jsonl:{place}"
+                    assert lines[place - 1].strip() in ("[", "{")
+
+
+def test_json_lines_may_be_named_json(tmp_path):
+    (tmp_path / "a.json").write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert opened(tmp_path / "a.json") == ["one", "two"]
+
+
+def test_row_groups_are_read_anew_when_not_all_can_be_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("llama_jax.data.parquet_files._CACHE_BYTES", 1)
+    for name in ("a", "b"):
+        write_in(tmp_path / f"{name}.parquet", [{"text": f"{name}{n}"} for n in range(10)])
+    documents = open_source(str(tmp_path))
+    order = [0, 19, 3, 12, 0, 9, 10, 5]
+    assert [documents[index] for index in order] == [f"{'ab'[index // 10]}{index % 10}" for index in order]
+
+
+def test_many_threads_may_read_at_once(tmp_path):
+    for kind in KINDS:
+        write_in(tmp_path / f"a{kind}", [{"text": f"{kind} {n}"} for n in range(50)])
+    documents = open_source(str(tmp_path))
+    expected = texts(documents)
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(documents.__getitem__, list(range(200)) * 3)) == expected * 3

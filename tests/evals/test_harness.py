@@ -8,13 +8,13 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.instance import Instance
 
-from llama_jax.core.errors import UserError  # noqa: E402
-from llama_jax.evals.answers import Answerer  # noqa: E402
-from llama_jax.evals.harness import LlamaJaxLM, harness_results  # noqa: E402
-from llama_jax.evals.scoring import Scorer, encode_pair, request_of  # noqa: E402
-from llama_jax.inference.config import SamplingConfig  # noqa: E402
+from llama_jax.core.errors import UserError
+from llama_jax.evals.answers import Answerer
+from llama_jax.evals.harness import LlamaJaxLM, harness_results
+from llama_jax.evals.scoring import Scorer, encode_pair, request_of
+from llama_jax.inference.config import SamplingConfig
 
 
 def instances(kind: str, *arguments: tuple) -> list[Instance]:

@@ -72,7 +72,7 @@ def test_a_window_as_long_as_the_documents_gives_the_loss_of_whole_documents() -
         batches = [next(validation_batches(text, TOKENIZER, DataConfig(sequence_length=256), 1)) for text in whole]
         expected = perplexity(MODEL, params, batches, 1)
         scorer = Scorer(MODEL, params, rows=2, context_length=256)
-        samples = dict(window_samples(range(3), DOCUMENTS, TOKENIZER, scorer, length=256, stride=256))
+        samples = dict(window_samples(dict(enumerate(TEXTS[:3])), TOKENIZER, scorer, length=256, stride=256))
     assert sum(sample["tokens"] for sample in samples.values()) == expected["tokens"]
     nats = sum(sample["nats"] for sample in samples.values())
     assert nats / expected["tokens"] == pytest.approx(expected["loss"], rel=1e-6)

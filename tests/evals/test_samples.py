@@ -39,5 +39,5 @@ def test_samples_of_another_evaluation_are_dropped(tmp_path) -> None:
 def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path) -> None:
     with pytest.raises(UserError, match=r"--output x\.txt: must be a \.json file"):
         output_file("x.txt")
-    with pytest.raises(UserError, match="there is no folder .*nowhere"):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         output_file(str(tmp_path / "nowhere" / "a.json"))

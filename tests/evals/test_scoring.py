@@ -1,4 +1,4 @@
-"""Scores are the model's log-probabilities of exactly the continuation, whatever the batch, the padding and the mesh."""
+"""Scores are the log-probabilities of exactly the continuation, whatever the batch, the padding and the mesh."""
 
 import functools
 import math

@@ -1,0 +1,125 @@
+"""One training step as compiled: its time, its compilation and its memory, on synthetic tokens."""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from llama_jax.benchmarks.turns import peak_host_bytes, summary, timed
+from llama_jax.core import sharding
+from llama_jax.core.batches import TokenBatch
+from llama_jax.training.program import Program
+from llama_jax.training.throughput import peak_flops, rates
+
+
+class MeasuredStep:
+    """The step of a program with state and batch, ready to be run; to be used under `jax.set_mesh(program.mesh)`."""
+
+    def __init__(self, program: Program) -> None:
+        """Compile twice, without and with what the first left in the compilation cache; begin with fresh parameters."""
+        self.program = program
+        self.compile_seconds: dict[str, float] = {}
+        """`cold` and `warm`, tracing included."""
+        with _empty_compilation_cache():
+            for kind in ("cold", "warm"):
+                jax.clear_caches()
+                started = time.perf_counter()
+                self._compiled = program.step.lower(  # pyright: ignore[reportFunctionMemberAccess]
+                    program.state_shapes, program.frozen_shapes, program.batch_shapes(program.config.batch_size)
+                ).compile()
+                self.compile_seconds[kind] = time.perf_counter() - started
+        self._state, self._frozen = program.init(jax.random.key(0))
+        self._batch = synthetic_batch(program)
+
+    def turn(self, steps: int) -> None:
+        """Make some steps; all their results are there on return."""
+        metrics: Any = None
+        for _ in range(steps):
+            self._state, metrics = self._compiled(self._state, self._frozen, self._batch)
+        jax.block_until_ready((self._state, metrics))
+
+    def measure(self, warmup_steps: int, turns: int, steps: int) -> dict[str, Any]:
+        """The report of several turns of a few steps each, after a warm-up."""
+        self.turn(warmup_steps)
+        return self.report([timed(self.turn, steps) for _ in range(turns)])
+
+    def report(self, seconds: list[float]) -> dict[str, Any]:
+        """Speed, compilation and memory as JSON values.
+
+        Args:
+            seconds: those of a step, by turn.
+        """
+        program = self.program
+        tokens = program.config.batch_size * program.sequence_length
+        device = program.mesh.devices.flat[0]
+        times = summary(seconds)
+        speed = rates(
+            tokens, times["median"], program.flops_per_token, program.mesh.size, peak_flops(device.device_kind)
+        )
+        return {
+            **speed,
+            "tokens_per_second_by_turn": [tokens / each for each in seconds],
+            "model_flops_per_second": program.flops_per_token * tokens / times["median"],
+            "flops_per_token": program.flops_per_token,
+            "tokens_per_step": tokens,
+            "step_seconds": times,
+            "compile_seconds": self.compile_seconds,
+            "memory": self.memory(),
+            "parameters": program.model.parameter_count(),
+            "device_kind": device.device_kind,
+            "devices": program.mesh.size,
+        }
+
+    def memory(self) -> dict[str, int | None]:
+        """Bytes: the most this process and its fullest device have held so far (None: the device does not say), and a
+        device's share of the step by the compiler's account. `arguments` are kept between steps and hold the results
+        too, but for `results_not_in_place`; `temporary` exists within a step."""
+        statistics = [device.memory_stats() or {} for device in self.program.mesh.local_devices]
+        peaks = [each["peak_bytes_in_use"] for each in statistics if "peak_bytes_in_use" in each]
+        account = self._compiled.memory_analysis()
+        return {
+            "peak_host_bytes": peak_host_bytes(),
+            "peak_device_bytes": max(peaks, default=None),
+            "arguments": account.argument_size_in_bytes,
+            "temporary": account.temp_size_in_bytes,
+            "results_not_in_place": account.output_size_in_bytes - account.alias_size_in_bytes,
+        }
+
+
+def synthetic_batch(program: Program) -> TokenBatch:
+    """Full rows of random tokens, one document each."""
+    size, length = program.config.batch_size, program.sequence_length
+    rows = sharding.local_rows(program.mesh, size)
+    # Drawn for the whole batch, so that every process agrees on it.
+    ids = np.random.default_rng(0).integers(0, program.model.config.vocab_size, (size, length + 1), np.int32)[rows]
+    one = np.ones((len(rows), length), np.int32)
+    arrays = {
+        "tokens": ids[:, :-1],
+        "targets": ids[:, 1:],
+        "loss_weights": one.astype(np.float32),
+        "segment_ids": one,
+        "positions": np.cumsum(one, axis=1, dtype=np.int32) - 1,
+    }
+    return sharding.place_batch(program.mesh, arrays, size)
+
+
+@contextlib.contextmanager
+def _empty_compilation_cache() -> Iterator[None]:
+    """An empty cache on disk instead of the usual one, which may already hold the program."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for name, value in zip(names, (folder, 0.0), strict=True):
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()

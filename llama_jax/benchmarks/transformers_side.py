@@ -1,0 +1,67 @@
+"""The other side of a comparison: Hugging Face transformers' LLaMA, eager PyTorch on CPU. Knows nothing of JAX and runs
+in a process of its own, `turns.Side`."""
+
+from typing import Any
+
+from llama_jax.benchmarks.turns import Turn, processors, serve
+from llama_jax.core.errors import UserError
+
+
+def main() -> None:
+    """Answer a `turns.Side`."""
+    serve(_prepare)
+
+
+def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
+    """Makes the training step that people write: float32, SDPA, `clip_grad_norm_`, fused AdamW.
+
+    Args:
+        task: `model`, fields of our LlamaConfig; `training`, fields of our TrainingConfig; `sequence_length`.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UserError(f"--against transformers: {error}; pip install 'llama_jax[oracle]'") from None
+    threads = processors()
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    sizes, training = task["model"], task["training"]
+    config = transformers.LlamaConfig(
+        vocab_size=sizes["vocab_size"],
+        hidden_size=sizes["width"],
+        intermediate_size=sizes["mlp_width"],
+        num_hidden_layers=sizes["num_layers"],
+        num_attention_heads=sizes["num_heads"],
+        num_key_value_heads=sizes["num_kv_heads"],
+        head_dim=sizes["head_size"],
+        max_position_embeddings=sizes["context_length"],
+        rms_norm_eps=sizes["norm_epsilon"],
+        tie_word_embeddings=sizes["tie_embeddings"],
+        attn_implementation="sdpa",
+        use_cache=False,
+    )
+    model = transformers.LlamaForCausalLM(config).float().train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=training["peak_learning_rate"],
+        betas=(training["beta1"], training["beta2"]),
+        eps=training["epsilon"],
+        weight_decay=training["weight_decay"],
+        fused=True,
+    )
+    ids = torch.randint(0, sizes["vocab_size"], (training["batch_size"], task["sequence_length"]))
+
+    def turn(steps: int) -> None:
+        for _ in range(steps):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), training["clip_norm"])
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            loss.item()
+
+    turn(task["warmup_steps"])
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    return turn, {"what": f"{versions}, {threads} threads", "parameters": parameters}

@@ -1,0 +1,144 @@
+"""What a source of documents is, wherever they come from: random access, a count and an identity. Knows no format."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from llama_jax.core.arrays import Int
+from llama_jax.core.errors import UserError
+
+_HELD_OUT_SEED = 0
+_READ_TOGETHER = 64
+
+
+class BadRecordError(ValueError):
+    """A document that cannot be used, whatever it is asked for; its neighbours may well be good.
+
+    Args:
+        reason: The kind of damage in one short word to count by, such as `not_utf8`, `missing_field` or `empty`.
+        where: What leads a person to the record: `file:line`, or `file row 17`.
+        message: What is wrong with it, on one line.
+    """
+
+    def __init__(self, reason: str, where: str, message: str) -> None:
+        super().__init__(reason, where, message)  # all three, so that it can be pickled by a process of workers
+        self.reason = reason
+        self.where = where
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
+
+
+@runtime_checkable
+class Documents(Protocol):
+    """Documents by number: texts, or ids of tokens (int32, BOS and EOS included) where they were prepared."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> str | np.ndarray:
+        """A document.
+
+        Raises:
+            BadRecordError: this document cannot be used; others can.
+        """
+        ...
+
+    def identity(self) -> str:
+        """One line that changes when a document, its place or the way of reading it does, and on no other ground."""
+        ...
+
+
+class TextDocuments:
+    """Documents held in memory."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: int) -> str:
+        return self._texts[index]
+
+    def identity(self) -> str:
+        digest = hashlib.sha256()
+        for text in self._texts:
+            encoded = text.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        return f"texts sha256:{digest.hexdigest()}"
+
+
+class SelectedDocuments:
+    """Some of the documents of another source.
+
+    Args:
+        documents: The source selected from.
+        indices: Numbers of its documents, in the order wanted.
+        name: What the selection is; with the identity of `documents` it must determine `indices`.
+    """
+
+    def __init__(self, documents: Documents, indices: Int[np.ndarray, "selected"], name: str) -> None:
+        self._documents = documents
+        self._indices = indices
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> str | np.ndarray:
+        return self._documents[int(self._indices[index])]
+
+    def read_many(self, indices: Sequence[int]) -> Sequence[str | np.ndarray | BadRecordError]:
+        """See the function `read_many`."""
+        return read_many(self._documents, self._indices[np.asarray(indices, np.int64)].tolist())
+
+    def identity(self) -> str:
+        return f"{self._documents.identity()}, {self._name}"
+
+
+def read_many(documents: Documents, indices: Sequence[int]) -> Sequence[str | np.ndarray | BadRecordError]:
+    """Several documents, in the order asked for, with the error in place of those that cannot be used. A source that
+    can read several faster than one by one has a method of this name."""
+    if (together := getattr(documents, "read_many", None)) is not None:
+        return together(indices)
+    found: list[str | np.ndarray | BadRecordError] = []
+    for index in indices:
+        try:
+            found.append(documents[index])
+        except BadRecordError as error:
+            found.append(error)
+    return found
+
+
+def in_order(documents: Documents) -> Iterator[str | np.ndarray | BadRecordError]:
+    """All documents, with the error in place of those that cannot be used."""
+    for start in range(0, len(documents), _READ_TOGETHER):
+        yield from read_many(documents, range(start, min(start + _READ_TOGETHER, len(documents))))
+
+
+def hold_out(documents: Documents, fraction: float) -> tuple[Documents, Documents]:
+    """Deal whole documents to (training, validation), in their order. Depends on the number of documents and the
+    fraction alone: every run and every host holds out the same.
+
+    Args:
+        fraction: Share of the documents to hold out; at least one document is held out and one is not.
+
+    Raises:
+        UserError: there are fewer than two documents.
+    """
+    count = len(documents)
+    if count < 2:
+        raise UserError(
+            f"data.validation_fraction: {fraction} of {count} document leaves one side empty; give at least 2 documents"
+        )
+    held_out = min(max(1, round(count * fraction)), count - 1)
+    # RandomState, unlike numpy's newer generators, promises the same numbers in every version.
+    order = np.random.RandomState(_HELD_OUT_SEED).permutation(count)
+    training, validation = np.sort(order[held_out:]), np.sort(order[:held_out])
+    return (
+        SelectedDocuments(documents, training, f"all but {fraction} held out"),
+        SelectedDocuments(documents, validation, f"{fraction} held out"),
+    )

@@ -1,0 +1,92 @@
+"""Bytes of files that documents are cut from, local or in a bucket. Knows no format, but those it can name in a
+refusal."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from llama_jax.core.errors import UserError
+from llama_jax.core.files import is_remote
+
+CHUNK_BYTES = 4 * 2**20
+_SAMPLE_BYTES = 128 * 1024
+_BOM = b"\xef\xbb\xbf"
+_SIGNATURES = {
+    b"\x1f\x8b": "compressed by gzip; unpack it, as documents are read at random",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it, as documents are read at random",
+    b"BZh": "compressed by bzip2; unpack it, as documents are read at random",
+    b"\xfd7zXZ": "compressed by xz; unpack it, as documents are read at random",
+    b"PK\x03\x04": "a zip archive; unpack it, as documents are read at random",
+    b"\xff\xfe": "UTF-16; write it as UTF-8",
+    b"\xfe\xff": "UTF-16; write it as UTF-8",
+    b"PAR1": "a parquet file; name it .parquet",
+}
+COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".zip")
+
+
+def chunks(path: epath.Path) -> Iterator[tuple[int, bytes]]:
+    """(position, bytes) of a text file from its start to its end, 4 MiB at a time, a byte order mark included.
+
+    Raises:
+        UserError: the file cannot be read, or starts as no text does.
+    """
+    try:
+        with path.open("rb") as file:
+            position = 0
+            while chunk := file.read(CHUNK_BYTES):
+                if position == 0:
+                    _refuse_other_formats(path, chunk)
+                yield position, chunk
+                position += len(chunk)
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def mark_bytes(first_chunk: bytes) -> int:
+    """The length of the byte order mark that a file starts with."""
+    return len(_BOM) if first_chunk.startswith(_BOM) else 0
+
+
+def read_range(path: epath.Path, start: int, end: int) -> bytes:
+    """The bytes of a file from `start` to before `end`.
+
+    Raises:
+        UserError: the file is gone or too short.
+    """
+    try:
+        # A document is one read, so a buffer would only read what nobody asked for.
+        with path.open("rb") if is_remote(path) else Path(path).open("rb", buffering=0) as file:
+            file.seek(start)
+            content = file.read(end - start)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if content is None or len(content) != end - start:
+        raise UserError(f"{path}: ends before byte {end}; it was changed after it had been indexed")
+    return content
+
+
+def sampled_digest(path: epath.Path, footer_bytes: int = 0) -> str:
+    """SHA-256 over the length of a file, its first 128 KiB and its last 128 KiB, or `footer_bytes` where that is more.
+
+    Sees whatever changes a length or one of these; a change within the bulk of a file, of the same length, it does not.
+    """
+    size = path.stat().length
+    tail = max(_SAMPLE_BYTES, footer_bytes)
+    digest = hashlib.sha256(f"{size}\n".encode())
+    digest.update(read_range(path, 0, min(size, _SAMPLE_BYTES)))
+    digest.update(read_range(path, max(0, size - tail), size))
+    return digest.hexdigest()
+
+
+def unreadable(path: epath.PathLike, error: Exception) -> UserError:
+    """The refusal of a file that cannot be opened or is not what its name says, in one line."""
+    reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"data.source: {path}: cannot be read: {reason}")
+
+
+def _refuse_other_formats(path: epath.Path, start: bytes) -> None:
+    for signature, what in _SIGNATURES.items():
+        if start.startswith(signature):
+            raise UserError(f"data.source: {path}: is {what}")

@@ -1,0 +1,178 @@
+"""Parquet files as documents: one row each, its row group decoded when a row of it is asked for."""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
+
+from llama_jax.core.errors import UserError
+from llama_jax.core.files import is_remote
+from llama_jax.data.documents import BadRecordError
+from llama_jax.data.file_bytes import read_range, sampled_digest, unreadable
+from llama_jax.data.record_text import good_text, missing_field
+
+_CACHE_BYTES = 256 * 2**20
+
+
+class _Cache:
+    """Decoded row groups of all files of the process, the latest used, of 256 MiB together or of one alone."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Start anew, as a child process must after a fork."""
+        self._columns: OrderedDict[tuple[object, int], pa.ChunkedArray | str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def column(self, file: "ParquetColumn", row_group: int) -> pa.ChunkedArray | str:
+        """The column, or what is wrong with it."""
+        key = (file.key, row_group)
+        with self._lock:
+            if key in self._columns:
+                self._columns.move_to_end(key)
+                return self._columns[key]
+        column = file.read_row_group(row_group)
+        with self._lock:
+            self._columns[key] = column
+            held = sum(_bytes(each) for each in self._columns.values())
+            while held > _CACHE_BYTES and len(self._columns) > 1:
+                held -= _bytes(self._columns.popitem(last=False)[1])
+        return column
+
+
+_cache = _Cache()
+os.register_at_fork(after_in_child=_cache.forget)
+
+
+class ParquetColumn:
+    """One column of a parquet file, value by value. Holds 8 bytes a row group and what the process keeps decoded.
+
+    Rows at random, of files that hold more than the 256 MiB that are kept decoded, decode a row group for each: let
+    `prepare` write such a corpus anew first.
+
+    Args:
+        path: The file.
+        column: The name of a column of strings or bytes; None takes the first.
+
+    Raises:
+        UserError: the file cannot be read, is no parquet or was cut short, or has no such column of strings.
+    """
+
+    def __init__(self, path: epath.Path, column: str | None) -> None:
+        with _open(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+            self._ends = np.cumsum([metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)])
+        self._path, self._name = path, _string_column(path, schema, column)
+        footer_bytes = int.from_bytes(read_range(path, (size := path.stat().length) - 8, size)[:4], "little") + 8
+        self._digest = sampled_digest(path, footer_bytes)
+        self.key = (str(path), self._name, self._digest)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, row: int) -> Any:
+        """A value: a string, bytes or None.
+
+        Raises:
+            BadRecordError: the row group that holds it is damaged, or it is a string that is not UTF-8.
+        """
+        group = int(np.searchsorted(self._ends, row, side="right"))
+        where = f"{self._path} row {row}"
+        column = _cache.column(self, group)
+        if isinstance(column, str):
+            raise BadRecordError("damaged", where, f"row group {group} cannot be decoded: {column}")
+        within = row - (int(self._ends[group - 1]) if group else 0)
+        if within >= len(column):
+            raise BadRecordError("damaged", where, f"row group {group} ends after {len(column)} rows")
+        try:
+            return column[within].as_py()
+        except UnicodeDecodeError as error:
+            message = f"column '{self._name}' is not UTF-8 at byte {error.start}"
+            raise BadRecordError("not_utf8", where, message) from None
+
+    def read_row_group(self, number: int) -> pa.ChunkedArray | str:
+        """Decode the column of a row group; gives what is wrong where its bytes are damaged."""
+        try:
+            with _open(self._path) as file:
+                return file.read_row_group(number, columns=[self._name], use_threads=False).column(0)
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # the disk or the bucket, not the file: no record is bad
+                raise
+            return str(error).strip().splitlines()[0]
+
+    def identity(self) -> str:
+        """SHA-256 of the length of the file, its start and its footer, which has the place, size and number of values
+        of every page. A byte that is changed within a page, with all sizes kept, is not seen."""
+        return self._digest
+
+
+class ParquetFile:
+    """The documents of a parquet file: the strings of one column.
+
+    Args:
+        path: The file.
+        text_field: The name of the column.
+
+    Raises:
+        UserError: as `ParquetColumn` has it.
+    """
+
+    def __init__(self, path: epath.Path, text_field: str) -> None:
+        self._path, self._text_field = path, text_field
+        self._column = ParquetColumn(path, text_field)
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, index: int) -> str:
+        """The text of a row, counted from 0.
+
+        Raises:
+            BadRecordError: the row has no usable text.
+        """
+        return good_text(self._column[index], self._text_field, f"{self._path} row {index}")
+
+    def identity(self) -> str:
+        """As `ParquetColumn` has it."""
+        return self._column.identity()
+
+
+def _open(path: epath.Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path.open("rb") if is_remote(path) else str(path))
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(path, error) from None
+
+
+def _string_column(path: epath.Path, schema: pa.Schema, column: str | None) -> str:
+    types: Mapping[str, pa.DataType] = {field.name: field.type for field in schema}
+    if column is None:
+        column = next(iter(types), "")
+    if column not in types:
+        raise UserError(f"data.source: {path}: {missing_field(column, list(types))}")
+    if not _is_string(types[column]):
+        strings = ", ".join(name for name, kind in types.items() if _is_string(kind)) or "none"
+        raise UserError(
+            f"data.source: {path}: column '{column}' (data.text_field) is of type {types[column]}; columns of strings: "
+            f"{strings}"
+        )
+    return column
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_string(kind.value_type)
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    tests += (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_null)
+    return any(test(kind) for test in tests)
+
+
+def _bytes(column: pa.ChunkedArray | str) -> int:
+    return len(column) if isinstance(column, str) else column.nbytes

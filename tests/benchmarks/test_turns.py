@@ -1,0 +1,80 @@
+"""Turns of two processes, and what is made of their times."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from llama_jax.benchmarks.turns import Side, peak_host_bytes, sides, summary
+from llama_jax.core.errors import UserError
+
+SERVER = """
+import sys, time
+from llama_jax.benchmarks.turns import serve
+from llama_jax.core.errors import UserError
+
+def prepare(task):
+    if task == "refuse":
+        raise UserError("not this one")
+    print("a stray line")
+    return (lambda steps: time.sleep(task * steps)), {"task": task}
+
+serve(prepare)
+"""
+
+
+def side(task: object) -> Side:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    return Side("test", process, task)
+
+
+def test_summary_has_the_median_and_the_half_width_of_the_quartiles() -> None:
+    assert summary([5, 1, 4, 2, 3]) == {"median": 3, "least": 1, "most": 5, "noise": 1 / 3, "all": [5, 1, 4, 2, 3]}
+    assert summary([2.0])["noise"] == 0
+
+
+def test_a_side_reports_seconds_a_step_and_is_not_confused_by_stray_output() -> None:
+    with_pause = side(0.05)
+    assert with_pause.prepare() == {"task": 0.05}
+    with_pause.take_turn(2)
+    with_pause.take_turn(1)
+    assert len(with_pause.seconds) == 2
+    assert all(0.05 <= seconds < 0.5 for seconds in with_pause.seconds)
+
+
+def test_what_a_side_refuses_is_a_mistake_of_the_user() -> None:
+    with pytest.raises(UserError, match="^not this one$"):
+        side("refuse").prepare()
+
+
+def test_a_side_that_dies_ends_the_measurement() -> None:
+    with (
+        sides([("broken", "llama_jax.benchmarks.turns:no_such_function", None)]) as (broken,),
+        pytest.raises(RuntimeError, match="broken: the process ended with code 1"),
+    ):
+        broken.prepare()
+
+
+def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it() -> None:
+    ballast = bytearray(300 * 2**20)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    code = "from llama_jax.benchmarks.turns import peak_host_bytes; print(peak_host_bytes())"
+    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    assert peak_host_bytes() > len(ballast)
+    assert child < 150 * 2**20
+
+
+def test_both_processes_import_neither_side() -> None:
+    """The memory of a side is its own: what both import must be small."""
+    code = "import sys, json, llama_jax.benchmarks.turns; print(json.dumps(sorted(sys.modules)))"
+    modules = json.loads(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    )
+    assert not {"jax", "torch", "numpy"} & set(modules)

@@ -1,0 +1,114 @@
+"""Benchmarks through the real command."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import command_runs
+import pytest
+
+from llama_jax.config import COMMANDS, PRESETS, BenchmarkConfig
+from llama_jax.core.command_line import parse
+from llama_jax.core.errors import UserError
+
+QUICK = ("--turns", 2, "--steps_per_turn", 1, "--warmup_steps", 1, "--json")
+
+
+def parsed(*arguments: str) -> BenchmarkConfig:
+    return parse(BenchmarkConfig, arguments, command="benchmark", commands=COMMANDS, presets=PRESETS)
+
+
+def result(capfd, folder: Path, *arguments: object) -> dict:
+    assert command_runs.call("benchmark", *arguments, "--output", folder) == 0
+    return json.loads(capfd.readouterr().out.strip().splitlines()[-1])
+
+
+def test_the_first_word_says_what_to_measure() -> None:
+    assert parsed("data", "--seed", "3") == parsed("--seed", "3", "--what", "data")
+    with pytest.raises(UserError, match='^what: got "trian", expected one of train, data, scaling$'):
+        parsed("trian")
+    with pytest.raises(UserError, match="^data: unexpected"):
+        parsed("--seed", "3", "data")
+
+
+def test_train_reports_numbers_that_agree(tmp_path, capfd) -> None:
+    measured = result(capfd, tmp_path, "train", "--config", "tiny/pretrain", *QUICK)
+    assert measured["tokens_per_step"] == 16 * 64
+    assert measured["devices"] == 8
+    seconds = measured["step_seconds"]
+    assert len(seconds["all"]) == 2 and seconds["least"] <= seconds["median"] <= seconds["most"]
+    assert measured["tokens_per_second"] * seconds["median"] == pytest.approx(1024)
+    assert measured["model_flops_per_second"] == pytest.approx(
+        measured["tokens_per_second"] * measured["flops_per_token"]
+    )
+    assert measured["model_flops_utilization"] is None, "the peak of a CPU is not in the table"
+    assert 0 < measured["compile_seconds"]["warm"] < measured["compile_seconds"]["cold"]
+    memory = measured["memory"]
+    assert memory["peak_host_bytes"] > memory["temporary"] > 0
+    assert memory["results_not_in_place"] < 10_000 < memory["arguments"], "the state is updated in place"
+    assert json.loads((tmp_path / "train.json").read_text()) == measured
+
+
+def test_data_measures_the_loader_with_each_number_of_workers(tmp_path, capfd) -> None:
+    (tmp_path / "text.txt").write_text("The function returns a list of the values in the dictionary.\n\n" * 4000)
+    arguments = ("--data.source", tmp_path / "text.txt", "--model.vocab_size", 300, "--data.sequence_length", 64)
+    measured = result(capfd, tmp_path, "data", *arguments, *QUICK, "--seconds", 0.05, "--workers", "[0, 1]")
+    assert set(measured["workers"]) == {"0", "1"}
+    assert all(speeds["median"] > 0 and len(speeds["all"]) == 2 for speeds in measured["workers"].values())
+
+
+def test_scaling_compares_with_the_formula_and_draws(tmp_path, capfd) -> None:
+    sizes = ("--contexts", "[32, 64]", "--widths", "[64, 128]", "--batch_sizes", "[16, 8]")
+    measured = result(capfd, tmp_path, "scaling", "--config", "tiny/pretrain", *sizes, *QUICK)
+    along = {axis: [point[axis] for point in points] for axis, points in measured["sweeps"].items()}
+    assert along == {"context": [32, 64], "width": [64, 128], "batch": [8, 16]}
+    assert [point["batch"] for point in measured["sweeps"]["context"]] == [16, 8], "as many tokens a step"
+    assert measured["base"] == measured["sweeps"]["width"][0] == measured["sweeps"]["context"][0]
+    narrow, wide = (point["flops_per_token"] for point in measured["sweeps"]["width"])
+    assert 2 < wide / narrow < 4
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_comparison_without_its_packages_names_the_extra(tmp_path, capfd, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert command_runs.call("benchmark", "train", "--against", "transformers", "--output", tmp_path) == 2
+    assert capfd.readouterr().err == ("error: --against transformers: needs torch; pip install 'llama_jax[oracle]'\n")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("data", "--against", "transformers"), "--against transformers: is for 'benchmark train'"),
+        (("--against", "transformers", "--compute.dtype", "bfloat16"), "compute.dtype: bfloat16, but --against"),
+        (("--turns", "0"), "--turns 0: must be at least 1"),
+        (("--widths", "[]"), r"--widths \[\]: needs numbers of at least 1"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        parsed(*arguments)
+
+
+def test_every_config_of_pretrain_can_be_measured() -> None:
+    for file in (command_runs.ROOT / "configs").glob("pretrain_*.yaml"):
+        assert parsed("train", "--config", str(file)).what == "train"
+
+
+def test_the_size_of_the_comparison_is_the_one_it_says() -> None:
+    model = parsed("--config", "benchmark_58m").model
+    assert (model.width, model.num_layers, model.num_heads, model.mlp_width, model.vocab_size) == (
+        (512, 8, 8, 1376, 32000)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs the extra oracle")
+def test_a_comparison_reports_both_sides(tmp_path, capfd) -> None:
+    line = ("train", "--against", "transformers", "--config", "tiny/pretrain", *QUICK)
+    measured = result(capfd, tmp_path, *line)
+    ours, theirs = measured["llama_jax"], measured["transformers"]
+    assert ours["parameters"] == theirs["parameters"]
+    assert measured["ratio"] == pytest.approx(ours["tokens_per_second"] / theirs["tokens_per_second"])
+    assert len(measured["ratio_by_turn"]["all"]) == 2
+    assert min(ours["peak_host_bytes"], theirs["peak_host_bytes"]) > 100 * 2**20
