@@ -61,7 +61,9 @@ def convert(config: ConvertConfig) -> None:
     config = dataclasses.replace(config, source=find_model(config.source, say))
     weights = open_weights(str(config.source), step=config.step, say=say)
     if config.tokenizer is not None:
-        files = load_tokenizer(config.tokenizer).files()
+        other = ("tokenizer", "special_tokens", "chat_template")
+        files = {name: content for name, content in weights.files.items() if not name.startswith(other)}
+        files |= load_tokenizer(config.tokenizer).files()
         weights = dataclasses.replace(weights, files=files)  # pyright: ignore[reportArgumentType]
     # Written beside the target and moved when it has proved itself: nothing half-written ever has the name asked for.
     partial = target.with_name(f".{target.name}.partial")

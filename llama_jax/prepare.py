@@ -56,7 +56,7 @@ def prepare(config: PrepareConfig) -> None:
     """Run the command."""
     directory = absolute(epath.Path(config.output).expanduser())
     begun = _begun(directory, config)
-    documents = open_source(config.data)
+    documents = open_source(config.data.source, config.data.text_field)
     settings = _settings(config)
     _refuse_other_settings(config, begun, documents, settings)
     if (directory / MANIFEST).exists():

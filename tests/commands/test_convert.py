@@ -113,3 +113,12 @@ def test_mistakes_leave_nothing_behind(tiny_run, tmp_path, monkeypatch, capfd, a
     assert command_runs.call("convert", *source, *target, *arguments) == 2
     assert message in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_given_takes_the_place_of_the_tokenizer_alone(exported, tmp_path) -> None:
+    """What else travels with the weights stays, here the tables of llama2.c that nothing else has."""
+    given = exported["llama2c"].with_name("tokenizer.bin")
+    convert(exported["llama2c"], tmp_path / "run", "orbax", "--tokenizer", given)
+    convert(tmp_path / "run", tmp_path / "model.bin", "llama2c")
+    assert (tmp_path / "model.bin").read_bytes() == exported["llama2c"].read_bytes()
+    assert (tmp_path / "tokenizer.bin").read_bytes() == given.read_bytes()
