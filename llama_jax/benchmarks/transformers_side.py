@@ -38,7 +38,7 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
         max_position_embeddings=sizes["context_length"],
         rms_norm_eps=sizes["norm_epsilon"],
         tie_word_embeddings=sizes["tie_embeddings"],
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
         use_cache=False,
     )
     model = transformers.LlamaForCausalLM(config).float().train()

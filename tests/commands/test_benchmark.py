@@ -58,6 +58,7 @@ def test_data_measures_the_loader_with_each_number_of_workers(tmp_path, capfd) -
     assert all(speeds["median"] > 0 and len(speeds["all"]) == 2 for speeds in measured["workers"].values())
 
 
+@pytest.mark.slow
 def test_scaling_compares_with_the_formula_and_draws(tmp_path, capfd) -> None:
     sizes = ("--contexts", "[32, 64]", "--widths", "[64, 128]", "--batch_sizes", "[16, 8]")
     measured = result(capfd, tmp_path, "scaling", "--config", "tiny/pretrain", *sizes, *QUICK)
