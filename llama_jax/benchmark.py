@@ -32,6 +32,7 @@ from llama_jax.data.mixture import Mixture, open_mixture
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.model.flops import CONVENTION
 from llama_jax.pretrain import build, description
+from llama_jax.training.program import Program
 
 
 def benchmark(config: BenchmarkConfig) -> None:
@@ -90,14 +91,7 @@ def _against_transformers(config: BenchmarkConfig) -> dict[str, Any]:
     Raises:
         UserError: a package of the other side is missing, or the run is not for one process on CPU.
     """
-    for package in ("torch", "transformers"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"--against transformers: needs {package}; pip install 'llama_jax[oracle]'")
-    if config.distributed.coordinator is not None or config.training.microbatches > 1 or config.training.trainable:
-        raise UserError(
-            "--against transformers: is for one process, one microbatch and all parameters; unset "
-            "distributed.coordinator, training.microbatches and training.trainable"
-        )
+    _check_comparable(config)
     task = {
         "model": config.model.architecture.to_json(),
         "training": dataclasses.asdict(config.training),
@@ -125,6 +119,25 @@ def _against_transformers(config: BenchmarkConfig) -> dict[str, Any]:
                 f"turn {number + 1:>2}: {speeds[0]:>9,.1f} and {speeds[1]:>9,.1f} tokens/s, ratio "
                 f"{speeds[0] / speeds[1]:.3f}",
             )
+    return _compared(config, ours, theirs, facts)
+
+
+def _check_comparable(config: BenchmarkConfig) -> None:
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"--against transformers: needs {package}; pip install 'llama_jax[oracle]'")
+    if config.distributed.coordinator is not None or config.training.microbatches > 1 or config.training.trainable:
+        raise UserError(
+            "--against transformers: is for one process, one microbatch and all parameters; unset "
+            "distributed.coordinator, training.microbatches and training.trainable"
+        )
+
+
+def _compared(
+    config: BenchmarkConfig, ours: turns.Side, theirs: turns.Side, facts: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The report of both sides."""
+    tokens = config.training.batch_size * config.data.sequence_length
     result: dict[str, Any] = {
         side.name: {
             **facts[side.name],
@@ -233,11 +246,7 @@ def _scaling(config: BenchmarkConfig) -> dict[str, Any]:
         "width": [(context, size, batch) for size in sorted(config.widths)],
         "batch": [(context, width, size) for size in sorted(config.batch_sizes)],
     }
-    points: dict[tuple[int, int, int], scaling.Point] = {}
-    for place in sorted({place for places in wanted.values() for place in places}):
-        points[place] = _point(config, *place)
-        speed = points[place].tokens_per_second
-        _say(config, f"context {place[0]:,}, width {place[1]:,}, batch {place[2]:,}: {speed:,.0f} tokens/s")
+    points = _points(config, sorted({place for places in wanted.values() for place in places}))
     sweeps: scaling.Sweeps = {axis: [points[place] for place in places] for axis, places in wanted.items()}
     _say(config, scaling.table(sweeps, points[base]))
     if is_main_process():
@@ -251,8 +260,38 @@ def _scaling(config: BenchmarkConfig) -> dict[str, Any]:
     }
 
 
-def _point(config: BenchmarkConfig, context: int, width: int, batch: int) -> scaling.Point:
-    """Measure one size.
+def _points(config: BenchmarkConfig, places: list[tuple[int, int, int]]) -> dict[tuple[int, int, int], scaling.Point]:
+    """Measure each (context, width, batch)."""
+    measured: dict[tuple[int, int, int], tuple[MeasuredStep, list[float]]] = {}
+    for place in places:
+        program = _sized(config, *place)
+        with jax.set_mesh(program.mesh):
+            step = MeasuredStep(program)
+            step.turn(config.warmup_steps)
+        measured[place] = step, []
+        _say(config, f"compiled: context {place[0]:,}, width {place[1]:,}, batch {place[2]:,}")
+    # In turns, so that a change of the machine's speed on the way hits all of them.
+    for _ in range(config.turns):
+        for step, seconds in measured.values():
+            with jax.set_mesh(step.program.mesh):
+                seconds.append(turns.timed(step.turn, config.steps_per_turn))
+    points = {}
+    for (context, width, batch), (step, seconds) in measured.items():
+        tokens = context * batch
+        points[context, width, batch] = scaling.Point(
+            context=context,
+            width=width,
+            batch=batch,
+            tokens_per_second=tokens / statistics.median(seconds),
+            slowest=tokens / max(seconds),
+            fastest=tokens / min(seconds),
+            flops_per_token=step.program.flops_per_token,
+        )
+    return points
+
+
+def _sized(config: BenchmarkConfig, context: int, width: int, batch: int) -> Program:
+    """The program of the config at another size.
 
     Raises:
         UserError: `model.head_size` does not divide the width.
@@ -270,19 +309,13 @@ def _point(config: BenchmarkConfig, context: int, width: int, batch: int) -> sca
         num_kv_heads=max(1, heads // group),
         context_length=context,
     )
-    program = build(
+    return build(
         dataclasses.replace(
             config,
             model=sized,
             data=dataclasses.replace(config.data, sequence_length=context),
             training=dataclasses.replace(config.training, batch_size=batch, batch_ramp=(), microbatches=1),
         )
-    )
-    with jax.set_mesh(program.mesh):
-        result = MeasuredStep(program).measure(config.warmup_steps, config.turns, config.steps_per_turn)
-    speeds = result["tokens_per_second_by_turn"]
-    return scaling.Point(
-        context, width, batch, result["tokens_per_second"], min(speeds), max(speeds), result["flops_per_token"]
     )
 
 

@@ -135,6 +135,8 @@ def _opener_of_records(suffix: str) -> Callable[[epath.Path, str], Documents]:
 def _is_prepared(directory: epath.Path) -> bool:
     """Whether `prepare` wrote the directory; a corpus may hold a manifest.json of another kind."""
     if not (manifest := directory / "manifest.json").is_file():
+        if (directory / "progress" / "plan.json").is_file():
+            raise UserError(f"data.source: {directory} is not finished; run the `prepare` that writes it again")
         return False
     with manifest.open("rb") as file:
         return b'"llama_jax.prepared"' in file.read(2**16)

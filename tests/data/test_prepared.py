@@ -20,6 +20,7 @@ from llama_jax.data.prepared import (
     read_manifest,
     shard_name,
 )
+from llama_jax.data.sources import open_source
 
 LENGTHS = [[3, 1, 400], [], [2, 70_000, 5, 1]]
 """Tokens of each document of each shard."""
@@ -124,6 +125,17 @@ def test_a_directory_of_something_else_is_refused(tmp_path) -> None:
         (other / "manifest.json").write_text(content)
         with pytest.raises(UserError, match=r"manifest\.json"):
             read_manifest(other)
+
+
+def test_shards_without_their_manifest_are_not_taken_for_texts(tmp_path) -> None:
+    write_directory(tmp_path)
+    assert len(open_source(str(tmp_path)))
+    (tmp_path / "progress").mkdir()
+    (tmp_path / "progress" / "plan.json").write_text("{}")
+    assert len(open_source(str(tmp_path)))  # finished, but for the removal of what led there
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(UserError, match="is not finished"):
+        open_source(str(tmp_path))
 
 
 def flip_a_bit(path: Path, place: int) -> None:
