@@ -28,7 +28,7 @@ from llama_jax.core.errors import SavedAfterSignal, SaveFailedError, UserError
 from llama_jax.core.files import write_whole
 from llama_jax.core.profiling import Profiler
 from llama_jax.core.run import RunDirectory, load_config, open_run
-from llama_jax.core.tracking import JsonLines, TensorBoard, Terminal, read_metrics
+from llama_jax.core.tracking import JsonLines, TensorBoard, Terminal, WeightsAndBiases, read_metrics
 from llama_jax.data.documents import Documents
 from llama_jax.data.loader import (
     Loader,
@@ -350,6 +350,8 @@ class _Recorder:
             ]
             if config.tracking.tensorboard:
                 self._sinks.append(TensorBoard(run.tensorboard, first, run.say))
+            if config.tracking.wandb:
+                self._sinks.append(WeightsAndBiases(run.path, config.tracking.wandb, dataclasses.asdict(config)))
 
     def __enter__(self) -> Callable[[Record], None]:
         return self._write
