@@ -43,6 +43,7 @@ def area(radius: float) -> float:
 
 Zürich, Α–Ω, 北京, 🙂 — and so on.
 """
+_DIRECTORIES: tuple[Format, ...] = ("orbax", "hf", "meta")
 _SAMPLE_TOKENS = 256
 _ROUNDING = 0.05
 """Largest mean difference of logits, in units of their standard deviation, that a coarser type may cause."""
@@ -71,7 +72,7 @@ def convert(config: ConvertConfig) -> None:
         partial.rmtree()
     try:
         partial.mkdir(parents=True)
-        written = partial if config.format in ("orbax", "hf", "meta") else partial / target.name
+        written = partial if config.format in _DIRECTORIES else partial / target.name
         say(f"converting {weights.source} ({_size(weights):,} parameters) to {config.format}")
         _WRITERS[config.format](written, weights, config)
         report = _report(config, weights, written, say)
@@ -211,7 +212,7 @@ def _loss(logits: np.ndarray, tokens: np.ndarray) -> float:
 
 def _move(partial: epath.Path, target: epath.Path, kind: Format) -> None:
     """Give what was written its name; of a single file, what belongs beside it first."""
-    if kind in ("orbax", "hf", "meta"):
+    if kind in _DIRECTORIES:
         if target.exists():
             target.rmtree()
         partial.rename(target)

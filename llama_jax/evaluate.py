@@ -1,5 +1,10 @@
 """Measure a model: `python -m llama_jax.evaluate`."""
 
+if __name__ == "__main__":
+    from llama_jax.__main__ import main
+
+    main("evaluate")
+
 import dataclasses
 import functools
 import hashlib
@@ -14,10 +19,9 @@ import numpy as np
 from etils import epath
 
 from llama_jax.checkpoints.opening import OpenModel, find_model, open_model
-from llama_jax.config import COMMANDS, EvaluateConfig
+from llama_jax.config import EvaluateConfig
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.command_line import run_command
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
@@ -332,12 +336,3 @@ def _samples(
             advance()
     kept.close()
     return [kept.by_document[number] for number in range(len(documents))]
-
-
-def main() -> None:
-    """Entry point."""
-    sys.exit(run_command(evaluate, EvaluateConfig, command="evaluate", commands=COMMANDS))
-
-
-if __name__ == "__main__":
-    main()

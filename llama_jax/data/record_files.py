@@ -18,7 +18,30 @@ from llama_jax.data.record_text import MAX_RECORD_BYTES, parsed_json, record_tex
 _NEWLINE = ord("\n")
 
 
-class LineFile:
+class _IndexedFile:
+    """What both kinds of file have in common: where each record stands, and the hash of everything."""
+
+    _path: epath.Path
+    _bounds: Int[np.ndarray, "documents two"]
+    """First byte of each record and the byte after its last."""
+    _digest: str
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def identity(self) -> str:
+        """SHA-256 of the whole content."""
+        return self._digest
+
+    def _content(self, index: int, where: str) -> bytes:
+        """The bytes of a record, unless there are more than 64 MiB of them."""
+        start, end = (int(bound) for bound in self._bounds[index])
+        if end - start > MAX_RECORD_BYTES:
+            raise too_long(end - start, where)
+        return read_range(self._path, start, end)
+
+
+class LineFile(_IndexedFile):
     """The documents of a file of JSON lines; blank lines are passed over. Holds 16 bytes a line.
 
     Args:
@@ -33,9 +56,6 @@ class LineFile:
         self._path, self._text_field = path, text_field
         self._bounds, self._passed_over, self._digest = _index_lines(path)
 
-    def __len__(self) -> int:
-        return len(self._bounds)
-
     def __getitem__(self, index: int) -> str:
         """The text of a line.
 
@@ -43,16 +63,9 @@ class LineFile:
             BadRecordError: the line is no good record, or is longer than 64 MiB and therefore not read.
             UserError: the file was changed.
         """
-        start, end = (int(bound) for bound in self._bounds[index])
         where = f"{self._path}:{self._line_number(index)}"
-        if end - start > MAX_RECORD_BYTES:
-            raise too_long(end - start, where)
-        content = read_range(self._path, start, end)
+        content = self._content(index, where)
         return record_text(content, self._text_field, where, whole=content.endswith(b"\n"))
-
-    def identity(self) -> str:
-        """SHA-256 of the whole content."""
-        return self._digest
 
     def _line_number(self, index: int) -> int:
         """From 1, counting lines that were passed over."""
@@ -60,7 +73,7 @@ class LineFile:
         return index + 1 + (int(self._passed_over[place - 1, 1]) if place else 0)
 
 
-class ArrayFile:
+class ArrayFile(_IndexedFile):
     """The documents of a file with one JSON array of objects. Holds 16 bytes an element.
 
     Args:
@@ -92,9 +105,6 @@ class ArrayFile:
             if not read_range(path, start, min(end, start + MAX_RECORD_BYTES)).strip():
                 self._bounds = self._bounds[:0]
 
-    def __len__(self) -> int:
-        return len(self._bounds)
-
     def __getitem__(self, index: int) -> str:
         """The text of an element.
 
@@ -102,15 +112,8 @@ class ArrayFile:
             BadRecordError: the element is no good record, or is longer than 64 MiB and therefore not read.
             UserError: the file was changed.
         """
-        start, end = (int(bound) for bound in self._bounds[index])
         where = f"{self._path}[{index}]"
-        if end - start > MAX_RECORD_BYTES:
-            raise too_long(end - start, where)
-        return record_text(read_range(self._path, start, end), self._text_field, where)
-
-    def identity(self) -> str:
-        """SHA-256 of the whole content."""
-        return self._digest
+        return record_text(self._content(index, where), self._text_field, where)
 
 
 def open_json(path: epath.Path, text_field: str) -> LineFile | ArrayFile:

@@ -11,11 +11,7 @@ import numpy as np
 from etils import epath
 
 from llama_jax.core.errors import UserError, nearest
-from llama_jax.data.config import DataConfig
-from llama_jax.data.documents import BadRecordError as BadRecordError
 from llama_jax.data.documents import Documents, TextDocuments
-from llama_jax.data.documents import SelectedDocuments as SelectedDocuments
-from llama_jax.data.documents import hold_out as hold_out
 from llama_jax.data.file_bytes import COMPRESSED_SUFFIXES
 from llama_jax.data.record_files import LineFile, open_json
 from llama_jax.data.text_files import TextFile
@@ -64,22 +60,19 @@ class FileDocuments:
         return f"files sha256:{digest.hexdigest()}"
 
 
-def open_source(source: str | DataConfig, text_field: str = "text") -> Documents:
+def open_source(source: str, text_field: str = "text") -> Documents:
     """The documents that a source names.
 
     Args:
         source: `pydoc`: the documentation of Python's standard library. `tfds:...` or `hf:...`: a data set by name; see
             `open_tfds` and `open_hugging_face`. A directory that `prepare` wrote. Or files, as a path, a glob, or a
             directory with all below it: .txt and .md are cut into documents of at most 16 KiB; each line of .jsonl,
-            element of .json, row of .parquet and record of .array_record is one. A `DataConfig` stands for its source
-            and text field.
+            element of .json, row of .parquet and record of .array_record is one.
         text_field: The field, or column, that holds the text of a record.
 
     Raises:
         UserError: nothing is found, a file is of an unknown kind or cannot be read, or there is no text at all.
     """
-    if isinstance(source, DataConfig):
-        return open_source(source.source, source.text_field)
     if source == "pydoc":
         from llama_jax.data.standard_library import standard_library_documents
 

@@ -45,8 +45,7 @@ def call(*line: object) -> int:
     """Run a command, its name and its arguments, in this process on its 8 devices; returns the exit code."""
     command, *argv = map(str, line)
     function = getattr(importlib.import_module(f"llama_jax.{command}"), command)
-    presets = PRESETS if command == "pretrain" else None
-    return run_command(function, COMMANDS[command], command=command, commands=COMMANDS, presets=presets, argv=argv)
+    return run_command(function, COMMANDS[command], command=command, commands=COMMANDS, presets=PRESETS, argv=argv)
 
 
 @contextmanager

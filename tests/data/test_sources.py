@@ -11,7 +11,6 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from llama_jax.core.errors import UserError
-from llama_jax.data.config import DataConfig
 from llama_jax.data.documents import BadRecordError, Documents, TextDocuments, hold_out
 from llama_jax.data.sources import open_source
 
@@ -23,12 +22,12 @@ def texts(documents: Documents) -> list[str]:
 
 
 def opened(path, **fields) -> list[str]:
-    return texts(open_source(DataConfig(source=str(path), **fields)))
+    return texts(open_source(str(path), **fields))
 
 
 @pytest.fixture(scope="module")
 def pydoc() -> Documents:
-    return open_source(DataConfig())
+    return open_source("pydoc")
 
 
 def test_pydoc_holds_the_documentation_of_the_library(pydoc):
@@ -44,7 +43,7 @@ def test_pydoc_gives_each_document_once_in_one_order_and_imports_none(pydoc):
     everything = texts(pydoc)
     assert len(set(everything)) == len(everything)
     sys.modules.pop("antigravity", None)
-    assert texts(open_source(DataConfig())) == everything
+    assert texts(open_source("pydoc")) == everything
     assert "antigravity" not in sys.modules  # it would open a browser: sources are read, not imported
     assert not any(text.startswith(("test.", "idlelib", "lib2to3", "encodings.")) for text in everything)
 
@@ -136,18 +135,18 @@ def test_a_source_without_text_is_refused(tmp_path, source, message):
         for name, content in (("a.txt", ""), ("b.txt", " \n" * 20_000), ("c.jsonl", "\n\n")):
             (tmp_path / "blank" / name).write_text(content)
     with pytest.raises(UserError, match=f"^data.source: {message}"):
-        open_source(DataConfig(source=f"{tmp_path}/{source}"))
+        open_source(f"{tmp_path}/{source}")
 
 
 def test_a_misspelt_pydoc_is_recognised():
     with pytest.raises(UserError, match="did you mean 'pydoc'"):
-        open_source(DataConfig(source="pydocs"))
+        open_source("pydocs")
 
 
 def test_a_file_cut_short_after_it_was_indexed_is_an_error(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("some words\n" * 4_000)
-    documents = open_source(DataConfig(source=str(file)))
+    documents = open_source(str(file))
     file.write_text("some words\n")
     with pytest.raises(UserError, match=r"a\.txt: ends before byte \d+; it was changed"):
         documents[1]
@@ -157,7 +156,7 @@ def test_identity_follows_content_name_and_field_but_not_the_place(tmp_path):
     def identity(directory: str, name: str = "a.jsonl", text: str = "one", field: str = "text") -> str:
         (tmp_path / directory).mkdir()
         (tmp_path / directory / name).write_text(json.dumps({"text": text, "other": text}) + "\n")
-        return open_source(DataConfig(source=str(tmp_path / directory), text_field=field)).identity()
+        return open_source(str(tmp_path / directory), field).identity()
 
     first = identity("1")
     assert identity("2") == first
