@@ -1,6 +1,7 @@
 """What can be told to the optimizer, the step and the loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from llama_jax.core.errors import UserError
 
@@ -22,10 +23,14 @@ class TrainingConfig:
     """Learning rate at the end of the warm-up."""
     warmup_steps: int = 100
     """Updates over which the learning rate rises linearly."""
+    warmup_fraction: float | None = None
+    """The same as a fraction of the schedule, instead of `warmup_steps`."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up."""
     schedule_steps: int | None = None
-    """Updates until the cosine reaches its end; None: `steps`, as first asked."""
+    """Updates until the learning rate reaches its end; None: `steps`, as first asked."""
     final_learning_rate_fraction: float = 0.1
-    """Learning rate at the end of the cosine, as a fraction of the peak."""
+    """Learning rate at the end of the schedule, as a fraction of the peak."""
     beta1: float = 0.9
     """Decay of AdamW's mean of gradients."""
     beta2: float = 0.95
@@ -53,6 +58,8 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "microbatches", "peak_learning_rate", "clip_norm", "evaluate_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"training.{name}: {getattr(self, name)} must be greater than 0")
+        if self.warmup_fraction is not None and not 0 <= self.warmup_fraction < 1:
+            raise UserError(f"training.warmup_fraction: {self.warmup_fraction} must be at least 0 and below 1")
         if self.spike_window < 8:
             raise UserError(f"training.spike_window: {self.spike_window} must be at least 8")
         self._check_stages()
@@ -67,6 +74,17 @@ class TrainingConfig:
         for _, rows in self.stages:
             if rows < 1 or rows % self.microbatches:
                 raise UserError(f"training.microbatches: {self.microbatches} does not divide a batch of {rows} rows")
+
+    @property
+    def warmup_updates(self) -> int:
+        """Updates of the warm-up, whichever way it was given."""
+        if self.warmup_fraction is None:
+            return self.warmup_steps
+        return round(self.warmup_fraction * (self.schedule_steps or self.steps))
+
+    def with_steps(self, steps: int) -> "TrainingConfig":
+        """The same for so many steps."""
+        return replace(self, steps=steps)
 
     @property
     def stages(self) -> tuple[tuple[int, int], ...]:

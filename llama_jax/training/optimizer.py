@@ -1,25 +1,43 @@
 """AdamW with linear warm-up and cosine decay, as LLaMA uses it (arXiv:2302.13971, section 2.3)."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import jax
 import optax
 
+from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.training.config import TrainingConfig
 
+RateOf: TypeAlias = Callable[[str], float]
+"""Factor on the learning rate of a parameter, by its path."""
+
 
 def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
-    """Learning rate of update n (from 0): peak * (n+1)/warmup, then a cosine from the peak down to
-    `final_learning_rate_fraction` of it at `schedule_steps`, and constant after."""
-    peak, warmup = config.peak_learning_rate, config.warmup_steps
+    """Learning rate of update n (from 0): peak * (n+1)/warmup, then from the peak down to `final_learning_rate_fraction`
+    of it at `schedule_steps`, by a cosine or a line, and constant after."""
+    peak, warmup, end = config.peak_learning_rate, config.warmup_updates, config.final_learning_rate_fraction
     total = config.steps if config.schedule_steps is None else config.schedule_steps
+    left = max(total - warmup, 1)
     # The rise starts above 0, so that the first update is one.
     rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
-    fall = optax.cosine_decay_schedule(peak, max(total - warmup, 1), config.final_learning_rate_fraction)
+    fall = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, left, end),
+        "linear": lambda: optax.linear_schedule(peak, end * peak, left),
+        "constant": lambda: optax.constant_schedule(peak),
+    }[config.schedule]()
     return optax.join_schedules([rise, fall], [warmup])
 
 
-def adamw(config: TrainingConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (arXiv:1711.05101) with decay on matrices only."""
+def adamw(
+    config: TrainingConfig, schedule: optax.Schedule, rate_of: RateOf | None = None
+) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW (arXiv:1711.05101) with decay on matrices only.
+
+    Args:
+        rate_of: factor on the learning rate of a parameter, by its path; None: the same rate for all.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -30,9 +48,20 @@ def adamw(config: TrainingConfig, schedule: optax.Schedule) -> optax.GradientTra
             weight_decay=config.weight_decay,
             mask=_is_matrix,
         ),
+        *([] if rate_of is None else [_scaled(rate_of)]),
     )
 
 
+def _scaled(rate_of: RateOf) -> optax.GradientTransformation:
+    """Multiply each update by a factor of its own, which AdamW's decoupled decay shares."""
+
+    def scale(updates: PyTree, _: PyTree | None) -> PyTree:
+        rates = jax.tree.unflatten(jax.tree.structure(updates), [rate_of(path) for path in tree.flatten(updates)])
+        return jax.tree.map(lambda update, rate: update * rate, updates, rates)
+
+    return optax.stateless(scale)
+
+
 def _is_matrix(params: PyTree) -> PyTree:
-    # By name: scanned norm scales are stacked, so the number of axes does not tell them from matrices.
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+    # By name: stacked over the layers, vectors have as many axes as matrices.
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("scale", "magnitude"), params)

@@ -19,8 +19,36 @@ from llama_jax.model.flops import flops_per_token
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.objective import Objective
 from llama_jax.training.config import TrainingConfig
+from llama_jax.training.optimizer import RateOf
 from llama_jax.training.state import TrainState
 from llama_jax.training.step import Step, init_state, make_step
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The parameters of a run and which of them train. A leaf that does not is read by the step, and nothing else: it
+    has no gradient and no moments.
+
+    LoRA is one such partition: the base does not train and the factors, a subtree `lora` beside it, do.
+    """
+
+    init: Callable[[PRNGKeyArray], PyTree]
+    """Fresh parameters; traced for their shapes."""
+    axes: PyTree
+    """Logical axes of each, as a `PartitionSpec` of names."""
+    is_trainable: Callable[[str], bool]
+    """By path."""
+    rate_of: RateOf | None = None
+    """Factor on the learning rate, by path; None: the same rate for all."""
+
+    @staticmethod
+    def of(model: LanguageModel, pattern: str | None) -> "Partition":
+        """The parameters of a model, of which those train whose path matches the regular expression; None: all.
+
+        Raises:
+            UserError: it is no regular expression, or matches nothing.
+        """
+        return Partition(model.init, model.axes, _selector(pattern, model.axes))
 
 
 @dataclass(frozen=True)
@@ -34,6 +62,8 @@ class Program:
     sequence_length: int
     init: Callable[[PRNGKeyArray], tuple[TrainState, PyTree]]
     """Fresh state and frozen parameters, made where they live."""
+    begin: Callable[[PyTree], tuple[TrainState, PyTree]]
+    """State and frozen parameters from parameters that are there already, where they live."""
     step: Step
     """Jitted, with the state donated."""
     state_shapes: TrainState
@@ -66,9 +96,18 @@ class Program:
 
 
 def make_program(
-    mesh: Mesh, model: LanguageModel, objective: Objective, config: TrainingConfig, sequence_length: int, seed: int
+    mesh: Mesh,
+    model: LanguageModel,
+    objective: Objective,
+    config: TrainingConfig,
+    sequence_length: int,
+    seed: int,
+    partition: Partition | None = None,
 ) -> Program:
     """Lay the run out over the mesh; called under `jax.set_mesh(mesh)`.
+
+    Args:
+        partition: the parameters and which of them train; None: those of the model, by `config.trainable`.
 
     Raises:
         UserError: the mesh does not divide the batch or a parameter, the rows are longer than the model's context,
@@ -88,26 +127,37 @@ def make_program(
                 f"training.batch_size: {rows} rows in {config.microbatches} microbatches are not divided by the "
                 f"{sharding.batch_parts(mesh)} devices of mesh.data x mesh.fsdp"
             )
-    parameters = sharding.shardings_of(mesh, model.shapes(), model.axes)
-    select = _selector(config.trainable, parameters)
+    partition = partition or Partition.of(model, config.trainable)
+    select = partition.is_trainable
+    shapes = jax.eval_shape(partition.init, jax.random.key(0))
+    places = sharding.shardings_of(mesh, shapes, partition.axes)
+    trainable_shapes, frozen_shapes = tree.split(shapes, select)
+    frozen_places = tree.split(places, select)[1]
+
+    def fresh(trainable: PyTree) -> TrainState:
+        return init_state(config, trainable, partition.rate_of)
 
     def init(key: PRNGKeyArray) -> tuple[TrainState, PyTree]:
-        trainable, frozen = tree.split(model.init(key), select)
-        return init_state(config, trainable), frozen
+        trainable, frozen = tree.split(partition.init(key), select)
+        return fresh(trainable), frozen
 
-    state_shapes, frozen_shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
-    state_shardings = sharding.shardings_like(mesh, state_shapes, parameters)
-    frozen_shardings = tree.split(parameters, lambda path: not select(path))[0]
-    step = make_step(objective, config, seed)
+    def begin(params: PyTree) -> tuple[TrainState, PyTree]:
+        trainable, frozen = tree.split(params, select)
+        return jax.jit(fresh, out_shardings=state_places)(trainable), frozen
+
+    state_shapes = jax.eval_shape(fresh, trainable_shapes)
+    state_places = sharding.shardings_like(mesh, state_shapes, places)
+    step = make_step(objective, config, seed, partition.rate_of)
     return Program(
         mesh=mesh,
         model=model,
         config=config,
         sequence_length=sequence_length,
-        init=jax.jit(init, out_shardings=(state_shardings, frozen_shardings)),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, sharding.replicated(mesh))),
-        state_shapes=sharding.with_shardings(state_shapes, state_shardings),
-        frozen_shapes=sharding.with_shardings(frozen_shapes, frozen_shardings),
+        init=jax.jit(init, out_shardings=(state_places, frozen_places)),
+        begin=begin,
+        step=jax.jit(step, donate_argnums=0, out_shardings=(state_places, sharding.replicated(mesh))),
+        state_shapes=sharding.with_shardings(state_shapes, state_places),
+        frozen_shapes=sharding.with_shardings(frozen_shapes, frozen_places),
     )
 
 
@@ -124,22 +174,32 @@ def _selector(pattern: str | None, parameters: PyTree) -> Callable[[str], bool]:
     return lambda path: expression.search(path) is not None
 
 
-def checkpoint_items(state: TrainState, frozen: PyTree) -> dict[str, PyTree]:
-    """The array items of a checkpoint: all parameters, and apart from them what only training needs. Takes arrays,
-    or shapes as targets of a restore."""
+def checkpoint_items(
+    state: TrainState, frozen: PyTree, item: str = "params", kept: Callable[[str], bool] = lambda path: True
+) -> dict[str, PyTree]:
+    """The array items of a checkpoint: the parameters, and apart from them what only training needs. Takes arrays, or
+    shapes as targets of a restore.
+
+    Args:
+        item: name of the item with the parameters.
+        kept: which frozen parameters belong to it, by path; the others come from elsewhere when the run goes on.
+    """
     rest = {
         "state": tree.unflatten(tree.flatten(state.optimizer_state)),
         "batches": state.batches,
         "updates": state.updates,
         "guard": tree.unflatten(tree.flatten(state.guard)),
     }
-    return {"params": tree.join(state.trainable, frozen), "optimizer": rest}
+    return {item: tree.join(state.trainable, tree.split(frozen, kept)[0]), "optimizer": rest}
 
 
-def from_checkpoint_items(items: dict[str, PyTree], like: TrainState) -> tuple[TrainState, PyTree]:
-    """The inverse of `checkpoint_items`: state and frozen parameters; `like` gives the structure."""
+def from_checkpoint_items(
+    items: dict[str, PyTree], like: TrainState, elsewhere: PyTree | None = None, item: str = "params"
+) -> tuple[TrainState, PyTree]:
+    """The inverse of `checkpoint_items`: state and frozen parameters; `like` gives the structure, `elsewhere` the
+    frozen parameters that are not in the checkpoint."""
     selected = set(tree.flatten(like.trainable))
-    trainable, frozen = tree.split(items["params"], lambda path: path in selected)
+    trainable, frozen = tree.split(items[item], lambda path: path in selected)
     optimizer = items["optimizer"]
     restored = functools.partial(_in_structure, optimizer)
     state = TrainState(
@@ -149,7 +209,7 @@ def from_checkpoint_items(items: dict[str, PyTree], like: TrainState) -> tuple[T
         updates=optimizer["updates"],
         guard=restored("guard", like.guard),
     )
-    return state, frozen
+    return state, tree.join(frozen, elsewhere or {})
 
 
 def _in_structure(items: dict[str, PyTree], name: str, like: PyTree) -> PyTree:

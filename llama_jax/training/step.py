@@ -11,20 +11,20 @@ from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.core.batches import TokenBatch, microbatches
 from llama_jax.objectives.objective import Metrics, Objective
 from llama_jax.training.config import TrainingConfig
-from llama_jax.training.optimizer import adamw, learning_rate_schedule
+from llama_jax.training.optimizer import RateOf, adamw, learning_rate_schedule
 from llama_jax.training.state import Guard, TrainState, judge, select
 
 Step = Callable[[TrainState, PyTree, TokenBatch], tuple[TrainState, Metrics]]
 
 
-def init_state(config: TrainingConfig, trainable: PyTree) -> TrainState:
-    """The state before the first step."""
+def init_state(config: TrainingConfig, trainable: PyTree, rate_of: RateOf | None = None) -> TrainState:
+    """The state before the first step; `rate_of` as in `make_step`."""
     zero = jnp.zeros((), jnp.int32)
-    optimizer_state = adamw(config, learning_rate_schedule(config)).init(trainable)
+    optimizer_state = adamw(config, learning_rate_schedule(config), rate_of).init(trainable)
     return TrainState(trainable, optimizer_state, zero, zero, Guard.empty(config.spike_window))
 
 
-def make_step(objective: Objective, config: TrainingConfig, seed: int) -> Step:
+def make_step(objective: Objective, config: TrainingConfig, seed: int, rate_of: RateOf | None = None) -> Step:
     """The pure function `(state, frozen, batch) -> (state, metrics)`; jit it with the state donated.
 
     Gradients are those of the whole batch, added over `config.microbatches` parts in float32. When the loss or a
@@ -32,9 +32,12 @@ def make_step(objective: Objective, config: TrainingConfig, seed: int) -> Step:
 
     Metrics: those of the objective, `learning_rate`, `grad_norm` (before clipping), `skipped_updates` (so far), and
     `batch_hash`, a number made of the tokens by which two runs can be compared.
+
+    Args:
+        rate_of: factor on the learning rate of a parameter, by its path; None: the same rate for all.
     """
     schedule = learning_rate_schedule(config)
-    optimizer = adamw(config, schedule)
+    optimizer = adamw(config, schedule, rate_of)
 
     def step(state: TrainState, frozen: PyTree, batch: TokenBatch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.updates)
