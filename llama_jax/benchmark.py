@@ -31,7 +31,8 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.mixture import Mixture, open_mixture
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.model.flops import CONVENTION
-from llama_jax.pretrain import build, description
+from llama_jax.pretrain import build
+from llama_jax.supervised.description import description
 from llama_jax.training.program import Program
 
 
@@ -56,7 +57,7 @@ def own_side() -> None:
 
 def _train(config: BenchmarkConfig) -> dict[str, Any]:
     program = build(config)
-    _say(config, description(program, config))
+    _say(config, description(program, config.model.size))
     with jax.set_mesh(program.mesh):
         result = MeasuredStep(program).measure(config.warmup_steps, config.turns, config.steps_per_turn)
     _say(config, _described(result))

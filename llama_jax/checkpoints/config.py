@@ -15,6 +15,8 @@ class CheckpointConfig:
     """Newest checkpoints to keep. The last two that verify are never deleted."""
     keep_every: int | None = None
     """Keep every checkpoint whose step is a multiple of this for good."""
+    keep_best: bool = False
+    """Also save whenever the validation loss is the lowest so far, and keep that checkpoint: `--step best` uses it."""
     max_failed_saves: int = 5
     """Stop the run after this many failed saves in a row; a full disk is survived until then."""
 

@@ -3,6 +3,8 @@
 Nothing relies on append, rename or modification times, so that object stores serve as well as disks. A step is pending
 (its marker is there and its manifest is not), acknowledged (its manifest is whole) or damaged (neither)."""
 
+import json
+import math
 from collections.abc import Callable
 
 from etils import epath
@@ -12,6 +14,9 @@ from llama_jax.checkpoints.manifest import MANIFEST, CheckpointDamagedError, rea
 
 TEMPORARY = "orbax-checkpoint-tmp"
 """How the second part of a folder's name begins that orbax has not committed, as in `40.orbax-checkpoint-tmp`."""
+
+VALIDATION = "validation/loss.json"
+"""Plain file of a step that says what its evaluation gave."""
 
 
 def pending_marker(directory: epath.Path, step: int) -> epath.Path:
@@ -63,6 +68,22 @@ def finished_steps(directory: epath.Path) -> list[int]:
         for step in step_folders(directory)
         if not pending_marker(directory, step).exists() or is_acknowledged(directory, step)
     ]
+
+
+def best_step(directory: epath.Path) -> int | None:
+    """The acknowledged step of the lowest validation loss, the earliest of equals; None where none has one."""
+    losses = {step: validation_loss(directory, step) for step in acknowledged_steps(directory)}
+    return min((step for step, loss in losses.items() if loss is not None), key=losses.__getitem__, default=None)
+
+
+def validation_loss(directory: epath.Path, step: int) -> float | None:
+    """What the evaluation at a step gave, if one was made there."""
+    file = directory / str(step) / VALIDATION
+    try:
+        loss = json.loads(file.read_text())["validation_loss"]
+    except (OSError, ValueError, KeyError, TypeError):  # a damaged file is found when its step is verified
+        return None
+    return loss if isinstance(loss, float) and math.isfinite(loss) else None
 
 
 def remove_step(directory: epath.Path, step: int) -> None:
@@ -125,6 +146,8 @@ def delete_surplus(
     kept = {*acknowledged[-config.keep_last :]}
     if config.keep_every is not None:
         kept |= {step for step in acknowledged if step % config.keep_every == 0}
+    if config.keep_best and (best := best_step(directory)) is not None:
+        kept.add(best)
     damaged = damaged_steps(directory)
     surplus = {*acknowledged, *damaged} - kept
     newer_good, removed = 0, []

@@ -8,7 +8,7 @@ import hashlib
 import json
 import threading
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -20,7 +20,7 @@ from llama_jax.data.config import DataConfig
 from llama_jax.data.documents import Documents, in_order
 from llama_jax.data.mixture import Mixture
 from llama_jax.data.packing import PACKING_VERSION, Row, validation_rows
-from llama_jax.data.progress import check_dropped, dropped_in
+from llama_jax.data.progress import check_dropped, dropped_in, progress
 from llama_jax.data.streams import NOTES, Batch, Part, Pipeline, Share, Streams
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.data.workers import StreamProcesses
@@ -76,7 +76,7 @@ def merge_states(states: Sequence[State]) -> State:
     return {"step": states[0]["step"], "row": states[0]["row"], "streams": streams}
 
 
-def own_part(state: State, streams: int) -> State:
+def _own_part(state: State, streams: int) -> State:
     """A state without the streams that other processes have read on since it was recorded there."""
     own = {
         stream: record
@@ -167,6 +167,17 @@ class Loader:
             more = "; further ones are only counted (dropped_records in the metrics)" * (self._said == NOTES)
             self._say(f"bad record skipped: {note}{more}")
         return rows, state
+
+    def merged(self, states: Sequence[State]) -> State:
+        """One state from those that all processes recorded after the same batch; see `merge_states`."""
+        return merge_states([_own_part(state, self._config.streams) for state in states])
+
+    def progress_record(self, state: State) -> dict[str, Any]:
+        """What a merged state tells of: `epochs` of each source and, if there were any, `dropped_records` by reason."""
+        told = progress(state["streams"], self._pipeline.mixture)
+        dropped = sum((source.dropped for source in told.values()), Counter())
+        epochs = {name: source.epochs for name, source in told.items()}
+        return {"epochs": epochs} | ({"dropped_records": dict(sorted(dropped.items()))} if dropped else {})
 
     def close(self) -> None:
         """Stop the thread and the processes. `start` may be called again."""

@@ -25,8 +25,11 @@ class Hooks:
     """Takes the metrics of a step, each step once and in order."""
     evaluate: Callable[[TrainState, PyTree], Record]
     """Gives the metrics of a held-out evaluation."""
-    save: Callable[[int, TrainState, PyTree, Any], None]
-    """Takes step, state, frozen parameters and data position; returns once the arrays may be donated."""
+    worth_keeping: Callable[[Record], bool]
+    """Whether a state is to be saved for what its evaluation gave."""
+    save: Callable[[TrainState, PyTree, Any, Record], None]
+    """Takes state, frozen parameters, data position and the record of the step; returns once the arrays may be
+    donated."""
     stop: Callable[[int], bool]
     """Whether to save and leave after this step."""
     trace: Callable[[int], None]
@@ -37,8 +40,9 @@ class _Steps:
     """Turns device metrics of finished steps into records. Reading them waits for the device, so the loop does it for
     the previous step once the next one is under way."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, tokens: int) -> None:
         self._program = program
+        self._tokens = tokens
         self._peak = peak_flops(program.mesh.devices.flat[0].device_kind)
         self._finished = time.perf_counter()
 
@@ -46,16 +50,15 @@ class _Steps:
         """Leave the time since the last record out of the next step's."""
         self._finished = time.perf_counter()
 
-    def record(self, step: int, metrics: Metrics, data_wait_seconds: float) -> Record:
+    def record(self, step: int, new_tokens: int, metrics: Metrics, data_wait_seconds: float) -> Record:
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         seconds, self._finished = now - self._finished, now
         program = self._program
-        tokens = program.tokens_until(step)
-        new_tokens = tokens - program.tokens_until(step - 1)
+        self._tokens += new_tokens
         speed = rates(new_tokens, seconds, program.flops_per_token, program.mesh.size, self._peak)
         timing = {"step_seconds": seconds, **speed, "data_wait_seconds": data_wait_seconds}
-        return {"step": step, "loss": values.pop("loss"), "tokens": tokens, **values, **timing}
+        return {"step": step, "loss": values.pop("loss"), "tokens": self._tokens, **values, **timing}
 
 
 def fit(
@@ -65,19 +68,21 @@ def fit(
     data: Iterator[tuple[TokenBatch, Any]],
     hooks: Hooks,
     save_every: int,
+    tokens: int,
 ) -> tuple[TrainState, bool]:
     """Train from the state's step to the last; called under `jax.set_mesh(program.mesh)`.
 
     Args:
         data: batches from the state's step on, each with the position of the data after it.
         save_every: steps between checkpoints.
+        tokens: those of the batches before.
 
     Returns:
         The final state, and whether a signal ended the run early (its checkpoint is then asked for).
     """
-    steps = _Steps(program)
+    steps = _Steps(program, tokens)
     last = program.config.steps
-    unread: tuple[int, Metrics, float] | None = None
+    unread: tuple[int, int, Metrics, float] | None = None
     for step in range(int(state.batches) + 1, last + 1):
         hooks.trace(step)
         asked = time.perf_counter()
@@ -86,7 +91,7 @@ def fit(
         state, metrics = program.step(state, frozen, batch)
         if unread is not None:
             hooks.record(steps.record(*unread))
-        unread = (step, metrics, waited)
+        unread = (step, batch.tokens.size, metrics, waited)
         stopping = step < last and hooks.stop(step)
         # The seconds that are left after a signal are for saving.
         evaluating = step == last or (step % program.config.evaluate_every == 0 and not stopping)
@@ -98,8 +103,8 @@ def fit(
                 record |= hooks.evaluate(state, frozen)
             # Recorded before it is saved: a step is in the metrics of every run that resumes behind it.
             hooks.record(record)
-            if saving:
-                hooks.save(step, state, frozen, position)
+            if saving or (evaluating and hooks.worth_keeping(record)):
+                hooks.save(state, frozen, position, record)
             steps.restart_clock()
         if stopping:
             return state, True

@@ -15,8 +15,8 @@ RateOf: TypeAlias = Callable[[str], float]
 
 
 def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
-    """Learning rate of update n (from 0): peak * (n+1)/warmup, then from the peak down to `final_learning_rate_fraction`
-    of it at `schedule_steps`, by a cosine or a line, and constant after."""
+    """Learning rate of update n (from 0): peak * (n+1)/warmup, then by a cosine or a line from the peak down to
+    `final_learning_rate_fraction` of it at `schedule_steps`, and constant after."""
     peak, warmup, end = config.peak_learning_rate, config.warmup_updates, config.final_learning_rate_fraction
     total = config.steps if config.schedule_steps is None else config.schedule_steps
     left = max(total - warmup, 1)

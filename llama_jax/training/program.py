@@ -85,7 +85,13 @@ class Program:
     @functools.cached_property
     def flops_per_token(self) -> int:
         """Model FLOPs of one trained token. Kept, since counting them traces the model and every step asks."""
-        return flops_per_token(self.model, self.sequence_length)
+        trained = None if self.trains_all else self.state_shapes.trainable
+        return flops_per_token(self.model, self.sequence_length, trained)
+
+    @property
+    def trains_all(self) -> bool:
+        """No parameter is frozen."""
+        return not jax.tree.leaves(self.frozen_shapes)
 
     def tokens_until(self, step: int) -> int:
         """Tokens in the batches before the given step."""
