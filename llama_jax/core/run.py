@@ -54,6 +54,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def samples(self) -> epath.Path:
+        """One JSON object for each time that the model answered the fixed prompts."""
+        return self.path / "samples.jsonl"
+
+    @property
     def log(self) -> epath.Path:
         """What `say` printed, with times in UTC."""
         return self.path / "log.txt"
@@ -161,11 +166,17 @@ def open_run(
     except UserError:
         run.close()
         raise
+    keep_config(run, config, command)
     if is_main_process:
-        comment = f"# python -m llama_jax.{command} --config {run.config_path}\n"
-        write_whole(run.config_path, comment + to_yaml(config))
         write_whole(run.environment, json.dumps(_environment(), indent=2) + "\n")
     return run
+
+
+def keep_config(run: RunDirectory, config: Any, command: str) -> None:
+    """Write the configuration of a run that was opened; done again when more of it is known."""
+    if run.is_main_process:
+        comment = f"# python -m llama_jax.{command} --config {run.config_path}\n"
+        write_whole(run.config_path, comment + to_yaml(config))
 
 
 def load_config(run_path: epath.PathLike) -> dict[str, Any]:

@@ -184,17 +184,21 @@ _Config = TypeVar("_Config", bound=Any)
 
 def with_schedule(config: _Config) -> _Config:
     """The config with the end of the schedule spelled out: that of the run, if it has begun, else the last step."""
-    if config.training.schedule_steps is not None:
-        return config
-    schedule_steps = config.training.steps
-    run = RunDirectory(config.run_dir)
-    if run.config_path.exists() and run.has_progress():
-        begun = load_config(config.run_dir).get("training", {}).get("schedule_steps")
-        if isinstance(begun, int):
-            schedule_steps = begun
-    if schedule_steps != config.training.steps and is_main_process():
-        print(f"the learning-rate schedule still ends at step {schedule_steps}, as the run began")
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, schedule_steps=schedule_steps))
+    training = config.training
+    if training.schedule_steps is None:
+        training = dataclasses.replace(training, schedule_steps=begun_schedule(config.run_dir) or training.steps)
+        if training.schedule_steps != training.steps and is_main_process():
+            print(f"the learning-rate schedule still ends at step {training.schedule_steps}, as the run began")
+    return dataclasses.replace(config, training=training)
+
+
+def begun_schedule(run_dir: str) -> int | None:
+    """Where the schedule ends of a run that has begun; None for one that has not."""
+    run = RunDirectory(run_dir)
+    if not (run.config_path.exists() and run.has_progress()):
+        return None
+    steps = load_config(run_dir).get("training", {}).get("schedule_steps")
+    return steps if isinstance(steps, int) else None
 
 
 def _initial_state(config: Settings, run: RunDirectory, task: Task) -> tuple[TrainState, PyTree, State | None]:
