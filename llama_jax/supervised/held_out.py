@@ -1,0 +1,108 @@
+"""The loss on held-out examples, one by one, so that a change can be told from chance."""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from llama_jax.core.arrays import Array, Float, PyTree
+from llama_jax.core.batches import TokenBatch
+from llama_jax.core.files import write_whole
+from llama_jax.core.sharding import local_rows, place_batch, replicated
+from llama_jax.model.llama import LanguageModel
+from llama_jax.training.loop import Record
+
+_CHUNK = 64
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def row_losses(model: LanguageModel, params: PyTree, batch: TokenBatch) -> Float[Array, "B"]:
+    """Sum of -log p(target) over the weighted targets of each row, in nats."""
+    head, hidden = model.head(params), model.hidden(params, batch)
+    B, T = batch.tokens.shape
+    chunk = math.gcd(T, _CHUNK)
+
+    def sums(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        hidden, targets, weights = part
+        logits = model.unembed(head, hidden)
+        found = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return total + jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - found), axis=1), None
+
+    def cut(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
+
+    total, _ = jax.lax.scan(sums, jnp.zeros(B), (cut(hidden), cut(batch.targets), cut(batch.loss_weights)))
+    return total
+
+
+class HeldOut:
+    """Evaluates on the same examples again and again; the first result is what later ones are compared with.
+
+    Args:
+        batches: makes the rows of each global batch anew, one example a row, whole on every process; rows without
+            loss-bearing tokens are padding.
+    """
+
+    def __init__(self, model: LanguageModel, batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]) -> None:
+        self._model, self._batches = model, batches
+        self._before: np.ndarray | None = None
+
+    def __call__(self, params: PyTree) -> Record:
+        """`validation_loss`, nats per loss-bearing token; where there is a result from before training also
+        `validation_gain`, how much lower it is, and the standard error of that, paired by example."""
+        nats, tokens = self._losses(params)
+        record: Record = {"validation_loss": float(nats.sum() / tokens.sum())}
+        if self._before is not None:
+            gain, error = paired_gain(self._before, nats, tokens)
+            record |= {"validation_gain": gain, "validation_gain_standard_error": error}
+        return record
+
+    def keep_before(self, file: epath.Path, params: PyTree | None, write: bool) -> float | None:
+        """Take the losses before training from the file, or else find and keep them; None where neither is possible.
+
+        Args:
+            file: in the run directory.
+            params: of the untrained model; None where they are gone.
+            write: whether this process may.
+        """
+        if params is not None:
+            self._before = self._losses(params)[0]
+            if write:
+                write_whole(file, json.dumps(self._before.tolist()))
+        elif file.exists():
+            self._before = np.array(json.loads(file.read_text()))
+        return None if self._before is None else float(self._before.sum() / self._tokens.sum())
+
+    @functools.cached_property
+    def _tokens(self) -> np.ndarray:
+        counts = [rows["loss_weights"].sum(axis=1) for rows in self._batches()]
+        return np.concatenate([count[count > 0] for count in counts])
+
+    def _losses(self, params: PyTree) -> tuple[np.ndarray, np.ndarray]:
+        """Nats and loss-bearing tokens of each example."""
+        mesh = jax.sharding.get_mesh()
+        found = []
+        for rows in self._batches():
+            size = len(rows["tokens"])
+            mine = local_rows(mesh, size)
+            batch = place_batch(mesh, {name: array[mine] for name, array in rows.items()}, size)
+            losses = jax.device_put(row_losses(self._model, params, batch), replicated(mesh))
+            found.append(np.asarray(losses, np.float64)[rows["loss_weights"].sum(axis=1) > 0])
+        return np.concatenate(found), self._tokens
+
+
+def paired_gain(before: np.ndarray, after: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
+    """How much the mean loss per token has fallen, and the standard error of that over the examples drawn: a ratio of
+    sums, so the residuals of the examples are taken around it (Cochran, Sampling Techniques, section 6.4)."""
+    gains = before - after
+    gain = gains.sum() / tokens.sum()
+    residuals = gains - gain * tokens
+    count = len(gains)
+    if count < 2:
+        return float(gain), math.nan
+    return float(gain), float(math.sqrt(count * (residuals**2).sum() / (count - 1)) / tokens.sum())
