@@ -6,7 +6,7 @@ through `store` instead."""
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
 from typing import Any
@@ -22,7 +22,7 @@ from llama_jax.checkpoints.manifest import CheckpointDamagedError, LeafRecord, M
 from llama_jax.checkpoints.steps import pending_marker
 from llama_jax.checkpoints.store import find_verified
 from llama_jax.checkpoints.verification import check_fit
-from llama_jax.checkpoints.weights import WeightName, Weights, weight_names
+from llama_jax.checkpoints.weights import WeightName, Weights, stored_shape, weight_names
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import absolute
 from llama_jax.core.json_files import json_object
@@ -88,12 +88,6 @@ def _stored_type(weights: Weights, name: WeightName, dtype: np.dtype | None) -> 
     return np.dtype(np.float32) if own.itemsize == 8 else own  # JAX has no float64 by default
 
 
-def _stored_shape(config: LlamaConfig, name: WeightName) -> tuple[int, ...]:
-    """Shape of the array in a checkpoint: layers stacked, vocabulary padded."""
-    layers = (config.num_layers,) if name.per_layer else ()
-    return layers + name.shape(replace(config, vocab_size=config.padded_vocab_size))
-
-
 def _where(name: WeightName, layer: int | None) -> str:
     return name.ours if layer is None else f"{name.ours} of layer {layer}"
 
@@ -108,7 +102,7 @@ class _Leaf:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return _stored_shape(self.weights.config, self.name)
+        return stored_shape(self.weights.config, self.name)
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
@@ -196,7 +190,7 @@ def open_orbax(directory: epath.Path, *, step: int | None = None, say: Callable[
     config = stored_config(source, verified.files)
     leaves = verified.manifest.leaves["params"]
     wanted = {
-        name.ours: describe(_stored_shape(config, name), leaves[name.ours].dtype if name.ours in leaves else "float32")
+        name.ours: describe(stored_shape(config, name), leaves[name.ours].dtype if name.ours in leaves else "float32")
         for name in weight_names(config)
     }
     check_fit(verified.manifest, {"params": wanted})

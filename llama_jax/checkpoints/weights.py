@@ -4,7 +4,7 @@ Every format is read through `Weights` and written from it, one tensor at a time
 column of the table, and whether q and k pair neighbours."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -93,6 +93,12 @@ INTERLEAVED: Mapping[Naming, bool] = {"hugging_face": False, "meta": True, "gguf
 def weight_names(config: LlamaConfig) -> tuple[WeightName, ...]:
     """The rows of the table that a model of this configuration has."""
     return tuple(name for name in WEIGHTS if not (config.tie_embeddings and name.ours == "lm_head/kernel"))
+
+
+def stored_shape(config: LlamaConfig, name: WeightName) -> tuple[int, ...]:
+    """Shape of the array in our tree: layers stacked, vocabulary padded."""
+    layers = (config.num_layers,) if name.per_layer else ()
+    return layers + name.shape(replace(config, vocab_size=config.padded_vocab_size))
 
 
 def tensors_of(config: LlamaConfig) -> Iterator[tuple[WeightName, int | None]]:
