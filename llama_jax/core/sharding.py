@@ -41,6 +41,12 @@ TABLE: Mapping[str, str | tuple[str, ...] | None] = {
     "norm": None,
     # The residual stream is whole on each device of a tensor group.
     "residual": None,
+    # Factors of adapters are split along their other axis; a rank is too small to be shared out.
+    "rank": None,
+    # Any row may ask for any of the adapters.
+    "adapters": None,
+    # The scales of the blocks of a quantised matrix: too few along the input axis to be split there.
+    "block_scales": ("tensor", "fsdp"),
 }
 
 

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from llama_jax.core import sharding, tree
+from llama_jax.core import sharding
 from llama_jax.core.arrays import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.sampling import sample
 from llama_jax.model.cache import LayerCache, empty_cache
 from llama_jax.model.llama import LanguageModel, unstacked
+from llama_jax.model.quantized import cast_plain
 
 PROMPT_BUCKET = 64
 """Prompts are padded to a multiple of this, so that few programs are compiled."""
@@ -38,7 +39,7 @@ def decoding_params(model: LanguageModel, params: PyTree) -> PyTree:
     """Parameters in the list layout, cast to the compute type; made in one jitted function."""
 
     def convert(params: PyTree) -> PyTree:
-        return tree.cast(unstacked(params), jnp.dtype(model.compute.dtype))
+        return unstacked(cast_plain(params, jnp.dtype(model.compute.dtype)))
 
     return jax.jit(convert)(params)
 

@@ -1,5 +1,6 @@
-"""The shape of a LLaMA and the table of published sizes. Knows no arrays."""
+"""The shape of a LLaMA, the table of published sizes, and the shape of an adapter. Knows no arrays."""
 
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -118,6 +119,57 @@ class ComputeConfig:
     inputs and the attention outputs."""
     attention: Literal["auto", "xla", "blocked"] = "auto"
     """Implementation of attention; `auto` chooses, and the run says what it chose."""
+
+
+ALL_LINEAR = "all-linear"
+"""The pattern of `AdapterConfig.target_modules` that stands for every Linear in the blocks."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Low-rank adaptation (LoRA, Hu et al. 2021, arXiv:2106.09685, section 4.1): a Linear's frozen matrix W acts as
+    W + scale A B. The defaults are Alpaca-LoRA's."""
+
+    rank: int = 8
+    """Columns of A and rows of B (R)."""
+    alpha: float = 16.0
+    """Numerator of the factor on A B, which is alpha / rank."""
+    dropout: float = 0.05
+    """Probability with which an element of the input of A is zeroed in training, by module."""
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    """Regular expressions, each of which must match the name of a Linear, such as `q_proj`, or its path, such as
+    `layers/attention/q_proj`, in full; all that match are adapted. `all-linear` stands for every Linear in the
+    blocks."""
+    rank_stabilized: bool = False
+    """Divide alpha by sqrt(rank) instead of rank, so that large ranks learn as fast (rsLoRA, arXiv:2312.03732)."""
+    dora: bool = False
+    """Train the magnitude of each column of W + scale A B apart from its direction (DoRA, arXiv:2402.09353)."""
+    modules_to_save: tuple[Literal["embedding", "lm_head"], ...] = ()
+    """Matrices trained whole beside the factors, as new tokens need."""
+    learning_rate: float | None = None
+    """Peak learning rate of the factors, where `modules_to_save` need another one, `training.peak_learning_rate`; None:
+    the same for both."""
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"lora.{name}: {getattr(self, name)} must be greater than 0")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise UserError(f"lora.learning_rate: {self.learning_rate} must be greater than 0")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout: {self.dropout} must be at least 0 and less than 1")
+        if not self.target_modules:
+            raise UserError(f"lora.target_modules: is empty; name modules such as q_proj, or {ALL_LINEAR}")
+        for pattern in self.target_modules:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"lora.target_modules: '{pattern}' is not a regular expression: {error}") from None
+
+    @property
+    def scale(self) -> float:
+        """The factor on A B."""
+        return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
 
 def _llama(width: int, mlp_width: int, num_layers: int, num_heads: int, **changes: Any) -> LlamaConfig:

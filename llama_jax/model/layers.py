@@ -1,14 +1,18 @@
 """The parts of a block that hold parameters, and the one door through which modules meet parameters."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from llama_jax.core.arrays import Array, Float, Int
-from llama_jax.core.sharding import Axes, constrain, gathered
+from llama_jax.core.sharding import Axes, constrain
+from llama_jax.model.low_rank import Factors, adapted, dropped, ready
+from llama_jax.model.quantized import Weight, gathered_weight, is_quantized, quantized_matmul
+from llama_jax.model.rope import Rotation
 
 Initializer = Callable[..., Any]
 
@@ -25,9 +29,9 @@ def param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...
     return module.get_variable("params", name)
 
 
-def matmul(x: Float[Array, "*batch I"], weight: Float[Array, "I O"]) -> Float[Array, "*batch O"]:
-    """The product with a weight. Accumulates in float32 where the hardware computes in bfloat16."""
-    return jnp.dot(x, weight)
+def matmul(x: Float[Array, "*batch I"], weight: Weight) -> Float[Array, "*batch O"]:
+    """The product with a weight, quantised or not. Accumulates in float32 where the hardware computes in bfloat16."""
+    return quantized_matmul(x, weight) if is_quantized(weight) else jnp.dot(x, weight)
 
 
 def normal(stddev: float) -> Initializer:
@@ -35,8 +39,24 @@ def normal(stddev: float) -> Initializer:
     return nn.initializers.normal(stddev)
 
 
+class Rows(struct.PyTreeNode):
+    """What every layer is told of the rows it works on."""
+
+    rotation: Annotated[Any, Rotation]
+    """Angles of the rotary positions."""
+    segment_ids: Annotated[Any, Int[Array, "B T"]] = None
+    """Document of each token; None: one document a row."""
+    start: Annotated[Any, Int[Array, "B"]] = None
+    """Slot of the cache that each row's first token is written to; None without a cache."""
+    adapter_ids: Annotated[Any, Int[Array, "B"]] = None
+    """The adapter of each row, where the parameters hold several."""
+    dropout: float = struct.field(pytree_node=False, default=0.0)
+    """Rate of the dropout before the factors of an adapter."""
+
+
 class Linear(nn.Module):
-    """A matrix product without bias: `[..., I] -> [..., features]`.
+    """A matrix product without bias, and what an adapter adds to it where the collection `lora` holds one for it:
+    `[B, T, I] -> [B, T, features]`.
 
     Attributes:
         features: size of the output.
@@ -51,10 +71,18 @@ class Linear(nn.Module):
     scale: float = 1.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+    def __call__(self, x: Float[Array, "B T I"], rows: Rows) -> Float[Array, "B T O"]:
         shape = (x.shape[-1], self.features)
         kernel = param(self, "kernel", normal(self.scale * shape[0] ** -0.5), shape, self.axes)
-        return matmul(x, gathered(kernel, self.axes, self.dtype))
+        kernel = gathered_weight(kernel, self.axes, self.dtype)
+        product = matmul(x, kernel)
+        if not self.has_variable("lora", "a"):
+            return product
+        names = ("a", "b", "scale", "magnitude")
+        factors = Factors(*(self.get_variable("lora", name) for name in names))
+        if rows.dropout:
+            x = dropped(x, rows.dropout, self.make_rng("dropout"))
+        return adapted(product, x, kernel, ready(factors, self.axes, self.dtype), rows.adapter_ids)
 
 
 class RMSNorm(nn.Module):

@@ -18,10 +18,9 @@ from llama_jax.core.sharding import constrain, gathered
 from llama_jax.model.attention import MASKED, attention
 from llama_jax.model.cache import LayerCache
 from llama_jax.model.config import ComputeConfig, LlamaConfig
-from llama_jax.model.layers import Embedding, Linear, RMSNorm, matmul, normal, param
+from llama_jax.model.layers import Embedding, Linear, RMSNorm, Rows, matmul, normal, param
+from llama_jax.model.lora import without_adapter
 from llama_jax.model.rope import rotate, rotation
-
-Rotation = tuple[Float[Array, "B T P"], Float[Array, "B T P"]]
 
 
 class Attention(nn.Module):
@@ -34,38 +33,36 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        turn: Rotation,
-        segment_ids: Int[Array, "B T"] | None,
+        rows: Rows,
         cache: LayerCache | None,
-        start: Int[Array, "B"] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         config, dtype = self.config, jnp.dtype(self.compute.dtype)
         B, T, _ = x.shape
 
         def heads(name: str, count: int, axis: str) -> Float[Array, "B T heads H"]:
-            projected = Linear(count * config.head_size, ("embed", axis), dtype, name=name)(x)
+            projected = Linear(count * config.head_size, ("embed", axis), dtype, name=name)(x, rows)
             return constrain(projected.reshape(B, T, count, config.head_size), ("batch", "length", axis, None))
 
-        query = rotate(heads("q_proj", config.num_heads, "heads"), *turn)
-        key = rotate(heads("k_proj", config.num_kv_heads, "kv_heads"), *turn)
+        query = rotate(heads("q_proj", config.num_heads, "heads"), *rows.rotation)
+        key = rotate(heads("k_proj", config.num_kv_heads, "kv_heads"), *rows.rotation)
         value = heads("v_proj", config.num_kv_heads, "kv_heads")
-        key_segments = segment_ids
-        if cache is not None and start is not None:
-            cache = cache.write(key, value, start)
+        key_segments = rows.segment_ids
+        if cache is not None and rows.start is not None:
+            cache = cache.write(key, value, rows.start)
             key, value, key_segments = cache.key, cache.value, None
         mixed = attention(
             query,
             key,
             value,
-            query_segments=segment_ids,
+            query_segments=rows.segment_ids,
             key_segments=key_segments,
-            query_start=start,
+            query_start=rows.start,
             implementation=self.compute.attention,
         )
         mixed = checkpoint_name(mixed.reshape(B, T, -1), "attention")
         # The two projections that end on the residual stream start smaller, so that its size does not grow with depth.
         shrink = (2 * config.num_layers) ** -0.5
-        return Linear(config.width, ("heads", "embed"), dtype, shrink, name="o_proj")(mixed), cache
+        return Linear(config.width, ("heads", "embed"), dtype, shrink, name="o_proj")(mixed, rows), cache
 
 
 class MLP(nn.Module):
@@ -75,12 +72,12 @@ class MLP(nn.Module):
     compute: ComputeConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], rows: Rows) -> Float[Array, "B T D"]:
         config, dtype = self.config, jnp.dtype(self.compute.dtype)
-        gate = Linear(config.mlp_width, ("embed", "mlp"), dtype, name="gate_proj")(x)
-        up = Linear(config.mlp_width, ("embed", "mlp"), dtype, name="up_proj")(x)
+        gate = Linear(config.mlp_width, ("embed", "mlp"), dtype, name="gate_proj")(x, rows)
+        up = Linear(config.mlp_width, ("embed", "mlp"), dtype, name="up_proj")(x, rows)
         shrink = (2 * config.num_layers) ** -0.5
-        return Linear(config.width, ("mlp", "embed"), dtype, shrink, name="down_proj")(jax.nn.silu(gate) * up)
+        return Linear(config.width, ("mlp", "embed"), dtype, shrink, name="down_proj")(jax.nn.silu(gate) * up, rows)
 
 
 class Block(nn.Module):
@@ -93,19 +90,15 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        turn: Rotation,
-        segment_ids: Int[Array, "B T"] | None,
+        rows: Rows,
         cache: LayerCache | None,
-        start: Int[Array, "B"] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         def norm(name: str) -> RMSNorm:
             return RMSNorm(self.config.norm_epsilon, jnp.dtype(self.compute.dtype), name=name)
 
-        attended, cache = Attention(self.config, self.compute, name="attention")(
-            norm("attention_norm")(x), turn, segment_ids, cache, start
-        )
+        attended, cache = Attention(self.config, self.compute, name="attention")(norm("attention_norm")(x), rows, cache)
         x = constrain(x + attended, ("batch", "length", "residual"))
-        x = x + MLP(self.config, self.compute, name="mlp")(norm("mlp_norm")(x))
+        x = x + MLP(self.config, self.compute, name="mlp")(norm("mlp_norm")(x), rows)
         return constrain(x, ("batch", "length", "residual")), cache
 
 
@@ -158,8 +151,8 @@ class Llama(nn.Module):
             block = nn.remat(Block, prevent_cse=False, policy=_SAVED[compute.remat])
             self.layers: Any = nn.scan(
                 block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
+                variable_axes={"params": 0, "lora": 0},
+                split_rngs={"params": True, "dropout": True},
                 in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
                 length=config.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
@@ -173,20 +166,17 @@ class Llama(nn.Module):
     def __call__(
         self,
         tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"] | None = None,
+        rows: Rows,
         caches: list[LayerCache] | None = None,
-        start: Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], list[LayerCache] | None]:
         x = self.embedding(tokens)
-        turn = rotation(self.config, positions)
         if self.scanned:
-            x, _ = self.layers(x, turn, segment_ids, None, None)
+            x, _ = self.layers(x, rows, None)
         else:
             before: list[Any] = caches if caches is not None else [None] * self.config.num_layers
             after = []
             for layer, cache in zip(self.layers, before, strict=True):
-                x, cache = layer(x, turn, segment_ids, cache, start)
+                x, cache = layer(x, rows, cache)
                 after.append(cache)
             caches = after if caches is not None else None
         if self.is_initializing() and not self.config.tie_embeddings:
@@ -208,10 +198,27 @@ class LanguageModel:
     axes: PyTree
     """Logical axes of each parameter, as a `PartitionSpec` of names."""
 
-    def hidden(self, params: PyTree, batch: TokenBatch) -> Float[Array, "B T D"]:
-        """The normalised residual stream at each position of packed rows (scanned layout)."""
+    dropout: float = 0.0
+    """Rate of the dropout before the factors of an adapter, in training only."""
+
+    def hidden(
+        self,
+        params: PyTree,
+        batch: TokenBatch,
+        rng: PRNGKeyArray | None = None,
+        adapter_ids: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The normalised residual stream at each position of packed rows (scanned layout).
+
+        Args:
+            rng: Key of the dropout; None: there is none.
+            adapter_ids: The adapter of each row, where `params` holds several.
+        """
         network = Llama(self.config, self.compute)
-        return network.apply({"params": params}, batch.tokens, batch.positions, batch.segment_ids)[0]  # pyright: ignore[reportIndexIssue]
+        dropout = 0.0 if rng is None else self.dropout
+        rows = Rows(rotation(self.config, batch.positions), batch.segment_ids, None, adapter_ids, dropout)
+        rngs = {"dropout": rng} if dropout else None
+        return network.apply(_collections(params), batch.tokens, rows, rngs=rngs)[0]  # pyright: ignore
 
     def logits(self, params: PyTree, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Logits of the next token after each position, float32, one document a row (scanned layout)."""
@@ -240,11 +247,13 @@ class LanguageModel:
         tokens: Int[Array, "B T"],
         caches: list[LayerCache],
         start: Int[Array, "B"],
+        adapter_ids: Int[Array, "B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], list[LayerCache]]:
         """Read T tokens of each row into the caches from slot `start` on (list layout, see `unstacked`)."""
         network = Llama(self.config, self.compute, scanned=False)
         positions = start[:, None] + jnp.arange(tokens.shape[1])
-        hidden, caches = network.apply({"params": params}, tokens, positions, None, caches, start)  # pyright: ignore[reportAssignmentType]
+        rows = Rows(rotation(self.config, positions), None, start, adapter_ids)
+        hidden, caches = network.apply(_collections(params), tokens, rows, caches)  # pyright: ignore[reportAssignmentType]
         return hidden, caches
 
     def parameter_count(self) -> int:
@@ -258,22 +267,30 @@ class LanguageModel:
         return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
 
-def language_model(config: LlamaConfig, compute: ComputeConfig) -> LanguageModel:
-    """The pure functions of a LLaMA."""
+def language_model(config: LlamaConfig, compute: ComputeConfig, dropout: float = 0.0) -> LanguageModel:
+    """The pure functions of a LLaMA; `dropout` is the rate before the factors of an adapter, in training."""
     # One token is enough to declare the parameters, but too short a row for the faster kinds of attention.
     network = Llama(config, dataclasses.replace(compute, attention="xla"))
     token = jnp.zeros((1, 1), jnp.int32)
 
     def boxed(key: PRNGKeyArray) -> PyTree:
-        return network.init(key, token, token)["params"]
+        return network.init(key, token, Rows(rotation(config, token)))["params"]
 
     axes = nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
-    return LanguageModel(config, compute, init=lambda key: nn.unbox(boxed(key)), axes=axes)
+    return LanguageModel(config, compute, init=lambda key: nn.unbox(boxed(key)), axes=axes, dropout=dropout)
+
+
+def _collections(params: PyTree) -> dict[str, PyTree]:
+    """The tree as Linen takes it: the adapter in a collection of its own."""
+    base, adapter = without_adapter(params)
+    return {"params": base} if adapter is None else {"params": base, "lora": adapter}
 
 
 def unstacked(params: PyTree) -> PyTree:
-    """The list layout of scanned parameters: `layers_0`, `layers_1`, … in place of `layers`."""
-    rest = {name: subtree for name, subtree in params.items() if name != "layers"}
+    """The list layout of scanned parameters, an adapter's included: `layers_0`, `layers_1`, … in place of `layers`."""
+    rest = {name: subtree for name, subtree in params.items() if name not in ("layers", "lora")}
+    if "lora" in params:
+        rest["lora"] = unstacked(params["lora"])
     count = jax.tree.leaves(params["layers"])[0].shape[0]
     layers = {f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(count)}
     return rest | layers

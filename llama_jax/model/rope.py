@@ -11,6 +11,9 @@ import numpy as np
 from llama_jax.core.arrays import Array, Float, Int
 from llama_jax.model.config import LlamaConfig, RopeScaling
 
+Rotation = tuple[Float[Array, "B T P"], Float[Array, "B T P"]]
+"""Cosine and sine of the angle of each pair at each position."""
+
 
 def inverse_frequencies(config: LlamaConfig) -> Float[Array, "P"]:
     """Radians per position of each of the P = H/2 pairs, computed in float64: an error here grows with the position."""
@@ -29,7 +32,7 @@ def _rescaled(frequencies: Float[np.ndarray, "P"], scaling: RopeScaling) -> Floa
     return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 
 
-def rotation(config: LlamaConfig, positions: Int[Array, "B T"]) -> tuple[Float[Array, "B T P"], Float[Array, "B T P"]]:
+def rotation(config: LlamaConfig, positions: Int[Array, "B T"]) -> Rotation:
     """Cosine and sine of the angle of each pair at each position, float32. P is H/2."""
     angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)
     return jnp.cos(angles), jnp.sin(angles)

@@ -22,7 +22,7 @@ Unembed: TypeAlias = Callable[[Float[Array, "D V"], Float[Array, "B T D"]], Floa
 class Model(Protocol):
     """The functions of a model that a loss over tokens needs."""
 
-    def hidden(self, params: PyTree, batch: TokenBatch) -> Float[Array, "B T D"]: ...
+    def hidden(self, params: PyTree, batch: TokenBatch, rng: PRNGKeyArray | None = None) -> Float[Array, "B T D"]: ...
     def head(self, params: PyTree) -> Float[Array, "D V"]: ...
     def unembed(self, head: Float[Array, "D V"], hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]: ...
 
@@ -32,13 +32,12 @@ def next_token(model: Model, z_loss: float = 0.0) -> Objective:
     (PaLM, arXiv:2204.02311, section 5), both weighted by `loss_weights`."""
 
     def objective(
-        trainable: PyTree, frozen: PyTree, batch: TokenBatch, rng: PRNGKeyArray
+        trainable: PyTree, frozen: PyTree, batch: TokenBatch, rng: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
-        del rng
         params = tree.join(trainable, frozen)
         weights = batch.loss_weights / batch.normalizer
         nll, square = summed_cross_entropy(
-            model.unembed, z_loss, model.head(params), model.hidden(params, batch), batch.targets, weights
+            model.unembed, z_loss, model.head(params), model.hidden(params, batch, rng), batch.targets, weights
         )
         metrics = {"loss": nll}
         if z_loss:

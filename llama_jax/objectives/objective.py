@@ -17,7 +17,9 @@ class Objective(Protocol):
     """
 
     def __call__(
-        self, trainable: PyTree, frozen: PyTree, batch: PyTree, rng: PRNGKeyArray
+        self, trainable: PyTree, frozen: PyTree, batch: PyTree, rng: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss to differentiate with respect to `trainable`, and what to report. `metrics["loss"]` is required."""
+        """The loss to differentiate with respect to `trainable`, and what to report. `metrics["loss"]` is required.
+
+        Without `rng` (evaluation) nothing is random."""
         ...

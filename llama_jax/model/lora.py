@@ -1,0 +1,236 @@
+"""Adapters as trees: LoRA (Hu et al. 2021, arXiv:2106.09685) is a partition of the parameters by path.
+
+    params = base | {"lora": adapter}
+    adapter = {"layers": {"attention": {"q_proj": {"a": [L, I, R], "b": [L, R, O], "scale": [L]}, …}, "mlp": …}}
+
+`scale` is part of the tree, so that a tree says by itself what it computes, and is never trained; a `magnitude`
+[L, O] makes it DoRA. Several adapters have an axis for them behind the layers; a row takes one by `adapter_ids`.
+All trees here are in the scanned layout. The mathematics of one Linear is in `low_rank.py`."""
+
+import functools
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from llama_jax.core import tree
+from llama_jax.core.arrays import Array, Float, PRNGKeyArray, PyTree
+from llama_jax.core.errors import UserError, nearest
+from llama_jax.model.config import ALL_LINEAR, AdapterConfig
+from llama_jax.model.low_rank import Factors, rescaling, squared_lengths
+from llama_jax.model.quantized import Weight, block_kernels, dequantize, is_quantized, kernel_shape, map_kernels
+
+_SAVED_PATHS = {"embedding": "embedding/table", "lm_head": "lm_head/kernel"}
+
+
+def with_adapter(params: PyTree, adapter: PyTree) -> PyTree:
+    """The parameters of a base with an adapter attached (or any two trees of the same form: shapes, axes)."""
+    return params | {"lora": adapter}
+
+
+def without_adapter(params: PyTree) -> tuple[PyTree, PyTree | None]:
+    """The base alone, and the adapter if there is one."""
+    return {name: subtree for name, subtree in params.items() if name != "lora"}, params.get("lora")
+
+
+def is_trainable(config: AdapterConfig) -> Callable[[str], bool]:
+    """Whether the parameter at a path is trained: the factors, magnitudes, and the modules to save."""
+    saved = {_SAVED_PATHS[name] for name in config.modules_to_save}
+    return lambda path: path in saved or (path.startswith("lora/") and not path.endswith("/scale"))
+
+
+def partition(params: PyTree, config: AdapterConfig) -> tuple[PyTree, PyTree]:
+    """The parameters (with an adapter) as (trainable, frozen). Modules to save become float32, whatever the base is
+    stored as: steps of training are too small for bfloat16."""
+    trainable, frozen = tree.split(params, is_trainable(config))
+    return tree.cast(trainable, jnp.dtype("float32")), frozen
+
+
+def target_paths(config: AdapterConfig, base: PyTree) -> list[str]:
+    """Paths of the Linears that are adapted, such as `layers/attention/q_proj`.
+
+    Args:
+        base: Parameters or their shapes.
+
+    Raises:
+        UserError: a pattern matches nothing, or a module to save does not exist.
+    """
+    modules = [path.removesuffix("/kernel") for path in block_kernels(base)]
+    names = [module.rsplit("/", 1)[-1] for module in modules]
+    chosen: set[str] = set()
+    for pattern in config.target_modules:
+        found = {
+            module
+            for module, name in zip(modules, names, strict=True)
+            if pattern == ALL_LINEAR or re.fullmatch(pattern, name) or re.fullmatch(pattern, module)
+        }
+        if not found:
+            raise UserError(
+                f"lora.target_modules: '{pattern}' matches no Linear{nearest(pattern, [*names, ALL_LINEAR])} "
+                f"There are {', '.join(names)}, in {', '.join(sorted({m.rsplit('/', 1)[0] for m in modules}))}"
+            )
+        chosen |= found
+    for name in config.modules_to_save:
+        if name not in base:
+            raise UserError(
+                f"lora.modules_to_save: the model has no {name}; its head is the embedding table, so take embedding"
+            )
+    return [module for module in modules if module in chosen]
+
+
+def init_adapter(config: AdapterConfig, base: PyTree, key: PRNGKeyArray) -> PyTree:
+    """A fresh adapter, which changes nothing yet: A uniform within +-1/sqrt(I) as PEFT draws it, B zero, and DoRA's
+    magnitudes the lengths of the columns.
+
+    Args:
+        base: Parameters of the base, in any storage; without DoRA their shapes are enough.
+
+    Raises:
+        UserError: see `target_paths`.
+    """
+    kernels = block_kernels(base)
+    leaves: dict[str, Array] = {}
+    for module in target_paths(config, base):
+        kernel = kernels[f"{module}/kernel"]
+        layers, inputs, outputs = kernel_shape(kernel)
+        own = jax.random.fold_in(key, zlib.crc32(module.encode()))
+        bound = inputs**-0.5
+        leaves[f"{module}/a"] = jax.random.uniform(own, (layers, inputs, config.rank), minval=-bound, maxval=bound)
+        leaves[f"{module}/b"] = jnp.zeros((layers, config.rank, outputs))
+        leaves[f"{module}/scale"] = jnp.full(layers, config.scale, jnp.float32)
+        if config.dora:
+            leaves[f"{module}/magnitude"] = jax.lax.map(_lengths, kernel)
+    return tree.unflatten(leaves)
+
+
+def _lengths(kernel: Weight) -> Float[Array, "O"]:
+    return jnp.sqrt(squared_lengths(dequantize(kernel, jnp.dtype("float32"))))
+
+
+def adapter_axes(adapter: PyTree, base_axes: PyTree) -> PyTree:
+    """Logical axes of each leaf of an adapter (or of its shapes), from those of the base's kernels."""
+    axes = tree.flatten(base_axes)
+    leaves = {}
+    for path, leaf in tree.flatten(adapter).items():
+        module, name = path.rsplit("/", 1)
+        layers, inputs, outputs = axes[f"{module}/kernel"]
+        # A magnitude is as small as a norm's scale, and is kept whole like one.
+        own = {"a": (inputs, "rank"), "b": ("rank", outputs), "scale": (), "magnitude": (None,)}[name]
+        several = ("adapters",) * (len(leaf.shape) - 1 - len(own))
+        leaves[path] = PartitionSpec(layers, *several, *own)
+    return tree.unflatten(leaves)
+
+
+def _factors(adapter: PyTree) -> dict[str, Factors]:
+    """The factors of each adapted module by its path."""
+    modules: dict[str, dict[str, Array]] = {}
+    for path, leaf in tree.flatten(adapter).items():
+        module, name = path.rsplit("/", 1)
+        modules.setdefault(module, {})[name] = leaf
+    return {module: Factors(**leaves) for module, leaves in modules.items()}
+
+
+def _require_one(adapter: PyTree) -> None:
+    if any(factors.scale.ndim != 1 for factors in _factors(adapter).values()):
+        raise ValueError("the tree holds several adapters; take one with `adapter_number`")
+
+
+def merge(params: PyTree, dtype: Literal["float32", "bfloat16"] = "bfloat16") -> PyTree:
+    """The base with its adapter worked into the kernels: W + scale A B, with DoRA times its rescaling. Computed in
+    float32, a layer at a time, and cast once to the type each kernel has.
+
+    Args:
+        dtype: Type of the kernels where the base is quantised; all of them are turned back.
+    """
+    base, adapter = without_adapter(params)
+    if adapter is None:
+        return base
+    _require_one(adapter)
+    return _with_kernels(_merged, base, adapter, jnp.dtype(dtype))
+
+
+def unmerge(params: PyTree, adapter: PyTree) -> PyTree:
+    """The base that `merge` made `params` from, up to rounding, without the adapter.
+
+    Raises:
+        UserError: the adapter is a DoRA, whose merged kernels do not tell how long the columns were.
+    """
+    _require_one(adapter)
+    if any(factors.magnitude is not None for factors in _factors(adapter).values()):
+        raise UserError("unmerge: a DoRA cannot be taken out again: merging replaces the length of each column")
+    return _with_kernels(_unmerged, params, adapter, jnp.dtype("bfloat16"))
+
+
+def _with_kernels(change: Callable[[Array, Factors], Array], base: PyTree, adapter: PyTree, dtype: jnp.dtype) -> PyTree:
+    factors = _factors(adapter)
+
+    def of_layer(own: Factors | None, result: jnp.dtype, layer: tuple[Weight, Factors | None]) -> Array:
+        kernel = dequantize(layer[0], jnp.dtype("float32"))
+        return (kernel if layer[1] is None else change(kernel, layer[1])).astype(result)
+
+    def kernel(path: str, weight: Weight) -> Weight:
+        own = factors.get(path.removesuffix("/kernel"))
+        if own is None and not is_quantized(weight):
+            return weight
+        result = dtype if is_quantized(weight) else weight.dtype
+        return jax.lax.map(functools.partial(of_layer, own, result), (weight, own))
+
+    return map_kernels(kernel, base)
+
+
+def _product(factors: Factors) -> Float[Array, "I O"]:
+    # The highest precision: a TPU would otherwise multiply float32 in passes of bfloat16.
+    return factors.scale * jnp.dot(factors.a, factors.b, precision="highest")
+
+
+def _merged(kernel: Float[Array, "I O"], factors: Factors) -> Float[Array, "I O"]:
+    merged = kernel + _product(factors)
+    if factors.magnitude is None:
+        return merged
+    return merged * rescaling(kernel, factors.replace(b=factors.b * factors.scale))
+
+
+def _unmerged(kernel: Float[Array, "I O"], factors: Factors) -> Float[Array, "I O"]:
+    return kernel - _product(factors)
+
+
+def stack_adapters(adapters: Sequence[PyTree]) -> PyTree:
+    """Several adapters of one base as one tree: row b of a batch is given adapter number `adapter_ids[b]`.
+
+    They may differ in rank, in targets and in kind: ranks are padded with zeros, and what one lacks is zero, which
+    changes nothing.
+    """
+    by_adapter = [_factors(adapter) for adapter in adapters]
+    modules = sorted({module for factors in by_adapter for module in factors})
+    leaves: dict[str, Array] = {}
+    for module in modules:
+        present = [factors[module] for factors in by_adapter if module in factors]
+        rank = max(factors.a.shape[-1] for factors in present)
+        rescaled = any(factors.magnitude is not None for factors in present)
+        empty = jax.tree.map(jnp.zeros_like, present[0]).replace(magnitude=None)
+        padded = [_padded(factors.get(module) or empty, rank, rescaled) for factors in by_adapter]
+        stacked = jax.tree.map(lambda *parts: jnp.stack(parts, axis=1), *padded)
+        leaves |= {f"{module}/{name}": leaf for name, leaf in vars(stacked).items() if leaf is not None}
+    return tree.unflatten(leaves)
+
+
+def _padded(factors: Factors, rank: int, rescaled: bool) -> Factors:
+    missing = rank - factors.a.shape[-1]
+    magnitude = factors.magnitude
+    if rescaled and magnitude is None:
+        magnitude = jnp.zeros((factors.b.shape[0], factors.b.shape[-1]))
+    return Factors(
+        a=jnp.pad(factors.a, ((0, 0), (0, 0), (0, missing))),
+        b=jnp.pad(factors.b, ((0, 0), (0, missing), (0, 0))),
+        scale=jnp.asarray(factors.scale),
+        magnitude=magnitude,
+    )
+
+
+def adapter_number(adapter: PyTree, number: int) -> PyTree:
+    """One of several adapters, by itself; padding of its rank stays."""
+    return jax.tree.map(lambda leaf: leaf[:, number], adapter)

@@ -1,0 +1,95 @@
+"""The mathematics of one adapted Linear: what the factors A and B add to the product with a frozen weight W (LoRA,
+arXiv:2106.09685, equation 3), and how a magnitude rescales it (DoRA, arXiv:2402.09353, equation 5).
+
+A product with W + scale A B is never formed by making that matrix."""
+
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from llama_jax.core.arrays import Array, Float, Int, PRNGKeyArray
+from llama_jax.core.sharding import constrain, gathered
+from llama_jax.model.quantized import Weight, dequantize
+
+
+class Factors(struct.PyTreeNode):
+    """The factors of one Linear, float32. Of several adapters, each array has their axis first."""
+
+    a: Annotated[Any, Float[Array, "*A I R"]]
+    b: Annotated[Any, Float[Array, "*A R O"]]
+    scale: Annotated[Any, Float[Array, "*A"]]
+    """Factor on A B."""
+    magnitude: Annotated[Any, Float[Array, "*A O"]] = None
+    """DoRA's length of each column. A column whose magnitude is 0 is not rescaled, so that adapters without can stand
+    beside others (and a column of W that is 0 at the start is no division by 0)."""
+
+
+def ready(factors: Factors, axes: tuple[str, str], dtype: jnp.dtype) -> Factors:
+    """The factors as they enter products: the scale multiplied into B, cast, and gathered along `fsdp`."""
+    several = ("adapters",) * (factors.a.ndim - 2)
+    scaled = factors.b * factors.scale[..., None, None]
+    return factors.replace(
+        a=gathered(factors.a, (*several, axes[0], "rank"), dtype),
+        b=gathered(scaled, (*several, "rank", axes[1]), dtype),
+        magnitude=None if factors.magnitude is None else constrain(factors.magnitude, (*several, None)),
+    )
+
+
+def adapted(
+    product: Float[Array, "B T O"],
+    x: Float[Array, "B T I"],
+    weight: Weight,
+    factors: Factors,
+    adapter_ids: Int[Array, "B"] | None,
+) -> Float[Array, "B T O"]:
+    """The output of an adapted Linear.
+
+    Args:
+        product: x W.
+        x: Input, after the adapter's dropout. (DoRA's rescaling applies to `product` as it is, where PEFT drops the
+            input there too and so multiplies by W twice.)
+        weight: W, gathered.
+        factors: see `ready`.
+        adapter_ids: the adapter of each row, where there are several.
+    """
+    a, b = factors.a, factors.b
+    if a.ndim == 2:
+        product = product + (x @ a) @ b
+    elif adapter_ids is None:
+        raise ValueError("the parameters hold several adapters: adapter_ids must say which one each row takes")
+    else:
+        product = product + jnp.einsum("BTR,BRO->BTO", jnp.einsum("BTI,BIR->BTR", x, a[adapter_ids]), b[adapter_ids])
+    if factors.magnitude is None:
+        return product
+    by_column = rescaling(weight, factors)
+    by_column = by_column if a.ndim == 2 else by_column[adapter_ids][:, None]
+    return (product.astype(jnp.float32) * by_column).astype(product.dtype)
+
+
+def rescaling(weight: Weight, factors: Factors) -> Float[Array, "*A O"]:
+    """DoRA's factor on each output: magnitude / |column of W + scale A B|, float32.
+
+    The length is a constant to the backward pass (arXiv:2402.09353, section 4.3). It is taken from the parts, as
+    |w|^2 + 2 w.(A b) + |A b|^2, which costs a product of A with W instead of one of A with B as large as W.
+    """
+    a, b = jax.lax.stop_gradient((factors.a, factors.b))
+    plain = jax.lax.stop_gradient(dequantize(weight, a.dtype))
+    crossed = jnp.einsum("...IR,IO->...RO", a, plain, preferred_element_type=jnp.float32)
+    gram = jnp.einsum("...IR,...IS->...RS", a, a, preferred_element_type=jnp.float32)
+    b = b.astype(jnp.float32)
+    squared = squared_lengths(plain) + jnp.sum((2 * crossed + gram @ b) * b, axis=-2)
+    length = jnp.sqrt(jnp.maximum(squared, 0))
+    return jnp.where(factors.magnitude == 0, 1.0, factors.magnitude / jnp.where(length > 0, length, 1.0))
+
+
+def squared_lengths(weight: Float[Array, "I O"]) -> Float[Array, "O"]:
+    """Squared length of each column, float32."""
+    return jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=0)
+
+
+def dropped(x: Float[Array, "B T I"], rate: float, key: PRNGKeyArray) -> Float[Array, "B T I"]:
+    """Inverted dropout: elements are zeroed with probability `rate`, the others divided by 1 - rate."""
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
