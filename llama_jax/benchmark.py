@@ -1,4 +1,4 @@
-"""Measure speed and memory: `python -m llama_jax.benchmark train`, `… data`, `… scaling`."""
+"""Measure speed and memory: `python -m llama_jax.benchmark train`, `… lora`, `… data`, `… scaling`."""
 
 if __name__ == "__main__":
     from llama_jax.__main__ import main
@@ -19,10 +19,11 @@ from typing import Any
 import jax
 from etils import epath
 
+from llama_jax import lora, pretrain
 from llama_jax.benchmarks import scaling, turns
 from llama_jax.benchmarks.step import MeasuredStep
 from llama_jax.config import COMMANDS, PRESETS, BenchmarkConfig
-from llama_jax.core import sharding
+from llama_jax.core import sharding, tree
 from llama_jax.core.command_line import parse, to_yaml
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
@@ -31,7 +32,7 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.mixture import Mixture, open_mixture
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.model.flops import CONVENTION
-from llama_jax.pretrain import build
+from llama_jax.supervised import fine_tuning
 from llama_jax.supervised.description import description
 from llama_jax.training.program import Program
 
@@ -40,11 +41,11 @@ def benchmark(config: BenchmarkConfig) -> None:
     """Run the command."""
     if config.against is not None:
         # Nothing here may start JAX: the memory and the processors belong to the two sides.
-        _finish(config, "train_against_transformers", _against_transformers(config))
+        _finish(config, f"{config.what}_against_{config.against}", _against(config))
         return
     who = start_up(config.distributed)
     _say(config, who)
-    measure = {"train": _train, "data": _data, "scaling": _scaling}[config.what]
+    measure = {"train": _train, "lora": _train, "data": _data, "scaling": _scaling}[config.what]
     result = measure(config)
     if is_main_process():
         _finish(config, config.what, result)
@@ -55,8 +56,16 @@ def own_side() -> None:
     turns.serve(_prepare_own_side)
 
 
+def _program(config: BenchmarkConfig) -> Program:
+    """The training step of `train`, or of `lora`."""
+    if config.what != "lora":
+        return pretrain.build(config)
+    method = lora.method(config.lora, config.model_dtype, config.training.peak_learning_rate)
+    return fine_tuning.build(config, method, config.model.architecture)
+
+
 def _train(config: BenchmarkConfig) -> dict[str, Any]:
-    program = build(config)
+    program = _program(config)
     _say(config, description(program, config.model.size))
     with jax.set_mesh(program.mesh):
         result = MeasuredStep(program).measure(config.warmup_steps, config.turns, config.steps_per_turn)
@@ -86,7 +95,7 @@ def _described(result: dict[str, Any]) -> str:
     )
 
 
-def _against_transformers(config: BenchmarkConfig) -> dict[str, Any]:
+def _against(config: BenchmarkConfig) -> dict[str, Any]:
     """Both sides in turns.
 
     Raises:
@@ -98,17 +107,19 @@ def _against_transformers(config: BenchmarkConfig) -> dict[str, Any]:
         "training": dataclasses.asdict(config.training),
         "sequence_length": config.data.sequence_length,
         "warmup_steps": config.warmup_steps,
+        "lora": dataclasses.asdict(config.lora) if config.what == "lora" else None,
     }
     programs = [
         ("llama_jax", "llama_jax.benchmark:own_side", to_yaml(config)),
-        ("transformers", "llama_jax.benchmarks.transformers_side:main", task),
+        (str(config.against), "llama_jax.benchmarks.transformers_side:main", task),
     ]
     with turns.sides(programs) as (ours, theirs):
         # One after the other, so that neither compiles while the other warms up.
         facts = {side.name: side.prepare() for side in (ours, theirs)}
         for side in (ours, theirs):
-            _say(config, f"{side.name}: {facts[side.name]['what']}, {facts[side.name]['parameters']:,} parameters")
-        if len({each["parameters"] for each in facts.values()}) > 1:
+            own = facts[side.name]
+            _say(config, f"{side.name}: {own['what']}, {own['parameters']:,} parameters, {own['trained']:,} train")
+        if len({(each["parameters"], each["trained"]) for each in facts.values()}) > 1:
             raise RuntimeError("the two sides do not train the same model; their numbers of parameters are above")
         tokens = config.training.batch_size * config.data.sequence_length
         for number in range(config.turns):
@@ -124,12 +135,12 @@ def _against_transformers(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def _check_comparable(config: BenchmarkConfig) -> None:
-    for package in ("torch", "transformers"):
+    for package in ("torch", "transformers", *(["peft"] if config.what == "lora" else [])):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"--against transformers: needs {package}; pip install 'llama_jax[oracle]'")
+            raise UserError(f"--against {config.against}: needs {package}; pip install 'llama_jax[oracle]'")
     if config.distributed.coordinator is not None or config.training.microbatches > 1 or config.training.trainable:
         raise UserError(
-            "--against transformers: is for one process, one microbatch and all parameters; unset "
+            f"--against {config.against}: is for one process, one microbatch and all parameters; unset "
             "distributed.coordinator, training.microbatches and training.trainable"
         )
 
@@ -176,14 +187,15 @@ def _prepare_own_side(settings: str) -> tuple[turns.Turn, dict[str, Any]]:
         )
     who = start_up(config.distributed)
     if jax.devices()[0].platform != "cpu":
-        raise UserError(f"--against transformers: compares on CPU, but this is {who}; set JAX_PLATFORMS=cpu")
-    program = build(config)
+        raise UserError(f"--against {config.against}: compares on CPU, but this is {who}; set JAX_PLATFORMS=cpu")
+    program = _program(config)
     jax.set_mesh(program.mesh)
     step = MeasuredStep(program)
     step.turn(config.warmup_steps)
     what = f"jax {jax.__version__}, {turns.processors()} threads"
     facts = {"compile_seconds": step.compile_seconds, "memory": step.memory()}
-    return step.turn, {"what": what, "parameters": program.model.parameter_count(), **facts}
+    trained = program.model.parameter_count() if program.trains_all else tree.size(program.state_shapes.trainable)
+    return step.turn, {"what": what, "parameters": program.model.parameter_count(), "trained": trained, **facts}
 
 
 def _data(config: BenchmarkConfig) -> dict[str, Any]:
@@ -310,7 +322,7 @@ def _sized(config: BenchmarkConfig, context: int, width: int, batch: int) -> Pro
         num_kv_heads=max(1, heads // group),
         context_length=context,
     )
-    return build(
+    return pretrain.build(
         dataclasses.replace(
             config,
             model=sized,

@@ -6,9 +6,10 @@ from typing import Literal
 from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.core.config import DistributedConfig, MeshConfig, TrackingConfig
 from llama_jax.core.errors import UserError, nearest
-from llama_jax.data.config import DataConfig
+from llama_jax.data.config import DataConfig, InstructionDataConfig
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.model.config import ComputeConfig, ModelConfig, sized
+from llama_jax.model.config import AdapterConfig, ComputeConfig, ModelConfig, sized
+from llama_jax.supervised.config import SamplesConfig
 from llama_jax.training.config import TrainingConfig
 
 
@@ -47,10 +48,102 @@ class PretrainConfig:
     """Several processes."""
 
 
+@dataclass(frozen=True)
+class SftConfig:
+    """Fine-tune all parameters of a model on instructions and answers. The same command again goes on where it
+    stopped."""
+
+    run_dir: str = "runs/sft"
+    """Folder of the run: configuration, metrics, checkpoints, curves, answers to fixed prompts."""
+    resume: int | Literal["auto", "never"] = "auto"
+    """`auto` goes on from the newest checkpoint that verifies; a number, from that step, dropping later ones; `never`
+    insists on a fresh run."""
+    seed: int = 0
+    """Seed of the order of the examples and of the dropout."""
+    dry_run: bool = False
+    """Lay the run out over the mesh, compile it, print parameters, bytes and FLOPs, and stop; needs no data, and with
+    `size` no model."""
+    model: str | None = None
+    """The model to begin with: a run directory, a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on
+    the Hugging Face hub. None: the newest run under runs/."""
+    step: int | None = None
+    """Checkpoint to begin with, if the model is a run; None: the newest that verifies."""
+    size: str | None = None
+    """Published size that the model must have, such as llama_7b; with it `dry_run` needs no model."""
+    tokenizer: str | None = None
+    """Tokenizer file, for a model that does not carry its own."""
+    epochs: float | None = 3.0
+    """Passes over the training examples, which set `training.steps`; null: `training.steps` decides."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """How the model is executed."""
+    data: InstructionDataConfig = field(default_factory=InstructionDataConfig)
+    """The instructions."""
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            batch_size=16,
+            peak_learning_rate=2e-5,
+            warmup_fraction=0.03,
+            final_learning_rate_fraction=0.0,
+            beta2=0.999,
+            weight_decay=0.0,
+            evaluate_every=50,
+        )
+    )
+    """Optimization. The defaults of the AdamW constants are Stanford Alpaca's."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """Answers to fixed prompts while training."""
+    checkpoints: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(keep_best=True))
+    """Checkpoints."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """What the run records about itself."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """The device mesh."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Several processes."""
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and not self.epochs > 0:
+            raise UserError(f"--epochs {self.epochs}: must be greater than 0")
+        if self.size is not None:
+            sized(self.size)
+
+
+@dataclass(frozen=True)
+class LoraConfig(SftConfig):
+    """Fine-tune a model on instructions and answers with LoRA: the model stays as it is, a small adapter beside it
+    learns. The same command again goes on where it stopped."""
+
+    run_dir: str = "runs/lora"
+    """Folder of the run: configuration, metrics, checkpoints of the adapter, curves, answers to fixed prompts."""
+    model_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
+    """Type in which the model is kept; `nf4`: 4 bits a weight as in QLoRA (arXiv:2305.14314)."""
+    lora: AdapterConfig = field(default_factory=AdapterConfig)
+    """The adapter."""
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            batch_size=16,
+            peak_learning_rate=3e-4,
+            warmup_fraction=0.03,
+            final_learning_rate_fraction=0.0,
+            beta2=0.999,
+            weight_decay=0.0,
+            evaluate_every=50,
+        )
+    )
+    """Optimization."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.training.trainable is not None:
+            raise UserError("training.trainable: is for sft; what LoRA trains is said by lora.target_modules")
+
+
 FREE_ON_RESUME = (
     "run_dir",
     "resume",
     "dry_run",
+    "epochs",
+    "samples",
     "training.steps",
     "training.evaluate_every",
     "checkpoints",
@@ -141,15 +234,20 @@ class PreviewConfig(PretrainConfig):
 
 @dataclass(frozen=True)
 class BenchmarkConfig(PretrainConfig):
-    """Measure speed and memory: `benchmark train`, `benchmark data`, `benchmark scaling`. Takes every setting of
-    `pretrain`, so that its configs fit."""
+    """Measure speed and memory: `benchmark train`, `benchmark lora`, `benchmark data`, `benchmark scaling`. Takes every
+    setting of `pretrain`, so that its configs fit."""
 
-    what: Literal["train", "data", "scaling"] = field(default="train", metadata={"first_word": True})
-    """`train`: the training step, on synthetic tokens. `data`: the input pipeline alone. `scaling`: the step at several
-    contexts, widths and batch sizes, against the FLOP formula."""
-    against: Literal["transformers"] | None = None
-    """Compare the training step with Hugging Face transformers on eager PyTorch (extra `oracle`), on CPU in float32:
-    each in a process of its own, in alternating turns. `--config benchmark_58m` is a size for it."""
+    what: Literal["train", "lora", "data", "scaling"] = field(default="train", metadata={"first_word": True})
+    """`train`: the training step, on synthetic tokens. `lora`: the same of an adapter over frozen weights. `data`: the
+    input pipeline alone. `scaling`: the step at several contexts, widths and batch sizes, against the FLOP formula."""
+    against: Literal["transformers", "peft"] | None = None
+    """Compare the step with Hugging Face transformers on eager PyTorch, and `benchmark lora` with PEFT on it (extra
+    `oracle`), on CPU in float32: each in a process of its own, in alternating turns. `--config benchmark_58m` is a size
+    for `train`, `--config benchmark_lora` for `lora`."""
+    lora: AdapterConfig = field(default_factory=AdapterConfig)
+    """The adapter of `benchmark lora`."""
+    model_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
+    """Type in which `benchmark lora` keeps the frozen weights."""
     warmup_steps: int = 2
     """Steps before time is taken, beside the compilation."""
     turns: int = 10
@@ -181,10 +279,14 @@ class BenchmarkConfig(PretrainConfig):
                 raise UserError(f"--{name} {list(values)}: needs numbers of at least {least}")
         if not self.seconds > 0:
             raise UserError(f"--seconds {self.seconds}: must be greater than 0")
-        if self.against is not None and self.what != "train":
-            raise UserError(f"--against {self.against}: is for 'benchmark train', not for 'benchmark {self.what}'")
+        comparable = {"train": "transformers", "lora": "peft"}
+        if self.against is not None and comparable.get(self.what) != self.against:
+            command = next(what for what, other in comparable.items() if other == self.against)
+            raise UserError(f"--against {self.against}: is for 'benchmark {command}', not for 'benchmark {self.what}'")
         if self.against is not None and self.compute.dtype != "float32":
             raise UserError(f"compute.dtype: {self.compute.dtype}, but --against {self.against} compares float32")
+        if self.against == "peft" and self.model_dtype != "float32":
+            raise UserError(f"--model_dtype {self.model_dtype}: but --against peft compares float32")
 
 
 @dataclass(frozen=True)
@@ -329,6 +431,8 @@ _ONLY_FOR = {
 
 COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
+    "sft": SftConfig,
+    "lora": LoraConfig,
     "benchmark": BenchmarkConfig,
     "convert": ConvertConfig,
     "evaluate": EvaluateConfig,

@@ -16,7 +16,8 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
     """Makes the training step that people write: float32, SDPA, `clip_grad_norm_`, fused AdamW.
 
     Args:
-        task: `model`, fields of our LlamaConfig; `training`, fields of our TrainingConfig; `sequence_length`.
+        task: `model`, fields of our LlamaConfig; `training`, fields of our TrainingConfig; `sequence_length`; `lora`,
+            fields of our AdapterConfig for an adapter of PEFT over frozen weights, or None.
     """
     try:
         import torch
@@ -41,9 +42,16 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
         attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
         use_cache=False,
     )
-    model = transformers.LlamaForCausalLM(config).float().train()
+    model: Any = transformers.LlamaForCausalLM(config).float()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    if task["lora"] is not None:
+        model, version = _with_adapter(model, task["lora"])
+        versions = f"peft {version}, {versions}"
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        trained,
         lr=training["peak_learning_rate"],
         betas=(training["beta1"], training["beta2"]),
         eps=training["epsilon"],
@@ -56,12 +64,28 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
         for _ in range(steps):
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), training["clip_norm"])
+            torch.nn.utils.clip_grad_norm_(trained, training["clip_norm"])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             loss.item()
 
     turn(task["warmup_steps"])
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
-    return turn, {"what": f"{versions}, {threads} threads", "parameters": parameters}
+    count = sum(parameter.numel() for parameter in trained)
+    return turn, {"what": f"{versions}, {threads} threads", "parameters": parameters, "trained": count}
+
+
+def _with_adapter(model: Any, adapter: dict[str, Any]) -> tuple[Any, str]:
+    """The model with an adapter of PEFT, and PEFT's version."""
+    import peft
+
+    targets = list(adapter["target_modules"])
+    config = peft.LoraConfig(
+        r=adapter["rank"],
+        lora_alpha=adapter["alpha"],
+        lora_dropout=adapter["dropout"],
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        use_rslora=adapter["rank_stabilized"],
+        use_dora=adapter["dora"],
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, config), peft.__version__

@@ -59,6 +59,11 @@ class RunDirectory:
         return self.path / "samples.jsonl"
 
     @property
+    def losses_before(self) -> epath.Path:
+        """The losses on held-out examples before training."""
+        return self.path / "losses_before.json"
+
+    @property
     def log(self) -> epath.Path:
         """What `say` printed, with times in UTC."""
         return self.path / "log.txt"

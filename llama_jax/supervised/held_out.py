@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from llama_jax.core.arrays import Array, Float, PyTree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.files import write_whole
+from llama_jax.core.run import RunDirectory
 from llama_jax.core.sharding import local_rows, place_batch, replicated
 from llama_jax.model.llama import LanguageModel
 from llama_jax.training.loop import Record
@@ -46,45 +46,51 @@ class HeldOut:
     Args:
         batches: makes the rows of each global batch anew, one example a row, whole on every process; rows without
             loss-bearing tokens are padding.
+        run: keeps the first result.
     """
 
-    def __init__(self, model: LanguageModel, batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]) -> None:
-        self._model, self._batches = model, batches
+    def __init__(
+        self, model: LanguageModel, batches: Callable[[], Iterable[Mapping[str, np.ndarray]]], run: RunDirectory
+    ) -> None:
+        self._model, self._batches, self._run = model, batches, run
         self._before: np.ndarray | None = None
+        self.last: Record | None = None
+        """The last result."""
 
-    def __call__(self, params: PyTree) -> Record:
-        """`validation_loss`, nats per loss-bearing token; where there is a result from before training also
-        `validation_gain`, how much lower it is, and the standard error of that, paired by example."""
-        nats, tokens = self._losses(params)
-        record: Record = {"validation_loss": float(nats.sum() / tokens.sum())}
-        if self._before is not None:
-            gain, error = paired_gain(self._before, nats, tokens)
-            record |= {"validation_gain": gain, "validation_gain_standard_error": error}
-        return record
-
-    def keep_before(self, file: epath.Path, params: PyTree | None, write: bool) -> float | None:
-        """Take the losses before training from the file, or else find and keep them; None where neither is possible.
+    def begin(self, params: PyTree | None) -> float | None:
+        """Find the losses before training, or take them from the run directory, where an earlier life has left them.
 
         Args:
-            file: in the run directory.
             params: of the untrained model; None where they are gone.
-            write: whether this process may.
+
+        Returns:
+            The mean in nats per loss-bearing token; None where nothing is known of the time before training.
         """
         if params is not None:
-            self._before = self._losses(params)[0]
-            if write:
-                write_whole(file, json.dumps(self._before.tolist()))
-        elif file.exists():
-            self._before = np.array(json.loads(file.read_text()))
+            self._before = self._losses(params)
+            if self._run.is_main_process:
+                write_whole(self._run.losses_before, json.dumps(self._before.tolist()))
+        elif self._run.losses_before.exists():
+            self._before = np.array(json.loads(self._run.losses_before.read_text()))
         return None if self._before is None else float(self._before.sum() / self._tokens.sum())
+
+    def __call__(self, params: PyTree) -> Record:
+        """`validation_loss`, nats per loss-bearing token; where losses before training are known also
+        `validation_gain`, how much lower it is, and the standard error of that, paired by example."""
+        nats, tokens = self._losses(params), self._tokens
+        self.last = {"validation_loss": float(nats.sum() / tokens.sum())}
+        if self._before is not None:
+            gain, error = paired_gain(self._before, nats, tokens)
+            self.last |= {"validation_gain": gain, "validation_gain_standard_error": error}
+        return dict(self.last)
 
     @functools.cached_property
     def _tokens(self) -> np.ndarray:
         counts = [rows["loss_weights"].sum(axis=1) for rows in self._batches()]
         return np.concatenate([count[count > 0] for count in counts])
 
-    def _losses(self, params: PyTree) -> tuple[np.ndarray, np.ndarray]:
-        """Nats and loss-bearing tokens of each example."""
+    def _losses(self, params: PyTree) -> np.ndarray:
+        """Nats of each example."""
         mesh = jax.sharding.get_mesh()
         found = []
         for rows in self._batches():
@@ -93,7 +99,7 @@ class HeldOut:
             batch = place_batch(mesh, {name: array[mine] for name, array in rows.items()}, size)
             losses = jax.device_put(row_losses(self._model, params, batch), replicated(mesh))
             found.append(np.asarray(losses, np.float64)[rows["loss_weights"].sum(axis=1) > 0])
-        return np.concatenate(found), self._tokens
+        return np.concatenate(found)
 
 
 def paired_gain(before: np.ndarray, after: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:

@@ -1,27 +1,16 @@
 """Answers of the model to the same prompts again and again, to read how training changes them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.distributed import is_main_process
 from llama_jax.core.run import RunDirectory
 from llama_jax.core.tracking import JsonLines
+from llama_jax.data.example_loader import Prompt
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.decode import PROMPT_BUCKET, decoding_params, generate
 from llama_jax.model.llama import LanguageModel
-
-
-class Prompt(NamedTuple):
-    """One of the fixed prompts."""
-
-    text: str
-    """What the user says, for people."""
-    ids: Sequence[int]
-    """The same as the model reads it."""
-    reference: str | None
-    """The answer of the data, where there is one."""
 
 
 class Samples:
@@ -39,7 +28,7 @@ class Samples:
         self._sampling = SamplingConfig(max_new_tokens, 0.0)
         self._file: JsonLines | None = None
 
-    def open(self, run: RunDirectory, first: int) -> None:
+    def begin(self, run: RunDirectory, first: int) -> None:
         """Keep what a run from step `first` on gives; later lines of an earlier life are dropped."""
         if self.prompts and is_main_process():
             self._file = JsonLines(run.samples, first)
@@ -84,4 +73,3 @@ class Samples:
 def _one_line(text: str, most: int = 200) -> str:
     joined = " ".join(text.split())
     return joined if len(joined) <= most else f"{joined[: most - 1]}…"
-

@@ -63,7 +63,7 @@ class Program:
     init: Callable[[PRNGKeyArray], tuple[TrainState, PyTree]]
     """Fresh state and frozen parameters, made where they live."""
     begin: Callable[[PyTree], tuple[TrainState, PyTree]]
-    """State and frozen parameters from parameters that are there already, where they live."""
+    """State and frozen parameters from parameters that are there already; those that train give their memory."""
     step: Step
     """Jitted, with the state donated."""
     state_shapes: TrainState
@@ -149,7 +149,7 @@ def make_program(
 
     def begin(params: PyTree) -> tuple[TrainState, PyTree]:
         trainable, frozen = tree.split(params, select)
-        return jax.jit(fresh, out_shardings=state_places)(trainable), frozen
+        return jax.jit(fresh, out_shardings=state_places, donate_argnums=0)(trainable), frozen
 
     state_shapes = jax.eval_shape(fresh, trainable_shapes)
     state_places = sharding.shardings_like(mesh, state_shapes, places)

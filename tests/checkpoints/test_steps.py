@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,9 @@ from etils import epath
 
 from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.checkpoints.steps import (
+    VALIDATION,
     acknowledged_steps,
+    best_step,
     clean_up,
     damaged_steps,
     delete_after,
@@ -44,6 +47,20 @@ def surplus(directory: epath.Path, keep_last: int, keep_every: int | None = None
 
 def test_the_newest_and_the_multiples_are_kept(steps):
     assert surplus(steps, keep_last=2, keep_every=30) == [30, 60, 70]
+
+
+def test_the_step_of_the_lowest_validation_loss_is_kept(steps):
+    for step, loss in ((10, 2.5), (20, 1.5), (30, 1.5), (50, 1.75)):
+        (steps / str(step) / "validation").mkdir()
+        (steps / str(step) / VALIDATION).write_text(json.dumps({"validation_loss": loss}))
+    assert best_step(steps) == 20
+    delete_surplus(steps, CheckpointConfig(keep_last=2, keep_best=True), 70, pytest.fail)
+    assert acknowledged_steps(steps) == [20, 60, 70]
+    assert best_step(steps) == 20
+
+
+def test_without_an_evaluation_no_step_is_the_best(steps):
+    assert best_step(steps) is None
 
 
 def test_two_that_verify_are_kept_even_if_one_was_asked_for(steps):

@@ -180,3 +180,65 @@ def test_tokens_follow_the_batch_ramp() -> None:
     assert program.tokens_until(0) == 0
     assert program.tokens_until(7) == (5 * 8 + 2 * 16) * 32
     assert program.tokens_until(20) == (5 * 8 + 5 * 16 + 10 * 32) * 32
+
+
+def test_the_checkpoint_may_leave_frozen_parameters_elsewhere() -> None:
+    program = program_of(trainable="mlp")
+    with jax.set_mesh(program.mesh):
+        state, frozen = program.init(KEY)
+
+    def kept(path: str) -> bool:
+        return path.endswith("scale")
+
+    items = checkpoint_items(state, frozen, "adapter", kept)
+    assert set(items) == {"adapter", "optimizer"}
+    assert all("mlp" in path or path.endswith("scale") for path in tree.flatten(items["adapter"]))
+    elsewhere = tree.split(frozen, lambda path: not kept(path))[0]
+    again, frozen_again = from_checkpoint_items(items, program.state_shapes, elsewhere, "adapter")
+    jax.tree.map(np.testing.assert_array_equal, (again, frozen_again), (state, frozen))
+
+
+def test_a_run_begins_with_parameters_that_are_there_already() -> None:
+    program = program_of(trainable="mlp")
+    with jax.set_mesh(program.mesh):
+        fresh = program.init(KEY)
+        begun = program.begin(jax.jit(program.model.init)(KEY))
+    jax.tree.map(np.testing.assert_array_equal, begun, fresh)
+    places = [jax.tree.map(lambda leaf: leaf.sharding.spec, one[0].trainable) for one in (begun, fresh)]
+    assert places[0] == places[1]
+
+
+def test_a_frozen_matrix_costs_two_products_and_a_trained_one_three() -> None:
+    everything, part = program_of(), program_of(trainable="up_proj")
+    config = everything.model.config
+    trained = config.num_layers * config.width * config.mlp_width
+    products = everything.model.parameter_count() - config.vocab_size * config.width
+    assert everything.flops_per_token - part.flops_per_token == 2 * (products - trained)
+
+
+def schedule_of(**changes):
+    config = TrainingConfig(steps=110, peak_learning_rate=1.0, final_learning_rate_fraction=0.2, **changes)
+    return learning_rate_schedule(config)
+
+
+def test_schedules_fall_by_a_line_or_stay() -> None:
+    linear, constant = (schedule_of(warmup_steps=10, schedule=name) for name in ("linear", "constant"))
+    np.testing.assert_allclose([linear(n) for n in (0, 4, 9, 10, 60, 110, 500)], [0.1, 0.5, 1, 1, 0.6, 0.2, 0.2], 1e-6)
+    np.testing.assert_allclose([constant(n) for n in (0, 9, 10, 500)], [0.1, 1, 1, 1], 1e-6)
+
+
+def test_the_warm_up_may_be_a_fraction_of_the_schedule() -> None:
+    config = TrainingConfig(steps=1219, warmup_fraction=0.03)
+    assert config.warmup_updates == 37
+    assert dataclasses.replace(config, steps=9, schedule_steps=200).warmup_updates == 6
+
+
+def test_a_parameter_may_have_a_learning_rate_of_its_own() -> None:
+    config = TrainingConfig(warmup_steps=0, peak_learning_rate=0.5, weight_decay=0.1, clip_norm=1e9)
+    params = {"slow": {"kernel": jnp.ones(3)}, "fast": {"kernel": jnp.ones(3)}}
+    optimizer = adamw(config, learning_rate_schedule(config), lambda path: 10.0 if path.startswith("fast") else 1.0)
+    state = optimizer.init(params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+    # The first update of AdamW is -rate * (sign of the gradient + decay * parameter).
+    np.testing.assert_allclose(updates["slow"]["kernel"], -0.5 * 1.1, rtol=1e-6)
+    np.testing.assert_allclose(updates["fast"]["kernel"], -5.0 * 1.1, rtol=1e-6)

@@ -1,0 +1,31 @@
+"""Fine-tune all parameters of a model on instructions: `python -m llama_jax.sft`."""
+
+if __name__ == "__main__":
+    from llama_jax.__main__ import main
+
+    main("sft")
+
+from llama_jax.config import FREE_ON_RESUME, SftConfig
+from llama_jax.core.arrays import PRNGKeyArray, PyTree
+from llama_jax.model.lora import merge
+from llama_jax.supervised import fine_tuning
+from llama_jax.supervised.fine_tuning import Method, fine_tune
+from llama_jax.training.program import Partition, Program
+
+
+def build(config: SftConfig) -> Program:
+    """The run as compiled functions over the mesh of its config; allocates nothing."""
+    return fine_tuning.build(config, _method(config), fine_tuning.architecture_of(config))
+
+
+def sft(config: SftConfig) -> None:
+    """Run the command."""
+    fine_tune(config, _method(config), command="sft", free=FREE_ON_RESUME)
+
+
+def _method(config: SftConfig) -> Method:
+    def begin(params: PyTree, key: PRNGKeyArray) -> PyTree:
+        del key  # nothing is drawn
+        return merge(params)  # of a model with an adapter, what the two make together is trained on
+
+    return Method(partition=lambda model: Partition.of(model, config.training.trainable), begin=begin)

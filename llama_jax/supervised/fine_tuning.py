@@ -1,0 +1,279 @@
+"""Fine-tuning a model on examples, from opening it to the answers it gives afterwards: what SFT and LoRA share.
+
+What differs between them is a `Method`: which parameters there are, which of them train, what a checkpoint holds."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from llama_jax.checkpoints.base_identity import BASE_FILE
+from llama_jax.checkpoints.formats import open_weights
+from llama_jax.checkpoints.opening import OpenParams, find_model, open_params, tokenizer_for
+from llama_jax.core import sharding, tree
+from llama_jax.core.arrays import PRNGKeyArray, PyTree
+from llama_jax.core.config import DistributedConfig, MeshConfig
+from llama_jax.core.distributed import is_main_process, start_up
+from llama_jax.core.errors import UserError
+from llama_jax.core.run import RunDirectory, keep_config, open_run
+from llama_jax.data.config import InstructionDataConfig
+from llama_jax.data.example_loader import ExampleLoader
+from llama_jax.model.config import SIZES, ComputeConfig, LlamaConfig
+from llama_jax.model.llama import LanguageModel, language_model
+from llama_jax.model.quantized import StorageType
+from llama_jax.objectives.next_token import next_token
+from llama_jax.supervised.config import SamplesConfig
+from llama_jax.supervised.description import compiled_report, description
+from llama_jax.supervised.held_out import HeldOut
+from llama_jax.supervised.run import Settings, Task, begun_schedule, raise_if_stopped, train, with_schedule
+from llama_jax.supervised.samples import Samples
+from llama_jax.training.config import TrainingConfig
+from llama_jax.training.loop import Record
+from llama_jax.training.program import Partition, Program, make_program
+from llama_jax.training.state import TrainState
+
+
+class Rows(Protocol):
+    """The setting of the data that decides what is compiled."""
+
+    @property
+    def sequence_length(self) -> int: ...
+
+
+class Layout(Protocol):
+    """The settings that decide what is compiled."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def compute(self) -> ComputeConfig: ...
+    @property
+    def data(self) -> Rows: ...
+    @property
+    def training(self) -> TrainingConfig: ...
+    @property
+    def mesh(self) -> MeshConfig: ...
+
+
+class FineTuning(Settings, Protocol):
+    """The settings that SFT and LoRA share."""
+
+    @property
+    def run_dir(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def dry_run(self) -> bool: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def step(self) -> Any: ...
+    @property
+    def size(self) -> str | None: ...
+    @property
+    def tokenizer(self) -> str | None: ...
+    @property
+    def epochs(self) -> float | None: ...
+    @property
+    def compute(self) -> ComputeConfig: ...
+    @property
+    def data(self) -> InstructionDataConfig: ...
+    @property
+    def samples(self) -> SamplesConfig: ...
+    @property
+    def mesh(self) -> MeshConfig: ...
+    @property
+    def distributed(self) -> DistributedConfig: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a way of fine-tuning does with a model."""
+
+    partition: Callable[[LanguageModel], Partition]
+    """The parameters of the run and which of them train."""
+    begin: Callable[[PyTree, PRNGKeyArray], PyTree]
+    """All parameters of a run that begins, from those of the model. May use their memory."""
+    store: StorageType = "float32"
+    """How the parameters of the model are kept."""
+    dropout: float = 0.0
+    """Before the factors of an adapter."""
+    item: str = "params"
+    """See `Task.item`."""
+    is_saved: Callable[[str], bool] = lambda path: True
+    """Which parameters a checkpoint holds, by path. The others are the model's, opened again when a run goes on."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """More files for each checkpoint."""
+
+
+def architecture_of(config: FineTuning) -> LlamaConfig:
+    """That of `config.size`, or else what the model's files say."""
+    return SIZES[config.size] if config.size else open_weights(_path(config), step=config.step, say=print).config
+
+
+def build(config: Layout, method: Method, architecture: LlamaConfig) -> Program:
+    """The run as compiled functions over the mesh of its config; allocates nothing."""
+    model = language_model(architecture, config.compute, method.dropout)
+    mesh = sharding.make_mesh(config.mesh)
+    objective = next_token(model, config.training.z_loss)
+    with jax.set_mesh(mesh):
+        partition = method.partition(model)
+        length = config.data.sequence_length
+        return make_program(mesh, model, objective, config.training, length, config.seed, partition)
+
+
+def fine_tune(config: FineTuning, method: Method, *, command: str, free: Sequence[str]) -> None:
+    """Run the command.
+
+    Args:
+        free: settings that may differ when a run goes on.
+    """
+    who = start_up(config.distributed)
+    if config.dry_run:
+        program = build(config, method, architecture_of(config))
+        if is_main_process():
+            print(f"{who}\n{description(program, config.size or _path(config))}\n{compiled_report(program)}")
+        return
+    config = with_schedule(config) if config.epochs is None else _as_begun(config)
+    run = open_run(
+        config.run_dir,
+        config,
+        command=command,
+        free=free,
+        resume=config.resume,
+        is_main_process=is_main_process(),
+    )
+    try:
+        run.say(who)
+        mesh = sharding.make_mesh(config.mesh)
+        with jax.set_mesh(mesh):
+            _fine_tune(config, method, run, mesh, command)
+    finally:
+        run.close()
+
+
+def _fine_tune(config: Any, method: Method, run: RunDirectory, mesh: Mesh, command: str) -> None:
+    """Everything between opening the run and closing it."""
+    path = _path(config)
+    weights = open_weights(path, step=config.step, say=run.say)
+    _check_size(config, weights.config, path)
+    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer)
+    loader = ExampleLoader(
+        config.data,
+        tokenizer,
+        config.seed,
+        batch_size_at=config.training.batch_size_at,
+        rows_of=functools.partial(sharding.local_rows, mesh),
+        say=run.say,
+    )
+    for line in loader.description():
+        run.say(f"data: {line}")
+    if config.epochs is not None:
+        config = _with_epochs(config, loader)
+        keep_config(run, config, command)
+    program = build(config, method, weights.config)
+    run.say(description(program, weights.source))
+
+    def opened() -> OpenParams:
+        return open_params(path, config.compute, mesh, step=config.step, say=run.say, store=method.store)
+
+    needs_model = not all(map(method.is_saved, tree.flatten(program.frozen_shapes)))
+    model = opened() if needs_model else None
+    files = {f"model/{name}": content for name, content in {**weights.files, **tokenizer.files()}.items()}
+    files["model/config.json"] = json.dumps(weights.config.to_json(), indent=2).encode()
+    hashes = {"tokenizer": tokenizer.fingerprint}
+    elsewhere = {}
+    if model is not None:
+        files[BASE_FILE] = model.identity.to_json()
+        hashes["base"] = hashlib.sha256(files[BASE_FILE]).hexdigest()
+        elsewhere = tree.split(model.params, lambda path: not method.is_saved(path))[0]
+    rows = config.training.batch_size // config.training.microbatches
+    held_out = HeldOut(program.model, lambda: loader.validation_batches(rows), run)
+    prompts = loader.prompts(config.samples.prompts, config.samples.held_out)
+    samples = Samples(program.model, tokenizer, prompts, config.samples.max_new_tokens)
+
+    def fresh() -> tuple[TrainState, PyTree]:
+        params = (model or opened()).params
+        return program.begin(method.begin(params, jax.random.key(config.seed)))
+
+    def opening(first: int, state: TrainState, frozen: PyTree) -> None:
+        params = tree.join(state.trainable, frozen)
+        before = held_out.begin(None if first else params)
+        samples.begin(run, first)
+        if first == 0:
+            run.say(f"held-out loss before training: {before:.4f} nats per loss-bearing token")
+            samples.take(0, params)
+
+    def evaluate(state: TrainState, frozen: PyTree) -> Record:
+        params = tree.join(state.trainable, frozen)
+        samples.take(int(state.batches), params)
+        return held_out(params)
+
+    task = Task(
+        program=program,
+        data=loader,
+        fresh=fresh,
+        evaluate=evaluate,
+        files={**files, **method.files},
+        hashes=hashes,
+        opening=opening,
+        item=method.item,
+        kept=method.is_saved,
+        elsewhere=elsewhere,
+    )
+    try:
+        outcome = train(config, run, task)
+    finally:
+        samples.close()
+    if outcome is not None:
+        raise_if_stopped(outcome, config)
+        _say_result(run, held_out, samples)
+
+
+def _path(config: FineTuning) -> str:
+    return find_model(config.model, lambda line: print(line, flush=True))
+
+
+def _as_begun(config: Any) -> Any:
+    """With the schedule of the run, if it has begun; else its end is known when the examples are counted."""
+    return _with_training(config, schedule_steps=begun_schedule(config.run_dir) or config.training.schedule_steps)
+
+
+def _with_epochs(config: Any, loader: ExampleLoader) -> Any:
+    """With the steps that the epochs take."""
+    steps = loader.steps_of_epochs(config.epochs, config.training.batch_size)
+    return _with_training(config, steps=steps, schedule_steps=config.training.schedule_steps or steps)
+
+
+def _with_training(config: Any, **changes: Any) -> Any:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))
+
+
+def _check_size(config: FineTuning, architecture: LlamaConfig, path: str) -> None:
+    """Raise a `UserError` if the model is not of the size that the config names."""
+    if config.size is None:
+        return
+    expected, found = SIZES[config.size].to_json(), architecture.to_json()
+    # Formats differ in what they keep of these, and none of them decides a shape.
+    of_no_shape = ("context_length", "vocab_multiple", "norm_epsilon", "rope_base", "rope_scaling")
+    for name, value in expected.items():
+        if name not in of_no_shape and found[name] != value:
+            raise UserError(f"--size {config.size}: has {name} {value}, but {path} has {found[name]}")
+
+
+def _say_result(run: RunDirectory, held_out: HeldOut, samples: Samples) -> None:
+    """Say what came of it."""
+    for line in samples.changes():
+        run.say(line)
+    if (last := held_out.last) is not None:
+        gain, error = last.get("validation_gain"), last.get("validation_gain_standard_error")
+        compared = "" if gain is None else f", {gain:.4f} ± {error:.4f} (standard error) below that before training"
+        run.say(f"held-out loss: {last['validation_loss']:.4f} nats per loss-bearing token{compared}")
+    run.say(f"checkpoint, metrics.jsonl, samples.jsonl and curves.png are in {run.path}")
+    run.say(f'try it: python -m llama_jax.generate --model {run.path} --chat --prompt "…"')
