@@ -3,18 +3,21 @@
 import os
 import threading
 from collections import OrderedDict
+from typing import Generic, TypeVar
 
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from llama_jax.data.documents import BadRecordError
 from llama_jax.data.file_bytes import sampled_digest, unreadable
-from llama_jax.data.record_text import MAX_RECORD_BYTES, good_text, record_text, too_long
+from llama_jax.data.record_text import MAX_RECORD_BYTES, Reading, too_long
 
 _OPEN_FILES = 256
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER_BYTES = 32 * 1024
 _DAMAGE = ("Corrupted", "Invalid")
+
+_T = TypeVar("_T")
 
 
 class _Readers:
@@ -88,40 +91,40 @@ class ArrayRecordFile:
         return self._digest
 
 
-class ArrayRecordTexts:
-    """The documents of an array_record file. Each record is a text in UTF-8, or a JSON object with a field that holds
-    the text: what starts as such an object does (with `{"`) is taken for one.
+class ArrayRecordDocuments(Generic[_T]):
+    """The documents of an array_record file. Each record is a text in UTF-8, or a JSON object: what starts as such an
+    object does (with `{"`) is taken for one.
 
     Args:
         path: The file.
-        text_field: The field that holds the text where a record is a JSON object.
+        reading: What of a record is the document.
 
     Raises:
         UserError: as `ArrayRecordFile` has it.
     """
 
-    def __init__(self, path: epath.Path, text_field: str) -> None:
-        self._path, self._text_field = path, text_field
+    def __init__(self, path: epath.Path, reading: Reading[_T]) -> None:
+        self._path, self._reading = path, reading
         self._records = ArrayRecordFile(path)
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> str:
-        """The text of a record, counted from 0.
+    def __getitem__(self, index: int) -> _T:
+        """The document in a record, counted from 0.
 
         Raises:
-            BadRecordError: the record has no usable text.
+            BadRecordError: the record cannot be used.
         """
         content, where = self._records[index], f"{self._path} record {index}"
         if len(content) > MAX_RECORD_BYTES:
             raise too_long(len(content), where)
         if content.lstrip()[:1] == b"{" and content.lstrip()[1:].lstrip()[:1] in (b'"', b"}"):
-            return record_text(content, self._text_field, where)
+            return self._reading.of_json(content, where)
         if _is_example(content):
             message = "a tf.train.Example; open the data set it is from as tfds:NAME or tfds:DIRECTORY"
             raise BadRecordError("tf_example", where, message)
-        return good_text(content, "record", where)
+        return self._reading.of_text(content, where)
 
     def identity(self) -> str:
         """As `ArrayRecordFile` has it."""

@@ -10,6 +10,8 @@ from typing import Any
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import shown
+from llama_jax.data.documents import BadRecordError
+from llama_jax.data.part_encoding import Part
 from llama_jax.data.template_process import render_template
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.data.tokenizers.tokenizer import names_pattern
@@ -63,17 +65,75 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, add_genera
     if tokenizer.chat_template is None:
         raise UserError("chat: the model has no chat template; use a model tuned for conversations, or a plain prompt")
     _check(messages)
-    names = {token: name for name, token in tokenizer.special_tokens.items()}
-    known = {"bos_token": names.get(tokenizer.bos_id, ""), "eos_token": names.get(tokenizer.eos_id, "")}
-    template = ChatTemplate(tokenizer.chat_template, known)
+    template = _template_of(tokenizer, tokenizer.chat_template)
     hidden = _Hidden.of(tokenizer, [tokenizer.chat_template, *(message["content"] for message in messages)])
-    text = _safe_text(template, messages, hidden, add_generation_prompt)
+    text = _safe_text(template, messages, hidden, add_generation_prompt)[0]
     ids = _encoded(tokenizer, text, hidden)
     if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id]:
         ids = [tokenizer.bos_id, *ids]
     while ids[:2] == [tokenizer.bos_id] * 2:
         ids = ids[1:]
     return ids
+
+
+def chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], answers: Sequence[bool], where: str) -> list[Part]:
+    """A conversation as its template lays it out: text and control tokens, those learned that answer. An answer ends
+    with the last control token that the template writes after it; EOS is put where it writes none after the last.
+
+    Args:
+        messages: What was said, in turn.
+        answers: Whether each is an answer to learn.
+        where: What leads to the record, for errors.
+
+    Raises:
+        BadRecordError: the template refuses the messages, or does not begin with what it asks an answer with: it
+            leaves out or changes what was said before, so that no one text holds all answers as they are asked for.
+    """
+    assert tokenizer.chat_template is not None
+    template = _template_of(tokenizer, tokenizer.chat_template)
+    hidden = _Hidden.of(tokenizer, [tokenizer.chat_template, *(message["content"] for message in messages)])
+    try:
+        text, hide = _safe_text(template, messages, hidden, False)
+        bounds: list[tuple[int, int]] = []
+        shielded = _shielded(messages, hide)
+        for number in (number for number, is_answer in enumerate(answers) if is_answer):
+            before = template.render(shielded[:number], add_generation_prompt=True)
+            said = shielded[: number + 1]
+            after = text if len(said) == len(messages) else template.render(said, add_generation_prompt=False)
+            if not (text.startswith(before) and text.startswith(after) and after.startswith(before)):
+                message = f"the chat template lays turn {number + 1} out otherwise than it asks for it"
+                raise BadRecordError("template", where, f"{message}; choose another data.template")
+            bounds.append((len(before), len(after)))
+    except UserError as error:
+        raise BadRecordError("template", where, str(error)) from None
+    parts: list[Part] = []
+    end = 0
+    for start, stop in bounds:
+        parts += [Part(part) for part in _controls_and_text(tokenizer, text[end:start], hidden)]
+        parts += _answer(_controls_and_text(tokenizer, text[start:stop], hidden), tokenizer, stop == len(text))
+        end = stop
+    return [*parts, *(Part(part) for part in _controls_and_text(tokenizer, text[end:], hidden))]
+
+
+def _answer(parts: list[str | int], tokenizer: Tokenizer, is_last: bool) -> list[Part]:
+    """Learned up to the last control token."""
+    ends = [number for number, part in enumerate(parts) if isinstance(part, int)]
+    if not ends and is_last:
+        return [*(Part(part, True) for part in parts), Part(tokenizer.eos_id, True)]
+    last = ends[-1] if ends else len(parts)
+    return [Part(part, number <= last) for number, part in enumerate(parts)]
+
+
+def _controls_and_text(tokenizer: Tokenizer, text: str, hidden: "_Hidden") -> list[str | int]:
+    parts = hidden.names.split(text)
+    tokens = tokenizer.special_tokens
+    return [tokens[part] if index % 2 else hidden.restored(part) for index, part in enumerate(parts) if part]
+
+
+def _template_of(tokenizer: Tokenizer, source: str) -> ChatTemplate:
+    names = {token: name for name, token in tokenizer.special_tokens.items()}
+    known = {"bos_token": names.get(tokenizer.bos_id, ""), "eos_token": names.get(tokenizer.eos_id, "")}
+    return ChatTemplate(source, known)
 
 
 @dataclass(frozen=True)
@@ -107,8 +167,9 @@ class _Hidden:
 
 def _safe_text(
     template: ChatTemplate, messages: Sequence[Message], hidden: _Hidden, add_generation_prompt: bool
-) -> str:
-    """The rendered text, in which each name of a control token was written by the template.
+) -> tuple[str, Callable[[str], str]]:
+    """The rendered text, in which each name of a control token was written by the template, and how it was hidden in
+    what people say.
 
     Hiding names does not stop a template that joins two messages, or removes what stands between, from making a name of
     their parts. Hiding every character that could be part of one does, but a template may look for some of them, such
@@ -116,14 +177,18 @@ def _safe_text(
     """
 
     def rendered(hide: Callable[[str], str]) -> str:
-        shielded = [{"role": message["role"], "content": hide(message["content"])} for message in messages]
-        return template.render(shielded, add_generation_prompt=add_generation_prompt)
+        return template.render(_shielded(messages, hide), add_generation_prompt=add_generation_prompt)
 
     text = rendered(hidden.in_names)
     if all(hidden.everywhere(message["content"]) == message["content"] for message in messages):
-        return text
+        return text, hidden.in_names
     strict = rendered(hidden.everywhere)
-    return text if hidden.names.findall(text) == hidden.names.findall(strict) else strict
+    is_same = hidden.names.findall(text) == hidden.names.findall(strict)
+    return (text, hidden.in_names) if is_same else (strict, hidden.everywhere)
+
+
+def _shielded(messages: Sequence[Message], hide: Callable[[str], str]) -> list[dict[str, str]]:
+    return [{"role": message["role"], "content": hide(message["content"])} for message in messages]
 
 
 def _encoded(tokenizer: Tokenizer, text: str, hidden: _Hidden) -> list[int]:

@@ -46,7 +46,7 @@ class DataConfig:
     """Batches prepared ahead of the training step."""
 
     def __post_init__(self) -> None:
-        self._check_mixture()
+        _check_mixture(self.source, self.mixture, DataConfig.source)
         if self.sequence_length < 2:
             raise UserError(f"data.sequence_length: {self.sequence_length} is too short; use at least 2 tokens")
         if not 0 < self.validation_fraction < 1:
@@ -60,18 +60,98 @@ class DataConfig:
     @property
     def weighted_sources(self) -> tuple[tuple[str, float], ...]:
         """The sources to read and their weights, which need not sum to 1."""
-        return tuple((source, weight) for source, weight in self.mixture) or ((self.source, 1.0),)
+        return _weighted_sources(self.source, self.mixture)
 
-    def _check_mixture(self) -> None:
-        if self.mixture and self.source != DataConfig.source:
-            raise UserError(
-                f"data.source: {self.source} contradicts data.mixture, which names other sources; give one of the two "
-                "(--data.mixture '[]' takes that of a config away)"
-            )
-        seen: set[str] = set()
-        for source, weight in self.mixture:
-            if not (math.isfinite(weight) and weight > 0):
-                raise UserError(f"data.mixture: weight {weight} of {source!r} must be positive; leave the source out")
-            if source in seen:
-                raise UserError(f"data.mixture: {source!r} is named twice; add its weights up")
-            seen.add(source)
+
+Format = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]
+Template = Literal["alpaca", "alpaca_newline", "chatml", "llama2", "llama3", "plain", "model"]
+
+
+@dataclass(frozen=True)
+class InstructionDataConfig:
+    """Where instructions and answers come from and how they become rows of tokens."""
+
+    source: str = "starter"
+    """`starter`: a small set written for this project. Else a file, a glob, or a directory with all below it: .jsonl,
+    .json, .parquet, .array_record, .txt or .md; `tfds:NAME[/CONFIG][:SPLIT]` or `hf:NAME[/CONFIG][:SPLIT]`."""
+    mixture: tuple[tuple[str, float], ...] = ()
+    """Several sources instead of `source`: pairs of a source, written as there, and its weight, its share of the
+    examples once the weights are divided by their sum. Each source has epochs of its own."""
+    format: Literal["auto", Format] = "auto"
+    """What the fields of a record are. `alpaca`: instruction, input, output (and system, history); `sharegpt`:
+    conversations of {from, value}; `messages`: messages of {role, content}; `prompt_completion`: prompt, completion;
+    `text`: text, all of which is learned. `auto` tells them apart by their fields, for each source by itself."""
+    template: Literal["auto", Template] = "auto"
+    """How a conversation is laid out. `alpaca` is Stanford Alpaca's, `alpaca_newline` has an end of line after
+    "### Response:"; `plain` puts nothing between prompt and answer; `model` is the checkpoint's own chat template.
+    `auto`: `model` if the checkpoint has one, else `alpaca`."""
+    train_on_prompt: bool = False
+    """Let prompts bear loss too, not only answers."""
+    sequence_length: int = 512
+    """Tokens in a row."""
+    packing: Literal["none", "pack"] = "pack"
+    """`pack` lays as many whole examples into a row as fit; none sees another. `none`: one example a row."""
+    group_by_length: bool = False
+    """Without packing, put examples of similar length into a batch."""
+    pad_multiple: int = 128
+    """Without packing, the rows of a batch are as long as its longest example, rounded up to a multiple of this many
+    tokens. Each length is compiled once."""
+    overlong: Literal["truncate", "drop"] = "truncate"
+    """What happens to an example of more tokens than a row has: it is cut, and then has no end of sequence to learn, or
+    left out. Either is counted."""
+    validation_fraction: float = 0.02
+    """Share of the records of each source held out for validation; 0: none is."""
+    validation_examples: int | None = None
+    """Number of records, of all sources together, held out instead of a share."""
+    validation_source: str | None = None
+    """A source to validate on, instead of holding out records of the others."""
+    bad_records: Literal["skip", "fail"] = "skip"
+    """What happens at a record that cannot be used: no JSON, without an answer and the like. `skip` counts it by reason
+    (`dropped_records` in the metrics) and names the first few; `fail` ends the run."""
+    max_bad_fraction: float = 0.01
+    """Share of the records of a source that may be skipped; more end the run. Examples that have nothing to learn
+    within `sequence_length` are counted, too, but not in this share."""
+    prefetch_batches: int = 4
+    """Batches prepared ahead of the training step."""
+
+    def __post_init__(self) -> None:
+        _check_mixture(self.source, self.mixture, InstructionDataConfig.source)
+        if self.sequence_length < 2:
+            raise UserError(f"data.sequence_length: {self.sequence_length} is too short; use at least 2 tokens")
+        if not 0 <= self.validation_fraction < 1:
+            raise UserError(f"data.validation_fraction: {self.validation_fraction} must be at least 0 and below 1")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"data.max_bad_fraction: {self.max_bad_fraction} must lie between 0 and 1")
+        if self.validation_examples is not None and self.validation_examples < 0:
+            raise UserError(f"data.validation_examples: {self.validation_examples} must not be negative")
+        if self.validation_examples is not None and self.validation_source is not None:
+            raise UserError("data.validation_examples: contradicts data.validation_source; give one of the two")
+        if self.group_by_length and self.packing == "pack":
+            raise UserError("data.group_by_length: contradicts data.packing pack, which fills rows; add packing none")
+        for name, least in (("pad_multiple", 1), ("prefetch_batches", 1)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"data.{name}: {value} must be at least {least}")
+
+    @property
+    def weighted_sources(self) -> tuple[tuple[str, float], ...]:
+        """The sources to read and their weights, which need not sum to 1."""
+        return _weighted_sources(self.source, self.mixture)
+
+
+def _weighted_sources(source: str, mixture: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
+    return tuple((source, weight) for source, weight in mixture) or ((source, 1.0),)
+
+
+def _check_mixture(source: str, mixture: tuple[tuple[str, float], ...], default: str) -> None:
+    if mixture and source != default:
+        raise UserError(
+            f"data.source: {source} contradicts data.mixture, which names other sources; give one of the two "
+            "(--data.mixture '[]' takes that of a config away)"
+        )
+    seen: set[str] = set()
+    for name, weight in mixture:
+        if not (math.isfinite(weight) and weight > 0):
+            raise UserError(f"data.mixture: weight {weight} of {name!r} must be positive; leave the source out")
+        if name in seen:
+            raise UserError(f"data.mixture: {name!r} is named twice; add its weights up")
+        seen.add(name)

@@ -130,15 +130,28 @@ def hold_out(documents: Documents, fraction: float) -> tuple[Documents, Document
         UserError: there are fewer than two documents.
     """
     count = len(documents)
-    if count < 2:
-        raise UserError(
-            f"data.validation_fraction: {fraction} of {count} document leaves one side empty; give at least 2 documents"
-        )
-    held_out = min(max(1, round(count * fraction)), count - 1)
-    # RandomState, unlike numpy's newer generators, promises the same numbers in every version.
-    order = np.random.RandomState(_HELD_OUT_SEED).permutation(count)
-    training, validation = np.sort(order[held_out:]), np.sort(order[:held_out])
+    training, validation = dealt(count, held_out_count(count, fraction))
     return (
         SelectedDocuments(documents, training, f"all but {fraction} held out"),
         SelectedDocuments(documents, validation, f"{fraction} held out"),
     )
+
+
+def held_out_count(count: int, fraction: float) -> int:
+    """How many of `count` documents a share of them is: at least one, and not all.
+
+    Raises:
+        UserError: there are fewer than two documents.
+    """
+    if count < 2:
+        raise UserError(
+            f"data.validation_fraction: {fraction} of {count} document leaves one side empty; give at least 2 documents"
+        )
+    return min(max(1, round(count * fraction)), count - 1)
+
+
+def dealt(count: int, held_out: int) -> tuple[Int[np.ndarray, "training"], Int[np.ndarray, "validation"]]:
+    """Numbers of the documents to train on and of so many to hold out, each in order."""
+    # RandomState, unlike numpy's newer generators, promises the same numbers in every version.
+    order = np.random.RandomState(_HELD_OUT_SEED).permutation(count)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])

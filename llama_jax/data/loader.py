@@ -6,16 +6,16 @@ and a run may go on with another number of them. Knows nothing of devices.
 
 import hashlib
 import json
-import threading
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from llama_jax.core.arrays import Int
 from llama_jax.core.errors import UserError
+from llama_jax.data.ahead import Ahead
 from llama_jax.data.config import DataConfig
 from llama_jax.data.documents import Documents, in_order
 from llama_jax.data.mixture import Mixture
@@ -28,8 +28,6 @@ from llama_jax.data.workers import StreamProcesses
 State: TypeAlias = dict[str, Any]
 """Position between two batches, as JSON values: `step`, batches given; `row`, rows of the global batches before; and
 `streams`, by number of the stream its record: see `streams.Records`."""
-
-_T = TypeVar("_T")
 
 
 def streams_of_batch(first_row: int, batch_size: int, streams: int) -> Int[np.ndarray, "B"]:
@@ -133,7 +131,7 @@ class Loader:
         self._say = say
         self._said = 0
         self._readers: _InThread | StreamProcesses | None = None
-        self._ahead: _Ahead[tuple[Batch, State, list[str]]] | None = None
+        self._ahead: Ahead[tuple[Batch, State, list[str]]] | None = None
         self.fingerprint = _fingerprint(self._pipeline)
         streams_of_batch(0, batch_size_at(0), config.streams)
 
@@ -146,7 +144,7 @@ class Loader:
         """
         self.close()
         self._readers = StreamProcesses(self._config.workers) if self._config.workers else _InThread()
-        self._ahead = _Ahead(self._batches(state, self._readers), self._config.prefetch_batches)
+        self._ahead = Ahead(self._batches(state, self._readers), self._config.prefetch_batches)
         return self
 
     def __iter__(self) -> Iterator[tuple[Batch, State]]:
@@ -279,53 +277,6 @@ def _fingerprint(pipeline: Pipeline) -> str:
         "packing": PACKING_VERSION,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-class _Ahead(Generic[_T]):
-    """Runs an iterator in a thread, at most `limit` items ahead of whoever asks."""
-
-    def __init__(self, items: Iterator[_T], limit: int) -> None:
-        self._items = items
-        self._limit = limit
-        self._ready: deque[_T] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._error: BaseException | None = None
-        # A daemon, so that a reader stuck in slow storage cannot keep a finished process alive.
-        self._thread = threading.Thread(target=self._run, name="data-loader", daemon=True)
-        self._thread.start()
-
-    def __next__(self) -> _T:
-        with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._error or self._closed)
-            if not self._ready:
-                raise self._error or StopIteration
-            item = self._ready.popleft()
-            self._changed.notify_all()
-        return item
-
-    def stop(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def join(self) -> None:
-        self._thread.join(timeout=1.0)
-
-    def _run(self) -> None:
-        try:
-            for item in self._items:
-                with self._changed:
-                    self._ready.append(item)
-                    self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._closed or len(self._ready) < self._limit)
-                    if self._closed:
-                        return
-            raise StopIteration
-        except BaseException as error:  # the thread must not die unheard: it is raised where the batch is asked for
-            with self._changed:
-                self._error = None if self._closed else error
-                self._changed.notify_all()
 
 
 def validation_batches(

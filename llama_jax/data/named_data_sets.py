@@ -4,16 +4,16 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from etils import epath
 
 from llama_jax.core.errors import UserError, nearest
 from llama_jax.data.array_records import ArrayRecordFile
-from llama_jax.data.documents import BadRecordError, Documents
-from llama_jax.data.parquet_files import ParquetColumn
-from llama_jax.data.record_text import good_text, missing_field
+from llama_jax.data.documents import BadRecordError
+from llama_jax.data.parquet_files import ParquetValues
+from llama_jax.data.record_text import Reading, missing_field
 
 _FILES_AT_ONCE = 16
 _SAMPLES = 256
@@ -21,6 +21,8 @@ _SAMPLES = 256
 _TFDS = re.compile(r"(?P<name>(?:[a-z0-9]+://)?[^:]+(?::\d[\d.*]*)?)(?::(?P<split>[^/]+))?")
 _HUGGING_FACE = re.compile(r"(?P<name>[^:]+)(?::(?P<split>[^/]+))?")
 _DEFAULT_SPLIT = "train"
+
+_T = TypeVar("_T")
 
 
 @runtime_checkable
@@ -48,17 +50,18 @@ class _Slice:
         return f"{self._rows.identity()} {self._first} {self._count}"
 
 
-class _Column:
-    """One column of a data set of Hugging Face."""
+class _HubRows:
+    """A data set of Hugging Face: the values of one column, or dictionaries of all."""
 
-    def __init__(self, rows: Any, name: str) -> None:
-        self._rows, self._name = rows.select_columns([name]), name
+    def __init__(self, rows: Any, column: str | None) -> None:
+        self._rows, self._column = rows if column is None else rows.select_columns([column]), column
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Any:
-        return self._rows[index][self._name]
+        row = self._rows[index]
+        return row if self._column is None else row[self._column]
 
     def identity(self) -> str:
         """Follows the number of rows and the values of 256 that are spread evenly; any other change is not seen."""
@@ -66,60 +69,63 @@ class _Column:
         return f"{len(self)} {[self[int(index)] for index in np.unique(sample)]!r}"
 
 
-class _ExampleText:
-    """The text in a serialised tf.train.Example; parses no other field."""
+class _Example:
+    """What stands in a serialised tf.train.Example: the value of one field, parsing no other, or a dictionary."""
 
-    def __init__(self, only_text: Any, text_field: str) -> None:
-        self._only_text, self._text_field = only_text, text_field
+    def __init__(self, features: Any, field: str | None) -> None:
+        self._features, self._field = features, field
 
-    def __call__(self, example: bytes) -> Any:
-        return self._only_text.deserialize_example_np(example)[self._text_field]
+    def __call__(self, example: Any) -> Any:
+        if isinstance(example, dict):  # a row of parquet, which has one column
+            (example,) = example.values()
+        values = self._features.deserialize_example_np(example)
+        return values if self._field is None else values[self._field]
 
 
-class DataSetDocuments:
-    """The texts of a data set, one an example.
+class DataSetDocuments(Generic[_T]):
+    """The documents of a data set, one an example.
 
     Args:
         parts: Rows, one after the other.
-        text_of: The text, as string or bytes, of what stands in a row; None where that is the text itself.
-        text_field: The field that it comes from.
+        parsed: Gives what `reading` reads from what stands in a row; None where that is the same.
+        reading: What of an example is the document.
         name: Name and split, for messages and the identity.
     """
 
     def __init__(
-        self, parts: Sequence[_Rows], text_of: Callable[[Any], Any] | None, text_field: str, name: str
+        self, parts: Sequence[_Rows], parsed: Callable[[Any], Any] | None, reading: Reading[_T], name: str
     ) -> None:
-        self._parts, self._text_of, self._text_field, self._name = parts, text_of, text_field, name
+        self._parts, self._parsed, self._reading, self._name = parts, parsed, reading, name
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def __getitem__(self, index: int) -> str:
-        """The text of an example, counted from 0.
+    def __getitem__(self, index: int) -> _T:
+        """The document in an example, counted from 0.
 
         Raises:
-            BadRecordError: the example has no usable text.
+            BadRecordError: the example cannot be used.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
         part, where = int(np.searchsorted(self._ends, index, side="right")), f"{self._name} example {index}"
         row = self._parts[part][index - (int(self._ends[part - 1]) if part else 0)]
         try:
-            value = row if self._text_of is None else self._text_of(row)
+            value = row if self._parsed is None else self._parsed(row)
         except Exception as error:  # whatever a parser raises over bytes that are no example
             raise BadRecordError("damaged", where, f"cannot be decoded: {_first_line(error)}") from None
-        return good_text(value, self._text_field, where)
+        return self._reading.of_value(value, where)
 
     def identity(self) -> str:
         """Follows name, split and field, and each part as far as its own identity does."""
         digest = hashlib.sha256()
         for part in self._parts:
             digest.update(part.identity().encode(errors="surrogatepass") + b"\0")
-        return f"{self._name} {self._text_field} sha256:{digest.hexdigest()}"
+        return f"{self._name} {self._reading.field or 'records'} sha256:{digest.hexdigest()}"
 
 
-def open_tfds(spec: str, text_field: str) -> Documents:
+def open_tfds(spec: str, reading: Reading[_T]) -> DataSetDocuments[_T]:
     """The documents of `tfds:NAME[/CONFIG][:SPLIT]` or `tfds:DIRECTORY[:SPLIT]`.
 
     The directory is that of one version, which holds dataset_info.json. A named data set that is not prepared yet is
@@ -135,13 +141,9 @@ def open_tfds(spec: str, text_field: str) -> Documents:
 
     name, split_name = found["name"], found["split"] or _DEFAULT_SPLIT
     builder, directory = _builder(tfds, spec, name), f"{name}:{split_name}"
-    features = builder.info.features
-    fields = list(features) if isinstance(features, dict) or hasattr(features, "keys") else []
-    if text_field not in fields:
-        raise UserError(f"data.source: tfds:{directory}: {missing_field(text_field, fields)}")
-    feature = features[text_field]
-    if getattr(feature, "shape", None) != () or getattr(feature, "np_dtype", None) not in (object, str, bytes):
-        raise UserError(f"data.source: tfds:{directory}: field '{text_field}' (data.text_field) is no feature of text")
+    features: Any = builder.info.features
+    if reading.field is not None:
+        features = tfds.features.FeaturesDict({reading.field: _text_feature(features, reading.field, directory)})
     # Sources of the library read parquet whole and pass over the ends of a part of a split, so files are read here.
     try:
         instructions = builder.info.splits[split_name].file_instructions
@@ -150,7 +152,7 @@ def open_tfds(spec: str, text_field: str) -> Documents:
     file_format = getattr(builder.info.file_format, "value", str(builder.info.file_format))
     readers: dict[str, Callable[[epath.Path], _Rows]] = {
         "array_record": ArrayRecordFile,
-        "parquet": lambda path: ParquetColumn(path, None),
+        "parquet": lambda path: ParquetValues(path, None),
     }
     if file_format not in readers:
         raise UserError(
@@ -167,8 +169,18 @@ def open_tfds(spec: str, text_field: str) -> Documents:
 
     with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
         parts = list(threads.map(part, instructions))
-    text_of = _ExampleText(tfds.features.FeaturesDict({text_field: feature}), text_field)
-    return DataSetDocuments(parts, text_of, text_field, f"tfds:{builder.info.full_name}:{split_name}")
+    name = f"tfds:{builder.info.full_name}:{split_name}"
+    return DataSetDocuments(parts, _Example(features, reading.field), reading, name)
+
+
+def _text_feature(features: Any, field: str, directory: str) -> Any:
+    fields = list(features) if isinstance(features, dict) or hasattr(features, "keys") else []
+    if field not in fields:
+        raise UserError(f"data.source: tfds:{directory}: {missing_field(field, fields)}")
+    feature = features[field]
+    if getattr(feature, "shape", None) != () or getattr(feature, "np_dtype", None) not in (object, str, bytes):
+        raise UserError(f"data.source: tfds:{directory}: field '{field}' (data.text_field) is no feature of text")
+    return feature
 
 
 def _builder(tfds: Any, spec: str, name: str) -> Any:
@@ -193,7 +205,7 @@ def _builder(tfds: Any, spec: str, name: str) -> Any:
     return builder
 
 
-def open_hugging_face(spec: str, text_field: str) -> Documents:
+def open_hugging_face(spec: str, reading: Reading[_T]) -> DataSetDocuments[_T]:
     """The documents of `hf:[ORGANISATION/]NAME[:SPLIT]`, `hf:ORGANISATION/NAME/CONFIG[:SPLIT]` or
     `hf:DIRECTORY[:SPLIT]`: what `save_to_disk` wrote, or files that `load_dataset` knows.
 
@@ -214,14 +226,19 @@ def open_hugging_face(spec: str, text_field: str) -> Documents:
         raise
     except Exception as error:  # the library raises whatever its many parts raise
         raise UserError(f"data.source: {spec}: {_first_line(error)}") from None
-    if text_field not in rows.column_names:
-        raise UserError(f"data.source: {spec}: {missing_field(text_field, rows.column_names)}")
-    if getattr(rows.features[text_field], "dtype", None) not in ("string", "large_string", "binary", "large_binary"):
-        kind = getattr(rows.features[text_field], "dtype", type(rows.features[text_field]).__name__)
-        raise UserError(f"data.source: {spec}: column '{text_field}' (data.text_field) is of type {kind}, not strings")
+    if reading.field is not None:
+        _check_strings(rows, reading.field, spec)
     directory = epath.Path(name).expanduser()
     shown = directory.name if directory.is_dir() else name  # a corpus may be moved
-    return DataSetDocuments([_Column(rows, text_field)], None, text_field, f"hf:{shown}:{split}")
+    return DataSetDocuments([_HubRows(rows, reading.field)], None, reading, f"hf:{shown}:{split}")
+
+
+def _check_strings(rows: Any, column: str, spec: str) -> None:
+    if column not in rows.column_names:
+        raise UserError(f"data.source: {spec}: {missing_field(column, rows.column_names)}")
+    if getattr(rows.features[column], "dtype", None) not in ("string", "large_string", "binary", "large_binary"):
+        kind = getattr(rows.features[column], "dtype", type(rows.features[column]).__name__)
+        raise UserError(f"data.source: {spec}: column '{column}' (data.text_field) is of type {kind}, not strings")
 
 
 def _hugging_face_rows(datasets: Any, name: str, split: str) -> Any:

@@ -159,14 +159,14 @@ class PackedRows:
         Raises:
             UserError: no document can be used, or the one under way is not what it was.
         """
-        position, row = self._position, _empty_row(self._length)
+        position, row = self._position, empty_row(self._length)
         filled = segment = 0
         while filled < self._length:
             ids = self._begin() if self._ids is None else self._ids
             start = position.offset
             stop = min(start + self._length - filled, len(ids) - 1)
             segment += 1
-            _put(row, filled, segment, ids[start : stop + 1])
+            lay(row, filled, segment, ids[start : stop + 1])
             filled += stop - start
             position.ledger = entered(position.ledger, self._number, start, stop)
             position.offset = stop
@@ -239,18 +239,18 @@ class PackedRows:
 
 def validation_rows(documents: Documents, tokenizer: Tokenizer, sequence_length: int) -> Iterator[Row]:
     """All documents once, in their order, but for those that cannot be used. The last row is padded."""
-    row = _empty_row(sequence_length)
+    row = empty_row(sequence_length)
     filled = segment = 0
     for ids in _usable_ids(documents, tokenizer):
         start = 0
         while start < len(ids) - 1:
             stop = min(start + sequence_length - filled, len(ids) - 1)
             segment += 1
-            _put(row, filled, segment, ids[start : stop + 1])
+            lay(row, filled, segment, ids[start : stop + 1])
             filled, start = filled + stop - start, stop
             if filled == sequence_length:
                 yield row
-                row, filled, segment = _empty_row(sequence_length), 0, 0
+                row, filled, segment = empty_row(sequence_length), 0, 0
     if filled:
         yield row
 
@@ -290,13 +290,14 @@ def _usable_ids(documents: Documents, tokenizer: Tokenizer) -> Iterator[np.ndarr
             yield token_ids(document, tokenizer, number)
 
 
-def _empty_row(sequence_length: int) -> Row:
+def empty_row(sequence_length: int) -> Row:
+    """A row of nothing but padding."""
     row = {name: np.zeros(sequence_length, np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
     return {**row, "loss_weights": np.zeros(sequence_length, np.float32)}
 
 
-def _put(row: Row, start: int, segment: int, ids: Int[np.ndarray, "ids"]) -> None:
-    """Lay the pairs of neighbouring ids into a row."""
+def lay(row: Row, start: int, segment: int, ids: Int[np.ndarray, "ids"]) -> None:
+    """Put the pairs of neighbouring ids into a row, all of them to be learned."""
     pairs = slice(start, start + len(ids) - 1)
     row["tokens"][pairs] = ids[:-1]
     row["targets"][pairs] = ids[1:]

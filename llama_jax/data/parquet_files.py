@@ -4,7 +4,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,11 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote
 from llama_jax.data.documents import BadRecordError
 from llama_jax.data.file_bytes import read_range, sampled_digest, unreadable
-from llama_jax.data.record_text import good_text, missing_field
+from llama_jax.data.record_text import Reading, missing_field
 
 _CACHE_BYTES = 256 * 2**20
+
+_T = TypeVar("_T")
 
 
 class _Cache:
@@ -31,7 +33,7 @@ class _Cache:
         self._columns: OrderedDict[tuple[object, int], pa.ChunkedArray | str] = OrderedDict()
         self._lock = threading.Lock()
 
-    def column(self, file: "ParquetColumn", row_group: int) -> pa.ChunkedArray | str:
+    def column(self, file: "ParquetValues", row_group: int) -> pa.ChunkedArray | str:
         """The column, or what is wrong with it."""
         key = (file.key, row_group)
         with self._lock:
@@ -51,15 +53,16 @@ _cache = _Cache()
 os.register_at_fork(after_in_child=_cache.forget)
 
 
-class ParquetColumn:
-    """One column of a parquet file, value by value. Holds 8 bytes a row group and what the process keeps decoded.
+class ParquetValues:
+    """A parquet file value by value: those of one column, or dictionaries of all. Holds 8 bytes a row group and what
+    the process keeps decoded.
 
     Rows at random, of files that hold more than the 256 MiB that are kept decoded, decode a row group for each: let
     `prepare` write such a corpus anew first.
 
     Args:
         path: The file.
-        column: The name of a column of strings or bytes; None takes the first.
+        column: The name of a column of strings or bytes; None takes all.
 
     Raises:
         UserError: the file cannot be read, is no parquet or was cut short, or has no such column of strings.
@@ -69,7 +72,9 @@ class ParquetColumn:
         with _open(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
             self._ends = np.cumsum([metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)])
-        self._path, self._name = path, _string_column(path, schema, column)
+        self._path, self._name = path, column
+        if column is not None:
+            _check_strings(path, schema, column)
         footer_bytes = int.from_bytes(read_range(path, (size := path.stat().length) - 8, size)[:4], "little") + 8
         self._digest = sampled_digest(path, footer_bytes)
         self.key = (str(path), self._name, self._digest)
@@ -78,10 +83,10 @@ class ParquetColumn:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, row: int) -> Any:
-        """A value: a string, bytes or None.
+        """A value of the column: a string, bytes or None; or the row as a dictionary.
 
         Raises:
-            BadRecordError: the row group that holds it is damaged, or it is a string that is not UTF-8.
+            BadRecordError: the row group that holds it is damaged, or a string is not UTF-8.
         """
         group = int(np.searchsorted(self._ends, row, side="right"))
         where = f"{self._path} row {row}"
@@ -94,14 +99,17 @@ class ParquetColumn:
         try:
             return column[within].as_py()
         except UnicodeDecodeError as error:
-            message = f"column '{self._name}' is not UTF-8 at byte {error.start}"
+            column = "a column" if self._name is None else f"column '{self._name}'"
+            message = f"{column} is not UTF-8 at byte {error.start}"
             raise BadRecordError("not_utf8", where, message) from None
 
     def read_row_group(self, number: int) -> pa.ChunkedArray | str:
-        """Decode the column of a row group; gives what is wrong where its bytes are damaged."""
+        """Decode what is wanted of a row group; gives what is wrong where its bytes are damaged."""
+        columns = None if self._name is None else [self._name]
         try:
             with _open(self._path) as file:
-                return file.read_row_group(number, columns=[self._name], use_threads=False).column(0)
+                table = file.read_row_group(number, columns=columns, use_threads=False)
+                return table.to_struct_array() if columns is None else table.column(0)
         except (pa.ArrowException, OSError) as error:
             if getattr(error, "errno", None) is not None:  # the disk or the bucket, not the file: no record is bad
                 raise
@@ -113,35 +121,35 @@ class ParquetColumn:
         return self._digest
 
 
-class ParquetFile:
-    """The documents of a parquet file: the strings of one column.
+class ParquetFile(Generic[_T]):
+    """The documents of a parquet file, one a row.
 
     Args:
         path: The file.
-        text_field: The name of the column.
+        reading: What of a row is the document.
 
     Raises:
-        UserError: as `ParquetColumn` has it.
+        UserError: as `ParquetValues` has it.
     """
 
-    def __init__(self, path: epath.Path, text_field: str) -> None:
-        self._path, self._text_field = path, text_field
-        self._column = ParquetColumn(path, text_field)
+    def __init__(self, path: epath.Path, reading: Reading[_T]) -> None:
+        self._path, self._reading = path, reading
+        self._values = ParquetValues(path, reading.field)
 
     def __len__(self) -> int:
-        return len(self._column)
+        return len(self._values)
 
-    def __getitem__(self, index: int) -> str:
-        """The text of a row, counted from 0.
+    def __getitem__(self, index: int) -> _T:
+        """The document in a row, counted from 0.
 
         Raises:
-            BadRecordError: the row has no usable text.
+            BadRecordError: the row cannot be used.
         """
-        return good_text(self._column[index], self._text_field, f"{self._path} row {index}")
+        return self._reading.of_value(self._values[index], f"{self._path} row {index}")
 
     def identity(self) -> str:
-        """As `ParquetColumn` has it."""
-        return self._column.identity()
+        """As `ParquetValues` has it."""
+        return self._values.identity()
 
 
 def _open(path: epath.Path) -> pq.ParquetFile:
@@ -151,10 +159,8 @@ def _open(path: epath.Path) -> pq.ParquetFile:
         raise unreadable(path, error) from None
 
 
-def _string_column(path: epath.Path, schema: pa.Schema, column: str | None) -> str:
+def _check_strings(path: epath.Path, schema: pa.Schema, column: str) -> None:
     types: Mapping[str, pa.DataType] = {field.name: field.type for field in schema}
-    if column is None:
-        column = next(iter(types), "")
     if column not in types:
         raise UserError(f"data.source: {path}: {missing_field(column, list(types))}")
     if not _is_string(types[column]):
@@ -163,7 +169,6 @@ def _string_column(path: epath.Path, schema: pa.Schema, column: str | None) -> s
             f"data.source: {path}: column '{column}' (data.text_field) is of type {types[column]}; columns of strings: "
             f"{strings}"
         )
-    return column
 
 
 def _is_string(kind: pa.DataType) -> bool:

@@ -4,6 +4,7 @@ record stands; knows nothing of what makes it good."""
 import hashlib
 from array import array
 from collections.abc import Iterator
+from typing import Generic, TypeVar
 
 import numpy as np
 from etils import epath
@@ -13,9 +14,11 @@ from llama_jax.core.errors import UserError
 from llama_jax.data.documents import BadRecordError
 from llama_jax.data.file_bytes import chunks, mark_bytes, read_range
 from llama_jax.data.json_array import array_bounds
-from llama_jax.data.record_text import MAX_RECORD_BYTES, parsed_json, record_text, too_long
+from llama_jax.data.record_text import MAX_RECORD_BYTES, Reading, parsed_json, too_long
 
 _NEWLINE = ord("\n")
+
+_T = TypeVar("_T")
 
 
 class _IndexedFile:
@@ -41,23 +44,23 @@ class _IndexedFile:
         return read_range(self._path, start, end)
 
 
-class LineFile(_IndexedFile):
+class LineFile(_IndexedFile, Generic[_T]):
     """The documents of a file of JSON lines; blank lines are passed over. Holds 16 bytes a line.
 
     Args:
         path: Read once from its start to its end, never more than 4 MiB of it at a time.
-        text_field: The field of each object that holds its text.
+        reading: What of each object is the document.
 
     Raises:
         UserError: the file cannot be read, or is compressed or UTF-16.
     """
 
-    def __init__(self, path: epath.Path, text_field: str) -> None:
-        self._path, self._text_field = path, text_field
+    def __init__(self, path: epath.Path, reading: Reading[_T]) -> None:
+        self._path, self._reading = path, reading
         self._bounds, self._passed_over, self._digest = _index_lines(path)
 
-    def __getitem__(self, index: int) -> str:
-        """The text of a line.
+    def __getitem__(self, index: int) -> _T:
+        """The document in a line.
 
         Raises:
             BadRecordError: the line is no good record, or is longer than 64 MiB and therefore not read.
@@ -65,7 +68,7 @@ class LineFile(_IndexedFile):
         """
         where = f"{self._path}:{self._line_number(index)}"
         content = self._content(index, where)
-        return record_text(content, self._text_field, where, whole=content.endswith(b"\n"))
+        return self._reading.of_json(content, where, whole=content.endswith(b"\n"))
 
     def _line_number(self, index: int) -> int:
         """From 1, counting lines that were passed over."""
@@ -73,19 +76,19 @@ class LineFile(_IndexedFile):
         return index + 1 + (int(self._passed_over[place - 1, 1]) if place else 0)
 
 
-class ArrayFile(_IndexedFile):
+class ArrayFile(_IndexedFile, Generic[_T]):
     """The documents of a file with one JSON array of objects. Holds 16 bytes an element.
 
     Args:
         path: Read once from its start to its end, never more than 4 MiB of it at a time.
-        text_field: The field of each object that holds its text.
+        reading: What of each object is the document.
 
     Raises:
         UserError: the file cannot be read, or is no whole JSON array.
     """
 
-    def __init__(self, path: epath.Path, text_field: str) -> None:
-        self._path, self._text_field = path, text_field
+    def __init__(self, path: epath.Path, reading: Reading[_T]) -> None:
+        self._path, self._reading = path, reading
         digest, bounds = hashlib.sha256(), array("q")
 
         def hashed() -> Iterator[tuple[int, bytes]]:
@@ -105,18 +108,18 @@ class ArrayFile(_IndexedFile):
             if not read_range(path, start, min(end, start + MAX_RECORD_BYTES)).strip():
                 self._bounds = self._bounds[:0]
 
-    def __getitem__(self, index: int) -> str:
-        """The text of an element.
+    def __getitem__(self, index: int) -> _T:
+        """The document in an element.
 
         Raises:
             BadRecordError: the element is no good record, or is longer than 64 MiB and therefore not read.
             UserError: the file was changed.
         """
         where = f"{self._path}[{index}]"
-        return record_text(self._content(index, where), self._text_field, where)
+        return self._reading.of_json(self._content(index, where), where)
 
 
-def open_json(path: epath.Path, text_field: str) -> LineFile | ArrayFile:
+def open_json(path: epath.Path, reading: Reading[_T]) -> LineFile[_T] | ArrayFile[_T]:
     """A .json file: an array of objects or, as many data sets have it in spite of the name, an object a line.
 
     Raises:
@@ -125,7 +128,7 @@ def open_json(path: epath.Path, text_field: str) -> LineFile | ArrayFile:
     start = next((chunk for _, chunk in chunks(path)), b"")
     start = start[mark_bytes(start) :].lstrip()
     if not start.startswith(b"{"):
-        return ArrayFile(path, text_field)
+        return ArrayFile(path, reading)
     line, newline, _ = start.partition(b"\n")
     if newline:
         try:
@@ -133,7 +136,7 @@ def open_json(path: epath.Path, text_field: str) -> LineFile | ArrayFile:
         except BadRecordError:
             message = "starts with a line that is no JSON object; give an array of objects, or JSON lines (.jsonl)"
             raise UserError(f"data.source: {path}: {message}") from None
-    return LineFile(path, text_field)
+    return LineFile(path, reading)
 
 
 def _index_lines(path: epath.Path) -> tuple[Int[np.ndarray, "lines two"], Int[np.ndarray, "gaps two"], str]:

@@ -2,27 +2,18 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.documents import BadRecordError
-from llama_jax.data.record_text import parsed_json
+from llama_jax.data.record_text import Record, parsed_json
 
 _RECORD_BYTES = 16 * 2**20
 _ARRAY_BYTES = 2**30
 _TFDS = "tfds:"
-
-
-class Record(NamedTuple):
-    """One record and where it stands."""
-
-    place: str
-    """For messages: `file:line`, or what else leads to the record."""
-    values: dict[str, Any]
-    """Strings, numbers, lists and dictionaries."""
 
 
 def read_records(source: str) -> list[Record]:

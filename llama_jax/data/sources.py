@@ -6,14 +6,15 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
 from etils import epath
 
 from llama_jax.core.errors import UserError, nearest
 from llama_jax.data.documents import Documents, TextDocuments
 from llama_jax.data.file_bytes import COMPRESSED_SUFFIXES
 from llama_jax.data.record_files import LineFile, open_json
+from llama_jax.data.record_text import Reading, Record, TextField, WholeRecord
 from llama_jax.data.text_files import TextFile
 
 _FILES_AT_ONCE = 16
@@ -21,24 +22,39 @@ _TEXT_SUFFIXES = (".txt", ".md")
 _SUFFIXES = (*_TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".array_record")
 
 
-class FileDocuments:
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+
+
+@runtime_checkable
+class Opened(Protocol[_T_co]):
+    """Documents by number, whatever they are; see `Documents`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> _T_co: ...
+
+    def identity(self) -> str: ...
+
+
+class FileDocuments(Generic[_T]):
     """The documents of several files, one file after the other.
 
     Args:
         files: (name, documents) of each. The name is the path below the directory that was named: with the identity of
             the documents it makes the identity of the whole, so a corpus may be moved.
-        text_field: The field that holds the text of records; None where no file holds records.
+        read_as: What is read of records, for the identity; None where no file holds records.
     """
 
-    def __init__(self, files: Sequence[tuple[str, Documents]], text_field: str | None) -> None:
+    def __init__(self, files: Sequence[tuple[str, Opened[_T]]], read_as: str | None) -> None:
         self._files = files
-        self._text_field = text_field
+        self._read_as = read_as
         self._ends = list(itertools.accumulate(len(documents) for _, documents in files))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index: int) -> str | np.ndarray:
+    def __getitem__(self, index: int) -> _T:
         """A document.
 
         Raises:
@@ -55,8 +71,8 @@ class FileDocuments:
         digest = hashlib.sha256()
         for name, documents in self._files:
             digest.update(f"{name}\0{documents.identity()}\n".encode())
-        if self._text_field is not None:
-            digest.update(self._text_field.encode())
+        if self._read_as is not None:
+            digest.update(self._read_as.encode())
         return f"files sha256:{digest.hexdigest()}"
 
 
@@ -77,51 +93,85 @@ def open_source(source: str, text_field: str = "text") -> Documents:
         from llama_jax.data.standard_library import standard_library_documents
 
         return TextDocuments(standard_library_documents())
-    if source.startswith(("tfds:", "hf:")):
-        from llama_jax.data.named_data_sets import open_hugging_face, open_tfds
-
-        documents = (open_tfds if source.startswith("tfds:") else open_hugging_face)(source, text_field)
-    elif _is_prepared(directory := epath.Path(source).expanduser()):
+    if _is_prepared(directory := epath.Path(source).expanduser()):
         from llama_jax.data.prepared import open_prepared
 
         return open_prepared(directory)
-    else:
-        documents = _open_files(source, text_field)
-    if not len(documents):
-        raise UserError(f"data.source: no text in {source}")
-    return documents
+    return _open_named(source, TextField(text_field))
 
 
-def _open_files(source: str, text_field: str) -> FileDocuments:
+def open_records(source: str) -> Opened[Record]:
+    """The records that a source names, with all their fields.
+
+    Args:
+        source: As for `open_source`, but for directories that `prepare` wrote. A text becomes a record with the field
+            `text`.
+
+    Raises:
+        UserError: nothing is found, a file is of an unknown kind or cannot be read, or there is no record at all.
+    """
+    if source == "pydoc":
+        return _AsRecords(open_source(source))
+    if not source.startswith(("tfds:", "hf:")) and _is_prepared(epath.Path(source).expanduser()):
+        raise UserError(f"data.source: {source} holds ids that `prepare` made; name the records it was made of")
+    return _open_named(source, WholeRecord())
+
+
+class _AsRecords:
+    """Texts as records."""
+
+    def __init__(self, documents: Opened[Any]) -> None:
+        self._documents = documents
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(f"document {index}", {"text": self._documents[index]})
+
+    def identity(self) -> str:
+        return self._documents.identity()
+
+
+def _open_named(source: str, reading: Reading[_T]) -> Opened[_T]:
+    """Documents of a data set by name, or of files."""
+    if source.startswith(("tfds:", "hf:")):
+        from llama_jax.data.named_data_sets import open_hugging_face, open_tfds
+
+        documents = (open_tfds if source.startswith("tfds:") else open_hugging_face)(source, reading)
+        if not len(documents):
+            raise UserError(f"data.source: no text in {source}")
+        return documents
     files = _files_of(source)
     with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
-        opened = list(threads.map(functools.partial(_open_file, text_field=text_field), (file for _, file in files)))
-    records = any(not isinstance(documents, TextFile) for documents in opened)
+        opened = list(threads.map(functools.partial(_open_file, reading=reading), (file for _, file in files)))
+    has_records = any(file.suffix.lower() not in _TEXT_SUFFIXES for _, file in files)
     documents = FileDocuments(
-        [(name, documents) for (name, _), documents in zip(files, opened, strict=True)], text_field if records else None
+        [(name, documents) for (name, _), documents in zip(files, opened, strict=True)],
+        (reading.field or "records") if has_records else None,
     )
     if not len(documents):
         raise UserError(f"data.source: no text in {source} ({len(files)} files)")
     return documents
 
 
-def _open_file(path: epath.Path, text_field: str) -> Documents:
+def _open_file(path: epath.Path, reading: Reading[Any]) -> Opened[Any]:
     suffix = path.suffix.lower()
     if suffix in _TEXT_SUFFIXES:
-        return TextFile(path)
-    return _opener_of_records(suffix)(path, text_field)
+        return TextFile(path) if reading.field is not None else _AsRecords(TextFile(path))
+    return _opener_of_records(suffix)(path, reading)
 
 
-def _opener_of_records(suffix: str) -> Callable[[epath.Path, str], Documents]:
+def _opener_of_records(suffix: str) -> Callable[[epath.Path, Reading[Any]], Opened[Any]]:
     """Libraries are imported only by those who have files of their kind."""
     if suffix == ".parquet":
         from llama_jax.data.parquet_files import ParquetFile
 
         return ParquetFile
     if suffix == ".array_record":
-        from llama_jax.data.array_records import ArrayRecordTexts
+        from llama_jax.data.array_records import ArrayRecordDocuments
 
-        return ArrayRecordTexts
+        return ArrayRecordDocuments
     return LineFile if suffix == ".jsonl" else open_json
 
 
