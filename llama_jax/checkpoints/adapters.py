@@ -1,7 +1,8 @@
 """An adapter in memory, whatever it was read from, and the table of the modules that it may adapt."""
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,15 @@ import numpy as np
 from llama_jax.checkpoints.base_identity import BaseIdentity
 from llama_jax.checkpoints.weights import WEIGHTS, WeightName
 from llama_jax.core.arrays import PyTree
+from llama_jax.core.errors import UserError
+from llama_jax.core.json_files import json_object, shown
 from llama_jax.model.config import AdapterConfig, LlamaConfig
+
+ADAPTER_ITEM = "adapter"
+"""Array item of a checkpoint that holds an adapter: the leaves that differ from the base, by their paths in the tree of
+parameters (`lora/layers/…`, and the modules that were trained whole)."""
+ADAPTER_FILE = "model/adapter.json"
+"""Plain file of such a checkpoint that holds the `AdapterConfig`."""
 
 SAVED_MODULES: Mapping[str, str] = {"embedding": "embedding/table", "lm_head": "lm_head/kernel"}
 """Path of each matrix that `AdapterConfig.modules_to_save` may name."""
@@ -47,3 +56,25 @@ def linears(config: LlamaConfig) -> Iterator[tuple[str, WeightName, tuple[int, i
 def as_numpy(array: Any) -> np.ndarray:
     """A factor on the host, float32."""
     return np.asarray(array, np.float32)
+
+
+def adapter_config_json(config: AdapterConfig) -> bytes:
+    """The content of `ADAPTER_FILE`."""
+    return json.dumps(asdict(config), indent=2).encode()
+
+
+def adapter_config_from_json(content: bytes, where: str) -> AdapterConfig:
+    """The inverse of `adapter_config_json`.
+
+    Raises:
+        UserError: it is not what that writes.
+    """
+    values = json_object(content, where)
+    known = {field.name for field in fields(AdapterConfig)}
+    given: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+    for name, value in given.items():
+        given[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return AdapterConfig(**given)
+    except TypeError:
+        raise UserError(f"{where}: does not describe an adapter: {shown(values)}") from None

@@ -3,6 +3,7 @@
 Two are kept of each weight: as it was read, and as it was kept in memory. So an adapter that was trained over a base in
 bfloat16 or in 4 bits still knows the base in float32 that those were made from, and one that was stored in bfloat16."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from llama_jax.checkpoints.manifest import LeafRecord, describe
 from llama_jax.checkpoints.weights import WeightName, Weights, padded, stored_shape, weight_names
+from llama_jax.core.arrays import Array
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_object, shown
 from llama_jax.core.tree import part_fingerprint
@@ -38,6 +40,13 @@ class BaseIdentity:
     """Of the weights in the type they were read in (float32 where that is a quantised file)."""
     stored: Prints
     """Of the weights in the type they were kept in; below the path of a quantised kernel there are several arrays."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that is known of the weights: the same wherever the base is."""
+        known = json.loads(self.to_json())
+        facts = {name: known[name] for name in ("config", *_KINDS)}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> bytes:
         """The content of `BASE_FILE`."""
@@ -114,14 +123,11 @@ class SourcePrints:
         self._sums: dict[str, np.ndarray] = {}
         self._types: dict[str, str] = {}
 
-    def add(self, name: WeightName, layer: int | None, tensor: np.ndarray) -> None:
-        """One tensor as `Weights.read` gave it."""
-        part = padded(tensor, name, self._config)
-        if part.dtype == np.float64:  # which JAX has not by default, so that nothing is kept in it
-            part = part.astype(np.float32)
-        words = part_fingerprint(part, (layer or 0) * part.size)
+    def add(self, name: WeightName, layer: int | None, tensor: np.ndarray | Array) -> None:
+        """One tensor as `Weights.read` gave it, the vocabulary padded; it may be on a mesh already."""
+        words = part_fingerprint(tensor, (layer or 0) * tensor.size)
         self._sums[name.ours] = self._sums.get(name.ours, np.uint32(0)) + words
-        self._types[name.ours] = str(part.dtype)
+        self._types[name.ours] = str(tensor.dtype)
 
     def records(self) -> dict[str, LeafRecord]:
         """What was added; every tensor must have been, once."""
@@ -132,6 +138,12 @@ class SourcePrints:
         }
 
 
+def as_stored(tensor: np.ndarray, name: WeightName, config: LlamaConfig) -> np.ndarray:
+    """A tensor as our tree has it: the vocabulary padded, float64 as float32, which is the most that JAX has."""
+    tensor = padded(tensor, name, config)
+    return tensor.astype(np.float32) if tensor.dtype == np.float64 else tensor
+
+
 def identity_of(weights: Weights, name: str, step: int | None) -> BaseIdentity:
     """The identity of weights that are read and not kept; reads each tensor once, unless they are a checkpoint's, whose
     manifest has the fingerprints."""
@@ -140,6 +152,6 @@ def identity_of(weights: Weights, name: str, step: int | None) -> BaseIdentity:
         prints = SourcePrints(weights.config)
         for row in weight_names(weights.config):
             for layer in range(weights.config.num_layers) if row.per_layer else (None,):
-                prints.add(row, layer, weights.read(row, layer))
+                prints.add(row, layer, as_stored(weights.read(row, layer), row, weights.config))
         records = prints.records()
     return BaseIdentity(name, step, weights.config, records, records)

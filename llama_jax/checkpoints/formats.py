@@ -6,22 +6,40 @@ from typing import Literal
 
 from etils import epath
 
+from llama_jax.checkpoints.adapter_sources import (
+    AdapterRun,
+    PeftDirectory,
+    holds_adapter,
+    open_adapter_run,
+    open_peft_directory,
+)
+from llama_jax.checkpoints.base_identity import check_base, identity_of
 from llama_jax.checkpoints.gguf import open_gguf
-from llama_jax.checkpoints.hugging_face import hub_directory, open_hugging_face
+from llama_jax.checkpoints.hugging_face import has_weights, hub_directory, open_hugging_face
 from llama_jax.checkpoints.llama2c import open_llama2c
+from llama_jax.checkpoints.merged_weights import merged
 from llama_jax.checkpoints.meta import open_meta
 from llama_jax.checkpoints.orbax_weights import open_orbax
+from llama_jax.checkpoints.peft_config import PEFT_CONFIG
 from llama_jax.checkpoints.weights import Weights
 from llama_jax.core.errors import UserError
 
-Format = Literal["orbax", "hf", "meta", "gguf", "llama2c"]
+Format = Literal["orbax", "hf", "meta", "gguf", "llama2c", "peft"]
+"""What can be written."""
+Kind = Literal[Format, "lora"]
+"""What can be read: also a run that trained an adapter."""
 
-_DIRECTORIES: Mapping[str, Format] = {"checkpoints": "orbax", "config.json": "hf", "params.json": "meta"}
+_DIRECTORIES: Mapping[str, Kind] = {
+    "checkpoints": "orbax",
+    "config.json": "hf",
+    "params.json": "meta",
+    PEFT_CONFIG: "peft",
+}
 """What a directory of each format has, looked for in this order: some of Hugging Face's also have a params.json."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def find_format(path: str) -> tuple[str, Format]:
+def find_format(path: str) -> tuple[str, Kind]:
     """Where the model is and in which format. A name of the Hugging Face hub, `owner/model`, is downloaded if there is
     no such path.
 
@@ -30,17 +48,11 @@ def find_format(path: str) -> tuple[str, Format]:
     """
     found = epath.Path(path)
     if not found.exists():
-        if _HUB_ID.fullmatch(path) and not found.parent.exists():
-            return str(hub_directory(path)), "hf"
-        raise UserError(f"--model {path}: no such file or directory")
+        if not _HUB_ID.fullmatch(path) or found.parent.exists():
+            raise UserError(f"--model {path}: no such file or directory")
+        found = epath.Path(hub_directory(path))
     if found.is_dir():
-        for name, kind in _DIRECTORIES.items():
-            if (found / name).exists():
-                return path, kind
-        raise UserError(
-            f"--model {path}: holds no model; a run has checkpoints/, a Hugging Face model config.json, "
-            "Meta's format params.json"
-        )
+        return str(found), _directory_format(found)
     with found.open("rb") as file:
         if file.read(4) == b"GGUF":
             return path, "gguf"
@@ -51,20 +63,95 @@ def find_format(path: str) -> tuple[str, Format]:
     )
 
 
-def open_weights(path: str, *, step: int | None, say: Callable[[str], None]) -> Weights:
-    """The model of a path, tensor by tensor.
+def _directory_format(directory: epath.Path) -> Kind:
+    for name, kind in _DIRECTORIES.items():
+        if (directory / name).exists():
+            if kind == "orbax" and holds_adapter(directory):
+                return "lora"
+            # Trainers also put the configuration of the base beside an adapter.
+            return "peft" if kind == "hf" and _is_peft(directory) else kind
+    raise UserError(
+        f"--model {directory}: holds no model; a run has checkpoints/, a Hugging Face model config.json, "
+        f"Meta's format params.json, an adapter of PEFT {PEFT_CONFIG}"
+    )
+
+
+def _is_peft(directory: epath.Path) -> bool:
+    return (directory / PEFT_CONFIG).exists() and not has_weights(directory)
+
+
+def open_adapter(path: str, *, step: int | None, say: Callable[[str], None]) -> AdapterRun | PeftDirectory:
+    """The adapter of a path: a run that trained one, or a directory of PEFT.
 
     Args:
         step: checkpoint of a run; None: the newest that verifies.
         say: told of checkpoints that do not verify.
 
     Raises:
-        UserError: nothing is there that can be read, or it is broken.
+        UserError: there is none, or it is broken.
     """
-    path, kind = find_format(path)
-    if kind == "orbax":
-        return open_orbax(epath.Path(path), step=step, say=say)
+    place, kind = find_format(path)
+    if kind == "lora":
+        return open_adapter_run(epath.Path(place), step, say)
+    if kind != "peft":
+        raise UserError(f"--adapters {path}: is a model, not an adapter (a run of lora, or a directory of PEFT)")
     if step is not None:
-        raise UserError(f"--step {step}: {path} is a single model, not a run with checkpoints")
+        raise UserError(f"--step {step}: {path} is a single adapter, not a run with checkpoints")
+    return open_peft_directory(place)
+
+
+def base_of(adapter: AdapterRun | PeftDirectory) -> tuple[str, Kind]:
+    """Where the base of an adapter is, as it says itself, and in which format.
+
+    Raises:
+        UserError: it does not say, or nothing is there any more.
+    """
+    advice = f"give its base as --model and {adapter.source} as --adapters"
+    if adapter.base_name is None:
+        raise UserError(f"--model {adapter.source}: is an adapter that does not name its base; {advice}")
+    try:
+        place, kind = find_format(adapter.base_name)
+    except UserError as error:
+        reason = str(error).removeprefix("--model ")
+        raise UserError(f"--model {adapter.source}: is an adapter over {reason}; {advice}") from None
+    if kind in ("lora", "peft"):
+        raise UserError(f"--model {adapter.source}: is an adapter over another, {adapter.base_name}; merge that first")
+    return place, kind
+
+
+def open_weights(path: str, *, step: int | None, say: Callable[[str], None], adapter: str | None = None) -> Weights:
+    """The model of a path, tensor by tensor; an adapter and its base as one, merged.
+
+    Args:
+        step: checkpoint of a run; None: the newest that verifies.
+        say: told of checkpoints that do not verify.
+        adapter: run of lora, or directory of PEFT, to merge into the model.
+
+    Raises:
+        UserError: nothing is there that can be read, it is broken, or the adapter belongs to another base.
+    """
+    place, kind = find_format(path)
+    if kind not in ("lora", "peft"):
+        weights = _open_base(place, kind, step, say)
+        return weights if adapter is None else _merged(weights, path, open_adapter(adapter, step=None, say=say))
+    if adapter is not None:
+        raise UserError(f"{path}: is an adapter itself; name the base of both, and one adapter")
+    own = open_adapter(path, step=step, say=say)
+    place, kind = base_of(own)
+    return _merged(_open_base(place, kind, own.base_step, say), place, own)
+
+
+def _open_base(place: str, kind: Kind, step: int | None, say: Callable[[str], None]) -> Weights:
+    if kind == "orbax":
+        return open_orbax(epath.Path(place), step=step, say=say)
+    if step is not None:
+        raise UserError(f"--step {step}: {place} is a single model, not a run with checkpoints")
     readers = {"hf": open_hugging_face, "meta": open_meta, "gguf": open_gguf, "llama2c": open_llama2c}
-    return readers[kind](path)
+    return readers[kind](place)
+
+
+def _merged(weights: Weights, path: str, source: AdapterRun | PeftDirectory) -> Weights:
+    adapter = source.read(weights.config)
+    if adapter.base is not None:
+        check_base(adapter.base, identity_of(weights, path, None), adapter.source)
+    return merged(weights, adapter)

@@ -25,6 +25,7 @@ _LONGEST_CONFIG = 2**20
 _LONGEST_INDEX = 2**24
 _SAFETENSORS = "model.safetensors"
 _PYTORCH = "pytorch_model.bin"
+_WEIGHTS = (_SAFETENSORS, _PYTORCH)
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -52,6 +53,11 @@ def open_hugging_face(path: epath.PathLike) -> ForeignWeights:
         lambda name: homes[name].read(name),
         ignored=lambda name: name.endswith(".rotary_emb.inv_freq"),
     )
+
+
+def has_weights(directory: epath.Path) -> bool:
+    """Whether a directory holds weights, and not a configuration alone."""
+    return any((directory / f"{whole}{ending}").exists() for whole in _WEIGHTS for ending in ("", ".index.json"))
 
 
 def _open_files(directory: Path) -> dict[str, SafetensorsFile | TorchFile]:
@@ -147,6 +153,7 @@ def hub_directory(repo_id: str) -> Path:
     import huggingface_hub
 
     texts = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja"]
+    texts += ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"]
     try:
         for weights in (_SAFETENSORS, _PYTORCH):
             stem, _, suffix = weights.partition(".")

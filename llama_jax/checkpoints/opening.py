@@ -1,29 +1,36 @@
 """Opening a model to use it: whatever `--model` names becomes a model, its parameters on the mesh, and a tokenizer."""
 
+import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from llama_jax.checkpoints.formats import find_format, open_weights
-from llama_jax.checkpoints.orbax_weights import stored_config
+from llama_jax.checkpoints.adapter_sources import AdapterRun
+from llama_jax.checkpoints.adapters import Adapter
+from llama_jax.checkpoints.base_identity import BaseIdentity, check_base
+from llama_jax.checkpoints.base_loading import base_from_run, base_from_weights
+from llama_jax.checkpoints.formats import Kind, base_of, find_format, open_adapter, open_weights
+from llama_jax.checkpoints.merged_weights import combined_files
 from llama_jax.checkpoints.store import find_verified
-from llama_jax.checkpoints.weights import Weights, padded, weight_names
 from llama_jax.core import sharding, tree
-from llama_jax.core.arrays import PyTree
+from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
+from llama_jax.core.files import is_remote
 from llama_jax.core.run import newest_run
 from llama_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer, tokenizer_from_files
-from llama_jax.model.config import ComputeConfig
-from llama_jax.model.llama import LanguageModel, language_model
+from llama_jax.model.config import ComputeConfig, LlamaConfig
+from llama_jax.model.llama import LanguageModel
+from llama_jax.model.lora import adapter_axes, stack_adapters, with_adapter
+from llama_jax.model.quantized import StorageType
 
 
 @dataclass(frozen=True)
@@ -32,20 +39,32 @@ class OpenParams:
 
     model: LanguageModel
     params: PyTree
-    """Scanned layout, in the compute type, on the mesh."""
+    """Scanned layout, in the storage type asked for, on the mesh; with an adapter, or several, below `lora`."""
     files: Mapping[str, bytes]
     """What travels with the weights: see `Weights.files`."""
     source: str
     """Where it came from, for people."""
     run: epath.Path | None
     """The run it was trained in, if any."""
+    adapters: tuple[str, ...] = ()
+    """Where the adapters came from, in the order of their numbers. With more than one, `adapter_ids` must say which
+    each row takes."""
+    base: BaseIdentity | None = None
+    """See `identity`."""
+
+    @property
+    def identity(self) -> BaseIdentity:
+        """What an adapter remembers of the base, adapters left out; asked for by `identify`."""
+        if self.base is None:
+            raise ValueError(f"{self.source} was opened without identify")
+        return self.base
 
 
 @dataclass(frozen=True)
 class OpenModel(OpenParams):
     """A model ready for use."""
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer = field(kw_only=True)
 
 
 def find_model(path: str | None, say: Callable[[str], None]) -> str:
@@ -74,22 +93,27 @@ def load(
     step: int | None = None,
     tokenizer: str | None = None,
     mesh: Mesh | None = None,
+    adapters: Sequence[str] = (),
 ) -> tuple[LanguageModel, PyTree, Tokenizer]:
     """A model, its parameters and its tokenizer, for use from Python.
 
     Args:
-        path: a run directory, a directory of Hugging Face or Meta, a GGUF or llama2c file, or a name on the hub.
+        path: a run directory, a directory of Hugging Face, Meta or PEFT, a GGUF or llama2c file, or a name on the hub.
         dtype: type of weights and activations.
         step: checkpoint of a run; None: the newest that verifies.
         tokenizer: file to take instead of the model's own.
         mesh: where the parameters go; None: all devices, sharded over `fsdp`.
+        adapters: LoRA runs or directories of PEFT to put over the model. Of several, `generate` is told by
+            `adapter_ids` which one each prompt takes.
 
     Raises:
-        UserError: the path names nothing that can be opened, or no tokenizer is known.
+        UserError: the path names nothing that can be opened, no tokenizer is known, or an adapter belongs to another
+            base.
     """
     mesh = sharding.make_mesh(MeshConfig()) if mesh is None else mesh
+    compute = ComputeConfig(dtype=dtype)
     with jax.set_mesh(mesh):
-        opened = open_model(path, ComputeConfig(dtype=dtype), mesh, step=step, tokenizer=tokenizer, say=print)
+        opened = open_model(path, compute, mesh, step=step, tokenizer=tokenizer, say=print, adapters=adapters)
     return opened.model, opened.params, opened.tokenizer
 
 
@@ -101,71 +125,141 @@ def open_model(
     step: int | None,
     tokenizer: str | None,
     say: Callable[[str], None],
+    adapters: Sequence[str] = (),
 ) -> OpenModel:
-    """Open a model in any format; called under `jax.set_mesh(mesh)`, by all processes alike.
+    """Open a model in any format to use it; called under `jax.set_mesh(mesh)`, by all processes alike.
 
     Args:
         step: checkpoint of the run; None: the newest that verifies.
         tokenizer: file to take instead of the model's own.
         say: told of checkpoints that do not verify.
+        adapters: see `open_params`.
 
     Raises:
-        UserError: the path names nothing that can be opened, or no tokenizer is known.
+        UserError: the path names nothing that can be opened, no tokenizer is known, or an adapter belongs to another
+            base.
     """
-    opened = open_params(path, compute, mesh, step=step, say=say)
-    if tokenizer is not None:
-        loaded = load_tokenizer(tokenizer)
-    elif has_tokenizer(opened.files):
-        loaded = tokenizer_from_files(opened.files, path)
+    opened = open_params(path, compute, mesh, step=step, say=say, adapters=adapters, identify=False)
+    known = tokenizer_for(opened.files, opened.model.config, path, given=tokenizer)
+    return OpenModel(**vars(opened), tokenizer=known)
+
+
+def tokenizer_for(files: Mapping[str, bytes], config: LlamaConfig, path: str, *, given: str | None) -> Tokenizer:
+    """The tokenizer of a model.
+
+    Args:
+        files: what travels with the weights.
+        path: of the model, for messages.
+        given: file to take instead of the model's own.
+
+    Raises:
+        UserError: there is none, or it has more tokens than the model.
+    """
+    if given is not None:
+        tokenizer = load_tokenizer(given)
+    elif has_tokenizer(files):
+        tokenizer = tokenizer_from_files(files, path)
     else:
         raise UserError(f"--tokenizer: needed, {path} does not carry its own")
-    if loaded.vocab_size > opened.model.config.vocab_size:
-        raise UserError(f"--tokenizer: has {loaded.vocab_size} tokens, the model {opened.model.config.vocab_size}")
-    return OpenModel(**vars(opened), tokenizer=loaded)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"--tokenizer: has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
+    return tokenizer
 
 
 def open_params(
-    path: str, compute: ComputeConfig, mesh: Mesh, *, step: int | None, say: Callable[[str], None]
+    path: str,
+    compute: ComputeConfig,
+    mesh: Mesh,
+    *,
+    step: int | None,
+    say: Callable[[str], None],
+    store: StorageType | None = None,
+    adapters: Sequence[str] = (),
+    identify: bool = True,
 ) -> OpenParams:
-    """The same without a tokenizer."""
-    place, kind = find_format(path)
+    """The same without a tokenizer. Weights are read, placed and stored one after another, so that no second copy of
+    the model is ever there.
+
+    Args:
+        store: type in which the base is kept; None: the type of computation.
+        adapters: LoRA runs or directories of PEFT to put over the model, which must be their base. An adapter named as
+            the model itself is put over the base that it names.
+        identify: take the fingerprints of the base (see `OpenParams.identity`), a pass over it. Done in any case where
+            an adapter asks for it.
+    """
+    (place, kind), name = find_format(path), path
+    sources = [open_adapter(adapter, step=None, say=say) for adapter in adapters]
+    if kind in ("lora", "peft"):
+        if adapters:
+            raise UserError(f"--model {path}: is an adapter itself; name its base as --model, and both as --adapters")
+        sources = [open_adapter(path, step=step, say=say)]
+        (place, kind), step, name = base_of(sources[0]), sources[0].base_step, str(sources[0].base_name)
+    identify = identify or any(isinstance(source, AdapterRun) for source in sources)
+    store = store or compute.dtype
+    opened = _open_base(name, place, kind, compute, mesh, step=step, say=say, store=store, identify=identify)
+    return _with_adapters(opened, [source.read(opened.model.config) for source in sources]) if sources else opened
+
+
+def _open_base(
+    name: str,
+    place: str,
+    kind: Kind,
+    compute: ComputeConfig,
+    mesh: Mesh,
+    *,
+    step: int | None,
+    say: Callable[[str], None],
+    store: StorageType,
+    identify: bool,
+) -> OpenParams:
     if kind == "orbax":
-        return _from_run(epath.Path(place), compute, mesh, step, say)
+        run = epath.Path(place)
+        verified = find_verified(run / "checkpoints", ("params", "model"), step=step, say=say)
+        if verified is None:
+            raise UserError(f"--model {run}: holds no checkpoint")
+        model, params, identity = base_from_run(run, verified, compute, mesh, store, identify)
+        files = {name.removeprefix("model/"): content for name, content in verified.files.items()}
+        trained = run if (run / "config.yaml").exists() else None
+        return OpenParams(model, params, files, f"{run} step {verified.step}", trained, base=identity)
     weights = open_weights(place, step=step, say=say)
-    model = language_model(weights.config, compute)
-    return OpenParams(model, _from_weights(weights, model, mesh), weights.files, path, None)
+    model, params, identity = base_from_weights(weights, _lasting_name(name), compute, mesh, store, identify)
+    return OpenParams(model, params, weights.files, name, None, base=identity)
 
 
-def _from_run(
-    run: epath.Path, compute: ComputeConfig, mesh: Mesh, step: int | None, say: Callable[[str], None]
-) -> OpenParams:
-    """A run, or a model that `convert` wrote in its form; each process reads what its devices hold."""
-    verified = find_verified(run / "checkpoints", ("params", "model"), step=step, say=say)
-    if verified is None:
-        raise UserError(f"--model {run}: holds no checkpoint")
-    model = language_model(stored_config(f"{run} step {verified.step}", verified.files), compute)
-    files = {name.removeprefix("model/"): content for name, content in verified.files.items()}
-    stored = verified.manifest.leaves["params"]
-    shapes = {
-        path: jax.ShapeDtypeStruct(leaf.shape, stored[path].dtype if path in stored else leaf.dtype)
-        for path, leaf in tree.flatten(model.shapes()).items()
-    }
-    targets = tree.unflatten(shapes)
-    targets = sharding.with_shardings(targets, sharding.shardings_of(mesh, targets, model.axes))
-    params = verified.restore({"params": targets})["params"]
-    params = jax.jit(lambda params: tree.cast(params, jnp.dtype(compute.dtype)))(params)
-    trained = run if (run / "config.yaml").exists() else None
-    return OpenParams(model, params, files, f"{run} step {verified.step}", trained)
+def _with_adapters(opened: OpenParams, adapters: Sequence[Adapter]) -> OpenParams:
+    """The base with one adapter attached, or with several from which each row of a batch takes one.
+
+    Raises:
+        UserError: an adapter belongs to another base, or of several one replaces what all rows share.
+    """
+    for adapter in adapters:
+        if adapter.base is not None:
+            check_base(adapter.base, opened.identity, adapter.source)
+        if adapter.saved_modules and len(adapters) > 1:
+            replaced = " and ".join(adapter.saved_modules)
+            raise UserError(f"--adapters: {adapter.source} has its own {replaced}, so it stands by itself alone")
+    first = adapters[0]
+    factors = first.factors if len(adapters) == 1 else stack_adapters([adapter.factors for adapter in adapters])
+    leaves = tree.flatten(opened.params)
+    for path, saved in first.saved_modules.items():
+        leaves[path] = _put(saved.astype(leaves[path].dtype), leaves[path].sharding)
+    mesh = jax.sharding.get_mesh()
+    places = sharding.shardings_of(mesh, factors, adapter_axes(factors, opened.model.axes))
+    placed = jax.tree.map(_put, factors, places)
+    names = tuple(adapter.source for adapter in adapters)
+    return dataclasses.replace(
+        opened,
+        params=with_adapter(tree.unflatten(leaves), placed),
+        files=combined_files(opened.files, first.files) if len(adapters) == 1 else opened.files,
+        source=f"{opened.source} with {', '.join(names)}",
+        adapters=names,
+    )
 
 
-def _from_weights(weights: Weights, model: LanguageModel, mesh: Mesh) -> PyTree:
-    """The parameters on the mesh, read and placed one after another."""
-    config, dtype = model.config, jnp.dtype(model.compute.dtype)
-    shardings = tree.flatten(sharding.shardings_of(mesh, model.shapes(), model.axes))
-    params = {}
-    for name in weight_names(config):
-        layers = range(config.num_layers) if name.per_layer else (None,)
-        tensors = [weights.read(name, layer).astype(dtype) for layer in layers]
-        leaf = np.stack(tensors) if name.per_layer else padded(tensors[0], name, config)
-        params[name.ours] = sharding.placed(leaf, shardings[name.ours])
-    return tree.unflatten(params)
+def _put(leaf: np.ndarray | Array, place: Any) -> Array:
+    return sharding.placed(leaf, place) if isinstance(leaf, np.ndarray) else jax.device_put(leaf, place)
+
+
+def _lasting_name(name: str) -> str:
+    """What `--model` was given, as it still holds in another working directory."""
+    return str(Path(name).resolve()) if not is_remote(name) and Path(name).exists() else name

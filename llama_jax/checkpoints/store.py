@@ -286,13 +286,28 @@ class Verified:
             restored[item] = jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path in wanted[item]])
         return restored
 
+    def restore_leaf(self, item: str, path: str, target: jax.ShapeDtypeStruct) -> jax.Array:
+        """Read one array of an item that was verified; that the item holds what is wanted is the caller's to check.
+
+        Raises:
+            CheckpointDamagedError: it is not the array that was saved.
+        """
+        tree = unflatten({path: target})
+        places = ocp.checkpoint_utils.construct_restore_args(tree)
+        arguments = ocp.args.PyTreeRestore(item=tree, restore_args=places, partial_restore=True)
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            read = reader.restore(self.directory / str(self.step), args=ocp.args.Composite(**{item: arguments}))
+        leaves = flatten(read[item])
+        self._check_arrays(item, {path: leaves.get(path)})
+        return leaves[path]
+
     def _check_arrays(self, item: str, leaves: Mapping[str, Any]) -> None:
         for path, leaf in leaves.items():
             if not isinstance(leaf, jax.Array):
                 raise CheckpointDamagedError(f"{item}/{path}: was not read")
         found = jax.device_get(_fingerprints(leaves))
-        for path, record in self.manifest.leaves[item].items():
-            if tuple(int(word) for word in found[path]) != record.fingerprint:
+        for path in leaves:
+            if tuple(int(word) for word in found[path]) != self.manifest.leaves[item][path].fingerprint:
                 raise CheckpointDamagedError(f"{item}/{path}: fingerprint differs")
 
 

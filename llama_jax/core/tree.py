@@ -2,6 +2,7 @@
 
 Knows nothing of what the arrays mean."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,6 +68,11 @@ def _mix(bits: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
 
 def _fingerprint(leaf: Array, start: UInt32[Array, ""]) -> UInt32[Array, "2"]:
     """Of consecutive elements, the first of which has the flat index `start` modulo 2^32."""
+    if leaf.ndim > 2:
+        # One layer after another: compilers for CPU make the arrays of indices and weights, 8 bytes an element.
+        starts = start + jnp.arange(leaf.shape[0], dtype=jnp.uint32) * jnp.uint32(math.prod(leaf.shape[1:]) % 2**32)
+        words = jax.lax.map(lambda layer: _fingerprint(*layer), (leaf, starts))
+        return jnp.sum(words, axis=0, dtype=jnp.uint32)
     if jnp.issubdtype(leaf.dtype, jnp.bool_):
         leaf = leaf.astype(jnp.uint8)
     width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
@@ -92,7 +98,7 @@ def fingerprints(tree: PyTree) -> PyTree:
 _part_fingerprint = jax.jit(_fingerprint)
 
 
-def part_fingerprint(part: np.ndarray, start: int) -> np.ndarray:
+def part_fingerprint(part: np.ndarray | Array, start: int) -> np.ndarray:
     """What a part adds to the fingerprint of a leaf that is never in memory as a whole.
 
     Args:

@@ -1,0 +1,139 @@
+"""A base on the mesh: its weights read, placed and turned into the type they are kept in, one after another.
+
+So the model is never there twice: beside what is already stored there is one parameter of a run, or one tensor of
+another format."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from llama_jax.checkpoints.base_identity import BaseIdentity, Prints, SourcePrints, as_stored
+from llama_jax.checkpoints.manifest import LeafRecord, describe
+from llama_jax.checkpoints.orbax_weights import stored_config
+from llama_jax.checkpoints.store import Verified
+from llama_jax.checkpoints.verification import check_fit
+from llama_jax.checkpoints.weights import WeightName, Weights, weight_names
+from llama_jax.core import sharding, tree
+from llama_jax.core.arrays import Array, PyTree
+from llama_jax.core.files import is_remote
+from llama_jax.model.config import ComputeConfig
+from llama_jax.model.llama import LanguageModel, language_model
+from llama_jax.model.quantized import StorageType, store_as, stored_axes
+
+
+class StoredBase:
+    """Takes parameters one by one, keeps them in the storage type on the mesh, and knows their fingerprints."""
+
+    def __init__(self, model: LanguageModel, mesh: Mesh, store: StorageType) -> None:
+        self._mesh = mesh
+        self._store: StorageType = store
+        self._axes = tree.flatten(model.axes)
+        self._leaves: dict[str, Array] = {}
+        self._unchanged: set[str] = set()
+        self._programs: dict[Any, Any] = {}
+
+    def place(self, path: str, shape: tuple[int, ...]) -> Any:
+        """Where a parameter goes as it was read, given its shape (or that of one layer of it)."""
+        shapes = tree.unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32)})
+        axes = tree.unflatten({path: self._axes[path]})
+        return tree.flatten(sharding.shardings_of(self._mesh, shapes, axes))[path]
+
+    def stored(self, path: str, leaf: Array) -> dict[str, Array]:
+        """A parameter in the storage type: one array under its own path, or those of a quantised kernel."""
+        part = tree.unflatten({path: leaf})
+        shapes = jax.eval_shape(partial(store_as, storage=self._store), part)
+        if tree.flatten(shapes).keys() == {path} and tree.flatten(shapes)[path].dtype == leaf.dtype:
+            self._unchanged.add(path)
+            return {path: leaf}
+        kind = (path, leaf.shape, leaf.dtype)
+        if kind not in self._programs:
+            axes = stored_axes(tree.unflatten({path: self._axes[path]}), shapes)
+            places = sharding.shardings_of(self._mesh, shapes, axes)
+            self._programs[kind] = jax.jit(partial(store_as, storage=self._store), out_shardings=places)
+        return tree.flatten(self._programs[kind](part))
+
+    def keep(self, path: str, leaf: Array) -> None:
+        """Add a whole parameter."""
+        self._leaves |= self.stored(path, leaf)
+
+    def keep_layers(self, layers: list[dict[str, Array]]) -> None:
+        """Add a parameter of which `stored` was asked layer by layer."""
+        places = {path: leaf.sharding for path, leaf in layers[0].items()}
+        self._leaves |= jax.jit(_concatenated, out_shardings=places)(layers)
+
+    @property
+    def params(self) -> PyTree:
+        """What was kept so far."""
+        return tree.unflatten(self._leaves)
+
+    def prints(self, source: Prints) -> dict[str, LeafRecord]:
+        """Shape, type and fingerprint of what is kept, given those of the source for what is kept as it was read."""
+        changed = {path: leaf for path, leaf in self._leaves.items() if path not in self._unchanged}
+        words = jax.device_get(tree.fingerprints(changed))
+        records = {path: source[path] for path in self._unchanged}
+        for path, leaf in changed.items():
+            records[path] = LeafRecord(leaf.shape, str(leaf.dtype), tuple(map(int, words[path])))
+        return records
+
+
+def _concatenated(layers: list[dict[str, Array]]) -> dict[str, Array]:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *layers)
+
+
+def base_from_run(
+    run: epath.Path, verified: Verified, compute: ComputeConfig, mesh: Mesh, store: StorageType, identify: bool
+) -> tuple[LanguageModel, PyTree, BaseIdentity | None]:
+    """The model of a checkpoint; each process reads what its devices hold.
+
+    Raises:
+        UserError: its arrays are not those of its configuration.
+        CheckpointDamagedError: an array is not the one that was saved.
+    """
+    model = language_model(stored_config(f"{run} step {verified.step}", verified.files), compute)
+    records, shapes = verified.manifest.leaves["params"], tree.flatten(model.shapes())
+    kinds = {path: records[path].dtype if path in records else str(leaf.dtype) for path, leaf in shapes.items()}
+    check_fit(verified.manifest, {"params": {path: describe(s.shape, kinds[path]) for path, s in shapes.items()}})
+    base = StoredBase(model, mesh, store)
+    for path, leaf in shapes.items():
+        target = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(kinds[path]), sharding=base.place(path, leaf.shape))
+        base.keep(path, verified.restore_leaf("params", path, target))
+    name = str(run) if is_remote(run) else str(run.resolve())
+    identity = BaseIdentity(name, verified.step, model.config, records, base.prints(records)) if identify else None
+    return model, base.params, identity
+
+
+def base_from_weights(
+    weights: Weights, name: str, compute: ComputeConfig, mesh: Mesh, store: StorageType, identify: bool
+) -> tuple[LanguageModel, PyTree, BaseIdentity | None]:
+    """The model of another format; every process reads all of it.
+
+    Args:
+        name: where it is, as `--model` takes it.
+    """
+    model = language_model(weights.config, compute)
+    base = StoredBase(model, mesh, store)
+    prints = SourcePrints(weights.config) if identify else None
+    for row in weight_names(weights.config):
+        if not row.per_layer:
+            base.keep(row.ours, _read(weights, row, None, base, prints))
+            continue
+        layers = range(weights.config.num_layers)
+        base.keep_layers([base.stored(row.ours, _read(weights, row, layer, base, prints)) for layer in layers])
+    if prints is None:
+        return model, base.params, None
+    source = prints.records()
+    return model, base.params, BaseIdentity(name, None, model.config, source, base.prints(source))
+
+
+def _read(weights: Weights, row: WeightName, layer: int | None, base: StoredBase, prints: SourcePrints | None) -> Array:
+    """One tensor on the mesh as it was read; that of a layer has an axis for it."""
+    tensor = as_stored(weights.read(row, layer), row, weights.config)
+    tensor = tensor if layer is None else tensor[None]
+    leaf = sharding.placed(tensor, base.place(row.ours, tensor.shape))
+    if prints is not None:
+        prints.add(row, layer, leaf)
+    return leaf
