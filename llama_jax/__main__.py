@@ -19,7 +19,7 @@ def main(name: str | None = None) -> None:
         if name in ("-h", "--help"):
             print("usage: llama-jax <command> [--config FILE] [--section.field VALUE ...]\n\ncommands:")
             for command, config in COMMANDS.items():
-                print(f"  {command:<12}{(config.__doc__ or '').split('. ')[0].strip().rstrip('.')}")
+                print(f"  {command:<14}{' '.join((config.__doc__ or '').split()).split('. ')[0].rstrip('.')}")
             print("\nllama-jax <command> --help lists what the command can be told.")
             return
         if name not in COMMANDS:
@@ -27,9 +27,11 @@ def main(name: str | None = None) -> None:
             print(f"error: {name}: unknown command; {there_are}{nearest(name, COMMANDS)}", file=sys.stderr)
             sys.exit(2)
         del sys.argv[1]
-    # The command's own file is imported once the command line is read: --help must not wait for JAX.
     command = name
+    if len(sys.argv) > 1 and f"{command} {sys.argv[1]}" in COMMANDS:
+        name = f"{command} {sys.argv.pop(1)}"
 
+    # The command's own file is imported once the command line is read: --help must not wait for JAX.
     def run(config: object) -> None:
         getattr(importlib.import_module(f"llama_jax.{command}"), command)(config)
 

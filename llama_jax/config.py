@@ -110,8 +110,8 @@ class SftConfig:
 
 @dataclass(frozen=True)
 class LoraConfig(SftConfig):
-    """Fine-tune a model on instructions and answers with LoRA: the model stays as it is, a small adapter beside it
-    learns. The same command again goes on where it stopped."""
+    """Fine-tune a small adapter (LoRA) beside a model on instructions and answers. The model stays as it is. The same
+    command again goes on where it stopped."""
 
     run_dir: str = "runs/lora"
     """Folder of the run: configuration, metrics, checkpoints of the adapter, curves, answers to fixed prompts."""
@@ -212,8 +212,8 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True)
-class PreviewConfig(PretrainConfig):
-    """Show what a model will be trained on. Takes every setting of `pretrain`, so that its configs fit."""
+class ShownConfig:
+    """How much of it `preview` shows."""
 
     examples: int = 3
     """Rows to show, the first that training would see."""
@@ -222,7 +222,8 @@ class PreviewConfig(PretrainConfig):
     measured_tokens: int = 500_000
     """Tokens of rows to measure, about."""
     measured_documents: int = 1000
-    """Documents of each source to measure at the most, spread evenly over it; totals are estimated from them."""
+    """Documents of each source to measure at the most, spread evenly over it; totals are estimated from them. (Of
+    instructions all are measured.)"""
     json: bool = False
     """Print one JSON object as the last line."""
 
@@ -230,6 +231,20 @@ class PreviewConfig(PretrainConfig):
         for name, least in (("examples", 0), ("characters", 1), ("measured_tokens", 1), ("measured_documents", 1)):
             if (value := getattr(self, name)) < least:
                 raise UserError(f"--{name} {value}: must be at least {least}")
+
+
+@dataclass(frozen=True)
+class PreviewConfig(ShownConfig, PretrainConfig):
+    """Show what `pretrain` will train on. Takes every setting of `pretrain`, so that its configs fit."""
+
+
+@dataclass(frozen=True)
+class PreviewInstructionsConfig(ShownConfig, LoraConfig):
+    """Show what `sft` or `lora` will train on. Takes every setting of theirs, so that their configs fit."""
+
+    def __post_init__(self) -> None:
+        ShownConfig.__post_init__(self)
+        LoraConfig.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -439,9 +454,12 @@ COMMANDS: dict[str, type] = {
     "generate": GenerateConfig,
     "prepare": PrepareConfig,
     "preview": PreviewConfig,
+    "preview sft": PreviewInstructionsConfig,
+    "preview lora": PreviewInstructionsConfig,
     "tokenizer": TokenizerConfig,
 }
-"""The commands, `python -m llama_jax.<name>`, and what each can be told."""
+"""The commands, `python -m llama_jax.<name>`, and what each can be told. A second word is a first argument with which a
+command takes other settings."""
 
 PRESETS = {"model.size": sized}
 """Settings that stand for a whole section."""

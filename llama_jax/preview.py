@@ -14,8 +14,11 @@ from typing import Any
 
 from etils import epath
 
-from llama_jax.config import PreviewConfig
+from llama_jax.checkpoints.formats import open_weights
+from llama_jax.checkpoints.opening import find_model, tokenizer_for
+from llama_jax.config import PreviewConfig, PreviewInstructionsConfig
 from llama_jax.core.errors import UserError
+from llama_jax.data.example_loader import ExampleLoader
 from llama_jax.data.inspection import Lengths, RowStatistics, Segment, measure_lengths, segments_of
 from llama_jax.data.loader import Loader, State, streams_of_batch
 from llama_jax.data.mixture import Mixture, open_mixture
@@ -27,8 +30,90 @@ _GREEN, _DIM, _PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def preview(config: PreviewConfig) -> None:
+def preview(config: PreviewConfig | PreviewInstructionsConfig) -> None:
     """Run the command."""
+    if isinstance(config, PreviewConfig):
+        _preview_text(config)
+    else:
+        _preview_instructions(config)
+
+
+def _preview_instructions(config: PreviewInstructionsConfig) -> None:
+    path = find_model(config.model, print)
+    weights = open_weights(path, step=config.step, say=print)
+    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer)
+    loader = ExampleLoader(
+        config.data,
+        tokenizer,
+        config.seed,
+        batch_size_at=config.training.batch_size_at,
+        say=lambda line: print(line, flush=True),
+    )
+    examples, statistics = _first_rows(config, loader, tokenizer)
+    show = _Painter(sys.stdout.isatty(), config.characters)
+    for number, row in enumerate(examples):
+        print(show.example(number, "the first epoch", segments_of(row, tokenizer)))
+    batch_size = config.training.batch_size
+    epochs = config.epochs
+    steps = config.training.steps if epochs is None else loader.steps_of_epochs(epochs, batch_size)
+    lengths = Lengths(len(loader.data.training), loader.data.training.lengths)
+    report = {
+        "template": loader.layout.name,
+        "steps": steps,
+        "epochs": epochs,
+        "sources": [
+            {
+                "name": counts.name,
+                "format": counts.form,
+                "records": counts.records,
+                "examples": counts.examples,
+                "held_out": counts.held_out,
+                "truncated": counts.truncated,
+                "dropped": dict(counts.dropped),
+            }
+            for counts in loader.data.counts
+        ],
+        "length_percentiles": lengths.percentiles(),
+        "rows": statistics.to_json(),
+    }
+    print("\n".join(loader.description()))
+    print(_rows_line(report["rows"], config.data.sequence_length))
+    print(f"tokens of an example at percentiles: {_percentiles(report['length_percentiles'])}")
+    print(f"{steps:,} steps of {batch_size:,} rows" + f", {epochs:g} epochs" * (epochs is not None))
+    if config.json:
+        shown = [{"segments": [segment._asdict() for segment in segments_of(row, tokenizer)]} for row in examples]
+        print(json.dumps({**report, "examples": shown}))
+
+
+def _first_rows(
+    config: PreviewInstructionsConfig, loader: ExampleLoader, tokenizer: Tokenizer
+) -> tuple[list[Row], RowStatistics]:
+    """The rows to show, and counts over those to measure: of the first epoch at the most."""
+    examples: list[Row] = []
+    statistics = RowStatistics()
+    try:
+        for rows, state in loader.start():
+            for number in range(len(rows["tokens"])):
+                row = {name: array[number] for name, array in rows.items()}
+                if row["segment_ids"].any():  # rows that fill up the last batch are none
+                    statistics.add(row, tokenizer)
+                    examples += [row] * (len(examples) < config.examples)
+            if state["epoch"] or statistics.tokens >= config.measured_tokens:
+                break
+    finally:
+        loader.close()
+    return examples, statistics
+
+
+def _rows_line(rows: dict[str, Any], sequence_length: int) -> str:
+    return (
+        f"rows of at most {sequence_length:,} tokens, {rows['rows']:,} read: {_percent(rows['loss_share'])} of the "
+        f"tokens bear loss, {_percent(rows['padding_share'])} are padding; {rows['segments_per_row']:.1f} examples a "
+        "row"
+    )
+
+
+def _preview_text(config: PreviewConfig) -> None:
     mixture = open_mixture(config.data)
     training, held_out = mixture.hold_out(config.data.validation_fraction)
     tokenizer, tokenizer_name = _tokenizer(config, training)
@@ -180,9 +265,8 @@ def _summary(config: PreviewConfig, report: dict[str, Any]) -> Iterator[str]:
             f"  {_percent(source['share'])} of the rows ({_percent(source['share_of_rows_read'])} of those read), "
             f"{source['tokens_in_training']:,} tokens or {source['epochs']:.2f} epochs in {report['steps']:,} steps"
         )
-        percentiles = ", ".join(f"{name}% {length:,}" for name, length in source["length_percentiles"].items())
         yield (
-            f"  tokens of a document at percentiles: {percentiles}; "
+            f"  tokens of a document at percentiles: {_percentiles(source['length_percentiles'])}; "
             f"{_percent(source['longer_than_a_row_share'])} are longer than a row"
         )
         if source["dropped_of_measured"]:
@@ -192,6 +276,10 @@ def _summary(config: PreviewConfig, report: dict[str, Any]) -> Iterator[str]:
         f"\nin all {report['tokens']:,} tokens of text; training takes {report['tokens_in_training']:,}; "
         f"{report['held_out_documents']:,} documents are held out for validation"
     )
+
+
+def _percentiles(lengths: dict[str, int]) -> str:
+    return ", ".join(f"{name}% {length:,}" for name, length in lengths.items())
 
 
 def _percent(share: float) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
@@ -39,6 +39,7 @@ from llama_jax.training.program import Partition, Program, make_program
 from llama_jax.training.state import TrainState
 
 
+@runtime_checkable
 class Rows(Protocol):
     """The setting of the data that decides what is compiled."""
 
@@ -46,6 +47,7 @@ class Rows(Protocol):
     def sequence_length(self) -> int: ...
 
 
+@runtime_checkable
 class Layout(Protocol):
     """The settings that decide what is compiled."""
 
@@ -61,6 +63,7 @@ class Layout(Protocol):
     def mesh(self) -> MeshConfig: ...
 
 
+@runtime_checkable
 class FineTuning(Settings, Protocol):
     """The settings that SFT and LoRA share."""
 
@@ -181,12 +184,15 @@ def _fine_tune(config: Any, method: Method, run: RunDirectory, mesh: Mesh, comma
     run.say(description(program, weights.source))
 
     def opened() -> OpenParams:
-        return open_params(path, config.compute, mesh, step=config.step, say=run.say, store=method.store)
+        step, store = config.step, method.store
+        return open_params(path, config.compute, mesh, step=step, say=run.say, store=store, identify=needs_model)
 
     needs_model = not all(map(method.is_saved, tree.flatten(program.frozen_shapes)))
     model = opened() if needs_model else None
     files = {f"model/{name}": content for name, content in {**weights.files, **tokenizer.files()}.items()}
     files["model/config.json"] = json.dumps(weights.config.to_json(), indent=2).encode()
+    # So that whoever uses the model asks it the way it was taught.
+    files["model/chat_template.jinja"] = loader.layout.chat_template.encode()
     hashes = {"tokenizer": tokenizer.fingerprint}
     elsewhere = {}
     if model is not None:
@@ -207,7 +213,8 @@ def _fine_tune(config: Any, method: Method, run: RunDirectory, mesh: Mesh, comma
         before = held_out.begin(None if first else params)
         samples.begin(run, first)
         if first == 0:
-            run.say(f"held-out loss before training: {before:.4f} nats per loss-bearing token")
+            if before is not None:
+                run.say(f"held-out loss before training: {before:.4f} nats per loss-bearing token")
             samples.take(0, params)
 
     def evaluate(state: TrainState, frozen: PyTree) -> Record:
@@ -273,7 +280,8 @@ def _say_result(run: RunDirectory, held_out: HeldOut, samples: Samples) -> None:
         run.say(line)
     if (last := held_out.last) is not None:
         gain, error = last.get("validation_gain"), last.get("validation_gain_standard_error")
-        compared = "" if gain is None else f", {gain:.4f} ± {error:.4f} (standard error) below that before training"
+        spread = "" if error is None else f" ± {error:.4f} (standard error, paired)"
+        compared = "" if gain is None else f", {gain:.4f}{spread} below that before training"
         run.say(f"held-out loss: {last['validation_loss']:.4f} nats per loss-bearing token{compared}")
     run.say(f"checkpoint, metrics.jsonl, samples.jsonl and curves.png are in {run.path}")
     run.say(f'try it: python -m llama_jax.generate --model {run.path} --chat --prompt "…"')

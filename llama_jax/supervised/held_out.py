@@ -66,6 +66,8 @@ class HeldOut:
         Returns:
             The mean in nats per loss-bearing token; None where nothing is known of the time before training.
         """
+        if not len(self._tokens):
+            return None
         if params is not None:
             self._before = self._losses(params)
             if self._run.is_main_process:
@@ -76,7 +78,10 @@ class HeldOut:
 
     def __call__(self, params: PyTree) -> Record:
         """`validation_loss`, nats per loss-bearing token; where losses before training are known also
-        `validation_gain`, how much lower it is, and the standard error of that, paired by example."""
+        `validation_gain`, how much lower it is, and the standard error of that, paired by example. Nothing where no
+        example is held out."""
+        if not len(self._tokens):
+            return {}
         nats, tokens = self._losses(params), self._tokens
         self.last = {"validation_loss": float(nats.sum() / tokens.sum())}
         if self._before is not None:
@@ -87,7 +92,7 @@ class HeldOut:
     @functools.cached_property
     def _tokens(self) -> np.ndarray:
         counts = [rows["loss_weights"].sum(axis=1) for rows in self._batches()]
-        return np.concatenate([count[count > 0] for count in counts])
+        return np.concatenate([np.zeros(0), *(count[count > 0] for count in counts)])
 
     def _losses(self, params: PyTree) -> np.ndarray:
         """Nats of each example."""
@@ -102,13 +107,13 @@ class HeldOut:
         return np.concatenate(found)
 
 
-def paired_gain(before: np.ndarray, after: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
+def paired_gain(before: np.ndarray, after: np.ndarray, tokens: np.ndarray) -> tuple[float, float | None]:
     """How much the mean loss per token has fallen, and the standard error of that over the examples drawn: a ratio of
-    sums, so the residuals of the examples are taken around it (Cochran, Sampling Techniques, section 6.4)."""
+    sums, so the residuals of the examples are taken around it (Cochran, Sampling Techniques, section 6.4). One example tells no error."""
     gains = before - after
     gain = gains.sum() / tokens.sum()
     residuals = gains - gain * tokens
     count = len(gains)
     if count < 2:
-        return float(gain), math.nan
+        return float(gain), None
     return float(gain), float(math.sqrt(count * (residuals**2).sum() / (count - 1)) / tokens.sum())

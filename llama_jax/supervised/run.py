@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
 
@@ -32,6 +32,7 @@ from llama_jax.training.program import Program, checkpoint_items, from_checkpoin
 from llama_jax.training.state import TrainState
 
 
+@runtime_checkable
 class Settings(Protocol):
     """The sections that every training command has."""
 
@@ -45,6 +46,7 @@ class Settings(Protocol):
     def tracking(self) -> TrackingConfig: ...
 
 
+@runtime_checkable
 class Data(Protocol):
     """Batches without end, from a position on: `data.loader.Loader`, `data.example_loader.ExampleLoader`."""
 

@@ -1,0 +1,249 @@
+"""`sft` and `lora` through their real commands: what they learn and keep, and what an interruption does to them."""
+
+import json
+import random
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from command_runs import call, checkpoint, ended, metrics, run, started, steps
+from test_restart import wait_for_steps
+
+from llama_jax.checkpoints.opening import open_params
+from llama_jax.core import sharding, tree
+from llama_jax.core.config import MeshConfig
+from llama_jax.model.config import ComputeConfig
+
+STEPS = 12
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A fine-tuning run that was not interrupted."""
+
+    arguments: list[object]
+    run_dir: Path
+
+
+@pytest.fixture(scope="session")
+def instructions(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("instructions") / "instructions.json"
+    chosen = random.Random(0)
+    words = ["red", "blue", "old", "cat", "dog", "sea", "sun", "map"]
+    rows = []
+    for number in range(60):
+        said = chosen.sample(words, 3)
+        rows.append({"instruction": f"Say {number} words.", "input": " ".join(said), "output": " ".join(said[::-1])})
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def arguments_of(model: Path, instructions: Path, **changes: object) -> list[object]:
+    settings = {
+        "model": model,
+        "epochs": "null",
+        "data.source": instructions,
+        "data.template": "plain",
+        "data.sequence_length": 128,
+        "data.validation_examples": 8,
+        "training.steps": STEPS,
+        "training.batch_size": 8,
+        "training.peak_learning_rate": 0.01,
+        "training.evaluate_every": 4,
+        "samples.held_out": 2,
+        "samples.max_new_tokens": 8,
+        "checkpoints.every": 3,
+        "tracking.tensorboard": "false",
+    } | changes
+    return [part for name, value in settings.items() for part in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="session", params=["sft", "lora"])
+def tuned(request, small_run, instructions, tmp_path_factory) -> tuple[str, Tuning]:
+    folder = tmp_path_factory.mktemp(request.param)
+    dropout = {"lora.dropout": 0.1} if request.param == "lora" else {}
+    arguments = arguments_of(small_run.run_dir, instructions, **dropout)
+    run_dir = folder / "run"
+    result = run(request.param, *arguments, "--run_dir", run_dir, folder=folder)
+    assert result.code == 0, result
+    return request.param, Tuning(arguments, run_dir)
+
+
+def test_held_out_loss_falls_and_answers_are_kept(tuned):
+    _, tuning = tuned
+    records = metrics(tuning.run_dir)
+    evaluated = [record for record in records if "validation_loss" in record]
+    assert [record["step"] for record in evaluated] == [4, 8, 12]
+    last = evaluated[-1]
+    assert last["validation_gain"] > 3 * last["validation_gain_standard_error"] > 0
+    before = np.array(json.loads((tuning.run_dir / "losses_before.json").read_text()))
+    assert before.shape == (8,)
+    samples = [json.loads(line) for line in (tuning.run_dir / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [0, 4, 8, 12]
+    assert all(len(sample["samples"]) == 2 for sample in samples)
+    assert samples[0]["samples"][0]["prompt"] == samples[-1]["samples"][0]["prompt"]
+    assert samples[0]["samples"] != samples[-1]["samples"]
+
+
+def test_a_checkpoint_holds_the_adapter_alone_or_all_parameters(tuned, small_run):
+    command, tuning = tuned
+    leaves = checkpoint(tuning.run_dir, STEPS)["leaves"]
+    base = checkpoint(small_run.run_dir, 30)["leaves"]["params"]
+    if command == "sft":
+        assert set(leaves) == {"params", "optimizer"} and set(leaves["params"]) == set(base)
+        return
+    assert set(leaves) == {"adapter", "optimizer"}
+    module = "lora/layers/attention"
+    expected = {f"{module}/{name}/{part}" for name in ("q_proj", "v_proj") for part in ("a", "b", "scale")}
+    assert set(leaves["adapter"]) == expected
+    moments = [path for path in leaves["optimizer"] if "/mu/" in path]
+    assert len(moments) == 4 and all(path.endswith(("/a", "/b")) for path in moments)
+
+
+def opened_on(devices: int, path: Path):
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        return open_params(str(path), ComputeConfig(), mesh, step=None, say=pytest.fail)
+
+
+def test_the_base_of_an_adapter_is_bit_for_bit_what_it_was(tuned, small_run):
+    command, tuning = tuned
+    if command != "lora":
+        pytest.skip("all parameters of sft train")
+    base, opened = opened_on(1, small_run.run_dir).params, opened_on(1, tuning.run_dir).params
+    assert set(opened) == {*base, "lora"}
+    jax.tree.map(np.testing.assert_array_equal, {name: opened[name] for name in base}, base)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(opened["lora"]))
+
+
+def assert_same_run(tuning: Tuning, run_dir: Path) -> None:
+    assert metrics(run_dir) == metrics(tuning.run_dir)
+    assert checkpoint(run_dir, STEPS) == checkpoint(tuning.run_dir, STEPS)
+    for file in ("samples.jsonl", "losses_before.json"):
+        assert (run_dir / file).read_text() == (tuning.run_dir / file).read_text()
+
+
+def test_a_run_that_is_killed_again_and_again_is_the_uninterrupted_run(tuned, tmp_path):
+    command, tuning = tuned
+    chance = random.Random(5)
+    run_dir, output = tmp_path / "run", tmp_path / "printed"
+    line = (command, *tuning.arguments, "--run_dir", run_dir)
+    for _ in range(3):
+        with started(*line, output=output) as process:
+            if wait_for_steps(run_dir, output, process, count=chance.randint(2, 5)):
+                time.sleep(chance.uniform(0, 0.3))
+            process.kill()
+            assert ended(process, output).code in (0, -signal.SIGKILL)
+    result = run(*line, folder=tmp_path)
+    assert result.code == 0, result
+    assert_same_run(tuning, run_dir)
+
+
+def test_the_best_checkpoint_is_kept(tuned):
+    _, tuning = tuned
+    losses = {r["step"]: r["validation_loss"] for r in metrics(tuning.run_dir) if "validation_loss" in r}
+    best = min(losses, key=losses.__getitem__)
+    assert best in steps(tuning.run_dir)
+
+
+def adapter_of(run_dir: Path) -> dict[str, np.ndarray]:
+    params = opened_on(1, run_dir).params
+    return {path: np.asarray(leaf) for path, leaf in tree.flatten(params["lora"]).items()}
+
+
+@pytest.fixture(scope="session")
+def reference_adapter(small_run, instructions, tmp_path_factory) -> tuple[list[object], dict[str, np.ndarray]]:
+    """Of a run on one device without accumulation and dropout."""
+    folder = tmp_path_factory.mktemp("reference_adapter")
+    more = {"lora.dropout": 0, "training.peak_learning_rate": 1e-3, "training.batch_size": 32}
+    arguments = arguments_of(small_run.run_dir, instructions, **more)
+    result = run("lora", *arguments, "--run_dir", folder / "run", folder=folder)
+    assert result.code == 0, result
+    return arguments, adapter_of(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "microbatches"),
+    [
+        ((1, 8, 1), 1),
+        ((2, 2, 2), 4),
+        *(pytest.param((1, 8, 1), count, marks=pytest.mark.slow) for count in (2, 4)),
+        *(pytest.param((2, 2, 2), count, marks=pytest.mark.slow) for count in (1, 2)),
+    ],
+    ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else str(value),
+)
+def test_meshes_and_accumulation_give_the_same_adapter(mesh, microbatches, reference_adapter, tmp_path):
+    arguments, expected = reference_adapter
+    settings = dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))
+    parallel = [part for name, size in settings.items() for part in (f"--mesh.{name}", size)]
+    line = ("lora", *arguments, "--run_dir", tmp_path / "run", "--training.microbatches", microbatches, *parallel)
+    assert call(*line) == 0
+    found = adapter_of(tmp_path / "run")
+    differences = {path: float(np.abs(found[path] - expected[path]).max()) for path in expected}
+    print(f"largest difference of the adapters: {max(differences.values()):.1e}")
+    assert max(differences.values()) < 1e-5, differences
+    assert np.abs(expected["layers/attention/q_proj/b"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "count", "share"),
+    [("lora_alpaca_7b", "4,194,304", "0.0622%"), ("lora_alpaca_7b_official", "16,777,216", "0.2490%")],
+)
+def test_a_dry_run_counts_the_parameters_that_train(config, count, share, capfd):
+    small = ("--training.batch_size", 8, "--training.microbatches", 1, "--data.sequence_length", 512)
+    assert call("lora", "--config", config, "--dry_run", *small) == 0
+    printed = capfd.readouterr().out
+    assert f"6,738,415,616 parameters, {count} train ({share} of the model's)" in printed
+    assert "bytes a device" in printed
+
+
+@pytest.mark.parametrize("command", ["sft", "lora"])
+def test_the_tiny_configs_train(command, tiny_run, tmp_path):
+    result = run(
+        command, "--config", f"tiny/{command}", "--model", tiny_run, "--run_dir", tmp_path / "run", folder=tmp_path
+    )
+    assert result.code == 0, result
+    assert "before:" in result.output and "step 20:" in result.output
+    assert metrics(tmp_path / "run")[-1]["validation_gain"] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--lora.target_modules", "[query]"], "lora.target_modules: 'query' matches no Linear"),
+        (["--epochs", "0"], "--epochs 0.0: must be greater than 0"),
+        (["--size", "llama_7b"], "--size llama_7b: has vocab_size 32000"),
+        (["--size", "llama_8b"], "model.size: unknown size 'llama_8b'; did you mean"),
+        (["--training.trainable", "norm"], "training.trainable: is for sft"),
+        (["--lora.modules_to_save", "[head]"], "lora.modules_to_save: got"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "_".join(value),
+)
+def test_mistakes_are_named_in_one_line(change, message, small_run, instructions, tmp_path, capfd):
+    line = ("lora", *arguments_of(small_run.run_dir, instructions), "--run_dir", tmp_path / "run", *change)
+    assert call(*line) == 2
+    errors = capfd.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and message in errors[0], errors
+
+
+def test_an_adapter_is_not_trained_on_another(tuned, instructions, tmp_path, capfd):
+    command, tuning = tuned
+    if command != "lora":
+        pytest.skip("a run of sft is a model like any other")
+    line = ("lora", *arguments_of(tuning.run_dir, instructions), "--run_dir", tmp_path / "run")
+    assert call(*line) == 2
+    assert "is an adapter over a base; merge the two first" in capfd.readouterr().err
+
+
+def test_epochs_become_steps(small_run, instructions, tmp_path):
+    changes = {"epochs": 1.5, "data.packing": "none", "checkpoints.every": 100}
+    arguments = arguments_of(small_run.run_dir, instructions, **changes)
+    result = run("lora", *arguments, "--run_dir", tmp_path / "run", folder=tmp_path)
+    assert result.code == 0, result
+    # 52 examples in batches of 8 are 7 steps an epoch, and half of another 4.
+    assert metrics(tmp_path / "run")[-1]["step"] == 11
+    assert metrics(tmp_path / "run")[-1]["epochs"] == {str(instructions): pytest.approx(84 / 52)}
