@@ -72,8 +72,8 @@ def finished_steps(directory: epath.Path) -> list[int]:
 
 def best_step(directory: epath.Path) -> int | None:
     """The acknowledged step of the lowest validation loss, the earliest of equals; None where none has one."""
-    losses = {step: validation_loss(directory, step) for step in acknowledged_steps(directory)}
-    return min((step for step, loss in losses.items() if loss is not None), key=losses.__getitem__, default=None)
+    losses = ((validation_loss(directory, step), step) for step in acknowledged_steps(directory))
+    return min(((loss, step) for loss, step in losses if loss is not None), default=(0.0, None))[1]
 
 
 def validation_loss(directory: epath.Path, step: int) -> float | None:
