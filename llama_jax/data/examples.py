@@ -25,6 +25,8 @@ NOTES = 5
 
 _RECORDS_LOOKED_AT = 100
 """From which the format of a source is told."""
+_MANY = 5000
+"""Records that take more than a moment to encode."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ class InstructionData:
 
     def _begun(self, name: str, records: Opened[Record]) -> "_Reading":
         form = self._config.format if self._config.format != "auto" else _form(name, records)
+        if len(records) > _MANY:
+            self._say(f"encoding {len(records):,} records of {name}")
         counts = SourceCounts(name, form, len(records))
         self.counts.append(counts)
         return _Reading(records, form, counts)
