@@ -203,7 +203,7 @@ _SMOLLM2: dict[str, Any] = {
 
 SIZES: dict[str, LlamaConfig] = {
     "small": LlamaConfig(),
-    "tiny": _llama(64, 176, 2, 8, vocab_size=512, context_length=256, norm_epsilon=1e-5),
+    "tiny": _llama(64, 176, 2, 8, vocab_size=512, context_length=512, norm_epsilon=1e-5),
     "llama_7b": _llama(4096, 11008, 32, 32),
     "llama_13b": _llama(5120, 13824, 40, 40),
     "llama_33b": _llama(6656, 17920, 60, 52),

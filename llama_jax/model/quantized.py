@@ -23,8 +23,9 @@ Weight: TypeAlias = Any
 
     int8  {"int8": int8 [..., I, O], "scale": float32 [..., O]}: code * scale, absmax by output.
     nf4   {"nf4": uint8 [..., I/2, O], "scale": uint8 [..., I/block, O], "step" and "offset": float32
-          [..., I/block, groups]}: NF4[code] * (offset + scale * step). The low four bits of a byte are row 2i, the high
-          ones row 2i + 1.
+          [..., I/block, groups]}: NF4[code] * (offset + scale * step). A byte holds row i of a block in its low four
+          bits and row i + block/2 in its high ones: side by side, not in turn, so that unpacking moves no rows within
+          the tiles of a TPU.
 
 NF4 is that of QLoRA (Dettmers et al. 2023, arXiv:2305.14314, section 3): blocks of 64 with one scale each, and the
 scales quantised once more to 8 bits in groups of 256. We block along the input, so that a block needs one scale a
@@ -108,8 +109,9 @@ def _nf4(kernel: Float[Array, "I O"]) -> dict[str, Array]:
     codes = jnp.zeros(blocks.shape, jnp.uint8)
     for limit in limits:
         codes += normalized > limit.astype(np.float32)
-    pairs = codes.reshape(inputs // 2, 2, outputs)
-    return {"nf4": pairs[:, 0] | (pairs[:, 1] << 4), "scale": scale, "step": step, "offset": offset}
+    low, high = jnp.split(codes, 2, axis=1)
+    packed = (low | (high << 4)).reshape(inputs // 2, outputs)
+    return {"nf4": packed, "scale": scale, "step": step, "offset": offset}
 
 
 def _block_scales(
@@ -121,7 +123,16 @@ def _block_scales(
 
 
 def _nf4_values(codes: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-    # A tree of choices by the four bits: looking 16 values up by index is a gather, which is slow on every device.
+    return jax.lax.platform_dependent(codes, cpu=_looked_up, default=_chosen)
+
+
+def _looked_up(codes: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return jnp.asarray(NF4, jnp.float32)[codes]
+
+
+def _chosen(codes: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    # A tree of choices by the four bits: looking values up is slow on a TPU. (On a CPU it is not, and XLA would make
+    # an array of each constant as soon as two kernels share them.)
     values: list[Any] = [jnp.float32(value) for value in NF4]
     for bit in range(4):
         chosen = (codes >> bit) & 1 == 1
@@ -140,8 +151,8 @@ def dequantize(weight: Weight, dtype: jnp.dtype) -> Float[Array, "*layers I O"]:
     inputs, outputs = kernel_shape(weight)
     blocks = weight["scale"].shape[0]
     # Everything is a broadcast in this view, so the whole is one loop over the result.
-    packed = weight["nf4"].reshape(blocks, inputs // blocks // 2, 1, outputs)
-    codes = (packed >> jnp.array([0, 4], jnp.uint8)[:, None]) & 15
+    packed = weight["nf4"].reshape(blocks, 1, inputs // blocks // 2, outputs)
+    codes = (packed >> jnp.array([0, 4], jnp.uint8)[:, None, None]) & 15
     scales = _block_scales(weight["scale"], weight["step"], weight["offset"])[:, None, None]
     return (_nf4_values(codes) * scales).astype(dtype).reshape(inputs, outputs)
 
