@@ -99,7 +99,7 @@ class InstructionDataConfig:
     overlong: Literal["truncate", "drop"] = "truncate"
     """What happens to an example of more tokens than a row has: it is cut, and then has no end of sequence to learn, or
     left out. Either is counted."""
-    validation_fraction: float = 0.02
+    validation_fraction: float = 0.05
     """Share of the records of each source held out for validation; 0: none is."""
     validation_examples: int | None = None
     """Number of records, of all sources together, held out instead of a share."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from llama_jax.data.ahead import Ahead
 from llama_jax.data.config import InstructionDataConfig
-from llama_jax.data.example_rows import ROWS_VERSION, Plan, Planner, padded_length, row_of
+from llama_jax.data.example_rows import ROWS_VERSION, Planner, padded_length, row_of
 from llama_jax.data.examples import Examples, InstructionData
 from llama_jax.data.instruction_templates import Layout
 from llama_jax.data.instructions import Turn
@@ -80,7 +80,6 @@ class ExampleLoader:
         self._batch_size_at = batch_size_at
         self._rows_of = range if rows_of is None else rows_of
         self._planner = Planner(self.data.training, self.data.shares, config, seed, batch_size_at(0))
-        self._planned: tuple[int, Plan] | None = None
         self._ahead: Ahead[tuple[Batch, State]] | None = None
         self.fingerprint = _fingerprint(self.data, config, tokenizer, seed)
 
@@ -94,8 +93,8 @@ class ExampleLoader:
         Returns:
             The loader itself, an endless iterator of `(rows, state)`: this process's rows, arrays [local rows, T], and
             the state after this batch, the same on all processes. A state is a snapshot that later batches do not
-            change: `step`, batches given; `row` and `tokens`, rows of the global batches before and the places for tokens in
-            them; `epoch`, and how many rows of it have been given.
+            change: `step`, batches given; `row` and `tokens`, rows of the global batches before and the places for
+            tokens in them; `epoch`, and how many rows of it have been given.
         """
         self.close()
         self._ahead = Ahead(self._batches(state), self._config.prefetch_batches)

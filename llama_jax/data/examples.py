@@ -37,9 +37,9 @@ class Examples:
     """Of all examples, one after the other; int32."""
     bears_loss: Bool[np.ndarray, "ids"]
     """Whether an id is learned when it is predicted; never the first of an example."""
-    starts: Int[np.ndarray, "bounds"]
+    starts: Int[np.ndarray, "examples_and_one"]
     """Place of the first id of each example, and the end of the last."""
-    sources: Int[np.ndarray, "bounds"]
+    sources: Int[np.ndarray, "sources_and_one"]
     """Number of the first example of each source, and the end of the last."""
 
     def __len__(self) -> int:
@@ -191,23 +191,22 @@ class InstructionData:
         self, counts: SourceCounts, place: str, ids: list[int], learned: list[bool], into: "_Collected"
     ) -> bool:
         """Cut an example to the length of a row and keep it; False where nothing is left to learn."""
-        if self._config.train_on_prompt:
-            learned = [True] * len(ids)
-        learned[:1] = [False] * len(ids[:1])
         most = self._config.sequence_length + 1
-        is_long = len(ids) > most
+        # What comes after the last answer teaches nothing.
+        end = _end_of_learned(learned)
+        if self._config.train_on_prompt:
+            learned = [True] * end
+        learned[0] = False
+        is_long = end > most
         if is_long and self._config.overlong == "drop":
             counts.left_out["overlong"] += 1
-            self._note(f"example left out: {place}: has {len(ids)} tokens, more than data.sequence_length allows")
+            self._note(f"example left out: {place}: has {end} tokens, more than data.sequence_length allows")
             return False
-        # What comes after the last token that is learned teaches nothing.
-        end = next((stop for stop in range(min(len(ids), most), 0, -1) if learned[stop - 1]), 0)
-        if not end:
+        if is_long:
+            end = _end_of_learned(learned[:most])
+        if end < 2:
             counts.left_out["prompt_too_long"] += 1
-            about = f"its answer begins after data.sequence_length {most - 1} tokens"
-            self._note(
-                f"example left out: {place}: {about}" if is_long else f"example left out: {place}: has no answer"
-            )
+            self._note(f"example left out: {place}: its answer begins after data.sequence_length {most - 1} tokens")
             return False
         counts.truncated += is_long
         into.add(ids[:end], learned[:end])
@@ -219,16 +218,17 @@ class InstructionData:
             self.prompts.append((conversation[:last], conversation[last].content))
 
     def _check(self, counts: SourceCounts, *, of_training: bool) -> None:
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.dropped.most_common())
         if not (counts.examples if of_training else counts.held_out):
             raise UserError(
                 f"data.source: none of the {counts.records:,} records of {counts.name} has a token that bears loss "
-                f"({reasons or 'none is to train on'}); repair the source, or allow longer rows (data.sequence_length)"
+                f"({_reasons(counts.dropped) or 'none is to train on'}); repair the source, or allow longer rows "
+                "(data.sequence_length)"
             )
         if (bad := counts.bad.total()) > self._config.max_bad_fraction * counts.records:
             raise UserError(
                 f"data.max_bad_fraction: {bad:,} of {counts.records:,} records of {counts.name} cannot be used "
-                f"({reasons}), more than {self._config.max_bad_fraction:g} of them; repair the source, or allow more"
+                f"({_reasons(counts.bad)}), more than {self._config.max_bad_fraction:g} of them; repair the source, or "
+                "allow more"
             )
 
     def _note(self, line: str) -> None:
@@ -270,6 +270,15 @@ class _Collected:
             starts=np.array(self._starts, np.int64),
             sources=np.array(self._sources, np.int64),
         )
+
+
+def _reasons(dropped: Counter[str]) -> str:
+    return ", ".join(f"{number:,} {reason}" for reason, number in dropped.most_common())
+
+
+def _end_of_learned(learned: Sequence[bool]) -> int:
+    """Place after the last token that is learned; 0 where none is."""
+    return next((stop for stop in range(len(learned), 0, -1) if learned[stop - 1]), 0)
 
 
 def _open(name: str) -> Opened[Record]:

@@ -104,7 +104,7 @@ def _prompt_completion(record: Record) -> Conversation:
     if not isinstance(values.get("prompt"), list) and not isinstance(values.get("completion"), list):
         question = Turn("user", _field(record, "prompt"))
         return (*_system_turn(record), question, Turn("assistant", _field(record, "completion")))
-    prompt = [turn._replace(is_learned=False) for turn in _turns(record, "prompt")]
+    prompt = [turn._replace(is_learned=turn.role != "assistant") for turn in _turns(record, "prompt")]
     return _conversation([*_system_turn(record), *prompt, *_turns(record, "completion")], place)
 
 
