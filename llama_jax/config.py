@@ -310,9 +310,12 @@ class UseConfig:
 
     model: str | None = None
     """A run directory (its newest checkpoint), a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on
-    the Hugging Face hub. None: the newest run under runs/."""
+    the Hugging Face hub; a run of lora or a directory of PEFT, with the base that it names. None: the newest run under
+    runs/."""
     step: int | None = None
     """Checkpoint of the run to take; None: the newest that verifies."""
+    adapters: tuple[str, ...] = ()
+    """Runs of lora, or directories of PEFT, to put over the model: [runs/lora, other]."""
     tokenizer: str | None = None
     """Tokenizer file, for a model that does not carry its own."""
     model_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -327,7 +330,8 @@ class UseConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig(SamplingConfig, UseConfig):
-    """Continue a prompt. Streams to the terminal, unless JSON is asked for."""
+    """Continue a prompt. Streams to the terminal, unless JSON is asked for. With several adapters each prompt is
+    continued by each of them, side by side in one batch."""
 
     prompt: str = "The "
     """Text to continue; an empty one starts from the beginning-of-sequence token alone."""
@@ -347,12 +351,17 @@ class ConvertConfig:
     """Turn a model from one format into another, open the result again and compare it with the source on text."""
 
     source: str | None = None
-    """A run directory, a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on the Hugging Face hub.
-    None: the newest run under runs/."""
+    """A run directory, a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on the Hugging Face hub; a
+    run of lora or a directory of PEFT, merged into the base that it names. None: the newest run under runs/."""
+    adapter: str | None = None
+    """Run of lora, or directory of PEFT, to merge into the source; of a run the newest checkpoint that verifies."""
+    unmerge: bool = False
+    """Take the adapter out of the source, which it was merged into; what comes back is the base up to rounding."""
     target: str = "exported"
-    """Directory (`orbax`, `hf`, `meta`) or file (`gguf`, `llama2c`) to write."""
-    format: Literal["orbax", "hf", "meta", "gguf", "llama2c"] = "hf"
-    """Format to write; `orbax` is what every command of this package opens fastest, on any mesh."""
+    """Directory (`orbax`, `hf`, `meta`, `peft`) or file (`gguf`, `llama2c`) to write."""
+    format: Literal["orbax", "hf", "meta", "gguf", "llama2c", "peft"] = "hf"
+    """Format to write; `orbax` is what every command of this package opens fastest, on any mesh; `peft` is for the
+    adapter alone."""
     step: int | None = None
     """Checkpoint of a run to take; None: the newest that verifies."""
     tokenizer: str | None = None
@@ -367,6 +376,14 @@ class ConvertConfig:
     """Replace the target if it exists."""
     json: bool = False
     """Print the report as the last line."""
+
+    def __post_init__(self) -> None:
+        if self.unmerge and self.adapter is None:
+            raise UserError("--unmerge: needs --adapter, what is to be taken out")
+        if self.unmerge and self.format == "peft":
+            raise UserError("--unmerge: gives a model, not an adapter; take another --format than peft")
+        if self.format == "peft" and self.dtype not in ("auto", "float32"):
+            raise UserError(f"--dtype {self.dtype}: factors of adapters are written in float32")
 
 
 @dataclass(frozen=True)
@@ -413,6 +430,8 @@ class EvaluateConfig(UseConfig):
     """Rows at a time, rounded up to what the mesh divides."""
 
     def __post_init__(self) -> None:
+        if len(self.adapters) > 1:
+            raise UserError(f"--adapters {list(self.adapters)}: one at a time is measured")
         family = self.task.partition(":")[0]
         if family not in EVALUATION_TASKS or (family == "lm_eval") == (self.task == family):
             known = ", ".join(name if name != "lm_eval" else "lm_eval:NAME" for name in EVALUATION_TASKS)
@@ -460,6 +479,9 @@ COMMANDS: dict[str, type] = {
 }
 """The commands, `python -m llama_jax.<name>`, and what each can be told. A second word is a first argument with which a
 command takes other settings."""
+
+DEFAULT_CONFIGS = {"sft": "sft_starter", "lora": "lora_starter"}
+"""Bundled configs of commands whose defaults are meant for real models, for a call without arguments."""
 
 PRESETS = {"model.size": sized}
 """Settings that stand for a whole section."""

@@ -10,24 +10,26 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from llama_jax.checkpoints.formats import Format, open_weights
+from llama_jax.checkpoints.formats import Format, open_adapter, open_unmerged, open_weights
 from llama_jax.checkpoints.gguf import write_gguf
 from llama_jax.checkpoints.hugging_face import write_hugging_face
 from llama_jax.checkpoints.llama2c import write_llama2c
 from llama_jax.checkpoints.manifest import files_below
+from llama_jax.checkpoints.merged_weights import TOKENIZER_FILES, MergedWeights
 from llama_jax.checkpoints.meta import write_meta
-from llama_jax.checkpoints.opening import find_model, open_params
+from llama_jax.checkpoints.opening import find_model, open_params, with_adapters
 from llama_jax.checkpoints.orbax_weights import write_orbax
+from llama_jax.checkpoints.peft import write_peft
 from llama_jax.checkpoints.weights import Weights, tensors_of, weight_names
 from llama_jax.config import ConvertConfig
-from llama_jax.core import sharding
+from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import CannotGoOnError, UserError
@@ -43,10 +45,12 @@ def area(radius: float) -> float:
 
 Zürich, Α–Ω, 北京, 🙂 — and so on.
 """
-_DIRECTORIES: tuple[Format, ...] = ("orbax", "hf", "meta")
+_DIRECTORIES: tuple[Format, ...] = ("orbax", "hf", "meta", "peft")
 _SAMPLE_TOKENS = 256
 _ROUNDING = 0.05
 """Largest mean difference of logits, in units of their standard deviation, that a coarser type may cause."""
+_REORDERING = 1e-4
+"""The same for sums in float32 in another order."""
 
 
 def convert(config: ConvertConfig) -> None:
@@ -59,11 +63,16 @@ def convert(config: ConvertConfig) -> None:
     target = epath.Path(config.target)
     if target.exists() and not config.overwrite:
         raise UserError(f"--target {target}: exists; remove it, or give --overwrite true")
-    config = dataclasses.replace(config, source=find_model(config.source, say))
-    weights = open_weights(str(config.source), step=config.step, say=say)
+    source = find_model(config.source, say)
+    config = dataclasses.replace(config, source=source)
+    if config.unmerge:
+        weights: Weights = open_unmerged(source, str(config.adapter), step=config.step, say=say)
+    else:
+        weights = open_weights(source, step=config.step, say=say, adapter=config.adapter)
+    if config.format == "peft" and not isinstance(weights, MergedWeights):
+        raise UserError(f"--format peft: writes an adapter, which {source} is not; give one with --adapter")
     if config.tokenizer is not None:
-        other = ("tokenizer", "special_tokens", "chat_template")
-        files = {name: content for name, content in weights.files.items() if not name.startswith(other)}
+        files = {name: content for name, content in weights.files.items() if not name.startswith(TOKENIZER_FILES)}
         files |= load_tokenizer(config.tokenizer).files()
         weights = dataclasses.replace(weights, files=files)  # pyright: ignore[reportArgumentType]
     # Written beside the target and moved when it has proved itself: nothing half-written ever has the name asked for.
@@ -102,12 +111,19 @@ def _write_gguf(target: epath.Path, weights: Weights, config: ConvertConfig) -> 
     write_gguf(target, weights, dtype=names[config.dtype])
 
 
+def _write_peft(target: epath.Path, weights: Weights, config: ConvertConfig) -> None:
+    assert isinstance(weights, MergedWeights)
+    adapter, config_of = weights.adapter, weights.config
+    write_peft(target, dataclasses.replace(adapter, files=weights.files), config_of)
+
+
 _WRITERS: Mapping[Format, Callable[[epath.Path, Weights, ConvertConfig], None]] = {
     "orbax": lambda target, weights, config: write_orbax(target, weights, dtype=_dtype(config)),
     "hf": lambda target, weights, config: write_hugging_face(target, weights, dtype=_dtype(config)),
     "meta": _write_meta,
     "gguf": _write_gguf,
     "llama2c": _write_llama2c,
+    "peft": _write_peft,
 }
 
 
@@ -128,31 +144,11 @@ def _report(config: ConvertConfig, source: Weights, written: epath.Path, say: Ca
     Raises:
         CannotGoOnError: it is not the same model.
     """
-    target = open_weights(str(written), step=None, say=say)
-    rows = weight_names(source.config)
-    changes = {
-        field: [value, target.config.to_json()[field]]
-        for field, value in source.config.to_json().items()
-        if value != target.config.to_json()[field]
-    }
-    for field, (before, after) in changes.items():
-        say(f"note: the format does not keep {field}: {before} in the source, {after} in the target")
-    types = {name.ours: (str(source.dtype(name)), str(target.dtype(name))) for name in rows}
-    report: dict[str, Any] = {
-        "source": config.source,
-        "target": config.target,
-        "format": config.format,
-        "parameters": _size(source),
-        "source_dtypes": sorted({before for before, _ in types.values()}),
-        "target_dtypes": sorted({after for _, after in types.values()}),
-        "bytes": sum(file.stat().length for file in _files(written)),
-        "config_changes": changes,
-        "check": None,
-    }
+    report = _facts(config, source, written, say)
     if config.no_check:
         return report
     tokens, kind = _sample(source)
-    before, after = _logits(str(config.source), config.step, tokens, say), _logits(str(written), None, tokens, say)
+    before, after = _compared(config, source, written, tokens, say)
     difference = np.abs(before - after)
     check = {
         "tokens": tokens.size,
@@ -165,7 +161,6 @@ def _report(config: ConvertConfig, source: Weights, written: epath.Path, say: Ca
         "target_loss": _loss(after, tokens),
         "uniform_loss": math.log(source.config.vocab_size),
     }
-    coarser = any(before != after for before, after in types.values()) or config.dtype == "q8_0"
     say(
         f"checked on {tokens.size} tokens of {kind}: largest difference of logits {check['max_logit_difference']:.2e}, "
         f"mean {check['mean_logit_difference']:.2e}, same most likely token at {check['argmax_agreement']:.1%}; "
@@ -173,12 +168,55 @@ def _report(config: ConvertConfig, source: Weights, written: epath.Path, say: Ca
     )
     if kind == "text" and check["source_loss"] > check["uniform_loss"]:
         say("note: the source predicts this text worse than chance; is it trained, and is this its tokenizer?")
-    if check["mean_logit_difference"] > (_ROUNDING * check["logit_standard_deviation"] if coarser else 0.0):
+    allowed = _allowed(config, source, report["target_dtypes"]) * check["logit_standard_deviation"]
+    if check["mean_logit_difference"] > allowed:
         raise CannotGoOnError(
             f"{config.target}: not written, the result differs from {config.source} by "
             f"{check['max_logit_difference']:.2e} in a logit"
         )
     return report | {"check": check}
+
+
+def _facts(config: ConvertConfig, source: Weights, written: epath.Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """What can be told without computing."""
+    rows = weight_names(source.config)
+    before, after = sorted({str(source.dtype(name)) for name in rows}), ["float32"]
+    parameters, changes = _size(source), {}
+    if config.format != "peft":
+        target = open_weights(str(written), step=None, say=say)
+        after = sorted({str(target.dtype(name)) for name in rows})
+        there = target.config.to_json()
+        changes = {
+            field: [value, there[field]] for field, value in source.config.to_json().items() if value != there[field]
+        }
+    elif isinstance(source, MergedWeights):
+        parameters = tree.size([source.adapter.factors, source.adapter.saved_modules])
+        before = after
+    for field, (here, there) in changes.items():
+        say(f"note: the format does not keep {field}: {here} in the source, {there} in the target")
+    return {
+        "source": config.source,
+        "adapter": config.adapter,
+        "unmerge": config.unmerge,
+        "target": config.target,
+        "format": config.format,
+        "parameters": parameters,
+        "source_dtypes": before,
+        "target_dtypes": after,
+        "bytes": sum(file.stat().length for file in _files(written)),
+        "config_changes": changes,
+        "check": None,
+    }
+
+
+def _allowed(config: ConvertConfig, source: Weights, target_dtypes: Sequence[str]) -> float:
+    """Largest mean difference of logits, in units of their standard deviation, that is no mistake."""
+    types = {str(source.dtype(name)) for name in weight_names(source.config)}
+    merges = isinstance(source, MergedWeights) and config.format != "peft"
+    if config.dtype == "q8_0" or types != set(target_dtypes) or (merges and types != {"float32"}):
+        return _ROUNDING
+    # A merged matrix is another order of summation.
+    return _REORDERING if isinstance(source, MergedWeights) else 0.0
 
 
 def _files(written: epath.Path) -> list[epath.Path]:
@@ -194,11 +232,31 @@ def _sample(weights: Weights) -> tuple[np.ndarray, str]:
     return np.random.default_rng(0).integers(0, weights.config.vocab_size, (1, length), np.int32), "random tokens"
 
 
-def _logits(path: str, step: int | None, tokens: np.ndarray, say: Callable[[str], None]) -> np.ndarray:
-    """Logits [T, V] of the model at a path."""
+def _compared(
+    config: ConvertConfig, source: Weights, written: epath.Path, tokens: np.ndarray, say: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of what there was and of what there is now, adapters beside their base and not merged where they are
+    known."""
+    path, step, adapter = str(config.source), config.step, config.adapter
+    if config.unmerge:
+        return _logits(path, step, None, tokens, say), _logits(str(written), None, adapter, tokens, say)
+    before = _logits(path, step, adapter, tokens, say)
+    if config.format == "peft" and isinstance(source, MergedWeights):
+        base, base_step = str(source.adapter.base_name), source.adapter.base_step
+        return before, _logits(base, base_step, str(written), tokens, say)
+    return before, _logits(str(written), None, None, tokens, say)
+
+
+def _logits(
+    path: str, step: int | None, adapter: str | None, tokens: np.ndarray, say: Callable[[str], None]
+) -> np.ndarray:
+    """Logits [T, V] of the model at a path; with an adapter, over whatever base it is."""
     mesh = sharding.make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        opened = open_params(path, ComputeConfig(), mesh, step=step, say=say)
+        opened = open_params(path, ComputeConfig(), mesh, step=step, say=say, identify=False)
+        if adapter is not None:
+            read = open_adapter(adapter, step=None, say=say).read(opened.model.config)
+            opened = with_adapters(opened, [read], any_base=True)
         rows = sharding.placed(np.tile(tokens, (sharding.batch_parts(mesh), 1)), sharding.row_sharding(mesh))
         logits: PyTree = jax.jit(opened.model.logits)(opened.params, rows)
         return np.asarray(logits[0])

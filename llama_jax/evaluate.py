@@ -52,7 +52,8 @@ from llama_jax.model.config import ComputeConfig
 Document = TypeVar("Document")
 
 _WITHOUT_INFLUENCE = ("json", "output", "distributed")
-_NOT_IN_KEYS = (*_WITHOUT_INFLUENCE, "mesh", "batch_size", "model", "step", "tokenizer", "data", "fewshot_data")
+_IDENTIFIED = ("model", "step", "adapters", "tokenizer", "data", "fewshot_data")
+_NOT_IN_KEYS = (*_WITHOUT_INFLUENCE, *_IDENTIFIED, "mesh", "batch_size")
 """Settings that a sample depends on by rounding alone, or through what has a fingerprint of its own."""
 
 
@@ -104,9 +105,11 @@ def evaluate(config: EvaluateConfig) -> None:
         records = read_records(config.data)  # a mistake in it is told before a model is opened
     judge = instructions.load_judge(config.judge) if config.judge is not None else None
     with jax.set_mesh(mesh):
-        path = find_model(config.model, say)
+        path = find_model(config.model, say, config.adapters)
         compute = ComputeConfig(dtype=config.model_dtype)
-        opened = open_model(path, compute, mesh, step=config.step, tokenizer=config.tokenizer, say=say)
+        opened = open_model(
+            path, compute, mesh, step=config.step, tokenizer=config.tokenizer, say=say, adapters=config.adapters
+        )
         say(who)
         started = time.perf_counter()
         session = _Session(config, opened, output, stream, say, _fingerprint(opened.params))
@@ -178,6 +181,8 @@ def _documents(session: _Session) -> tuple[DataConfig, Documents]:
     if config.data is not None:
         data = DataConfig(source=config.data, text_field=config.text_field, sequence_length=length)
         documents = open_source(config.data, config.text_field)
+    elif run is not None and "template" in trained:
+        raise UserError(f"--data: needed, {run} was trained on instructions and held out no documents")
     elif run is not None:
         mixture = tuple(map(tuple, trained.get("mixture", ())))  # YAML has lists
         data = DataConfig(**trained | {"mixture": mixture, "sequence_length": length})

@@ -38,17 +38,32 @@ def generate(config: GenerateConfig) -> None:
     sampling = SamplingConfig(config.max_new_tokens, config.temperature, config.top_k, config.top_p)
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        path = find_model(config.model, say)
+        path = find_model(config.model, say, config.adapters)
         compute = ComputeConfig(dtype=config.model_dtype)
-        opened = open_model(path, compute, mesh, step=config.step, tokenizer=config.tokenizer, say=say)
+        opened = open_model(
+            path, compute, mesh, step=config.step, tokenizer=config.tokenizer, say=say, adapters=config.adapters
+        )
         tokenizer = opened.tokenizer
         ids = [encode_prompt(tokenizer, prompt, chat=config.chat, special=config.special_tokens) for prompt in prompts]
+        names, adapter_ids = opened.adapters, None
+        if len(names) > 1:  # each prompt by each adapter, side by side
+            ids = [prompt for prompt in ids for _ in names]
+            adapter_ids = list(range(len(names))) * len(prompts)
         params = decoding_params(opened.model, opened.params)
         shown = [[] if config.chat else prompt for prompt in ids]
-        show = _Printer(tokenizer, shown[0]) if len(prompts) == 1 and not config.json else None
+        show = _Printer(tokenizer, shown[0]) if len(ids) == 1 and not config.json else None
         started = time.perf_counter()
         stop_ids = tokenizer.stop_ids
-        answers = decode(opened.model, params, ids, sampling, stop_ids=stop_ids, seed=config.seed, stream=show)
+        answers = decode(
+            opened.model,
+            params,
+            ids,
+            sampling,
+            stop_ids=stop_ids,
+            seed=config.seed,
+            stream=show,
+            adapter_ids=adapter_ids,
+        )
         seconds = time.perf_counter() - started
         if show is not None:
             show.finish()
@@ -57,11 +72,14 @@ def generate(config: GenerateConfig) -> None:
     # Decoded together, since a token's spelling depends on the one before.
     texts = [tokenizer.decode(start + answer) for start, answer in zip(shown, answers, strict=True)]
     count = sum(map(len, answers))
+    by = list(names) * (len(texts) // max(1, len(names)))
     if not config.json and show is None:
-        print("\n\n".join(texts))
+        titles = [f"[{name}]\n" for name in by] if adapter_ids else [""] * len(texts)
+        print("\n\n".join(title + text for title, text in zip(titles, texts, strict=True)))
     say(f"{who}; {opened.source}: {count} tokens in {seconds:.1f} s, compilation included")
     if config.json:
-        print(json.dumps({"text": texts[0], "texts": texts, "tokens": count, "model": opened.source}))
+        result = {"text": texts[0], "texts": texts, "tokens": count, "model": opened.source}
+        print(json.dumps(result | ({"adapters": by} if by else {})))
 
 
 def _prompts(config: GenerateConfig) -> list[str]:

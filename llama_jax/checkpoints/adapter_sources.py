@@ -72,6 +72,7 @@ class AdapterRun:
             source=self.source,
             base=self.base,
             base_name=self.base.name,
+            base_step=self.base.step,
             files={name: files[f"model/{name}"] for name in BUNDLE if f"model/{name}" in files},
         )
 

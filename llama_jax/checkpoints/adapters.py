@@ -40,6 +40,8 @@ class Adapter:
     """The base it was trained on; None where the file does not tell."""
     base_name: str | None = None
     """Where the base is, as `--model` takes it, if known."""
+    base_step: int | None = None
+    """The checkpoint of a base that is a run; None: the newest."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """The tokenizer that travels with it, and what belongs to that; see `Weights.files`."""
 

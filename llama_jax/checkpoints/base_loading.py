@@ -73,15 +73,22 @@ class StoredBase:
     def prints(self, source: Prints) -> dict[str, LeafRecord]:
         """Shape, type and fingerprint of what is kept, given those of the source for what is kept as it was read."""
         changed = {path: leaf for path, leaf in self._leaves.items() if path not in self._unchanged}
-        words = jax.device_get(tree.fingerprints(changed))
         records = {path: source[path] for path in self._unchanged}
-        for path, leaf in changed.items():
-            records[path] = LeafRecord(leaf.shape, str(leaf.dtype), tuple(map(int, words[path])))
+        for path, leaf in changed.items():  # one by one, for what a compiler makes room for
+            words = jax.device_get(tree.fingerprints(leaf))
+            records[path] = LeafRecord(leaf.shape, str(leaf.dtype), tuple(map(int, words)))
         return records
 
 
 def _concatenated(layers: list[dict[str, Array]]) -> dict[str, Array]:
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *layers)
+    def joined(*parts: Array) -> Array:
+        if parts[0].dtype != jnp.bfloat16:
+            return jnp.concatenate(parts)
+        # As plain bits: XLA for CPU would concatenate in float32, twice the bytes.
+        bits = jnp.concatenate([jax.lax.bitcast_convert_type(part, jnp.uint16) for part in parts])
+        return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+    return jax.tree.map(joined, *layers)
 
 
 def base_from_run(

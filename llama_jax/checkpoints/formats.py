@@ -1,7 +1,9 @@
 """What a path holds, told from what is there: a run, or a model in one of the formats that can be read."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal
 
 from etils import epath
@@ -17,12 +19,13 @@ from llama_jax.checkpoints.base_identity import check_base, identity_of
 from llama_jax.checkpoints.gguf import open_gguf
 from llama_jax.checkpoints.hugging_face import has_weights, hub_directory, open_hugging_face
 from llama_jax.checkpoints.llama2c import open_llama2c
-from llama_jax.checkpoints.merged_weights import merged
+from llama_jax.checkpoints.merged_weights import merged, unmerged
 from llama_jax.checkpoints.meta import open_meta
 from llama_jax.checkpoints.orbax_weights import open_orbax
 from llama_jax.checkpoints.peft_config import PEFT_CONFIG
 from llama_jax.checkpoints.weights import Weights
 from llama_jax.core.errors import UserError
+from llama_jax.core.files import is_remote
 
 Format = Literal["orbax", "hf", "meta", "gguf", "llama2c", "peft"]
 """What can be written."""
@@ -131,14 +134,31 @@ def open_weights(path: str, *, step: int | None, say: Callable[[str], None], ada
         UserError: nothing is there that can be read, it is broken, or the adapter belongs to another base.
     """
     place, kind = find_format(path)
-    if kind not in ("lora", "peft"):
-        weights = _open_base(place, kind, step, say)
-        return weights if adapter is None else _merged(weights, path, open_adapter(adapter, step=None, say=say))
-    if adapter is not None:
-        raise UserError(f"{path}: is an adapter itself; name the base of both, and one adapter")
-    own = open_adapter(path, step=step, say=say)
-    place, kind = base_of(own)
-    return _merged(_open_base(place, kind, own.base_step, say), place, own)
+    if kind in ("lora", "peft"):
+        if adapter is not None:
+            raise UserError(f"{path}: is an adapter itself; name the base of both, and one adapter")
+        own = open_adapter(path, step=step, say=say)
+        (place, kind), path, step = base_of(own), str(own.base_name), own.base_step
+    else:
+        own = None if adapter is None else open_adapter(adapter, step=None, say=say)
+    weights = _open_base(place, kind, step, say)
+    if own is None:
+        return weights
+    read = own.read(weights.config)
+    if read.base is not None:
+        check_base(read.base, identity_of(weights, path, step), read.source)
+    return merged(weights, dataclasses.replace(read, base_name=lasting_name(path), base_step=step))
+
+
+def open_unmerged(path: str, adapter: str, *, step: int | None, say: Callable[[str], None]) -> Weights:
+    """The base of an adapter, taken from the model that it was merged into; see `open_weights` and `unmerged`."""
+    weights = open_weights(path, step=step, say=say)
+    return unmerged(weights, open_adapter(adapter, step=None, say=say).read(weights.config))
+
+
+def lasting_name(name: str) -> str:
+    """What `--model` was given, as it still holds in another working directory."""
+    return str(Path(name).resolve()) if not is_remote(name) and Path(name).exists() else name
 
 
 def _open_base(place: str, kind: Kind, step: int | None, say: Callable[[str], None]) -> Weights:
@@ -148,10 +168,3 @@ def _open_base(place: str, kind: Kind, step: int | None, say: Callable[[str], No
         raise UserError(f"--step {step}: {place} is a single model, not a run with checkpoints")
     readers = {"hf": open_hugging_face, "meta": open_meta, "gguf": open_gguf, "llama2c": open_llama2c}
     return readers[kind](place)
-
-
-def _merged(weights: Weights, path: str, source: AdapterRun | PeftDirectory) -> Weights:
-    adapter = source.read(weights.config)
-    if adapter.base is not None:
-        check_base(adapter.base, identity_of(weights, path, None), adapter.source)
-    return merged(weights, adapter)

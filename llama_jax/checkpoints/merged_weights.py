@@ -3,8 +3,9 @@
 Computed in float32 and cast once to the type of the base: a product A B that was rounded before it is added would lose
 most of what it changes. `unmerged` takes an adapter out again."""
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,14 @@ class MergedWeights:
     source: str
     files: Mapping[str, bytes]
     base: Weights
-    sign: float
-    factors: Mapping[str, Any]
-    """Leaves of the adapter by path (`layers/attention/q_proj/a`)."""
-    saved_modules: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Adapter
+    """Its `base_name` and `base_step` say where the base was found."""
+    sign: float = 1.0
+
+    @functools.cached_property
+    def _factors(self) -> Mapping[str, Any]:
+        """Leaves of the adapter by path (`layers/attention/q_proj/a`)."""
+        return tree.flatten(self.adapter.factors)
 
     @property
     def config(self) -> LlamaConfig:
@@ -43,16 +48,16 @@ class MergedWeights:
 
     def read(self, name: WeightName, layer: int | None) -> np.ndarray:
         """See `Weights`."""
-        if name.ours in self.saved_modules:
-            whole = as_numpy(self.saved_modules[name.ours])
+        if name.ours in self.adapter.saved_modules:
+            whole = as_numpy(self.adapter.saved_modules[name.ours])
             return self._cast(name, layer, whole[tuple(map(slice, name.shape(self.config)))])
         weight = self.base.read(name, layer)
         module = name.ours.removesuffix("/kernel")
-        if f"{module}/a" not in self.factors:
+        if f"{module}/a" not in self._factors:
             return weight
-        a, b, scale = (as_numpy(self.factors[f"{module}/{part}"][layer]) for part in ("a", "b", "scale"))
+        a, b, scale = (as_numpy(self._factors[f"{module}/{part}"][layer]) for part in ("a", "b", "scale"))
         changed = weight.astype(np.float32) + np.float32(self.sign) * scale * (a @ b)
-        magnitude = self.factors.get(f"{module}/magnitude")
+        magnitude = self._factors.get(f"{module}/magnitude")
         if magnitude is not None:
             changed = _rescaled(changed, as_numpy(magnitude[layer]))
         return self._cast(name, layer, changed)
@@ -74,14 +79,8 @@ def _rescaled(weight: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
 
 def merged(base: Weights, adapter: Adapter) -> MergedWeights:
     """The weights of a base with an adapter merged into them; that it is its base must be known."""
-    return MergedWeights(
-        f"{base.source} with {adapter.source}",
-        combined_files(base.files, adapter.files),
-        base,
-        1.0,
-        tree.flatten(adapter.factors),
-        adapter.saved_modules,
-    )
+    source = f"{base.source} with {adapter.source}"
+    return MergedWeights(source, combined_files(base.files, adapter.files), base, adapter)
 
 
 def unmerged(weights: Weights, adapter: Adapter) -> MergedWeights:
@@ -90,12 +89,11 @@ def unmerged(weights: Weights, adapter: Adapter) -> MergedWeights:
     Raises:
         UserError: merging this adapter replaces what was there, which the result does not tell.
     """
-    factors = tree.flatten(adapter.factors)
     if adapter.saved_modules:
         raise UserError(f"--unmerge: {adapter.source} replaces {' and '.join(adapter.saved_modules)}; keep the base")
-    if any(path.endswith("/magnitude") for path in factors):
+    if any(path.endswith("/magnitude") for path in tree.flatten(adapter.factors)):
         raise UserError(f"--unmerge: {adapter.source} is a DoRA, which replaces the length of columns; keep the base")
-    return MergedWeights(f"{weights.source} without {adapter.source}", weights.files, weights, -1.0, factors)
+    return MergedWeights(f"{weights.source} without {adapter.source}", weights.files, weights, adapter, -1.0)
 
 
 def combined_files(base: Mapping[str, bytes], adapter: Mapping[str, bytes]) -> Mapping[str, bytes]:

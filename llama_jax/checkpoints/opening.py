@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -17,14 +16,13 @@ from llama_jax.checkpoints.adapter_sources import AdapterRun
 from llama_jax.checkpoints.adapters import Adapter
 from llama_jax.checkpoints.base_identity import BaseIdentity, check_base
 from llama_jax.checkpoints.base_loading import base_from_run, base_from_weights
-from llama_jax.checkpoints.formats import Kind, base_of, find_format, open_adapter, open_weights
+from llama_jax.checkpoints.formats import Kind, base_of, find_format, lasting_name, open_adapter, open_weights
 from llama_jax.checkpoints.merged_weights import combined_files
 from llama_jax.checkpoints.store import find_verified
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
-from llama_jax.core.files import is_remote
 from llama_jax.core.run import newest_run
 from llama_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer, tokenizer_from_files
 from llama_jax.model.config import ComputeConfig, LlamaConfig
@@ -67,21 +65,29 @@ class OpenModel(OpenParams):
     tokenizer: Tokenizer = field(kw_only=True)
 
 
-def find_model(path: str | None, say: Callable[[str], None]) -> str:
-    """The path given; else the newest run under runs/; else a run of the smallest configuration, trained now.
+def find_model(path: str | None, say: Callable[[str], None], adapters: Sequence[str] = ()) -> str:
+    """The path given; else the base that the first adapter names; else the newest run under runs/; else a run of the
+    smallest configuration, trained now.
 
     Raises:
-        UserError: the run that was to be trained did not finish.
+        UserError: the adapter names no base, or the run that was to be trained did not finish.
     """
     if path is not None:
         return path
+    if adapters:
+        first = open_adapter(adapters[0], step=None, say=say)
+        base_of(first)
+        say(f"no --model given: taking the base that {first.source} names, {first.base_name}")
+        return str(first.base_name)
     if (newest := newest_run()) is not None:
         say(f"no --model given: taking the newest run, {newest}")
         return str(newest)
     default = "runs/tiny"
     say(f"no --model given and no run under runs/: training the smallest one first, into {default}")
     command = ["-m", "llama_jax.pretrain", "--config", "tiny/pretrain", "--run_dir", default]
-    if subprocess.run([sys.executable, *command]).returncode:
+    # Ten times the steps of the config: half a minute, after which it spells words.
+    longer = ["--training.steps", "600", "--training.evaluate_every", "300", "--checkpoints.every", "300"]
+    if subprocess.run([sys.executable, *command, *longer]).returncode:
         raise UserError("--model: none given, and the default could not be trained; see above")
     return default
 
@@ -197,7 +203,7 @@ def open_params(
     identify = identify or any(isinstance(source, AdapterRun) for source in sources)
     store = store or compute.dtype
     opened = _open_base(name, place, kind, compute, mesh, step=step, say=say, store=store, identify=identify)
-    return _with_adapters(opened, [source.read(opened.model.config) for source in sources]) if sources else opened
+    return with_adapters(opened, [source.read(opened.model.config) for source in sources]) if sources else opened
 
 
 def _open_base(
@@ -222,18 +228,21 @@ def _open_base(
         trained = run if (run / "config.yaml").exists() else None
         return OpenParams(model, params, files, f"{run} step {verified.step}", trained, base=identity)
     weights = open_weights(place, step=step, say=say)
-    model, params, identity = base_from_weights(weights, _lasting_name(name), compute, mesh, store, identify)
+    model, params, identity = base_from_weights(weights, lasting_name(name), compute, mesh, store, identify)
     return OpenParams(model, params, weights.files, name, None, base=identity)
 
 
-def _with_adapters(opened: OpenParams, adapters: Sequence[Adapter]) -> OpenParams:
+def with_adapters(opened: OpenParams, adapters: Sequence[Adapter], *, any_base: bool = False) -> OpenParams:
     """The base with one adapter attached, or with several from which each row of a batch takes one.
+
+    Args:
+        any_base: do not ask whether it is their base.
 
     Raises:
         UserError: an adapter belongs to another base, or of several one replaces what all rows share.
     """
     for adapter in adapters:
-        if adapter.base is not None:
+        if adapter.base is not None and not any_base:
             check_base(adapter.base, opened.identity, adapter.source)
         if adapter.saved_modules and len(adapters) > 1:
             replaced = " and ".join(adapter.saved_modules)
@@ -258,8 +267,3 @@ def _with_adapters(opened: OpenParams, adapters: Sequence[Adapter]) -> OpenParam
 
 def _put(leaf: np.ndarray | Array, place: Any) -> Array:
     return sharding.placed(leaf, place) if isinstance(leaf, np.ndarray) else jax.device_put(leaf, place)
-
-
-def _lasting_name(name: str) -> str:
-    """What `--model` was given, as it still holds in another working directory."""
-    return str(Path(name).resolve()) if not is_remote(name) and Path(name).exists() else name

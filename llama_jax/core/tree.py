@@ -68,19 +68,23 @@ def _mix(bits: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
 
 def _fingerprint(leaf: Array, start: UInt32[Array, ""]) -> UInt32[Array, "2"]:
     """Of consecutive elements, the first of which has the flat index `start` modulo 2^32."""
-    if leaf.ndim > 2:
-        # One layer after another: compilers for CPU make the arrays of indices and weights, 8 bytes an element.
-        starts = start + jnp.arange(leaf.shape[0], dtype=jnp.uint32) * jnp.uint32(math.prod(leaf.shape[1:]) % 2**32)
-        words = jax.lax.map(lambda layer: _fingerprint(*layer), (leaf, starts))
-        return jnp.sum(words, axis=0, dtype=jnp.uint32)
     if jnp.issubdtype(leaf.dtype, jnp.bool_):
         leaf = leaf.astype(jnp.uint8)
     width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)
-    index, stride = jnp.full(leaf.shape, start), 1
-    for axis in reversed(range(leaf.ndim)):
-        index += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride)
-        stride = (stride * leaf.shape[axis]) & 0xFFFFFFFF
+    return _bits_fingerprint(jax.lax.bitcast_convert_type(leaf, width), start)
+
+
+def _bits_fingerprint(bits: Array, start: UInt32[Array, ""]) -> UInt32[Array, "2"]:
+    if bits.ndim > 2:
+        # One layer after another: compilers for CPU make the arrays of indices and weights, 8 bytes an element.
+        starts = start + jnp.arange(bits.shape[0], dtype=jnp.uint32) * jnp.uint32(math.prod(bits.shape[1:]) % 2**32)
+        words = jax.lax.map(lambda layer: _bits_fingerprint(*layer), (bits, starts))
+        return jnp.sum(words, axis=0, dtype=jnp.uint32)
+    bits = bits.astype(jnp.uint32)
+    index, stride = jnp.full(bits.shape, start), 1
+    for axis in reversed(range(bits.ndim)):
+        index += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
+        stride = (stride * bits.shape[axis]) & 0xFFFFFFFF
     weight = _mix(index + jnp.uint32(0x9E3779B9))
     return jnp.stack([jnp.sum(bits * (weight | 1), dtype=jnp.uint32), jnp.sum(_mix(bits ^ weight), dtype=jnp.uint32)])
 

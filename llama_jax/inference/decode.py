@@ -33,6 +33,8 @@ class DecodeState(struct.PyTreeNode):
     finished: Annotated[Any, Bool[Array, "B"]]
     logits: Annotated[Any, Float[Array, "B V"]]
     caches: Annotated[Any, list[LayerCache]]
+    adapter_ids: Any = None
+    """The adapter of each row, `[B]`, where the parameters hold several; else None."""
 
 
 def decoding_params(model: LanguageModel, params: PyTree) -> PyTree:
@@ -45,16 +47,22 @@ def decoding_params(model: LanguageModel, params: PyTree) -> PyTree:
 
 
 def prefill(
-    model: LanguageModel, params: PyTree, prompts: Int[Array, "B P"], lengths: Int[Array, "B"], slots: int
+    model: LanguageModel,
+    params: PyTree,
+    prompts: Int[Array, "B P"],
+    lengths: Int[Array, "B"],
+    slots: int,
+    adapter_ids: Int[Array, "B"] | None = None,
 ) -> DecodeState:
     """Read the prompts, padded on the right, into fresh caches of `slots` tokens a row."""
     B, P = prompts.shape
     caches = empty_cache(model.config, B, slots, jnp.dtype(model.compute.dtype))
-    hidden, caches = model.decode(params, prompts, caches, jnp.zeros(B, jnp.int32))
+    hidden, caches = model.decode(params, prompts, caches, jnp.zeros(B, jnp.int32), adapter_ids)
     # What padding wrote lies behind the row's last token: the causal mask hides it until it is overwritten.
     ends = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     tokens = jnp.zeros((B, slots), jnp.int32).at[:, :P].set(prompts)
-    return DecodeState(tokens, lengths, lengths, lengths == 0, model.unembed(model.head(params), ends), caches)
+    logits = model.unembed(model.head(params), ends)
+    return DecodeState(tokens, lengths, lengths, lengths == 0, logits, caches, adapter_ids)
 
 
 def decode_step(
@@ -69,12 +77,11 @@ def decode_step(
     chosen = sample(state.logits, sampling, key, state.lengths - state.prompt_lengths)
     rows = jnp.arange(chosen.shape[0])
     chosen = jnp.where(state.finished, state.tokens[rows, state.lengths], chosen)
-    hidden, caches = model.decode(params, chosen[:, None], state.caches, state.lengths)
+    hidden, caches = model.decode(params, chosen[:, None], state.caches, state.lengths, state.adapter_ids)
     finished = state.finished | jnp.isin(chosen, jnp.array(stop_ids, jnp.int32))
-    return DecodeState(
+    return state.replace(
         tokens=state.tokens.at[rows, state.lengths].set(chosen),
         lengths=state.lengths + ~state.finished,
-        prompt_lengths=state.prompt_lengths,
         finished=finished,
         logits=model.unembed(model.head(params), hidden[:, 0]),
         caches=caches,
@@ -90,6 +97,7 @@ def generate(
     stop_ids: tuple[int, ...] = (),
     seed: int = 0,
     stream: Callable[[list[list[int]]], None] | None = None,
+    adapter_ids: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt; prompts may differ in length.
 
@@ -99,6 +107,7 @@ def generate(
         stop_ids: tokens that end an answer (kept in it).
         stream: called with the answers so far every few tokens. Without it prefill and the whole decoding are one
             compiled program.
+        adapter_ids: the adapter of each prompt, where `params` holds several.
 
     Returns:
         The new tokens of each prompt. The same on any mesh, up to rounding.
@@ -118,7 +127,7 @@ def generate(
     # One more slot than tokens: a finished row still looks at the slot behind its end. The same for all prompts of a
     # bucket, so that they share a program.
     slots = width + sampling.max_new_tokens + 1
-    inputs = _placed_prompts(prompts, width)
+    inputs = _placed_prompts(prompts, width, adapter_ids)
     key = jax.random.key(seed)
     if stream is None:
         state = _start(model, sampling, stop_ids, slots, sampling.max_new_tokens, params, *inputs, key)
@@ -144,9 +153,10 @@ def _start(
     params: PyTree,
     prompts: Int[Array, "B P"],
     lengths: Int[Array, "B"],
+    adapter_ids: Int[Array, "B"] | None,
     key: PRNGKeyArray,
 ) -> DecodeState:
-    state = prefill(model, params, prompts, lengths, slots)
+    state = prefill(model, params, prompts, lengths, slots, adapter_ids)
     return _decoded(model, sampling, stop_ids, count, params, state, key)
 
 
@@ -173,18 +183,28 @@ def _decoded(
 _go_on = jax.jit(_decoded, static_argnums=(0, 1, 2, 3), donate_argnums=5)
 
 
-def _placed_prompts(prompts: Sequence[Sequence[int]], width: int) -> tuple[Array, Array]:
-    """Prompts and their lengths as arrays over the mesh in use; empty rows are added until the mesh divides them."""
+def _placed_prompts(
+    prompts: Sequence[Sequence[int]], width: int, adapter_ids: Sequence[int] | None
+) -> tuple[Array, Array, Array | None]:
+    """Prompts, their lengths and their adapters as arrays over the mesh in use; empty rows are added until the mesh
+    divides them."""
     mesh = jax.sharding.get_mesh()
     parts = 1 if mesh.empty else sharding.batch_parts(mesh)
     rows = -(-len(prompts) // parts) * parts
     tokens, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-    if mesh.empty:
-        return jnp.asarray(tokens), jnp.asarray(lengths)
-    by_row = sharding.row_sharding(mesh)
-    return sharding.placed(tokens, by_row), sharding.placed(lengths, by_row)
+    adapters = None
+    if adapter_ids is not None:
+        adapters = np.zeros(rows, np.int32)
+        adapters[: len(prompts)] = adapter_ids
+
+    def place(array: np.ndarray | None) -> Any:
+        if array is None or mesh.empty:
+            return None if array is None else jnp.asarray(array)
+        return sharding.placed(array, sharding.row_sharding(mesh))
+
+    return place(tokens), place(lengths), place(adapters)
 
 
 def _read(state: DecodeState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -50,6 +50,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    adapter_ids: Sequence[int] | None = None,
 ) -> Prompts:
     """Continue one prompt, or a list of them in one batch.
 
@@ -62,6 +63,7 @@ def generate(
         top_k: sample among this many; 0: all.
         top_p: sample among the most likely that together have this probability; 1: all.
         seed: of the random choices.
+        adapter_ids: the number of the adapter of each prompt, of a model that was loaded with several.
 
     Returns:
         What follows each prompt, without the prompt: a text for a text, a list for a list.
@@ -74,6 +76,7 @@ def generate(
     ids = [encode_prompt(tokenizer, text, chat=chat) for text in texts]
     with jax.set_mesh(jax.tree.leaves(params)[0].sharding.mesh):
         layers = decode.decoding_params(model, params)
-        answers = decode.generate(model, layers, ids, sampling, stop_ids=tokenizer.stop_ids, seed=seed)
+        stop_ids = tokenizer.stop_ids
+        answers = decode.generate(model, layers, ids, sampling, stop_ids=stop_ids, seed=seed, adapter_ids=adapter_ids)
     found = [answer_text(tokenizer, prompt, answer) for prompt, answer in zip(ids, answers, strict=True)]
     return found[0] if isinstance(prompts, str) else found  # pyright: ignore[reportReturnType]
