@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from llama_jax.config import COMMANDS, PRESETS
+from llama_jax.config import COMMANDS, DEFAULT_CONFIGS, PRESETS
 from llama_jax.core.command_line import run_command
 from llama_jax.core.errors import nearest
 
@@ -30,6 +30,10 @@ def main(name: str | None = None) -> None:
     command = name
     if len(sys.argv) > 1 and f"{command} {sys.argv[1]}" in COMMANDS:
         name = f"{command} {sys.argv.pop(1)}"
+
+    if len(sys.argv) == 1 and name in DEFAULT_CONFIGS:
+        print(f"no arguments: taking those of --config {DEFAULT_CONFIGS[name]}", flush=True)
+        sys.argv += ["--config", DEFAULT_CONFIGS[name]]
 
     # The command's own file is imported once the command line is read: --help must not wait for JAX.
     def run(config: object) -> None:

@@ -18,6 +18,7 @@ from llama_jax.checkpoints.formats import open_weights
 from llama_jax.checkpoints.opening import find_model, tokenizer_for
 from llama_jax.config import PreviewConfig, PreviewInstructionsConfig
 from llama_jax.core.errors import UserError
+from llama_jax.data.example_inspection import examples_report, first_rows, report_lines
 from llama_jax.data.example_loader import ExampleLoader
 from llama_jax.data.inspection import Lengths, RowStatistics, Segment, measure_lengths, segments_of
 from llama_jax.data.loader import Loader, State, streams_of_batch
@@ -49,68 +50,16 @@ def _preview_instructions(config: PreviewInstructionsConfig) -> None:
         batch_size_at=config.training.batch_size_at,
         say=lambda line: print(line, flush=True),
     )
-    examples, statistics = _first_rows(config, loader, tokenizer)
     show = _Painter(sys.stdout.isatty(), config.characters)
+    examples = first_rows(loader, config.examples)
     for number, row in enumerate(examples):
         print(show.example(number, "the first epoch", segments_of(row, tokenizer)))
-    batch_size = config.training.batch_size
-    epochs = config.epochs
-    steps = config.training.steps if epochs is None else loader.steps_of_epochs(epochs, batch_size)
-    lengths = Lengths(len(loader.data.training), loader.data.training.lengths)
-    report = {
-        "template": loader.layout.name,
-        "steps": steps,
-        "epochs": epochs,
-        "sources": [
-            {
-                "name": counts.name,
-                "format": counts.form,
-                "records": counts.records,
-                "examples": counts.examples,
-                "held_out": counts.held_out,
-                "truncated": counts.truncated,
-                "dropped": dict(counts.dropped),
-            }
-            for counts in loader.data.counts
-        ],
-        "length_percentiles": lengths.percentiles(),
-        "rows": statistics.to_json(),
-    }
-    print("\n".join(loader.description()))
-    print(_rows_line(report["rows"], config.data.sequence_length))
-    print(f"tokens of an example at percentiles: {_percentiles(report['length_percentiles'])}")
-    print(f"{steps:,} steps of {batch_size:,} rows" + f", {epochs:g} epochs" * (epochs is not None))
+    measured_rows = -(-config.measured_tokens // config.data.sequence_length)
+    report = examples_report(loader, tokenizer, config.training.batch_size, measured_rows)
+    print("\n".join(report_lines(report)))
     if config.json:
         shown = [{"segments": [segment._asdict() for segment in segments_of(row, tokenizer)]} for row in examples]
-        print(json.dumps({**report, "examples": shown}))
-
-
-def _first_rows(
-    config: PreviewInstructionsConfig, loader: ExampleLoader, tokenizer: Tokenizer
-) -> tuple[list[Row], RowStatistics]:
-    """The rows to show, and counts over those to measure: of the first epoch at the most."""
-    examples: list[Row] = []
-    statistics = RowStatistics()
-    try:
-        for rows, state in loader.start():
-            for number in range(len(rows["tokens"])):
-                row = {name: array[number] for name, array in rows.items()}
-                if row["segment_ids"].any():  # rows that fill up the last batch are none
-                    statistics.add(row, tokenizer)
-                    examples += [row] * (len(examples) < config.examples)
-            if state["epoch"] or statistics.tokens >= config.measured_tokens:
-                break
-    finally:
-        loader.close()
-    return examples, statistics
-
-
-def _rows_line(rows: dict[str, Any], sequence_length: int) -> str:
-    return (
-        f"rows of at most {sequence_length:,} tokens, {rows['rows']:,} read: {_percent(rows['loss_share'])} of the "
-        f"tokens bear loss, {_percent(rows['padding_share'])} are padding; {rows['segments_per_row']:.1f} examples a "
-        "row"
-    )
+        print(json.dumps({**report, "examples_shown": shown}))
 
 
 def _preview_text(config: PreviewConfig) -> None:
