@@ -148,7 +148,7 @@ def _best_fit(examples: Sequence[int], lengths: Sequence[int], row_length: int) 
 
 
 def _shuffled(plan: Plan, generator: np.random.RandomState) -> Plan:
-    rows = [plan[row] for row in generator.permutation(len(plan))]
+    rows = [plan[row] for row in generator.permutation(len(plan)).tolist()]
     return Plan(np.concatenate(rows), np.concatenate([[0], np.cumsum([len(row) for row in rows])]))
 
 
