@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llama_jax.checkpoints.config import CheckpointConfig
+from llama_jax.checkpoints.config import CheckpointConfig, StepChoice
 from llama_jax.core.config import DistributedConfig, MeshConfig, TrackingConfig
 from llama_jax.core.errors import UserError, nearest
 from llama_jax.data.config import DataConfig, InstructionDataConfig
@@ -66,8 +66,9 @@ class SftConfig:
     model: str | None = None
     """The model to begin with: a run directory, a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on
     the Hugging Face hub. None: the newest run under runs/."""
-    step: int | None = None
-    """Checkpoint to begin with, if the model is a run; None: the newest that verifies."""
+    step: StepChoice | None = None
+    """Checkpoint to begin with, if the model is a run; `best`: that of the lowest validation loss; None: the newest
+    that verifies."""
     size: str | None = None
     """Published size that the model must have, such as llama_7b; with it `dry_run` needs no model."""
     tokenizer: str | None = None
@@ -312,8 +313,8 @@ class UseConfig:
     """A run directory (its newest checkpoint), a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on
     the Hugging Face hub; a run of lora or a directory of PEFT, with the base that it names. None: the newest run under
     runs/."""
-    step: int | None = None
-    """Checkpoint of the run to take; None: the newest that verifies."""
+    step: StepChoice | None = None
+    """Checkpoint of the run to take; `best`: that of the lowest validation loss; None: the newest that verifies."""
     adapters: tuple[str, ...] = ()
     """Runs of lora, or directories of PEFT, to put over the model: [runs/lora, other]."""
     tokenizer: str | None = None
@@ -362,8 +363,8 @@ class ConvertConfig:
     format: Literal["orbax", "hf", "meta", "gguf", "llama2c", "peft"] = "hf"
     """Format to write; `orbax` is what every command of this package opens fastest, on any mesh; `peft` is for the
     adapter alone."""
-    step: int | None = None
-    """Checkpoint of a run to take; None: the newest that verifies."""
+    step: StepChoice | None = None
+    """Checkpoint of a run to take; `best`: that of the lowest validation loss; None: the newest that verifies."""
     tokenizer: str | None = None
     """Tokenizer file or directory, for a model that does not carry its own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"

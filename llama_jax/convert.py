@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from llama_jax.checkpoints.config import StepChoice
 from llama_jax.checkpoints.formats import Format, open_adapter, open_unmerged, open_weights
 from llama_jax.checkpoints.gguf import write_gguf
 from llama_jax.checkpoints.hugging_face import write_hugging_face
@@ -248,7 +249,7 @@ def _compared(
 
 
 def _logits(
-    path: str, step: int | None, adapter: str | None, tokens: np.ndarray, say: Callable[[str], None]
+    path: str, step: StepChoice | None, adapter: str | None, tokens: np.ndarray, say: Callable[[str], None]
 ) -> np.ndarray:
     """Logits [T, V] of the model at a path; with an adapter, over whatever base it is."""
     mesh = sharding.make_mesh(MeshConfig())

@@ -11,6 +11,7 @@ from etils import epath
 
 from llama_jax.checkpoints.adapters import ADAPTER_FILE, ADAPTER_ITEM, Adapter, adapter_config_from_json
 from llama_jax.checkpoints.base_identity import BASE_FILE, BaseIdentity
+from llama_jax.checkpoints.config import StepChoice
 from llama_jax.checkpoints.directories import BUNDLE
 from llama_jax.checkpoints.manifest import CheckpointDamagedError, read_manifest
 from llama_jax.checkpoints.peft import peft_base, read_peft
@@ -101,7 +102,7 @@ class PeftDirectory:
         return read_peft(self.source, config)
 
 
-def open_adapter_run(run: epath.Path, step: int | None, say: Callable[[str], None]) -> AdapterRun:
+def open_adapter_run(run: epath.Path, step: StepChoice | None, say: Callable[[str], None]) -> AdapterRun:
     """The newest checkpoint of a run whose adapter verifies, or the one asked for.
 
     Raises:

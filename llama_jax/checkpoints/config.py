@@ -1,8 +1,12 @@
 """What can be told to the checkpoints of a run."""
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from llama_jax.core.errors import UserError
+
+StepChoice: TypeAlias = int | Literal["best"]
+"""Which checkpoint of a run to use: a number, or that of the lowest validation loss."""
 
 
 @dataclass(frozen=True)

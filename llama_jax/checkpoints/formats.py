@@ -16,6 +16,7 @@ from llama_jax.checkpoints.adapter_sources import (
     open_peft_directory,
 )
 from llama_jax.checkpoints.base_identity import check_base, identity_of
+from llama_jax.checkpoints.config import StepChoice
 from llama_jax.checkpoints.gguf import open_gguf
 from llama_jax.checkpoints.hugging_face import has_weights, hub_directory, open_hugging_face
 from llama_jax.checkpoints.llama2c import open_llama2c
@@ -83,7 +84,7 @@ def _is_peft(directory: epath.Path) -> bool:
     return (directory / PEFT_CONFIG).exists() and not has_weights(directory)
 
 
-def open_adapter(path: str, *, step: int | None, say: Callable[[str], None]) -> AdapterRun | PeftDirectory:
+def open_adapter(path: str, *, step: StepChoice | None, say: Callable[[str], None]) -> AdapterRun | PeftDirectory:
     """The adapter of a path: a run that trained one, or a directory of PEFT.
 
     Args:
@@ -122,7 +123,9 @@ def base_of(adapter: AdapterRun | PeftDirectory) -> tuple[str, Kind]:
     return place, kind
 
 
-def open_weights(path: str, *, step: int | None, say: Callable[[str], None], adapter: str | None = None) -> Weights:
+def open_weights(
+    path: str, *, step: StepChoice | None, say: Callable[[str], None], adapter: str | None = None
+) -> Weights:
     """The model of a path, tensor by tensor; an adapter and its base as one, merged.
 
     Args:
@@ -144,13 +147,13 @@ def open_weights(path: str, *, step: int | None, say: Callable[[str], None], ada
     weights = _open_base(place, kind, step, say)
     if own is None:
         return weights
-    read = own.read(weights.config)
+    read, number = own.read(weights.config), step if isinstance(step, int) else None
     if read.base is not None:
-        check_base(read.base, identity_of(weights, path, step), read.source)
-    return merged(weights, dataclasses.replace(read, base_name=lasting_name(path), base_step=step))
+        check_base(read.base, identity_of(weights, path, number), read.source)
+    return merged(weights, dataclasses.replace(read, base_name=lasting_name(path), base_step=number))
 
 
-def open_unmerged(path: str, adapter: str, *, step: int | None, say: Callable[[str], None]) -> Weights:
+def open_unmerged(path: str, adapter: str, *, step: StepChoice | None, say: Callable[[str], None]) -> Weights:
     """The base of an adapter, taken from the model that it was merged into; see `open_weights` and `unmerged`."""
     weights = open_weights(path, step=step, say=say)
     return unmerged(weights, open_adapter(adapter, step=None, say=say).read(weights.config))
@@ -161,7 +164,7 @@ def lasting_name(name: str) -> str:
     return str(Path(name).resolve()) if not is_remote(name) and Path(name).exists() else name
 
 
-def _open_base(place: str, kind: Kind, step: int | None, say: Callable[[str], None]) -> Weights:
+def _open_base(place: str, kind: Kind, step: StepChoice | None, say: Callable[[str], None]) -> Weights:
     if kind == "orbax":
         return open_orbax(epath.Path(place), step=step, say=say)
     if step is not None:

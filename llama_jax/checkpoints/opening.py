@@ -16,6 +16,7 @@ from llama_jax.checkpoints.adapter_sources import AdapterRun
 from llama_jax.checkpoints.adapters import Adapter
 from llama_jax.checkpoints.base_identity import BaseIdentity, check_base
 from llama_jax.checkpoints.base_loading import base_from_run, base_from_weights
+from llama_jax.checkpoints.config import StepChoice
 from llama_jax.checkpoints.formats import Kind, base_of, find_format, lasting_name, open_adapter, open_weights
 from llama_jax.checkpoints.merged_weights import combined_files
 from llama_jax.checkpoints.store import find_verified
@@ -96,7 +97,7 @@ def load(
     path: str,
     *,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    step: int | None = None,
+    step: StepChoice | None = None,
     tokenizer: str | None = None,
     mesh: Mesh | None = None,
     adapters: Sequence[str] = (),
@@ -128,7 +129,7 @@ def open_model(
     compute: ComputeConfig,
     mesh: Mesh,
     *,
-    step: int | None,
+    step: StepChoice | None,
     tokenizer: str | None,
     say: Callable[[str], None],
     adapters: Sequence[str] = (),
@@ -177,7 +178,7 @@ def open_params(
     compute: ComputeConfig,
     mesh: Mesh,
     *,
-    step: int | None,
+    step: StepChoice | None,
     say: Callable[[str], None],
     store: StorageType | None = None,
     adapters: Sequence[str] = (),
@@ -213,7 +214,7 @@ def _open_base(
     compute: ComputeConfig,
     mesh: Mesh,
     *,
-    step: int | None,
+    step: StepChoice | None,
     say: Callable[[str], None],
     store: StorageType,
     identify: bool,

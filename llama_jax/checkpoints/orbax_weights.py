@@ -18,6 +18,7 @@ import tensorstore as ts
 from etils import epath
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals, Future
 
+from llama_jax.checkpoints.config import StepChoice
 from llama_jax.checkpoints.manifest import CheckpointDamagedError, LeafRecord, Manifest, describe, sync, write_step
 from llama_jax.checkpoints.steps import pending_marker
 from llama_jax.checkpoints.store import find_verified
@@ -168,7 +169,7 @@ class _BlockWriter(ocp.type_handlers.NumpyHandler):
             self.records[leaf.name.ours] = LeafRecord(leaf.shape, str(leaf.dtype), fingerprint)
 
 
-def open_orbax(directory: epath.Path, *, step: int | None = None, say: Callable[[str], None]) -> Weights:
+def open_orbax(directory: epath.Path, *, step: StepChoice | None = None, say: Callable[[str], None]) -> Weights:
     """The model of a run, or one that `write_orbax` wrote, tensor by tensor.
 
     All files are compared with their SHA-256 first, which reads them once. The fingerprints of the arrays are not

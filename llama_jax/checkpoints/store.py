@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from llama_jax.checkpoints.config import CheckpointConfig
+from llama_jax.checkpoints.config import CheckpointConfig, StepChoice
 from llama_jax.checkpoints.manifest import (
     CheckpointDamagedError,
     LeafRecord,
@@ -312,7 +312,7 @@ class Verified:
 
 
 def find_verified(
-    directory: str | PathLike[str], items: Sequence[str], *, step: int | None = None, say: Callable[[str], None]
+    directory: str | PathLike[str], items: Sequence[str], *, step: StepChoice | None = None, say: Callable[[str], None]
 ) -> Verified | None:
     """The newest step of which the given items verify, so that its plain files can tell what arrays to restore; the
     same on all processes.

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from llama_jax.checkpoints.config import StepChoice
 from llama_jax.checkpoints.manifest import (
     CheckpointDamagedError,
     Manifest,
@@ -20,7 +21,7 @@ from llama_jax.checkpoints.manifest import (
     record_of_bytes,
     unreadable,
 )
-from llama_jax.checkpoints.steps import finished_steps
+from llama_jax.checkpoints.steps import best_step, finished_steps
 from llama_jax.core.errors import UserError
 
 _T = TypeVar("_T")
@@ -49,7 +50,9 @@ def first_line(error: Exception) -> str:
     return (text.splitlines() or [type(error).__name__])[0][:300]
 
 
-def newest(directory: epath.Path, step: int | None, say: Callable[[str], None], read: Callable[[int], _T]) -> _T | None:
+def newest(
+    directory: epath.Path, step: StepChoice | None, say: Callable[[str], None], read: Callable[[int], _T]
+) -> _T | None:
     """What `read` gives for the newest step for which it does not raise `CheckpointDamagedError`, or for `step` alone
     if that is given; None if there is no checkpoint.
 
@@ -58,6 +61,11 @@ def newest(directory: epath.Path, step: int | None, say: Callable[[str], None], 
         UserError: if there is no such step.
     """
     steps = from_first(finished_steps(directory)[::-1])
+    if step == "best":
+        found = from_first([best_step(directory) or -1])[0]
+        if found < 0:
+            raise UserError(f"step best: no checkpoint in {directory} has a validation loss; name a step")
+        step = found
     if step is not None:
         if step not in steps:
             known = ", ".join(map(str, reversed(steps))) or "none"

@@ -109,7 +109,8 @@ class HeldOut:
 
 def paired_gain(before: np.ndarray, after: np.ndarray, tokens: np.ndarray) -> tuple[float, float | None]:
     """How much the mean loss per token has fallen, and the standard error of that over the examples drawn: a ratio of
-    sums, so the residuals of the examples are taken around it (Cochran, Sampling Techniques, section 6.4). One example tells no error."""
+    sums, so the residuals of the examples are taken around it (Cochran, Sampling Techniques, section 6.4). One example
+    tells no error."""
     gains = before - after
     gain = gains.sum() / tokens.sum()
     residuals = gains - gain * tokens

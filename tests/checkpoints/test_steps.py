@@ -19,6 +19,8 @@ from llama_jax.checkpoints.steps import (
     remove_step,
 )
 from llama_jax.checkpoints.store import Checkpoints, restore
+from llama_jax.checkpoints.verification import newest
+from llama_jax.core.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +167,13 @@ def test_delete_after_removes_newer_steps_whole_or_damaged(steps):
     (steps / "60" / "manifest.json").unlink()
     assert delete_after(steps, 40) == [50, 60, 70]
     assert sorted(path.name for path in steps.iterdir()) == ["10", "20", "30", "40"]
+
+
+def test_the_best_step_is_opened_by_that_name(steps):
+    with pytest.raises(UserError, match="no checkpoint in .* has a validation loss"):
+        newest(steps, "best", pytest.fail, lambda step: step)
+    for step, loss in ((10, 2.5), (30, 1.5), (50, 1.75)):
+        (steps / str(step) / "validation").mkdir()
+        (steps / str(step) / VALIDATION).write_text(json.dumps({"validation_loss": loss}))
+    assert newest(steps, "best", pytest.fail, lambda step: step) == 30
+    assert newest(steps, None, pytest.fail, lambda step: step) == 70
