@@ -83,7 +83,7 @@ class PeftConfig:
         for key in self.alphas:
             if not _PLAIN_KEY.fullmatch(key):
                 raise UserError(f"{self.where}: alpha_pattern has {shown(key)}; write names, no expression is run here")
-        return _lookup(module, self.alphas, self.alpha)
+        return float(_lookup(module, self.alphas, self.alpha))
 
 
 def read_peft_config(directory: Path) -> PeftConfig:
@@ -119,7 +119,7 @@ def read_peft_config(directory: Path) -> PeftConfig:
         where=where,
         base_name=base or None,
         rank=fields.whole("r", 8),
-        alpha=fields.number("lora_alpha", 8),
+        alpha=fields.number("lora_alpha", 8.0),
         dropout=_dropout(values, where),
         rank_stabilized=fields.flag("use_rslora", False),
         dora=fields.flag("use_dora", False),

@@ -1,16 +1,14 @@
 """What is written in another format is the model whose logits transformers computed: the recorded ones everywhere, and
 those of transformers itself where it is installed."""
 
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
-from small_weights import FLOAT32, logits
+from formula_weights import BASE, ORACLE, SHAPES, TOKENS, FormulaWeights
+from small_weights import logits
 
 from llama_jax.checkpoints.formats import open_weights
 from llama_jax.checkpoints.gguf import write_gguf
@@ -18,17 +16,12 @@ from llama_jax.checkpoints.hugging_face import write_hugging_face
 from llama_jax.checkpoints.meta import write_meta
 from llama_jax.checkpoints.opening import open_params
 from llama_jax.checkpoints.orbax_weights import write_orbax
-from llama_jax.checkpoints.weights import WeightName, Weights, to_ours
+from llama_jax.checkpoints.weights import Weights
 from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.decode import decoding_params, generate
 from llama_jax.model.config import ComputeConfig, LlamaConfig
-
-ORACLE = Path(__file__).parents[1] / "oracle"
-sys.path.insert(0, str(ORACLE))
-
-from small_llamas import BASE, SHAPES, TOKENS, weight  # noqa: E402
 
 RECORDED = np.load(ORACLE / "transformers_logits.npz")
 
@@ -38,22 +31,6 @@ WRITERS: Mapping[str, Callable[[epath.Path, Weights], object]] = {
     "meta": lambda target, weights: write_meta(target, weights, shards=1),
     "gguf": lambda target, weights: write_gguf(target, weights),
 }
-
-
-@dataclass(frozen=True)
-class FormulaWeights:
-    """The weights from which transformers' logits were recorded."""
-
-    config: LlamaConfig
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    source: str = "formula"
-
-    def dtype(self, name: WeightName) -> np.dtype:
-        return FLOAT32
-
-    def read(self, name: WeightName, layer: int | None) -> np.ndarray:
-        shape = name.shape(self.config)[:: -1 if name.transposed else 1]
-        return to_ours(name, weight(name.hugging_face.format(layer), shape), self.config, "hugging_face")
 
 
 @pytest.mark.parametrize("shape", SHAPES)

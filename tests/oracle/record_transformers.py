@@ -11,9 +11,9 @@ import transformers
 from small_llamas import BASE, SHAPES, TOKENS, weight
 
 
-def logits_of(changes: dict) -> np.ndarray:
-    """Float32 logits [2, 48, V] of one model, eager attention."""
-    shape = BASE | changes
+def small_llama(name: str) -> transformers.LlamaForCausalLM:
+    """One of the models, eager attention."""
+    shape = BASE | SHAPES[name]
     scaling = shape["rope_scaling"]
     rope = {"rope_type": "default", "rope_theta": shape["rope_base"]}
     if scaling:
@@ -42,11 +42,17 @@ def logits_of(changes: dict) -> np.ndarray:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(weight(name, tuple(parameter.shape))))
-        return model(torch.from_numpy(TOKENS)).logits.numpy()
+    return model
+
+
+def logits_of(name: str) -> np.ndarray:
+    """Float32 logits [2, 48, V] of one model."""
+    with torch.no_grad():
+        return small_llama(name)(torch.from_numpy(TOKENS)).logits.numpy()
 
 
 if __name__ == "__main__":
-    recorded = {name: logits_of(changes) for name, changes in SHAPES.items()}
+    recorded = {name: logits_of(name) for name in SHAPES}
     target = Path(__file__).with_name("transformers_logits.npz")
     np.savez_compressed(target, **recorded)
     print(f"{target}: transformers {transformers.__version__}, torch {torch.__version__}")
