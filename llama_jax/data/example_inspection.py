@@ -14,17 +14,17 @@ from llama_jax.data.tokenizers import Tokenizer
 
 def first_rows(loader: ExampleLoader, count: int) -> list[Row]:
     """The first rows of training, as the loader gives them, but for rows of padding; it must give all rows of a batch.
-    There may be fewer."""
+    No more than those of the first epoch."""
     rows: list[Row] = []
     try:
         for batch, state in loader.start():
+            if state["epoch"] or len(rows) >= count:
+                break
             made = [{name: array[number] for name, array in batch.items()} for number in range(len(batch["tokens"]))]
             rows += [row for row in made if row["segment_ids"].any()]
-            if len(rows) >= count or state["epoch"]:
-                return rows[:count]
-        return rows
     finally:
         loader.close()
+    return rows[:count]
 
 
 def examples_report(loader: ExampleLoader, tokenizer: Tokenizer, batch_size: int, measured_rows: int) -> dict[str, Any]:

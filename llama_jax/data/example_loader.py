@@ -142,7 +142,7 @@ class ExampleLoader:
         record |= {"dropped_records": dict(sorted(dropped.items()))} if dropped else {}
         return record | ({"truncated_examples": truncated} if truncated else {})
 
-    def steps_of_epochs(self, epochs: float, batch_size: int) -> int:
+    def steps_of_epochs(self, epochs: int | float, batch_size: int) -> int:
         """Steps of batches of one size that passes over the examples take; a part of one is rounded up."""
         whole = math.floor(epochs)
         steps = sum(-(-len(self._planner.plan(epoch)) // batch_size) for epoch in range(whole))
