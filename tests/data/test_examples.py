@@ -149,7 +149,8 @@ def test_a_run_whose_examples_all_teach_nothing_stops(tmp_path, byte_tokenizer):
     )
     with pytest.raises(UserError, match=message):
         read(byte_tokenizer, tmp_path / "a.jsonl", sequence_length=20)
-    assert len(read(byte_tokenizer, tmp_path / "a.jsonl", sequence_length=20, train_on_prompt=True).training) == 3
+    training = read(byte_tokenizer, tmp_path / "a.jsonl", sequence_length=20, train_on_prompt=True).training
+    assert training.bears_loss.tolist() == ([False] + [True] * 20) * 3
 
 
 @pytest.mark.parametrize("length", range(6, 13))
@@ -307,13 +308,13 @@ def test_what_is_held_out_is_not_trained_on(tmp_path, tokenizer):
 
 
 def test_records_are_held_out_of_each_source_by_its_size(tmp_path, tokenizer):
-    write(tmp_path / "a.jsonl", records(70))
-    write(tmp_path / "b.jsonl", records(20))
-    write(tmp_path / "c.jsonl", records(10))
+    write(tmp_path / "a.jsonl", records(61))
+    write(tmp_path / "b.jsonl", records(27))
+    write(tmp_path / "c.jsonl", records(12))
     mixture = tuple((f"{tmp_path}/{name}.jsonl", 1.0) for name in "abc")
     data = read(tokenizer, "", mixture=mixture, validation_examples=15)
-    assert [counts.held_out for counts in data.counts] == [11, 3, 1]
-    assert [counts.examples for counts in data.counts] == [59, 17, 9]
+    assert [counts.held_out for counts in data.counts] == [9, 4, 2]
+    assert [counts.examples for counts in data.counts] == [52, 23, 10]
 
 
 def test_another_source_can_be_validated_on(tmp_path, tokenizer):
