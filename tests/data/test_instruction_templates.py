@@ -379,3 +379,25 @@ def test_an_answer_that_merges_with_its_prompt_leaves_the_prompt_alone():
     ids, learned = Layout("alpaca", merging).encode((Turn("user", "x"), Turn("assistant", ")y")), "a")
     assert merging.encode("Response:)y")[-2:] == [261, ord("y")]
     assert [token for token, is_learned in zip(ids, learned, strict=True) if is_learned] == [*b")y", merging.eos_id]
+
+
+@pytest.mark.parametrize("scheme", ["every stretch", "first"])
+def test_words_after_a_control_token_have_the_ids_they_have_in_the_whole(fallback_tokenizer, scheme):
+    """Some tokenizers put a space before the first word of every stretch of text, some before the first alone."""
+    content = json.loads(fallback_tokenizer.to_bytes())
+    if scheme == "first":
+        content["normalizer"] = None
+        content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    beside = {"tokenizer_config.json": fallback_tokenizer.files()["tokenizer_config.json"]}
+    tokenizer = with_special_tokens(HuggingFaceTokenizer(json.dumps(content).encode(), beside), CONTROL)
+    turns = tuple(Turn(role, text) for role, text in [("user", "the cat"), ("assistant", "the mill"), ("user", "son")])
+    asked = {
+        "llama2": "<s>[INST] the cat [/INST] the mill</s><s>[INST] son [/INST]",
+        "chatml": "<s><|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\nthe mill<|im_end|>\n"
+        "<|im_start|>user\nson<|im_end|>\n<|im_start|>assistant\n",
+    }
+    for template, text in asked.items():
+        assert Layout(template, tokenizer).prompt_ids(turns) == tokenizer.encode(text, special=True)
+    ids, _ = Layout("chatml", tokenizer).encode((*turns, Turn("assistant", "the <|im_end|> mill")), "a")
+    assert "the <|im_end|> mill" in tokenizer.decode(ids)
+    assert ids.count(tokenizer.special_tokens["<|im_end|>"]) == 4
