@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from llama_jax.core import tree
-from llama_jax.core.arrays import Array, Float, Int, PyTree
+from llama_jax.core.arrays import Array, Float, Integer, PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.sharding import Axes, constrain, gathered
 
@@ -115,22 +115,22 @@ def _nf4(kernel: Float[Array, "I O"]) -> dict[str, Array]:
 
 
 def _block_scales(
-    scale: Int[Array, "blocks O"], step: Float[Array, "blocks groups"], offset: Float[Array, "blocks groups"]
+    scale: Integer[Array, "blocks O"], step: Float[Array, "blocks groups"], offset: Float[Array, "blocks groups"]
 ) -> Float[Array, "blocks O"]:
     blocks, groups = step.shape
     codes = scale.astype(jnp.float32).reshape(blocks, groups, -1)
     return (offset[..., None] + codes * step[..., None]).reshape(scale.shape)
 
 
-def _nf4_values(codes: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+def _nf4_values(codes: Integer[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.lax.platform_dependent(codes, cpu=_looked_up, default=_chosen)
 
 
-def _looked_up(codes: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+def _looked_up(codes: Integer[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.asarray(NF4, jnp.float32)[codes]
 
 
-def _chosen(codes: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+def _chosen(codes: Integer[Array, "*shape"]) -> Float[Array, "*shape"]:
     # A tree of choices by the four bits: looking values up is slow on a TPU. (On a CPU it is not, and XLA would make
     # an array of each constant as soon as two kernels share them.)
     values: list[Any] = [jnp.float32(value) for value in NF4]
