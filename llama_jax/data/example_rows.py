@@ -194,5 +194,6 @@ def row_of(examples: Examples, numbers: Sequence[int], row_length: int) -> Row:
 def padded_length(examples: Examples, rows: Sequence[Int[np.ndarray, "_"]], config: InstructionDataConfig) -> int:
     """Length of the rows of a batch that holds these: that of the longest, rounded up to a multiple of `pad_multiple`,
     and `sequence_length` at the most."""
-    longest = max(int(examples.lengths[row].sum()) for row in rows)
+    lengths = examples.lengths
+    longest = max(int(lengths[row].sum()) for row in rows)
     return min(-(-longest // config.pad_multiple) * config.pad_multiple, config.sequence_length)
