@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PyTree: TypeAlias = Any
 """A nested dictionary, list or tuple of arrays (or of anything that stands for one)."""
 
-__all__ = ["Array", "Bool", "Float", "Int", "Integer", "PRNGKeyArray", "PyTree", "UInt8", "UInt32"]
+__all__ = ["Array", "Bool", "Float", "Int", "Integer", "PRNGKeyArray", "PyTree", "UInt32"]
 
 
 def __getattr__(name: str) -> Any:

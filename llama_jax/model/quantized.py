@@ -35,6 +35,8 @@ greatest value, where QLoRA subtracts the mean of all and uses an 8-bit float.
 
 BLOCK = 64
 GROUP = 256
+# Products, not quotients: how a compiler divides by a constant depends on what it fuses the division with.
+_PER_127, _PER_255 = np.float32(1 / 127), np.float32(1 / 255)
 NF4 = (
     -1.0,
     -0.6961928009986877,
@@ -85,7 +87,7 @@ def quantize(kernel: Float[Array, "*layers I O"], kind: Quantization) -> dict[st
 
 def _int8(kernel: Float[Array, "I O"]) -> dict[str, Array]:
     kernel = kernel.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(kernel), axis=0) / 127
+    scale = jnp.max(jnp.abs(kernel), axis=0) * _PER_127
     codes = jnp.round(kernel / jnp.where(scale > 0, scale, 1))
     return {"int8": codes.astype(jnp.int8), "scale": scale}
 
@@ -99,7 +101,7 @@ def _nf4(kernel: Float[Array, "I O"]) -> dict[str, Array]:
     blocks = kernel.astype(jnp.float32).reshape(inputs // block, block, outputs)
     largest = jnp.max(jnp.abs(blocks), axis=1).reshape(inputs // block, outputs // group, group)
     offset = jnp.min(largest, axis=-1)
-    step = (jnp.max(largest, axis=-1) - offset) / 255
+    step = (jnp.max(largest, axis=-1) - offset) * _PER_255
     scale = (largest - offset[..., None]) / jnp.where(step > 0, step, 1)[..., None]
     scale = jnp.round(scale).astype(jnp.uint8).reshape(inputs // block, outputs)
     # Codes are chosen by the scales as they will be read, which takes part of the scales' error back.

@@ -161,10 +161,25 @@ def make_program(
         sequence_length=sequence_length,
         init=jax.jit(init, out_shardings=(state_places, frozen_places)),
         begin=begin,
-        step=jax.jit(step, donate_argnums=0, out_shardings=(state_places, sharding.replicated(mesh))),
+        step=jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(state_places, sharding.replicated(mesh)),
+            compiler_options=_compiler_options(mesh, frozen_shapes),
+        ),
         state_shapes=sharding.with_shardings(state_shapes, state_places),
         frozen_shapes=sharding.with_shardings(frozen_shapes, frozen_places),
     )
+
+
+def _compiler_options(mesh: Mesh, frozen_shapes: PyTree) -> dict[str, str] | None:
+    # XLA for CPU takes no slices of bfloat16 arrays: it converts the weights of all layers to float32 to take one
+    # layer's, which is harmless inside of the loop over layers (only the slice is computed), but moved out of the loop,
+    # as it then is, makes a copy of the whole base, twice its size.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    if on_cpu and any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(frozen_shapes)):
+        return {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+    return None
 
 
 def _selector(pattern: str | None, parameters: PyTree) -> Callable[[str], bool]:
