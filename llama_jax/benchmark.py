@@ -61,7 +61,7 @@ def _program(config: BenchmarkConfig) -> Program:
     if config.what != "lora":
         return pretrain.build(config)
     method = lora.method(config.lora, config.model_dtype, config.training.peak_learning_rate)
-    return fine_tuning.build(config, method, config.model.architecture)
+    return fine_tuning.build(config, method, config.model.architecture, config.data.sequence_length)
 
 
 def _train(config: BenchmarkConfig) -> dict[str, Any]:

@@ -1,35 +1,26 @@
 """Everything each command can be told: one frozen dataclass a command, composed of the parts' sections."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from llama_jax.checkpoints.config import CheckpointConfig, StepChoice
-from llama_jax.core.config import DistributedConfig, MeshConfig, TrackingConfig
+from llama_jax.checkpoints.config import StepChoice
+from llama_jax.core.config import DistributedConfig, MeshConfig
 from llama_jax.core.errors import UserError, nearest
-from llama_jax.data.config import DataConfig, InstructionDataConfig
+from llama_jax.data.config import DataConfig
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.model.config import AdapterConfig, ComputeConfig, ModelConfig, sized
-from llama_jax.supervised.config import SamplesConfig
+from llama_jax.model.config import AdapterConfig, ModelConfig, sized
+from llama_jax.supervised.config import ALPACA_TRAINING, FineTuningConfig, RunConfig
 from llama_jax.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(RunConfig):
     """Train a LLaMA from scratch on text. The same command again goes on where it stopped."""
 
     run_dir: str = "runs/pretrain"
     """Folder of the run: configuration, metrics, checkpoints, curves."""
-    resume: int | Literal["auto", "never"] = "auto"
-    """`auto` goes on from the newest checkpoint that verifies; a number, from that step, dropping later ones; `never`
-    insists on a fresh run."""
-    seed: int = 0
-    """Seed of the initial parameters and of the order of the data."""
-    dry_run: bool = False
-    """Lay the run out over the mesh, compile it, print parameters, bytes and FLOPs, and stop; needs no data."""
     model: ModelConfig = field(default_factory=lambda: sized("small"))
     """The model."""
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    """How the model is executed."""
     data: DataConfig = field(default_factory=DataConfig)
     """The text."""
     training: TrainingConfig = field(
@@ -38,79 +29,19 @@ class PretrainConfig:
         )
     )
     """Optimization."""
-    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """Checkpoints."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """What the run records about itself."""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    """The device mesh."""
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    """Several processes."""
 
 
 @dataclass(frozen=True)
-class SftConfig:
+class SftConfig(FineTuningConfig):
     """Fine-tune all parameters of a model on instructions and answers. The same command again goes on where it
     stopped."""
 
     run_dir: str = "runs/sft"
     """Folder of the run: configuration, metrics, checkpoints, curves, answers to fixed prompts."""
-    resume: int | Literal["auto", "never"] = "auto"
-    """`auto` goes on from the newest checkpoint that verifies; a number, from that step, dropping later ones; `never`
-    insists on a fresh run."""
-    seed: int = 0
-    """Seed of the order of the examples and of the dropout."""
-    dry_run: bool = False
-    """Lay the run out over the mesh, compile it, print parameters, bytes and FLOPs, and stop; needs no data, and with
-    `size` no model."""
-    model: str | None = None
-    """The model to begin with: a run directory, a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on
-    the Hugging Face hub. None: the newest run under runs/."""
-    step: StepChoice | None = None
-    """Checkpoint to begin with, if the model is a run; `best`: that of the lowest validation loss; None: the newest
-    that verifies."""
-    size: str | None = None
-    """Published size that the model must have, such as llama_7b; with it `dry_run` needs no model."""
-    tokenizer: str | None = None
-    """Tokenizer file, for a model that does not carry its own."""
-    epochs: float | None = 3.0
-    """Passes over the training examples, which set `training.steps`; null: `training.steps` decides."""
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    """How the model is executed."""
-    data: InstructionDataConfig = field(default_factory=InstructionDataConfig)
-    """The instructions."""
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(
-            batch_size=16,
-            peak_learning_rate=2e-5,
-            warmup_fraction=0.03,
-            final_learning_rate_fraction=0.0,
-            beta2=0.999,
-            weight_decay=0.0,
-            evaluate_every=50,
-        )
-    )
-    """Optimization. The defaults of the AdamW constants are Stanford Alpaca's."""
-    samples: SamplesConfig = field(default_factory=SamplesConfig)
-    """Answers to fixed prompts while training."""
-    checkpoints: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(keep_best=True))
-    """Checkpoints."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """What the run records about itself."""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    """The device mesh."""
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    """Several processes."""
-
-    def __post_init__(self) -> None:
-        if self.epochs is not None and not self.epochs > 0:
-            raise UserError(f"--epochs {self.epochs}: must be greater than 0")
-        if self.size is not None:
-            sized(self.size)
 
 
 @dataclass(frozen=True)
-class LoraConfig(SftConfig):
+class LoraConfig(FineTuningConfig):
     """Fine-tune a small adapter (LoRA) beside a model on instructions and answers. The model stays as it is. The same
     command again goes on where it stopped."""
 
@@ -120,17 +51,7 @@ class LoraConfig(SftConfig):
     """Type in which the model is kept; `nf4`: 4 bits a weight as in QLoRA (arXiv:2305.14314)."""
     lora: AdapterConfig = field(default_factory=AdapterConfig)
     """The adapter."""
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(
-            batch_size=16,
-            peak_learning_rate=3e-4,
-            warmup_fraction=0.03,
-            final_learning_rate_fraction=0.0,
-            beta2=0.999,
-            weight_decay=0.0,
-            evaluate_every=50,
-        )
-    )
+    training: TrainingConfig = field(default_factory=lambda: replace(ALPACA_TRAINING, peak_learning_rate=3e-4))
     """Optimization."""
 
     def __post_init__(self) -> None:

@@ -20,14 +20,14 @@ from llama_jax.model.config import AdapterConfig
 from llama_jax.model.llama import LanguageModel
 from llama_jax.model.lora import adapter_axes, init_adapter, is_trainable, with_adapter, without_adapter
 from llama_jax.model.quantized import StorageType, store_as, stored_axes
-from llama_jax.supervised import fine_tuning
-from llama_jax.supervised.fine_tuning import Method, fine_tune
+from llama_jax.supervised.fine_tuning import Method, architecture_of, fine_tune
+from llama_jax.supervised.fine_tuning import build as build_run
 from llama_jax.training.program import Partition, Program
 
 
 def build(config: LoraConfig) -> Program:
     """The run as compiled functions over the mesh of its config; allocates nothing."""
-    return fine_tuning.build(config, _method(config), fine_tuning.architecture_of(config))
+    return build_run(config, _method(config), architecture_of(config), config.data.sequence_length)
 
 
 def lora(config: LoraConfig) -> None:

@@ -8,14 +8,14 @@ if __name__ == "__main__":
 from llama_jax.config import FREE_ON_RESUME, SftConfig
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.model.lora import merge
-from llama_jax.supervised import fine_tuning
-from llama_jax.supervised.fine_tuning import Method, fine_tune
+from llama_jax.supervised.fine_tuning import Method, architecture_of, fine_tune
+from llama_jax.supervised.fine_tuning import build as build_run
 from llama_jax.training.program import Partition, Program
 
 
 def build(config: SftConfig) -> Program:
     """The run as compiled functions over the mesh of its config; allocates nothing."""
-    return fine_tuning.build(config, _method(config), fine_tuning.architecture_of(config))
+    return build_run(config, _method(config), architecture_of(config), config.data.sequence_length)
 
 
 def sft(config: SftConfig) -> None:

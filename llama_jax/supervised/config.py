@@ -1,8 +1,41 @@
-"""What can be told about the answers that a run keeps of its model."""
+"""What every supervised run can be told, and what fine-tuning can beside."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
+from llama_jax.checkpoints.config import CheckpointConfig, StepChoice
+from llama_jax.core.config import DistributedConfig, MeshConfig, TrackingConfig
 from llama_jax.core.errors import UserError
+from llama_jax.data.config import InstructionDataConfig
+from llama_jax.model.config import ComputeConfig, sized
+from llama_jax.training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What pretraining and fine-tuning have in common."""
+
+    run_dir: str = "runs/run"
+    """Folder of the run: configuration, metrics, checkpoints, curves."""
+    resume: int | Literal["auto", "never"] = "auto"
+    """`auto` goes on from the newest checkpoint that verifies; a number, from that step, dropping later ones; `never`
+    insists on a fresh run."""
+    seed: int = 0
+    """Seed of the parameters that are drawn, of the order of the data and of dropout."""
+    dry_run: bool = False
+    """Lay the run out over the mesh, compile it, print parameters, bytes and FLOPs, and stop; needs no data."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """How the model is executed."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Optimization."""
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """What the run records about itself."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """The device mesh."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Several processes."""
 
 
 @dataclass(frozen=True)
@@ -21,3 +54,47 @@ class SamplesConfig:
         for name, least in (("held_out", 0), ("max_new_tokens", 1)):
             if (value := getattr(self, name)) < least:
                 raise UserError(f"samples.{name}: {value} must be at least {least}")
+
+
+ALPACA_TRAINING = TrainingConfig(
+    batch_size=16,
+    peak_learning_rate=2e-5,
+    warmup_fraction=0.03,
+    final_learning_rate_fraction=0.0,
+    beta2=0.999,
+    weight_decay=0.0,
+    evaluate_every=50,
+)
+"""Stanford Alpaca's, but for the size of a batch."""
+
+
+@dataclass(frozen=True)
+class FineTuningConfig(RunConfig):
+    """What SFT and LoRA have in common."""
+
+    model: str | None = None
+    """The model to begin with: a run directory, a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on
+    the Hugging Face hub. None: the newest run under runs/."""
+    step: StepChoice | None = None
+    """Checkpoint to begin with, if the model is a run; `best`: that of the lowest validation loss; None: the newest
+    that verifies."""
+    size: str | None = None
+    """Published size that the model must have, such as llama_7b; with it `dry_run` needs no model."""
+    tokenizer: str | None = None
+    """Tokenizer file, for a model that does not carry its own."""
+    epochs: float | None = 3.0
+    """Passes over the training examples, which set `training.steps`; null: `training.steps` decides."""
+    data: InstructionDataConfig = field(default_factory=InstructionDataConfig)
+    """The instructions."""
+    training: TrainingConfig = ALPACA_TRAINING
+    """Optimization."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """Answers to fixed prompts while training."""
+    checkpoints: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(keep_best=True))
+    """Checkpoints."""
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and not self.epochs > 0:
+            raise UserError(f"--epochs {self.epochs}: must be greater than 0")
+        if self.size is not None:
+            sized(self.size)

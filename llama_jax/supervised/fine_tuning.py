@@ -2,13 +2,11 @@
 
 What differs between them is a `Method`: which parameters there are, which of them train, what a checkpoint holds."""
 
-import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
 
 import jax
 from jax.sharding import Mesh
@@ -18,81 +16,23 @@ from llama_jax.checkpoints.formats import open_weights
 from llama_jax.checkpoints.opening import OpenParams, find_model, open_params, tokenizer_for
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
-from llama_jax.core.config import DistributedConfig, MeshConfig
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
 from llama_jax.core.run import RunDirectory, keep_config, open_run
-from llama_jax.data.config import InstructionDataConfig
 from llama_jax.data.example_loader import ExampleLoader
-from llama_jax.model.config import SIZES, ComputeConfig, LlamaConfig
+from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.model.config import SIZES, LlamaConfig
 from llama_jax.model.llama import LanguageModel, language_model
 from llama_jax.model.quantized import StorageType
 from llama_jax.objectives.next_token import next_token
-from llama_jax.supervised.config import SamplesConfig
+from llama_jax.supervised.config import FineTuningConfig, RunConfig
 from llama_jax.supervised.description import compiled_report, description
 from llama_jax.supervised.held_out import HeldOut
-from llama_jax.supervised.run import Settings, Task, begun_schedule, raise_if_stopped, train, with_schedule
+from llama_jax.supervised.run import Task, begun_schedule, raise_if_stopped, train, with_schedule
 from llama_jax.supervised.samples import Samples
-from llama_jax.training.config import TrainingConfig
 from llama_jax.training.loop import Record
 from llama_jax.training.program import Partition, Program, make_program
 from llama_jax.training.state import TrainState
-
-
-@runtime_checkable
-class Rows(Protocol):
-    """The setting of the data that decides what is compiled."""
-
-    @property
-    def sequence_length(self) -> int: ...
-
-
-@runtime_checkable
-class Layout(Protocol):
-    """The settings that decide what is compiled."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def compute(self) -> ComputeConfig: ...
-    @property
-    def data(self) -> Rows: ...
-    @property
-    def training(self) -> TrainingConfig: ...
-    @property
-    def mesh(self) -> MeshConfig: ...
-
-
-@runtime_checkable
-class FineTuning(Settings, Protocol):
-    """The settings that SFT and LoRA share."""
-
-    @property
-    def run_dir(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def dry_run(self) -> bool: ...
-    @property
-    def model(self) -> str | None: ...
-    @property
-    def step(self) -> Any: ...
-    @property
-    def size(self) -> str | None: ...
-    @property
-    def tokenizer(self) -> str | None: ...
-    @property
-    def epochs(self) -> float | None: ...
-    @property
-    def compute(self) -> ComputeConfig: ...
-    @property
-    def data(self) -> InstructionDataConfig: ...
-    @property
-    def samples(self) -> SamplesConfig: ...
-    @property
-    def mesh(self) -> MeshConfig: ...
-    @property
-    def distributed(self) -> DistributedConfig: ...
 
 
 @dataclass(frozen=True)
@@ -115,23 +55,22 @@ class Method:
     """More files for each checkpoint."""
 
 
-def architecture_of(config: FineTuning) -> LlamaConfig:
+def architecture_of(config: FineTuningConfig) -> LlamaConfig:
     """That of `config.size`, or else what the model's files say."""
     return SIZES[config.size] if config.size else open_weights(_path(config), step=config.step, say=print).config
 
 
-def build(config: Layout, method: Method, architecture: LlamaConfig) -> Program:
+def build(config: RunConfig, method: Method, architecture: LlamaConfig, sequence_length: int) -> Program:
     """The run as compiled functions over the mesh of its config; allocates nothing."""
     model = language_model(architecture, config.compute, method.dropout)
     mesh = sharding.make_mesh(config.mesh)
     objective = next_token(model, config.training.z_loss)
     with jax.set_mesh(mesh):
         partition = method.partition(model)
-        length = config.data.sequence_length
-        return make_program(mesh, model, objective, config.training, length, config.seed, partition)
+        return make_program(mesh, model, objective, config.training, sequence_length, config.seed, partition)
 
 
-def fine_tune(config: FineTuning, method: Method, *, command: str, free: Sequence[str]) -> None:
+def fine_tune(config: FineTuningConfig, method: Method, *, command: str, free: Sequence[str]) -> None:
     """Run the command.
 
     Args:
@@ -139,7 +78,7 @@ def fine_tune(config: FineTuning, method: Method, *, command: str, free: Sequenc
     """
     who = start_up(config.distributed)
     if config.dry_run:
-        program = build(config, method, architecture_of(config))
+        program = build(config, method, architecture_of(config), config.data.sequence_length)
         if is_main_process():
             print(f"{who}\n{description(program, config.size or _path(config))}\n{compiled_report(program)}")
         return
@@ -161,7 +100,7 @@ def fine_tune(config: FineTuning, method: Method, *, command: str, free: Sequenc
         run.close()
 
 
-def _fine_tune(config: Any, method: Method, run: RunDirectory, mesh: Mesh, command: str) -> None:
+def _fine_tune(config: FineTuningConfig, method: Method, run: RunDirectory, mesh: Mesh, command: str) -> None:
     """Everything between opening the run and closing it."""
     path = _path(config)
     weights = open_weights(path, step=config.step, say=run.say)
@@ -178,9 +117,9 @@ def _fine_tune(config: Any, method: Method, run: RunDirectory, mesh: Mesh, comma
     for line in loader.description():
         run.say(f"data: {line}")
     if config.epochs is not None:
-        config = _with_epochs(config, loader)
+        config = _with_steps(config, loader.steps_of_epochs(config.epochs, config.training.batch_size))
         keep_config(run, config, command)
-    program = build(config, method, weights.config)
+    program = build(config, method, weights.config, config.data.sequence_length)
     run.say(description(program, weights.source))
 
     def opened() -> OpenParams:
@@ -202,7 +141,10 @@ def _fine_tune(config: Any, method: Method, run: RunDirectory, mesh: Mesh, comma
     rows = config.training.batch_size // config.training.microbatches
     held_out = HeldOut(program.model, lambda: loader.validation_batches(rows), run)
     prompts = loader.prompts(config.samples.prompts, config.samples.held_out)
-    samples = Samples(program.model, tokenizer, prompts, config.samples.max_new_tokens)
+    stop_ids = _stop_ids(tokenizer, loader)
+    if stop_ids != tokenizer.stop_ids:
+        files["model/generation_config.json"] = json.dumps({"eos_token_id": stop_ids}, indent=2).encode()
+    samples = Samples(program.model, tokenizer, prompts, config.samples.max_new_tokens, stop_ids)
 
     def fresh() -> tuple[TrainState, PyTree]:
         params = (model or opened()).params
@@ -243,26 +185,29 @@ def _fine_tune(config: Any, method: Method, run: RunDirectory, mesh: Mesh, comma
         _say_result(run, held_out, samples)
 
 
-def _path(config: FineTuning) -> str:
+def _stop_ids(tokenizer: Tokenizer, loader: ExampleLoader) -> tuple[int, ...]:
+    """The ids that end an answer: the tokenizer's, and the one that the template ends answers with."""
+    end = loader.layout.end_id
+    return tokenizer.stop_ids if end is None or end in tokenizer.stop_ids else (*tokenizer.stop_ids, end)
+
+
+def _path(config: FineTuningConfig) -> str:
     return find_model(config.model, lambda line: print(line, flush=True))
 
 
-def _as_begun(config: Any) -> Any:
+def _as_begun(config: FineTuningConfig) -> FineTuningConfig:
     """With the schedule of the run, if it has begun; else its end is known when the examples are counted."""
-    return _with_training(config, schedule_steps=begun_schedule(config.run_dir) or config.training.schedule_steps)
+    schedule_steps = begun_schedule(config.run_dir) or config.training.schedule_steps
+    return replace(config, training=replace(config.training, schedule_steps=schedule_steps))
 
 
-def _with_epochs(config: Any, loader: ExampleLoader) -> Any:
+def _with_steps(config: FineTuningConfig, steps: int) -> FineTuningConfig:
     """With the steps that the epochs take."""
-    steps = loader.steps_of_epochs(config.epochs, config.training.batch_size)
-    return _with_training(config, steps=steps, schedule_steps=config.training.schedule_steps or steps)
+    schedule_steps = config.training.schedule_steps or steps
+    return replace(config, training=replace(config.training, steps=steps, schedule_steps=schedule_steps))
 
 
-def _with_training(config: Any, **changes: Any) -> Any:
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))
-
-
-def _check_size(config: FineTuning, architecture: LlamaConfig, path: str) -> None:
+def _check_size(config: FineTuningConfig, architecture: LlamaConfig, path: str) -> None:
     """Raise a `UserError` if the model is not of the size that the config names."""
     if config.size is None:
         return

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
 
@@ -17,7 +17,6 @@ from llama_jax.checkpoints.store import Checkpoints, Restored, restore
 from llama_jax.core import sharding
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import TokenBatch
-from llama_jax.core.config import TrackingConfig
 from llama_jax.core.curves import draw_curves
 from llama_jax.core.distributed import StopSignal, gathered, is_main_process
 from llama_jax.core.errors import SavedAfterSignal, SaveFailedError, UserError
@@ -26,24 +25,10 @@ from llama_jax.core.run import RunDirectory, load_config
 from llama_jax.core.tracking import JsonLines, TensorBoard, Terminal, WeightsAndBiases, read_metrics
 from llama_jax.data.loader import State
 from llama_jax.data.streams import Batch
-from llama_jax.training.config import TrainingConfig
+from llama_jax.supervised.config import RunConfig
 from llama_jax.training.loop import Hooks, Record, fit
 from llama_jax.training.program import Program, checkpoint_items, from_checkpoint_items
 from llama_jax.training.state import TrainState
-
-
-@runtime_checkable
-class Settings(Protocol):
-    """The sections that every training command has."""
-
-    @property
-    def resume(self) -> int | Literal["auto", "never"]: ...
-    @property
-    def training(self) -> TrainingConfig: ...
-    @property
-    def checkpoints(self) -> CheckpointConfig: ...
-    @property
-    def tracking(self) -> TrackingConfig: ...
 
 
 @runtime_checkable
@@ -106,7 +91,7 @@ class Outcome:
     """By a signal, before the last step."""
 
 
-def train(config: Settings, run: RunDirectory, task: Task) -> Outcome | None:
+def train(config: RunConfig, run: RunDirectory, task: Task) -> Outcome | None:
     """Train until the last step or a signal; called under `jax.set_mesh(task.program.mesh)`.
 
     Returns:
@@ -174,14 +159,14 @@ def train(config: Settings, run: RunDirectory, task: Task) -> Outcome | None:
     return Outcome(state, frozen, stopped)
 
 
-def raise_if_stopped(outcome: Outcome, config: Settings) -> None:
+def raise_if_stopped(outcome: Outcome, config: RunConfig) -> None:
     """Raise `SavedAfterSignal` for a run that a signal has ended."""
     if outcome.stopped:
         step = int(outcome.state.batches)
         raise SavedAfterSignal(f"saved step {step} of {config.training.steps} after a signal; the same command goes on")
 
 
-_Config = TypeVar("_Config", bound=Any)
+_Config = TypeVar("_Config", bound=RunConfig)
 
 
 def with_schedule(config: _Config) -> _Config:
@@ -203,7 +188,7 @@ def begun_schedule(run_dir: str) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
-def _initial_state(config: Settings, run: RunDirectory, task: Task) -> tuple[TrainState, PyTree, State | None]:
+def _initial_state(config: RunConfig, run: RunDirectory, task: Task) -> tuple[TrainState, PyTree, State | None]:
     """State, frozen parameters and data position of the newest checkpoint that verifies, or fresh ones.
 
     Raises:
@@ -276,7 +261,7 @@ class _Best:
 class _Recorder:
     """Sends each record to every sink, on the main process; a context manager that gives the function to call."""
 
-    def __init__(self, config: Settings, run: RunDirectory, first: int) -> None:
+    def __init__(self, config: RunConfig, run: RunDirectory, first: int) -> None:
         self._sinks = []
         if is_main_process():
             self._sinks = [
@@ -286,8 +271,7 @@ class _Recorder:
             if config.tracking.tensorboard:
                 self._sinks.append(TensorBoard(run.tensorboard, first, run.say))
             if config.tracking.wandb:
-                settings: Any = config
-                self._sinks.append(WeightsAndBiases(run.path, config.tracking.wandb, dataclasses.asdict(settings)))
+                self._sinks.append(WeightsAndBiases(run.path, config.tracking.wandb, dataclasses.asdict(config)))
 
     def __enter__(self) -> Callable[[Record], None]:
         return self._write

@@ -19,12 +19,19 @@ class Samples:
     Prompts too long for the model's context are left out.
     """
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Prompt], max_new_tokens: int):
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        stop_ids: tuple[int, ...],
+    ) -> None:
         longest = model.config.context_length - max_new_tokens - PROMPT_BUCKET
         self.prompts = [prompt for prompt in prompts if len(prompt.ids) <= longest]
         self.answers: dict[int, list[str]] = {}
         """By step, of this process's life."""
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._stop_ids = model, tokenizer, stop_ids
         self._sampling = SamplingConfig(max_new_tokens, 0.0)
         self._file: JsonLines | None = None
 
@@ -39,7 +46,7 @@ class Samples:
             return
         layers = decoding_params(self._model, params)
         ids = [list(prompt.ids) for prompt in self.prompts]
-        found = generate(self._model, layers, ids, self._sampling, stop_ids=self._tokenizer.stop_ids)
+        found = generate(self._model, layers, ids, self._sampling, stop_ids=self._stop_ids)
         texts = [self._tokenizer.decode(answer) for answer in found]
         self.answers[step] = texts
         if self._file is not None:
