@@ -44,7 +44,8 @@ class Ended:
 def call(*line: object) -> int:
     """Run a command, its name and its arguments, in this process on its 8 devices; returns the exit code."""
     command, *argv = map(str, line)
-    function = getattr(importlib.import_module(f"llama_jax.{command}"), command)
+    name = command.split()[0]
+    function = getattr(importlib.import_module(f"llama_jax.{name}"), name)
     return run_command(function, COMMANDS[command], command=command, commands=COMMANDS, presets=PRESETS, argv=argv)
 
 

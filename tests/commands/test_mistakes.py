@@ -40,7 +40,7 @@ MISTAKES = {
     "a mesh of other size": (("--mesh.fsdp", 3), ["mesh", "fsdp 3", "8 devices"]),
     "a mesh that does not divide": (("--mesh.tensor", 8, "--model.num_kv_heads", 4), ["mesh.tensor", "8", "4"]),
     "a batch that does not divide": (("--training.batch_size", 12), ["12", "8 devices"]),
-    "rows beyond the context": (("--data.sequence_length", 512), ["512", "model.context_length 256"]),
+    "rows beyond the context": (("--data.sequence_length", 1024), ["1024", "model.context_length 512"]),
     "a vocabulary too large for the corpus": (("--model.vocab_size", 400_000), ["400000"]),
     "streams that do not divide": (("--data.streams", 7), ["data.streams", "7", "training.batch_size 16"]),
     "a pattern that fits nothing": (("--training.trainable", "lora"), ["training.trainable", "lora", "no parameter"]),
@@ -156,9 +156,9 @@ USES = {
     "no such step": (["generate", "--step", 4], "no checkpoint step 4 in"),
     "no such prompts": (["generate", "--prompts", "nowhere.txt"], "nowhere.txt: no such file"),
     "no prompt": (["generate", "--prompts", "empty.txt"], "empty.txt: has no prompt"),
-    "too many tokens": (["generate", "--max_new_tokens", 255], "exceed the model's context of 256"),
+    "too many tokens": (["generate", "--max_new_tokens", 511], "exceed the model's context of 512"),
     "no such text": (["evaluate", "--data", "nowhere.txt"], "nowhere.txt"),
-    "rows too long": (["evaluate", "--sequence_length", 300], "exceeds the model's context of 256"),
+    "rows too long": (["evaluate", "--sequence_length", 600], "exceeds the model's context of 512"),
     "no such tokenizer": (["evaluate", "--tokenizer", "nowhere.model"], "nowhere.model: no such file"),
 }
 
