@@ -135,7 +135,8 @@ def make_program(
             )
     partition = partition or Partition.of(model, config.trainable)
     select = partition.is_trainable
-    shapes = jax.eval_shape(partition.init, jax.random.key(0))
+    # The key within: on devices that are only compiled for, none can be made.
+    shapes = jax.eval_shape(lambda: partition.init(jax.random.key(0)))
     places = sharding.shardings_of(mesh, shapes, partition.axes)
     trainable_shapes, frozen_shapes = tree.split(shapes, select)
     frozen_places = tree.split(places, select)[1]
