@@ -115,8 +115,8 @@ class ComputeConfig:
     """Type of activations and of the weights as they enter matrix products; parameters are stored in float32."""
     remat: Literal["none", "full", "dots", "attention"] = "none"
     """What the backward pass finds stored: `none` recomputes nothing; `full` keeps only the input of each layer and
-    recomputes the rest; `dots` also keeps the results of matrix products with weights; `attention` keeps the layer
-    inputs and the attention outputs."""
+    recomputes the rest; `dots` also keeps the results of matrix products with weights and the attention outputs, so
+    that only cheap elementwise work is done twice; `attention` keeps the layer inputs and the attention outputs."""
     attention: Literal["auto", "xla", "blocked"] = "auto"
     """Implementation of attention; `auto` chooses, and the run says what it chose."""
 

@@ -125,7 +125,12 @@ def _saves_all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
 _SAVED = {
     "none": _saves_all_but_weights,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # The attention outputs are no results of products with weights, but without them `o_proj` would have to wait for
+    # the whole attention to be made again.
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attention"),
+    ),
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
 }
 """What each remat policy keeps from the forward pass of a layer."""

@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import re
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from llama_jax.core.errors import UserError
 from llama_jax.data import record_files
+from llama_jax.data.config import DataConfig
 from llama_jax.data.documents import BadRecordError, Documents
+from llama_jax.data.loader import Loader
+from llama_jax.data.mixture import Mixture
+from llama_jax.data.packing import Epochs
+from llama_jax.data.progress import progress
 from llama_jax.data.sources import open_source
 
 GOOD = b'{"text": "good"}'
@@ -311,6 +317,32 @@ def test_a_bad_record_of_an_array_record_file_is_told_from_good_ones(tmp_path, k
     assert (len(documents), documents[0], documents[2]) == (3, "good", "good")
     error = bad(documents, 1)
     assert (error.reason, error.where) == (reason, f"{file} record 1")
+
+
+def test_all_kinds_together_lose_no_good_record_and_each_is_counted(tmp_path, byte_tokenizer):
+    lines = [*((line, reason) for line, reason, _ in BAD_LINES.values()), (HALF_A_CHARACTER, "truncated")]
+    kinds = [*lines, *BAD_RECORDS.values()]
+    assert len({*kinds}) >= 40
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(part for line, _ in lines for part in (GOOD, line)))
+    write_records(tmp_path / "b.array_record", [part for record, _ in BAD_RECORDS.values() for part in (GOOD, record)])
+    reasons = [found for _, reason in kinds for found in (None, reason)]
+    mixture, said = Mixture.of(open_source(str(tmp_path))), []
+    config = DataConfig(sequence_length=8, streams=1, max_bad_fraction=1.0)
+    loader = Loader(mixture, byte_tokenizer, config, 0, batch_size_at=lambda step: 1, say=said.append).start()
+    tokens: list[int] = []
+    for rows, state in loader:
+        tokens += rows["tokens"][0].tolist()
+        (told,) = progress(state["streams"], mixture).values()
+        if told.documents > 2 * len(reasons):
+            break
+    loader.close()
+    order = Epochs(len(reasons), 0)
+    read = Counter(reasons[order[place]] for place in range(told.documents))
+    good = read.pop(None)
+    assert told.dropped == read and read.keys() == {reason for _, reason in kinds}
+    # A row may end within the last.
+    assert good - tokens.count(byte_tokenizer.encode("good")[-1]) in (0, 1)
+    assert said and all(line.startswith("bad record skipped: ") and str(tmp_path) in line for line in said)
 
 
 def test_a_text_that_starts_with_a_brace_or_a_line_end_is_a_text(tmp_path):
