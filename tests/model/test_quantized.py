@@ -162,6 +162,14 @@ def test_a_stored_tree_computes_what_its_matrices_compute(storage) -> None:
         jax.tree.map(np.testing.assert_array_equal, again, stored)
 
 
+def test_decoding_in_bfloat16_keeps_scales_in_float32() -> None:
+    model = language_model(CONFIG, ComputeConfig(dtype="bfloat16"))
+    own = tree.flatten(decoding_params(model, quantized.store_as(base(), "nf4")))
+    dtypes = {path.rsplit("/", 1)[-1]: leaf.dtype.name for path, leaf in own.items() if "q_proj" in path}
+    assert dtypes == {"nf4": "uint8", "scale": "uint8", "step": "float32", "offset": "float32"}
+    assert own["embedding/table"].dtype == jnp.bfloat16
+
+
 def test_bytes_of_7b_in_nf4_and_int8() -> None:
     """Codes 1/2, scales 1/64, and 8 bytes for each 64 x 256 in the blocks; the rest in two bytes a parameter."""
     model = language_model(SIZES["llama_7b"], ComputeConfig())
