@@ -267,22 +267,12 @@ class Verified:
         if not {*wanted} <= {*self.items}:
             raise ValueError(f"only {', '.join(self.items)} of step {self.step} were verified")
         check_fit(self.manifest, _described(targets))
-        arguments = {}
         for item, leaves in wanted.items():
             if any(leaf.sharding is None for leaf in leaves.values()):
                 raise ValueError(f"the target of {item} has leaves without a sharding")
-            if leaves:
-                tree = unflatten(leaves)
-                places = ocp.checkpoint_utils.construct_restore_args(tree)
-                arguments[item] = ocp.args.PyTreeRestore(item=tree, restore_args=places)
-        read = {}
-        if arguments:
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-                read = reader.restore(self.directory / str(self.step), args=ocp.args.Composite(**arguments))
         restored = {}
         for item, tree in targets.items():
-            leaves = flatten(read[item]) if wanted[item] else {}
-            self._check_arrays(item, leaves)
+            leaves = self._read(item, wanted[item]) if wanted[item] else {}
             restored[item] = jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path in wanted[item]])
         return restored
 
@@ -292,23 +282,22 @@ class Verified:
         Raises:
             CheckpointDamagedError: it is not the array that was saved.
         """
-        tree = unflatten({path: target})
+        return self._read(item, {path: target})[path]
+
+    def _read(self, item: str, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """Arrays of one item by path, compared with what was saved."""
+        tree = unflatten(targets)
         places = ocp.checkpoint_utils.construct_restore_args(tree)
         arguments = ocp.args.PyTreeRestore(item=tree, restore_args=places, partial_restore=True)
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
             read = reader.restore(self.directory / str(self.step), args=ocp.args.Composite(**{item: arguments}))
         leaves = flatten(read[item])
-        self._check_arrays(item, {path: leaves.get(path)})
-        return leaves[path]
-
-    def _check_arrays(self, item: str, leaves: Mapping[str, Any]) -> None:
-        for path, leaf in leaves.items():
-            if not isinstance(leaf, jax.Array):
-                raise CheckpointDamagedError(f"{item}/{path}: was not read")
-        found = jax.device_get(_fingerprints(leaves))
-        for path in leaves:
-            if tuple(int(word) for word in found[path]) != self.manifest.leaves[item][path].fingerprint:
+        if missing := [path for path in targets if not isinstance(leaves.get(path), jax.Array)]:
+            raise CheckpointDamagedError(f"{item}/{missing[0]}: was not read")
+        for path, words in jax.device_get(_fingerprints({path: leaves[path] for path in targets})).items():
+            if tuple(map(int, words)) != self.manifest.leaves[item][path].fingerprint:
                 raise CheckpointDamagedError(f"{item}/{path}: fingerprint differs")
+        return leaves
 
 
 def find_verified(

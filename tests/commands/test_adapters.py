@@ -142,7 +142,10 @@ def test_an_adapter_goes_to_peft_and_back(tiny_run, adapters, tmp_path, capfd) -
         (("generate", "--model", "RUN", "--adapters", "[nowhere]"), "nowhere: no such file or directory"),
         (("generate", "--model", "RUN", "--adapters", "[RUN]"), "RUN: is a model, not an adapter"),
         (("generate", "--model", "A", "--adapters", "[A]"), "A: is an adapter itself; name its base as --model"),
-        (("generate", "--model", "OTHER", "--adapters", "[A]"), "belongs to another base than OTHER: vocab_size is 300"),
+        (
+            ("generate", "--model", "OTHER", "--adapters", "[A]"),
+            "belongs to another base than OTHER: vocab_size is 300",
+        ),
         (("evaluate", "--model", "RUN", "--adapters", "[A, A]"), "one at a time is measured"),
         (("convert", "--source", "RUN", "--format", "peft"), "--format peft: writes an adapter, which RUN is not"),
         (("convert", "--source", "A", "--adapter", "A"), "A: is an adapter itself"),
