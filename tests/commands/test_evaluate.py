@@ -175,7 +175,7 @@ MISTAKES = {
     "a broken line": (["--task", "last_word", "--data", "broken.jsonl"], "broken.jsonl:2: not JSON: "),
     "an answer as long as the context": (
         ["--task", "exact_match", "--data", "problems.jsonl", "--max_new_tokens", 512],
-        "--max_new_tokens 512: leaves no room for a prompt in the context of 256 tokens",
+        "--max_new_tokens 512: leaves no room for a prompt in the context of 512 tokens",
     ),
     "a stride beyond the window": (["--stride", 65, "--sequence_length", 64], "--stride 65: leaves tokens out"),
     "an output elsewhere": (["--output", "nowhere/a.json"], "--output nowhere/a.json: there is no folder nowhere"),
