@@ -81,7 +81,7 @@ def test_sampling_depends_on_the_seed_only(params) -> None:
     assert first == again != other
 
 
-@pytest.mark.parametrize(("prompts", "message"), [([[]], "has no token"), ([[1] * 500], "exceed the model's context")])
+@pytest.mark.parametrize(("prompts", "message"), [([[]], "has no token"), ([[1] * 501], "exceed the model's context")])
 def test_prompts_that_cannot_be_continued_are_refused(params, prompts, message) -> None:
     with pytest.raises(UserError, match=message):
         generate(MODEL, decoding_params(MODEL, params), prompts, GREEDY)
