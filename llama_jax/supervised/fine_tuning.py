@@ -3,7 +3,6 @@
 What differs between them is a `Method`: which parameters there are, which of them train, what a checkpoint holds."""
 
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -136,7 +135,7 @@ def _fine_tune(config: FineTuningConfig, method: Method, run: RunDirectory, mesh
     elsewhere = {}
     if model is not None:
         files[BASE_FILE] = model.identity.to_json()
-        hashes["base"] = hashlib.sha256(files[BASE_FILE]).hexdigest()
+        hashes["base"] = model.identity.fingerprint
         elsewhere = tree.split(model.params, lambda path: not method.is_saved(path))[0]
     rows = config.training.batch_size // config.training.microbatches
     held_out = HeldOut(program.model, lambda: loader.validation_batches(rows), run)
