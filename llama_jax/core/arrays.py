@@ -4,6 +4,7 @@
     T  query positions         F  MLP width               R  LoRA rank
     S  key positions           N  query heads             L  layers
     H  head size               K  key/value heads         G  query heads per key/value head (N = K G)
+    I  inputs of a Linear      O  outputs of a Linear     A  adapters
 
 A name such as `query_BTNH` says which axes an array has where the layout is not obvious.
 """

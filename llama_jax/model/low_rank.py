@@ -69,9 +69,9 @@ def adapted(
 
 @jax.custom_vjp
 def factors_product(x: Float[Array, "B T I"], a: Float[Array, "I R"], b: Float[Array, "R O"]) -> Float[Array, "B T O"]:
-    """x A B. The gradients are the usual ones, in the order in which XLA for CPU has fast code for them: those it derives
-    by itself take ten times as long (with rank 8 on every Linear of SmolLM2-135M, 1024 tokens: 7.1 s of processor time
-    a step instead of 4.5 s)."""
+    """x A B. The gradients are the usual ones, in the order for which XLA for CPU has fast code: derived by themselves
+    they take ten times as long (with rank 8 on every Linear of SmolLM2-135M, 1024 tokens: 7.1 s of processor time a
+    step instead of 4.5 s)."""
     return (x @ a) @ b
 
 
