@@ -61,7 +61,7 @@ def method(config: AdapterConfig, store: StorageType, peak_learning_rate: float)
             of_base, of_adapter = jax.random.split(key)
             return begin(store_as(model.init(of_base), store), of_adapter)
 
-        base, adapter = without_adapter(jax.eval_shape(init, jax.random.key(0)))
+        base, adapter = without_adapter(jax.eval_shape(lambda: init(jax.random.key(0))))
         axes = with_adapter(stored_axes(model.axes, base), adapter_axes(adapter, model.axes))
         return Partition(init, axes, trains, None if config.learning_rate is None else rate_of)
 
