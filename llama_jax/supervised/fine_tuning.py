@@ -13,12 +13,14 @@ from jax.sharding import Mesh
 from llama_jax.checkpoints.base_identity import BASE_FILE
 from llama_jax.checkpoints.formats import open_weights
 from llama_jax.checkpoints.opening import OpenParams, find_model, open_params, tokenizer_for
+from llama_jax.checkpoints.weights import Weights
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
 from llama_jax.core.run import RunDirectory, keep_config, open_run
 from llama_jax.data.example_loader import ExampleLoader
+from llama_jax.data.instruction_templates import Layout
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.model.config import SIZES, LlamaConfig
 from llama_jax.model.llama import LanguageModel, language_model
@@ -27,7 +29,7 @@ from llama_jax.objectives.next_token import next_token
 from llama_jax.supervised.config import FineTuningConfig, RunConfig
 from llama_jax.supervised.description import compiled_report, description
 from llama_jax.supervised.held_out import HeldOut
-from llama_jax.supervised.run import Task, begun_schedule, raise_if_stopped, train, with_schedule
+from llama_jax.supervised.run import Task, begun_config, begun_schedule, raise_if_stopped, train, with_schedule
 from llama_jax.supervised.samples import Samples
 from llama_jax.training.loop import Record
 from llama_jax.training.program import Partition, Program, make_program
@@ -81,6 +83,8 @@ def fine_tune(config: FineTuningConfig, method: Method, *, command: str, free: S
         if is_main_process():
             print(f"{who}\n{description(program, config.size or _path(config))}\n{compiled_report(program)}")
         return
+    # Said in full, so that the same command goes on with the same model when there are newer runs.
+    config = replace(config, model=config.model or begun_config(config.run_dir).get("model") or _path(config))
     config = with_schedule(config) if config.epochs is None else _as_begun(config)
     run = open_run(
         config.run_dir,
@@ -101,7 +105,7 @@ def fine_tune(config: FineTuningConfig, method: Method, *, command: str, free: S
 
 def _fine_tune(config: FineTuningConfig, method: Method, run: RunDirectory, mesh: Mesh, command: str) -> None:
     """Everything between opening the run and closing it."""
-    path = _path(config)
+    path = str(config.model)
     weights = open_weights(path, step=config.step, say=run.say)
     _check_size(config, weights.config, path)
     tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer)
@@ -127,10 +131,8 @@ def _fine_tune(config: FineTuningConfig, method: Method, run: RunDirectory, mesh
 
     needs_model = not all(map(method.is_saved, tree.flatten(program.frozen_shapes)))
     model = opened() if needs_model else None
-    files = {f"model/{name}": content for name, content in {**weights.files, **tokenizer.files()}.items()}
-    files["model/config.json"] = json.dumps(weights.config.to_json(), indent=2).encode()
-    # So that whoever uses the model asks it the way it was taught.
-    files["model/chat_template.jinja"] = loader.layout.chat_template.encode()
+    stop_ids = _stop_ids(tokenizer, loader.layout)
+    files = _model_files(weights, tokenizer, loader.layout, stop_ids)
     hashes = {"tokenizer": tokenizer.fingerprint}
     elsewhere = {}
     if model is not None:
@@ -140,9 +142,6 @@ def _fine_tune(config: FineTuningConfig, method: Method, run: RunDirectory, mesh
     rows = config.training.batch_size // config.training.microbatches
     held_out = HeldOut(program.model, lambda: loader.validation_batches(rows), run)
     prompts = loader.prompts(config.samples.prompts, config.samples.held_out)
-    stop_ids = _stop_ids(tokenizer, loader)
-    if stop_ids != tokenizer.stop_ids:
-        files["model/generation_config.json"] = json.dumps({"eos_token_id": stop_ids}, indent=2).encode()
     samples = Samples(program.model, tokenizer, prompts, config.samples.max_new_tokens, stop_ids)
 
     def fresh() -> tuple[TrainState, PyTree]:
@@ -184,9 +183,20 @@ def _fine_tune(config: FineTuningConfig, method: Method, run: RunDirectory, mesh
         _say_result(run, held_out, samples)
 
 
-def _stop_ids(tokenizer: Tokenizer, loader: ExampleLoader) -> tuple[int, ...]:
+def _model_files(weights: Weights, tokenizer: Tokenizer, layout: Layout, stop_ids: tuple[int, ...]) -> dict[str, bytes]:
+    """What makes a checkpoint usable by itself, by path: architecture, tokenizer, and the template, so that whoever
+    uses the model asks it the way it was taught."""
+    files = {f"model/{name}": content for name, content in {**weights.files, **tokenizer.files()}.items()}
+    files["model/config.json"] = json.dumps(weights.config.to_json(), indent=2).encode()
+    files["model/chat_template.jinja"] = layout.chat_template.encode()
+    if stop_ids != tokenizer.stop_ids:
+        files["model/generation_config.json"] = json.dumps({"eos_token_id": stop_ids}, indent=2).encode()
+    return files
+
+
+def _stop_ids(tokenizer: Tokenizer, layout: Layout) -> tuple[int, ...]:
     """The ids that end an answer: the tokenizer's, and the one that the template ends answers with."""
-    end = loader.layout.end_id
+    end = layout.end_id
     return tokenizer.stop_ids if end is None or end in tokenizer.stop_ids else (*tokenizer.stop_ids, end)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 
@@ -181,11 +181,14 @@ def with_schedule(config: _Config) -> _Config:
 
 def begun_schedule(run_dir: str) -> int | None:
     """Where the schedule ends of a run that has begun; None for one that has not."""
-    run = RunDirectory(run_dir)
-    if not (run.config_path.exists() and run.has_progress()):
-        return None
-    steps = load_config(run_dir).get("training", {}).get("schedule_steps")
+    steps = begun_config(run_dir).get("training", {}).get("schedule_steps")
     return steps if isinstance(steps, int) else None
+
+
+def begun_config(run_dir: str) -> dict[str, Any]:
+    """The configuration of a run that has begun; nothing for one that has not."""
+    run = RunDirectory(run_dir)
+    return load_config(run_dir) if run.config_path.exists() and run.has_progress() else {}
 
 
 def _initial_state(config: RunConfig, run: RunDirectory, task: Task) -> tuple[TrainState, PyTree, State | None]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -247,3 +248,12 @@ def test_epochs_become_steps(small_run, instructions, tmp_path):
     # 52 examples in batches of 8 are 7 steps an epoch, and half of another 4.
     assert metrics(tmp_path / "run")[-1]["step"] == 11
     assert metrics(tmp_path / "run")[-1]["epochs"] == {str(instructions): pytest.approx(84 / 52)}
+
+
+def test_a_run_without_a_model_goes_on_with_the_one_it_began_with(small_run, instructions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_run.run_dir, tmp_path / "runs" / "base")
+    command = ("lora", *arguments_of(small_run.run_dir, instructions)[2:], "--run_dir", "runs/lora")
+    assert call(*command, "--training.steps", 6, "--training.schedule_steps", 12) == 0
+    assert call(*command, "--training.schedule_steps", 12) == 0  # by now the newest run is the adapter's own
+    assert metrics(tmp_path / "runs" / "lora")[-1]["step"] == 12
