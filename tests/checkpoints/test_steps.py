@@ -170,7 +170,7 @@ def test_delete_after_removes_newer_steps_whole_or_damaged(steps):
 
 
 def test_the_best_step_is_opened_by_that_name(steps):
-    with pytest.raises(UserError, match="no checkpoint in .* has a validation loss"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* has a validation loss"):
         newest(steps, "best", pytest.fail, lambda step: step)
     for step, loss in ((10, 2.5), (30, 1.5), (50, 1.75)):
         (steps / str(step) / "validation").mkdir()

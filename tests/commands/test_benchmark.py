@@ -26,7 +26,7 @@ def result(capfd, folder: Path, *arguments: object) -> dict:
 
 def test_the_first_word_says_what_to_measure() -> None:
     assert parsed("data", "--seed", "3") == parsed("--seed", "3", "--what", "data")
-    with pytest.raises(UserError, match=r'^what: got "trian", expected one of train, data, scaling$'):
+    with pytest.raises(UserError, match=r'^what: got "trian", expected one of train, lora, data, scaling$'):
         parsed("trian")
     with pytest.raises(UserError, match=r"^data: unexpected"):
         parsed("--seed", "3", "data")

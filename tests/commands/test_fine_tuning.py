@@ -26,6 +26,7 @@ STEPS = 12
 class Tuning:
     """A fine-tuning run that was not interrupted."""
 
+    command: str
     arguments: list[object]
     run_dir: Path
 
@@ -63,40 +64,52 @@ def arguments_of(model: Path, instructions: Path, **changes: object) -> list[obj
     return [part for name, value in settings.items() for part in (f"--{name}", value)]
 
 
-@pytest.fixture(scope="session", params=["sft", "lora"])
-def tuned(request, small_run, instructions, tmp_path_factory) -> tuple[str, Tuning]:
-    folder = tmp_path_factory.mktemp(request.param)
-    dropout = {"lora.dropout": 0.1} if request.param == "lora" else {}
-    arguments = arguments_of(small_run.run_dir, instructions, **dropout)
+def tuned_by(command: str, arguments: list[object], folder: Path) -> Tuning:
     run_dir = folder / "run"
-    result = run(request.param, *arguments, "--run_dir", run_dir, folder=folder)
+    result = run(command, *arguments, "--run_dir", run_dir, folder=folder)
     assert result.code == 0, result
-    return request.param, Tuning(arguments, run_dir)
+    return Tuning(command, arguments, run_dir)
+
+
+@pytest.fixture(scope="session")
+def tuned_sft(small_run, instructions, tmp_path_factory) -> Tuning:
+    return tuned_by("sft", arguments_of(small_run.run_dir, instructions), tmp_path_factory.mktemp("sft"))
+
+
+@pytest.fixture(scope="session")
+def tuned_lora(small_run, instructions, tmp_path_factory) -> Tuning:
+    arguments = arguments_of(small_run.run_dir, instructions, **{"lora.dropout": 0.1})
+    return tuned_by("lora", arguments, tmp_path_factory.mktemp("lora"))
+
+
+@pytest.fixture(params=["sft", "lora"])
+def tuned(request) -> Tuning:
+    return request.getfixturevalue(f"tuned_{request.param}")
 
 
 def test_held_out_loss_falls_and_answers_are_kept(tuned):
-    _, tuning = tuned
-    records = metrics(tuning.run_dir)
+    records = metrics(tuned.run_dir)
     evaluated = [record for record in records if "validation_loss" in record]
     assert [record["step"] for record in evaluated] == [4, 8, 12]
     last = evaluated[-1]
     assert last["validation_gain"] > 3 * last["validation_gain_standard_error"] > 0
-    before = np.array(json.loads((tuning.run_dir / "losses_before.json").read_text()))
+    before = np.array(json.loads((tuned.run_dir / "losses_before.json").read_text()))
     assert before.shape == (8,)
-    samples = [json.loads(line) for line in (tuning.run_dir / "samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (tuned.run_dir / "samples.jsonl").read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [0, 4, 8, 12]
     assert all(len(sample["samples"]) == 2 for sample in samples)
     assert samples[0]["samples"][0]["prompt"] == samples[-1]["samples"][0]["prompt"]
     assert samples[0]["samples"] != samples[-1]["samples"]
 
 
-def test_a_checkpoint_holds_the_adapter_alone_or_all_parameters(tuned, small_run):
-    command, tuning = tuned
-    leaves = checkpoint(tuning.run_dir, STEPS)["leaves"]
+def test_a_checkpoint_of_sft_holds_all_parameters(tuned_sft, small_run):
+    leaves = checkpoint(tuned_sft.run_dir, STEPS)["leaves"]
     base = checkpoint(small_run.run_dir, 30)["leaves"]["params"]
-    if command == "sft":
-        assert set(leaves) == {"params", "optimizer"} and set(leaves["params"]) == set(base)
-        return
+    assert set(leaves) == {"params", "optimizer"} and set(leaves["params"]) == set(base)
+
+
+def test_a_checkpoint_of_lora_holds_the_adapter_alone(tuned_lora):
+    leaves = checkpoint(tuned_lora.run_dir, STEPS)["leaves"]
     assert set(leaves) == {"adapter", "optimizer"}
     module = "lora/layers/attention"
     expected = {f"{module}/{name}/{part}" for name in ("q_proj", "v_proj") for part in ("a", "b", "scale")}
@@ -111,11 +124,8 @@ def opened_on(devices: int, path: Path):
         return open_params(str(path), ComputeConfig(), mesh, step=None, say=pytest.fail)
 
 
-def test_the_base_of_an_adapter_is_bit_for_bit_what_it_was(tuned, small_run):
-    command, tuning = tuned
-    if command != "lora":
-        pytest.skip("all parameters of sft train")
-    base, opened = opened_on(1, small_run.run_dir).params, opened_on(1, tuning.run_dir).params
+def test_the_base_of_an_adapter_is_bit_for_bit_what_it_was(tuned_lora, small_run):
+    base, opened = opened_on(1, small_run.run_dir).params, opened_on(1, tuned_lora.run_dir).params
     assert set(opened) == {*base, "lora"}
     jax.tree.map(np.testing.assert_array_equal, {name: opened[name] for name in base}, base)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(opened["lora"]))
@@ -129,10 +139,9 @@ def assert_same_run(tuning: Tuning, run_dir: Path) -> None:
 
 
 def test_a_run_that_is_killed_again_and_again_is_the_uninterrupted_run(tuned, tmp_path):
-    command, tuning = tuned
     chance = random.Random(5)
     run_dir, output = tmp_path / "run", tmp_path / "printed"
-    line = (command, *tuning.arguments, "--run_dir", run_dir)
+    line = (tuned.command, *tuned.arguments, "--run_dir", run_dir)
     for _ in range(3):
         with started(*line, output=output) as process:
             if wait_for_steps(run_dir, output, process, count=chance.randint(2, 5)):
@@ -141,14 +150,13 @@ def test_a_run_that_is_killed_again_and_again_is_the_uninterrupted_run(tuned, tm
             assert ended(process, output).code in (0, -signal.SIGKILL)
     result = run(*line, folder=tmp_path)
     assert result.code == 0, result
-    assert_same_run(tuning, run_dir)
+    assert_same_run(tuned, run_dir)
 
 
 def test_the_best_checkpoint_is_kept(tuned):
-    _, tuning = tuned
-    losses = {r["step"]: r["validation_loss"] for r in metrics(tuning.run_dir) if "validation_loss" in r}
+    losses = {r["step"]: r["validation_loss"] for r in metrics(tuned.run_dir) if "validation_loss" in r}
     best = min(losses, key=losses.__getitem__)
-    assert best in steps(tuning.run_dir)
+    assert best in steps(tuned.run_dir)
 
 
 def adapter_of(run_dir: Path) -> dict[str, np.ndarray]:
@@ -231,11 +239,8 @@ def test_mistakes_are_named_in_one_line(change, message, small_run, instructions
     assert len(errors) == 1 and message in errors[0], errors
 
 
-def test_an_adapter_is_not_trained_on_another(tuned, instructions, tmp_path, capfd):
-    command, tuning = tuned
-    if command != "lora":
-        pytest.skip("a run of sft is a model like any other")
-    line = ("lora", *arguments_of(tuning.run_dir, instructions), "--run_dir", tmp_path / "run")
+def test_an_adapter_is_not_trained_on_another(tuned_lora, instructions, tmp_path, capfd):
+    line = ("lora", *arguments_of(tuned_lora.run_dir, instructions), "--run_dir", tmp_path / "run")
     assert call(*line) == 2
     assert "is an adapter over a base; merge the two first" in capfd.readouterr().err
 
