@@ -149,7 +149,8 @@ def make_program(
         return fresh(trainable), frozen
 
     def begin(params: PyTree) -> tuple[TrainState, PyTree]:
-        trainable, frozen = tree.split(params, select)
+        # What is placed already stays where it is.
+        trainable, frozen = tree.split(jax.device_put(params, places), select)
         return jax.jit(fresh, out_shardings=state_places, donate_argnums=0)(trainable), frozen
 
     state_shapes = jax.eval_shape(fresh, trainable_shapes)
