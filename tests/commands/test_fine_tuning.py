@@ -262,3 +262,17 @@ def test_a_run_without_a_model_goes_on_with_the_one_it_began_with(small_run, ins
     assert call(*command, "--training.steps", 6, "--training.schedule_steps", 12) == 0
     assert call(*command, "--training.schedule_steps", 12) == 0  # by now the newest run is the adapter's own
     assert metrics(tmp_path / "runs" / "lora")[-1]["step"] == 12
+
+
+def test_the_preview_shows_what_bears_loss(small_run, instructions, capfd):
+    arguments = arguments_of(small_run.run_dir, instructions, **{"data.packing": "none"})
+    assert call("preview lora", *arguments, "--examples", 1, "--characters", 300, "--json") == 0
+    shown = capfd.readouterr().out
+    report = json.loads(shown.splitlines()[-1])
+    (pieces,) = [segment["pieces"] for segment in report["examples_shown"][0]["segments"]]
+    (asked, _), (answer, bears_loss) = pieces
+    rows = {f"{row['instruction']}\n{row['input']}": row["output"] for row in json.loads(instructions.read_text())}
+    assert bears_loss and answer == f"{rows[asked.removeprefix('<s>')]}</s>"
+    assert f"⟦{answer}⟧" in shown
+    assert report["sources"][str(instructions)]["records"] == 60 and report["held_out_examples"] == 8
+    assert 0 < report["loss_share"] < 1
