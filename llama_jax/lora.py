@@ -9,7 +9,6 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 
 from llama_jax.checkpoints.adapters import ADAPTER_FILE
 from llama_jax.config import FREE_ON_RESUME, LoraConfig
@@ -19,6 +18,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.model.config import AdapterConfig
 from llama_jax.model.llama import LanguageModel
 from llama_jax.model.lora import adapter_axes, init_adapter, is_trainable, with_adapter, without_adapter
+from llama_jax.model.lora import partition as parted
 from llama_jax.model.quantized import StorageType, store_as, stored_axes
 from llama_jax.supervised.fine_tuning import Method, architecture_of, fine_tune
 from llama_jax.supervised.fine_tuning import build as build_run
@@ -51,10 +51,7 @@ def method(config: AdapterConfig, store: StorageType, peak_learning_rate: float)
     def begin(base: PyTree, key: PRNGKeyArray) -> PyTree:
         if "lora" in base:
             raise UserError("--model: is an adapter over a base; merge the two first, with llama_jax.convert")
-        params = with_adapter(base, init_adapter(config, base, key))
-        # Steps of training are too small for bfloat16.
-        trainable, frozen = tree.split(params, trains)
-        return tree.join(tree.cast(trainable, jnp.dtype("float32")), frozen)
+        return tree.join(*parted(with_adapter(base, init_adapter(config, base, key)), config))
 
     def partition(model: LanguageModel) -> Partition:
         def init(key: PRNGKeyArray) -> PyTree:

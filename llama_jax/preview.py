@@ -5,6 +5,7 @@ if __name__ == "__main__":
 
     main("preview")
 
+import functools
 import json
 import re
 import sys
@@ -14,18 +15,17 @@ from typing import Any
 
 from etils import epath
 
-from llama_jax.checkpoints.formats import open_weights
-from llama_jax.checkpoints.opening import find_model, tokenizer_for
+from llama_jax.checkpoints.opening import find_model
 from llama_jax.config import PreviewConfig, PreviewInstructionsConfig
 from llama_jax.core.errors import UserError
 from llama_jax.data.example_inspection import examples_report, first_rows, report_lines
-from llama_jax.data.example_loader import ExampleLoader
 from llama_jax.data.inspection import Lengths, RowStatistics, Segment, measure_lengths, segments_of
 from llama_jax.data.loader import Loader, State, streams_of_batch
 from llama_jax.data.mixture import Mixture, open_mixture
 from llama_jax.data.packing import Row
 from llama_jax.data.progress import Progress, progress
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from llama_jax.supervised.fine_tuning import open_examples
 
 _GREEN, _DIM, _PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -40,16 +40,8 @@ def preview(config: PreviewConfig | PreviewInstructionsConfig) -> None:
 
 
 def _preview_instructions(config: PreviewInstructionsConfig) -> None:
-    path = find_model(config.model, print)
-    weights = open_weights(path, step=config.step, say=print)
-    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer)
-    loader = ExampleLoader(
-        config.data,
-        tokenizer,
-        config.seed,
-        batch_size_at=config.training.batch_size_at,
-        say=lambda line: print(line, flush=True),
-    )
+    say = functools.partial(print, flush=True)
+    _, tokenizer, loader = open_examples(config, find_model(config.model, say), say=say)
     show = _Painter(sys.stdout.isatty(), config.characters)
     examples = first_rows(loader, config.examples)
     for number, row in enumerate(examples):

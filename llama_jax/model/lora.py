@@ -136,7 +136,7 @@ def _factors(adapter: PyTree) -> dict[str, Factors]:
 
 def _require_one(adapter: PyTree) -> None:
     if any(factors.scale.ndim != 1 for factors in _factors(adapter).values()):
-        raise ValueError("the tree holds several adapters; take one with `adapter_number`")
+        raise ValueError("the tree holds several adapters; merge them one by one")
 
 
 def merge(params: PyTree, dtype: Literal["float32", "bfloat16"] = "bfloat16") -> PyTree:
@@ -229,8 +229,3 @@ def _padded(factors: Factors, rank: int, rescaled: bool) -> Factors:
         scale=jnp.asarray(factors.scale),
         magnitude=magnitude,
     )
-
-
-def adapter_number(adapter: PyTree, number: int) -> PyTree:
-    """One of several adapters, by itself; padding of its rank stays."""
-    return jax.tree.map(lambda leaf: leaf[:, number], adapter)

@@ -71,6 +71,22 @@ def build(config: RunConfig, method: Method, architecture: LlamaConfig, sequence
         return make_program(mesh, model, objective, config.training, sequence_length, config.seed, partition)
 
 
+def open_examples(
+    config: FineTuningConfig,
+    path: str,
+    *,
+    rows_of: Callable[[int], Sequence[int]] | None = None,
+    say: Callable[[str], None],
+) -> tuple[Weights, Tokenizer, ExampleLoader]:
+    """The model at a path (nothing of its weights is read), its tokenizer, and the examples as training takes them;
+    `rows_of` as in `ExampleLoader`."""
+    weights = open_weights(path, step=config.step, say=say)
+    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer)
+    batch_size_at = config.training.batch_size_at
+    loader = ExampleLoader(config.data, tokenizer, config.seed, batch_size_at=batch_size_at, rows_of=rows_of, say=say)
+    return weights, tokenizer, loader
+
+
 def fine_tune(config: FineTuningConfig, method: Method, *, command: str, free: Sequence[str]) -> None:
     """Run the command.
 
@@ -106,17 +122,9 @@ def fine_tune(config: FineTuningConfig, method: Method, *, command: str, free: S
 def _fine_tune(config: FineTuningConfig, method: Method, run: RunDirectory, mesh: Mesh, command: str) -> None:
     """Everything between opening the run and closing it."""
     path = str(config.model)
-    weights = open_weights(path, step=config.step, say=run.say)
+    rows_of = functools.partial(sharding.local_rows, mesh)
+    weights, tokenizer, loader = open_examples(config, path, rows_of=rows_of, say=run.say)
     _check_size(config, weights.config, path)
-    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer)
-    loader = ExampleLoader(
-        config.data,
-        tokenizer,
-        config.seed,
-        batch_size_at=config.training.batch_size_at,
-        rows_of=functools.partial(sharding.local_rows, mesh),
-        say=run.say,
-    )
     for line in loader.description():
         run.say(f"data: {line}")
     if config.epochs is not None:
@@ -143,6 +151,8 @@ def _fine_tune(config: FineTuningConfig, method: Method, run: RunDirectory, mesh
     held_out = HeldOut(program.model, lambda: loader.validation_batches(rows), run)
     prompts = loader.prompts(config.samples.prompts, config.samples.held_out)
     samples = Samples(program.model, tokenizer, prompts, config.samples.max_new_tokens, stop_ids)
+    if left_out := len(prompts) - len(samples.prompts):
+        run.say(f"samples: {left_out} of {len(prompts)} prompts are too long for the model's context, and left out")
 
     def fresh() -> tuple[TrainState, PyTree]:
         params = (model or opened()).params

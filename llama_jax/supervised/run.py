@@ -85,8 +85,7 @@ class Task:
 class Outcome:
     """How a run ended."""
 
-    state: TrainState
-    frozen: PyTree
+    step: int
     stopped: bool
     """By a signal, before the last step."""
 
@@ -156,14 +155,15 @@ def train(config: RunConfig, run: RunDirectory, task: Task) -> Outcome | None:
         if config.checkpoints.keep_best and (step := best_step(run.checkpoints)) is not None:
             loss = validation_loss(run.checkpoints, step)
             run.say(f"lowest validation loss: {loss:.4f} at step {step} (--step best uses that checkpoint)")
-    return Outcome(state, frozen, stopped)
+    return Outcome(int(state.batches), stopped)
 
 
 def raise_if_stopped(outcome: Outcome, config: RunConfig) -> None:
     """Raise `SavedAfterSignal` for a run that a signal has ended."""
     if outcome.stopped:
-        step = int(outcome.state.batches)
-        raise SavedAfterSignal(f"saved step {step} of {config.training.steps} after a signal; the same command goes on")
+        raise SavedAfterSignal(
+            f"saved step {outcome.step} of {config.training.steps} after a signal; the same command goes on"
+        )
 
 
 _Config = TypeVar("_Config", bound=RunConfig)

@@ -1,6 +1,6 @@
 """What can be told to the optimizer, the step and the loop."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from llama_jax.core.errors import UserError
@@ -81,10 +81,6 @@ class TrainingConfig:
         if self.warmup_fraction is None:
             return self.warmup_steps
         return round(self.warmup_fraction * (self.schedule_steps or self.steps))
-
-    def with_steps(self, steps: int) -> "TrainingConfig":
-        """The same for so many steps."""
-        return replace(self, steps=steps)
 
     @property
     def stages(self) -> tuple[tuple[int, int], ...]:
