@@ -3,32 +3,100 @@
 All take grouped queries and segment ids, and never let a query see another segment."""
 
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from llama_jax.core import sharding
 from llama_jax.core.arrays import Array, Bool, Float, Int
+from llama_jax.core.errors import UserError
+from llama_jax.model.attention_kernels import SPLASH_MULTIPLE, splash, splash_block
+from llama_jax.model.attention_sequence import piece_count
+from llama_jax.model.config import ComputeConfig, LlamaConfig
 
-Implementation = Literal["xla", "blocked"]
+Implementation = Literal["xla", "blocked", "splash"]
 
+CHECKPOINT_NAME = "attention"
+"""What the policies of `jax.checkpoint` call the results of attention that the backward pass needs: the mix of values,
+and where a kernel makes them, the softmax statistics."""
 BLOCK = 256
 # Finite, so that a row which may see nothing (padding) has a softmax without NaN.
 MASKED = -1e30
 
+_FASTEST: dict[str, Implementation] = {"cpu": "blocked", "gpu": "blocked", "tpu": "splash"}
 
-def choose(implementation: str, query_length: int, key_length: int) -> Implementation:
-    """The implementation that `auto` stands for at these lengths; any other name stands for itself.
 
-    `blocked` needs a whole number of blocks and full rows of keys: it never forms the part of the scores that causality
-    masks, so it takes half the time and 1/(T/256) of the memory of `xla` on long rows.
+class Shapes(NamedTuple):
+    """What decides which implementations can run."""
+
+    rows: int
+    query_length: int
+    key_length: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    dtype: str
+
+    @staticmethod
+    def of_whole_rows(config: LlamaConfig, compute: ComputeConfig, rows: int, length: int) -> "Shapes":
+        """Those of the training of a model on a (micro)batch."""
+        heads = (config.num_heads, config.num_kv_heads, config.head_size)
+        return Shapes(rows, length, length, *heads, compute.dtype)
+
+
+class Choice(NamedTuple):
+    """An implementation, and why it is not the platform's fastest (empty where it is, or where it was asked for)."""
+
+    name: Implementation
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})" if self.reason else self.name
+
+
+def choose(implementation: str, shapes: Shapes) -> Choice:
+    """The implementation that will run under the mesh in use.
+
+    `auto` takes the fastest of the platform where it can run, then `blocked`, then `xla`. `blocked` never forms the
+    part of the scores that causality masks, so on long rows it takes half the time and 256/T of the memory of `xla`.
+
+    Raises:
+        UserError: an implementation asked for by name cannot run; the message says why.
     """
-    if implementation == "auto":
-        whole = query_length == key_length and query_length % BLOCK == 0
-        return "blocked" if whole and query_length > BLOCK else "xla"
+    if implementation != "auto":
+        if problem := _problem(implementation, shapes):
+            raise UserError(f"compute.attention: {implementation} {problem}")
+        return Choice(implementation, "")  # pyright: ignore[reportArgumentType]
+    reasons = []
+    for name in dict.fromkeys((_FASTEST[sharding.platform()], "blocked", "xla")):
+        problem = _problem(name, shapes)
+        if name == "blocked" and not problem and shapes.query_length <= BLOCK:
+            problem = f"gains nothing in rows of one block of {BLOCK} tokens"
+        if not problem:
+            return Choice(name, "; ".join(reasons))
+        reasons.append(f"{name} {problem}")
+    raise AssertionError("xla runs everywhere")
+
+
+def _problem(implementation: str, shapes: Shapes) -> str:
+    """Why the implementation cannot run, in words that follow its name; nothing where it can."""
+    length = shapes.query_length
     if implementation == "xla":
-        return "xla"
-    return "blocked"
+        return ""
+    if length != shapes.key_length:
+        return f"needs whole rows, got {length} queries for {shapes.key_length} keys"
+    if implementation == "blocked":
+        return "" if length % BLOCK == 0 else f"needs rows in blocks of {BLOCK} tokens, got {length}"
+    if sharding.platform() == "gpu":
+        return "is a kernel for TPUs, and this is a GPU"
+    if splash_block(length) is None:
+        return f"needs rows in multiples of {SPLASH_MULTIPLE * piece_count()} tokens, got {length}"
+    for count, axis, what in ((shapes.rows, "batch", "rows"), (shapes.num_kv_heads, "kv_heads", "key/value heads")):
+        if count % (parts := sharding.size_of(axis)):
+            return f"needs as many {what} on each of {parts} devices, got {count}"
+    return ""
 
 
 def attention(
@@ -46,20 +114,31 @@ def attention(
     Args:
         query_segments: document of each query; with `key_segments`, only keys of the same document are seen. None: one
             document.
-        query_start: index among the keys of each row's first query (decoding with a cache); None: 0.
+        query_start: index among the keys of each row's first query (decoding with a cache, which is `xla`'s whatever
+            the implementation); None: 0.
         implementation: `auto`, or a name.
 
     Returns:
         The mix of values in the type of the query; scores and softmax are float32. Query head n reads key/value head
         n // (N/K).
+
+    Raises:
+        UserError: an implementation asked for by name cannot run.
     """
-    chosen = choose(implementation, query_BTNH.shape[1], key_BSKH.shape[1])
+    B, T, N, H = query_BTNH.shape
+    if query_start is not None:
+        return _xla(query_BTNH, key_BSKH, value_BSKH, query_segments, key_segments, query_start)
+    shapes = Shapes(B, T, key_BSKH.shape[1], N, key_BSKH.shape[2], H, query_BTNH.dtype.name)
+    chosen = choose(implementation, shapes).name
+    if chosen == "splash":
+        segments = None if query_segments is None or key_segments is None else (query_segments, key_segments)
+        return splash(query_BTNH, key_BSKH, value_BSKH, segments, CHECKPOINT_NAME)
     if chosen == "blocked":
-        if query_start is not None or query_BTNH.shape[1] % BLOCK or query_BTNH.shape[1] != key_BSKH.shape[1]:
-            raise ValueError(f"blocked attention needs whole rows in blocks of {BLOCK}, got T={query_BTNH.shape[1]}")
-        return _blocked(query_BTNH, key_BSKH, value_BSKH, query_segments, key_segments)
-    start = jnp.zeros(query_BTNH.shape[0], jnp.int32) if query_start is None else query_start
-    return _xla(query_BTNH, key_BSKH, value_BSKH, query_segments, key_segments, start)
+        mixed = _blocked(query_BTNH, key_BSKH, value_BSKH, query_segments, key_segments)
+    else:
+        start = jnp.zeros(B, jnp.int32)
+        mixed = _xla(query_BTNH, key_BSKH, value_BSKH, query_segments, key_segments, start)
+    return checkpoint_name(mixed, CHECKPOINT_NAME)
 
 
 def _visible(

@@ -117,7 +117,7 @@ class ComputeConfig:
     """What the backward pass finds stored: `none` recomputes nothing; `full` keeps only the input of each layer and
     recomputes the rest; `dots` also keeps the results of matrix products with weights and the attention outputs, so
     that only cheap elementwise work is done twice; `attention` keeps the layer inputs and the attention outputs."""
-    attention: Literal["auto", "xla", "blocked"] = "auto"
+    attention: Literal["auto", "xla", "blocked", "splash"] = "auto"
     """Implementation of attention; `auto` chooses, and the run says what it chose."""
 
 

@@ -8,7 +8,7 @@ import jax
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
-from llama_jax.model.attention import choose
+from llama_jax.model.attention import Shapes, choose
 from llama_jax.model.flops import CONVENTION
 from llama_jax.training.program import Program
 
@@ -23,7 +23,9 @@ def description(program: Program, name: str) -> str:
     length, rows = program.sequence_length, training.batch_size
     total = program.tokens_until(training.steps)
     axes = " x ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
-    attention = choose(model.compute.attention, length, length)
+    shapes = Shapes.of_whole_rows(model.config, model.compute, rows // training.microbatches, length)
+    with jax.set_mesh(program.mesh):
+        attention = choose(model.compute.attention, shapes)
     parameters, trained = model.parameter_count(), tree.size(program.state_shapes.trainable)
     train = "" if program.trains_all else f", {trained:,} train ({trained / parameters:.4%} of the model's)"
     return "\n".join(

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama_jax.core.errors import UserError
 from llama_jax.model import attention as module
-from llama_jax.model.attention import attention, choose
+from llama_jax.model.attention import Shapes, attention, choose
 
 
 def reference(query, key, value, segments):
@@ -58,14 +59,18 @@ def test_gradients_of_all_implementations_agree(inputs) -> None:
         np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
 
 
+def shapes(query_length, key_length):
+    return Shapes(2, query_length, key_length, num_heads=6, num_kv_heads=3, head_size=8, dtype="float32")
+
+
 def test_auto_takes_blocks_for_long_whole_rows_only() -> None:
-    assert choose("auto", 2048, 2048) == "blocked"
-    assert choose("auto", 256, 256) == "xla"
-    assert choose("auto", 2000, 2000) == "xla"
-    assert choose("auto", 1, 2048) == "xla"
+    assert choose("auto", shapes(2048, 2048)) == ("blocked", "")
+    assert choose("auto", shapes(256, 256)) == ("xla", "blocked gains nothing in rows of one block of 256 tokens")
+    assert choose("auto", shapes(2000, 2000)) == ("xla", "blocked needs rows in blocks of 256 tokens, got 2000")
+    assert choose("auto", shapes(1, 2048)) == ("xla", "blocked needs whole rows, got 1 queries for 2048 keys")
 
 
 def test_blocked_refuses_what_it_cannot_do(inputs) -> None:
     query, key, value, _ = inputs
-    with pytest.raises(ValueError, match="blocks of 16"):
-        attention(query[:, :10], key, value, implementation="blocked")
+    with pytest.raises(UserError, match=r"^compute.attention: blocked needs rows in blocks of 16 tokens, got 10$"):
+        attention(query[:, :10], key[:, :10], value[:, :10], implementation="blocked")
