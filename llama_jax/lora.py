@@ -7,6 +7,8 @@ if __name__ == "__main__":
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -25,9 +27,9 @@ from llama_jax.supervised.fine_tuning import build as build_run
 from llama_jax.training.program import Partition, Program
 
 
-def build(config: LoraConfig) -> Program:
-    """The run as compiled functions over the mesh of its config; allocates nothing."""
-    return build_run(config, _method(config), architecture_of(config), config.data.sequence_length)
+def build(config: LoraConfig, devices: Sequence[Any] | None = None) -> Program:
+    """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
+    return build_run(config, _method(config), architecture_of(config), config.data.sequence_length, devices)
 
 
 def lora(config: LoraConfig) -> None:

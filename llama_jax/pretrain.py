@@ -7,6 +7,8 @@ if __name__ == "__main__":
 
 import functools
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -31,10 +33,10 @@ from llama_jax.training.program import Program, make_program
 from llama_jax.training.state import TrainState
 
 
-def build(config: PretrainConfig) -> Program:
-    """The run as compiled functions over the mesh of its config; allocates nothing."""
+def build(config: PretrainConfig, devices: Sequence[Any] | None = None) -> Program:
+    """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
     model = language_model(config.model.architecture, config.compute)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, devices)
     objective = next_token(model, config.training.z_loss)
     with jax.set_mesh(mesh):
         return make_program(mesh, model, objective, config.training, config.data.sequence_length, config.seed)

@@ -5,6 +5,9 @@ if __name__ == "__main__":
 
     main("sft")
 
+from collections.abc import Sequence
+from typing import Any
+
 from llama_jax.config import FREE_ON_RESUME, SftConfig
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.model.lora import merge
@@ -13,9 +16,9 @@ from llama_jax.supervised.fine_tuning import build as build_run
 from llama_jax.training.program import Partition, Program
 
 
-def build(config: SftConfig) -> Program:
-    """The run as compiled functions over the mesh of its config; allocates nothing."""
-    return build_run(config, _method(config), architecture_of(config), config.data.sequence_length)
+def build(config: SftConfig, devices: Sequence[Any] | None = None) -> Program:
+    """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
+    return build_run(config, _method(config), architecture_of(config), config.data.sequence_length, devices)
 
 
 def sft(config: SftConfig) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from llama_jax.core.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 
 
 @dataclass(frozen=True)
@@ -13,11 +13,19 @@ class MeshConfig:
     """The device mesh. The product of the axes is the number of devices."""
 
     data: int = 1
-    """Devices that replicate the parameters and split the batch."""
+    """Devices that replicate the parameters and split the batch. Several TPU slices lie along this axis, which
+    must be a multiple of their number."""
     fsdp: int = -1
     """Devices that split both the parameters and the batch; -1 takes every device the other axes leave."""
+    sequence: int = 1
+    """Devices that split each row among them (context parallelism), for rows too long for one; they split the
+    parameters too."""
     tensor: int = 1
     """Devices that split heads, MLP width and vocabulary; keep them within one fast interconnect."""
+    fsdp_stages: tuple[int, ...] = ()
+    """Sizes of the torus dimensions that `fsdp` is laid along, such as [16, 16] on v5e-256: gradients are then
+    reduced by one reduce-scatter a dimension. Empty: as the compiler likes, which on a TPU is an all-reduce over all
+    dimensions at once: twice the bytes, on as many more links. The losses are the same; see `plan` for the bytes."""
 
     def __post_init__(self) -> None:
         sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
@@ -26,6 +34,10 @@ class MeshConfig:
                 raise UserError(f"mesh.{axis}: {size} is not a size; use a positive number, or -1 for what is left")
         if list(sizes.values()).count(-1) > 1:
             raise UserError(f"mesh: only one axis can be -1, got {sizes}")
+        if self.fsdp_stages and (len(self.fsdp_stages) < 2 or min(self.fsdp_stages) < 2):
+            raise UserError(
+                f"mesh.fsdp_stages: {list(self.fsdp_stages)} must be two or more sizes of at least 2, such as [16, 16]"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,16 @@
 
 Modules name the logical axes of what they make; only this file knows the mesh axes behind the names."""
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, PyTree
@@ -18,116 +22,263 @@ from llama_jax.core.errors import UserError
 Axes: TypeAlias = tuple[str | None, ...]
 """Logical name of each axis of an array; None for an axis that is never split."""
 
-BATCH_MESH_AXES = ("data", "fsdp")
-
-TABLE: Mapping[str, str | tuple[str, ...] | None] = {
+TABLE: Mapping[str, tuple[str, ...]] = {
     # Every device of data and fsdp works on rows of its own: fsdp is data parallelism with sharded storage.
-    "batch": BATCH_MESH_AXES,
+    "batch": ("data", "fsdp"),
     # Rows of a whole fsdp group, where its devices share them.
-    "group": "data",
-    # A sequence stays whole on a device.
-    "length": None,
+    "group": ("data",),
+    # Long rows are cut; attention alone looks across the cuts.
+    "length": ("sequence",),
     # Layers are scanned one after the other; splitting this axis would leave devices idle.
-    "layers": None,
-    # The model width of every matrix: storage is split, and gathered for use one layer at a time.
-    "embed": "fsdp",
+    "layers": (),
+    # The model width of every matrix: storage is split, and gathered for use one layer at a time. Devices that share a
+    # row would otherwise all hold the same parameters, so they split them too.
+    "embed": ("fsdp", "sequence"),
     # The axes of Megatron's tensor parallelism (arXiv:1909.08053): column-parallel in, row-parallel out, so that one
     # reduction follows the attention and one the MLP.
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
     # Norm scales are a few kilobytes; gathering them would cost a latency for nothing.
-    "norm": None,
+    "norm": (),
     # The residual stream is whole on each device of a tensor group.
-    "residual": None,
+    "residual": (),
     # Factors of adapters are split along their other axis; a rank is too small to be shared out.
-    "rank": None,
+    "rank": (),
     # Any row may ask for any of the adapters.
-    "adapters": None,
+    "adapters": (),
     # The scales of the blocks of a quantised matrix: too few along the input axis to be split there.
-    "block_scales": ("tensor", "fsdp"),
+    "block_scales": ("tensor", "fsdp", "sequence"),
 }
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over the given devices (all by default), in an order that suits the interconnect.
+    """The mesh over the given devices (all by default), in an order that suits the interconnect. Several TPU slices lie
+    along `data`, the axis that sends least.
 
     Raises:
-        UserError: the axes do not multiply to the number of devices.
+        UserError: the axes do not multiply to the number of devices, or `data` is no multiple of the slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in MESH_AXES]
-    known = int(np.prod([size for size in sizes if size != -1]))
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if int(np.prod(sizes)) != len(devices):
+    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
+    known = math.prod(size for size in sizes.values() if size != -1)
+    sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
+    if math.prod(sizes.values()) != len(devices):
         asked = " x ".join(f"{axis} {getattr(config, axis)}" for axis in MESH_AXES)
         raise UserError(f"mesh: {asked} does not make {len(devices)} devices; -1 takes what is left")
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes["data"] % slices:
+        raise UserError(f"mesh.data: {sizes['data']} is no multiple of the {slices} slices; slices lie along this axis")
+    if config.fsdp_stages and math.prod(config.fsdp_stages) != sizes["fsdp"]:
+        raise UserError(f"mesh.fsdp_stages: {list(config.fsdp_stages)} does not make mesh.fsdp {sizes['fsdp']}")
+    if config.fsdp_stages:
+        stages = {f"fsdp_{number}": size for number, size in enumerate(config.fsdp_stages)}
+        sizes = {"data": sizes["data"], **stages, "sequence": sizes["sequence"], "tensor": sizes["tensor"]}
     # Auto: the compiler propagates shardings from the constraints. The default, Explicit, makes constraints assertions.
-    auto = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=auto, devices=devices)
+    return Mesh(_arranged(sizes, devices, slices), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def mesh_axes(axes: Sequence[str | None], name: str = "an array") -> PartitionSpec:
+def _arranged(sizes: Mapping[str, int], devices: Sequence[Any], slices: int) -> np.ndarray:
+    """The devices in the shape of the mesh: neighbours along an axis are neighbours in the torus."""
+    inner = {**sizes, "data": sizes["data"] // slices}
+    outer = [slices if axis == "data" else 1 for axis in sizes]
+    make = functools.partial(mesh_utils.create_hybrid_device_mesh, dcn_mesh_shape=outer)
+    if slices == 1:
+        make = mesh_utils.create_device_mesh
+    try:
+        return make(tuple(inner.values()), devices=devices)
+    except NotImplementedError:
+        # An axis that is no product of whole torus dimensions takes part of one.
+        return make(tuple(inner.values()), devices=devices, allow_split_physical_axes=True)
+
+
+def _names(axis: str, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The mesh axes that split a logical axis, those of one device left out."""
+    stages = {name: name.partition("_")[0] for name in mesh.axis_names}
+    wanted = TABLE[axis]
+    return tuple(name for part in wanted for name in stages if stages[name] == part and mesh.shape[name] > 1)
+
+
+def _in_use() -> AbstractMesh:
+    return jax.sharding.get_abstract_mesh()
+
+
+def platform() -> Literal["cpu", "gpu", "tpu"]:
+    """Where programs run under the mesh in use, or will where they are only compiled; without a mesh, JAX's default."""
+    device = _in_use().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name  # pyright: ignore[reportReturnType]
+
+
+def mesh_axes(
+    axes: Sequence[str | None], mesh: Mesh | AbstractMesh | None = None, name: str = "an array"
+) -> PartitionSpec:
     """Look the logical axes up in the table.
+
+    Args:
+        mesh: None: the one in use.
 
     Raises:
         KeyError: an axis is not in the table; `name` says whose.
     """
+    mesh = _in_use() if mesh is None else mesh
     for axis in axes:
         if axis is not None and axis not in TABLE:
             raise KeyError(f"{name} has a logical axis '{axis}' that core.sharding.TABLE does not know")
-    return PartitionSpec(*(None if axis is None else TABLE[axis] for axis in axes))
+    found = [() if axis is None else _names(axis, mesh) for axis in axes]
+    return PartitionSpec(*(names[0] if len(names) == 1 else names or None for names in found))
+
+
+def size_of(axis: str, mesh: Mesh | AbstractMesh | None = None) -> int:
+    """Number of parts that a logical axis is split into; of the mesh in use, if none is given."""
+    mesh = _in_use() if mesh is None else mesh
+    return math.prod(mesh.shape[name] for name in _names(axis, mesh))
+
+
+def _fitting(shape: tuple[int, ...], axes: Axes) -> Axes:
+    # A length that the mesh does not divide stays whole: a token that is decoded, or a short prompt.
+    return tuple(
+        None if axis == "length" and size % size_of(axis) else axis
+        for size, axis in zip(shape, (*axes, *[None] * len(shape)), strict=False)
+    )
 
 
 def constrain(array: Array, axes: Axes) -> Array:
     """Fix the layout of an intermediate array under the mesh in use (`jax.set_mesh`); without a mesh, do nothing."""
-    if jax.sharding.get_abstract_mesh().empty:
+    if _in_use().empty:
         return array
-    return jax.lax.with_sharding_constraint(array, mesh_axes(axes))
+    return jax.lax.with_sharding_constraint(array, mesh_axes(_fitting(array.shape, axes)))
 
 
 def gathered(weight: Array, axes: Axes, dtype: np.dtype) -> Array:
-    """A weight as it enters a matrix product: cast where it is stored, then gathered along `fsdp` in that type.
+    """A weight as it enters a matrix product: cast where it is stored, then gathered along its `embed` axis in that
+    type. Its gradient goes back to where the weight is stored.
 
     Both constraints are needed. Without the first the compiler may gather float32 and cast afterwards, twice the
     bytes; without the second it may gather a reshaped view a second time in the backward pass.
     """
-    weight = constrain(weight.astype(dtype), axes)
+    return _gathered(constrain(weight.astype(dtype), axes), axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(weight: Array, axes: Axes) -> Array:
     return constrain(weight, tuple(None if axis == "embed" else axis for axis in axes))
 
 
-def over_rows(
-    function: Callable[..., PyTree], shared: int, rows_out: Sequence[bool]
+_gathered.defvjp(
+    lambda weight, axes: (_gathered(weight, axes), None),
+    lambda axes, _, gradient: (constrain(gradient, axes),),
+)
+
+
+def with_gathered(
+    product: Callable[[Array, Array], Array], x: Array, weight: Array, axes: Axes, dtype: np.dtype
+) -> Array:
+    """`product(x, weight)` with the gathered weight; `x` is `[B, T, …]`.
+
+    Where the mesh says so (`MeshConfig.fsdp_stages`), the gradient of the weight is reduced by one reduce-scatter for
+    each torus dimension, the first of which leaves little for the others. For that the product has to be made by each
+    part of the batch: the gradients that the compiler's own partitioning hands out are reduced already.
+    """
+    mesh = _in_use()
+    # What is no batch for training (one token, to declare the parameters or to decode) has no gradient to reduce.
+    divided = not mesh.empty and x.shape[0] % size_of("batch") == x.shape[1] % size_of("length") == 0
+    if not (divided and any(name.startswith("fsdp_") for name in mesh.axis_names)):
+        return product(x, gathered(weight, axes, dtype))
+    weight = constrain(weight.astype(dtype), axes)
+    along, names = axes.index("embed"), _names("embed", mesh)
+    by_rows = mesh_axes(("batch", "length"))
+
+    def on_part(x: Array, weight: Array) -> Array:
+        return product(x, _gathered_in_stages(weight, along, names))
+
+    return jax.shard_map(
+        on_part,
+        in_specs=(by_rows, PartitionSpec(*[None] * along, names)),
+        out_specs=by_rows,
+        axis_names=_manual(mesh),
+        check_vma=False,
+    )(x, weight)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered_in_stages(weight: Array, along: int, names: tuple[str, ...]) -> Array:
+    # Gathered over all dimensions of the torus at once, which has the links of all.
+    return jax.lax.all_gather(weight, names, axis=along, tiled=True) if names else weight
+
+
+_gathered_in_stages.defvjp(
+    lambda weight, along, names: (_gathered_in_stages(weight, along, names), None),
+    lambda along, names, _, gradient: (_scattered(gradient, along, names),),
+)
+
+
+def _scattered(partial: Array, along: int, names: tuple[str, ...]) -> Array:
+    """The sum of what the parts hold, of which each keeps its share of one axis."""
+    for name in names:
+        partial = jax.lax.psum_scatter(partial, name, scatter_dimension=along, tiled=True)
+    return partial
+
+
+def _manual(mesh: AbstractMesh) -> set[str]:
+    """Mesh axes that split the batch, or rows of it."""
+    return {*_names("batch", mesh), *_names("length", mesh), *_names("embed", mesh)}
+
+
+@dataclass(frozen=True)
+class Summed:
+    """A result that is added up over the parts of a batch; `axes` are its logical axes where it is a gradient, else
+    empty."""
+
+    axes: Axes = ()
+
+
+def over_parts(
+    function: Callable[..., PyTree], inputs: Sequence[Axes | None], outputs: Sequence[Axes | Summed]
 ) -> Callable[..., tuple[PyTree, ...]]:
-    """`function` run by each part of the batch on the rows it holds, under the mesh in use.
+    """`function` run by each part of the batch on what it holds, under the mesh in use.
 
     A sum over rows inside a loop would be reduced over all devices in every turn of the loop; run this way it stays
-    local and is reduced once. The first `shared` arguments are the same for all rows, the others have rows first.
-    `rows_out` says of each result whether it has rows first; the others are summed over the parts.
+    local and is reduced once.
+
+    Args:
+        inputs: leading logical axes of each argument; None: the same for all parts.
+        outputs: the same of each result.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or all(mesh.shape[axis] == 1 for axis in BATCH_MESH_AXES):
+    mesh = _in_use()
+    manual = set() if mesh.empty else _manual(mesh)
+    if not manual:
         return function
-    rows, whole = PartitionSpec(BATCH_MESH_AXES), PartitionSpec()
+    in_stages = any(name.startswith("fsdp_") for name in manual)
+
+    def scattered_along(axes: Axes | Summed) -> int | None:
+        return axes.axes.index("embed") if isinstance(axes, Summed) and in_stages and "embed" in axes.axes else None
+
+    def reduced(result: Array, axes: Axes | Summed) -> Array:
+        if not isinstance(axes, Summed):
+            return result
+        rest, names, along = manual, _names("embed", mesh), scattered_along(axes)
+        if along is not None:
+            result, rest = _scattered(result, along, names), manual - set(names)
+        return jax.lax.psum(result, tuple(sorted(rest))) if rest else result
+
+    def place(axes: Axes | Summed | None) -> PartitionSpec:
+        if axes is None or isinstance(axes, Summed):
+            along = None if axes is None else scattered_along(axes)
+            return PartitionSpec() if along is None else PartitionSpec(*[None] * along, _names("embed", mesh))
+        return mesh_axes(axes)
 
     def on_part(*arguments: PyTree) -> tuple[PyTree, ...]:
-        results = function(*arguments)
-        return tuple(
-            result if has_rows else jax.lax.psum(result, BATCH_MESH_AXES)
-            for result, has_rows in zip(results, rows_out, strict=True)
-        )
+        return tuple(reduced(result, axes) for result, axes in zip(function(*arguments), outputs, strict=True))
 
-    def run(*arguments: PyTree) -> tuple[PyTree, ...]:
-        return jax.shard_map(
-            on_part,
-            in_specs=tuple(whole if index < shared else rows for index in range(len(arguments))),
-            out_specs=tuple(rows if has_rows else whole for has_rows in rows_out),
-            axis_names=set(BATCH_MESH_AXES),
-            check_vma=False,
-        )(*arguments)
-
-    return run
+    return jax.shard_map(
+        on_part,
+        in_specs=tuple(map(place, inputs)),
+        out_specs=tuple(map(place, outputs)),
+        axis_names=manual,
+        check_vma=False,
+    )
 
 
 def shardings_of(mesh: Mesh, shapes: PyTree, axes: PyTree) -> PyTree:
@@ -141,10 +292,11 @@ def shardings_of(mesh: Mesh, shapes: PyTree, axes: PyTree) -> PyTree:
     shardings = {}
     for path, shape in shapes_by_path.items():
         names = tuple(axes_by_path[path])
-        sharding = NamedSharding(mesh, mesh_axes(names, path))
-        for size, axis, split in zip(shape.shape, names, sharding.spec, strict=True):
-            if split is not None and size % (parts := _parts(mesh, split)):
-                raise UserError(f"mesh.{split}: {parts} devices do not divide the {size} of axis '{axis}' of {path}")
+        sharding = NamedSharding(mesh, mesh_axes(names, mesh, path))
+        for size, axis in zip(shape.shape, names, strict=True):
+            if axis is not None and size % (parts := size_of(axis, mesh)):
+                split = " x ".join(f"mesh.{name}" for name in _names(axis, mesh))
+                raise UserError(f"{split}: {parts} devices do not divide the {size} of axis '{axis}' of {path}")
         shardings[path] = sharding
     return tree.unflatten(shardings)
 
@@ -177,7 +329,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Rows split over the devices that split the batch."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_MESH_AXES))
+    return NamedSharding(mesh, mesh_axes(("batch",), mesh))
+
+
+def token_sharding(mesh: Mesh) -> NamedSharding:
+    """The same, and each row split over the devices that split its length: `[B, T]`."""
+    return NamedSharding(mesh, mesh_axes(("batch", "length"), mesh))
 
 
 def placed(array: np.ndarray, place: NamedSharding) -> Array:
@@ -187,11 +344,7 @@ def placed(array: np.ndarray, place: NamedSharding) -> Array:
 
 def batch_parts(mesh: Mesh) -> int:
     """Number of parts the rows of a batch are split into."""
-    return _parts(mesh, BATCH_MESH_AXES)
-
-
-def _parts(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
-    return int(np.prod([mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes)]))
+    return size_of("batch", mesh)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
@@ -216,9 +369,9 @@ def place_batch(mesh: Mesh, rows: Mapping[str, np.ndarray], batch_size: int) -> 
     def place(local: np.ndarray) -> Array:
         def block(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
-            return local[[position[row] for row in range(*index[0].indices(batch_size))]]
+            return local[[position[row] for row in range(*index[0].indices(batch_size))], index[1]]
 
-        return jax.make_array_from_callback((batch_size, *local.shape[1:]), row_sharding(mesh), block)
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), token_sharding(mesh), block)
 
     placed = {name: place(local) for name, local in rows.items()}
     return TokenBatch(**placed, normalizer=_total(placed["loss_weights"]))

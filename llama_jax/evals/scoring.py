@@ -193,6 +193,7 @@ def _target_logprobs(
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     # Padding lies behind all that is scored, where the causal mask hides it: there are no segments to keep apart.
     batch = TokenBatch(tokens, None, None, None, places, None)
-    by_rows = sharding.over_rows(on_rows, shared=1, rows_out=(True, True))
+    rows = ("batch",)
+    by_rows = sharding.over_parts(on_rows, (None, rows, rows, rows), (rows, rows))
     logprobs, greedy = by_rows(model.head(params), model.hidden(params, batch), positions, targets)
     return sharding.constrain(logprobs, (None, None)), sharding.constrain(greedy, (None, None))

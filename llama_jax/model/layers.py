@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from llama_jax.core.arrays import Array, Float, Int
-from llama_jax.core.sharding import Axes, constrain
+from llama_jax.core.sharding import Axes, constrain, with_gathered
 from llama_jax.model.low_rank import Factors, adapted, dropped, ready
 from llama_jax.model.quantized import Weight, gathered_weight, is_quantized, quantized_matmul
 from llama_jax.model.rope import Rotation
@@ -74,15 +74,21 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "B T I"], rows: Rows) -> Float[Array, "B T O"]:
         shape = (x.shape[-1], self.features)
         kernel = param(self, "kernel", normal(self.scale * shape[0] ** -0.5), shape, self.axes)
-        kernel = gathered_weight(kernel, self.axes, self.dtype)
-        product = matmul(x, kernel)
+
+        def gathered() -> Weight:
+            return gathered_weight(kernel, self.axes, self.dtype)
+
+        if is_quantized(kernel):
+            product = matmul(x, gathered())
+        else:
+            product = with_gathered(matmul, x, kernel, self.axes, self.dtype)
         if not self.has_variable("lora", "a"):
             return product
         names = ("a", "b", "scale", "magnitude")
         factors = Factors(*(self.get_variable("lora", name) for name in names))
         if rows.dropout:
             x = dropped(x, rows.dropout, self.make_rng("dropout"))
-        return adapted(product, x, kernel, ready(factors, self.axes, self.dtype), rows.adapter_ids)
+        return adapted(product, x, gathered, ready(factors, self.axes, self.dtype), rows.adapter_ids)
 
 
 class RMSNorm(nn.Module):
@@ -112,7 +118,7 @@ class Embedding(nn.Module):
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         # The table is not gathered: each device of an fsdp group looks the tokens of the whole group up in its part of
         # the width, and an exchange of the results gives every device its own rows whole.
-        tokens = constrain(tokens, ("group", "length"))
+        tokens = constrain(tokens, ("group", None))
         rows = jnp.take(self.table.astype(self.dtype), tokens, axis=0)
-        rows = constrain(rows, ("group", "length", "embed"))
+        rows = constrain(rows, ("group", None, "embed"))
         return constrain(rows, ("batch", "length", "residual"))

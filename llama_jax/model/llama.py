@@ -119,7 +119,7 @@ class Head(nn.Module):
 def _saves_all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
     # Casts and gathered copies of weights can be made again from the parameters, which are there anyway; saved, they
     # would hold the whole unsharded model between the forward and the backward pass.
-    return primitive.name not in ("sharding_constraint", "convert_element_type")
+    return primitive.name not in ("sharding_constraint", "convert_element_type", "all_gather")
 
 
 _SAVED = {

@@ -3,6 +3,7 @@ arXiv:2106.09685, equation 3), and how a magnitude rescales it (DoRA, arXiv:2402
 
 A product with W + scale A B is never formed by making that matrix."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
@@ -40,7 +41,7 @@ def ready(factors: Factors, axes: tuple[str, str], dtype: jnp.dtype) -> Factors:
 def adapted(
     product: Float[Array, "B T O"],
     x: Float[Array, "B T I"],
-    weight: Weight,
+    weight: Callable[[], Weight],
     factors: Factors,
     adapter_ids: Int[Array, "B"] | None,
 ) -> Float[Array, "B T O"]:
@@ -50,7 +51,7 @@ def adapted(
         product: x W.
         x: Input, after the adapter's dropout. (DoRA's rescaling applies to `product` as it is, where PEFT drops the
             input there too and so multiplies by W twice.)
-        weight: W, gathered.
+        weight: gives W, gathered, which DoRA alone asks for.
         factors: see `ready`.
         adapter_ids: the adapter of each row, where there are several.
     """
@@ -62,7 +63,7 @@ def adapted(
         product = product + _by_row(x, factors.a, factors.b, adapter_ids)
     if factors.magnitude is None:
         return product
-    by_column = rescaling(weight, factors)
+    by_column = rescaling(weight(), factors)
     by_column = by_column if factors.a.ndim == 2 else by_column[adapter_ids][:, None]
     return (product.astype(jnp.float32) * by_column).astype(product.dtype)
 

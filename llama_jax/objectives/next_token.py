@@ -9,11 +9,15 @@ import jax.numpy as jnp
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Float, Int, PRNGKeyArray, PyTree
 from llama_jax.core.batches import TokenBatch
-from llama_jax.core.sharding import over_rows
+from llama_jax.core.sharding import Summed, over_parts
 from llama_jax.objectives.objective import Metrics, Objective
 
 CHUNK_BYTES = 64 * 2**20
 """Size of the float32 logits of one chunk on a device, at the most."""
+
+_TOKENS = ("batch", "length")
+_INPUTS = (None, _TOKENS, _TOKENS, _TOKENS)
+"""Logical axes of head, hidden, targets and weights."""
 
 Unembed: TypeAlias = Callable[[Float[Array, "D V"], Float[Array, "B T D"]], Float[Array, "B T V"]]
 
@@ -70,7 +74,7 @@ def summed_cross_entropy(
             _, (nll, square) = jax.lax.scan(body, None, _chunks(head.shape[-1], *rows))
             return nll.sum(), square.sum()
 
-        return over_rows(on_rows, shared=1, rows_out=(False, False))(head, hidden, targets, weights)
+        return over_parts(on_rows, _INPUTS, (Summed(), Summed()))(head, hidden, targets, weights)
 
     def forward(head: Any, hidden: Any) -> tuple[tuple[Array, Array], tuple[Array | None, Array]]:
         # `perturbed` says whether a gradient is asked for: a frozen head costs no third product.
@@ -95,10 +99,10 @@ def summed_cross_entropy(
             results = (nll.sum(), square.sum(), hidden_gradient)
             return results if head_gradient is None else (*results, head_gradient)
 
-        rows_out = (False, False, True, False) if head_gradient_wanted else (False, False, True)
-        nll, square, hidden_gradient, *rest = over_rows(on_rows, shared=1, rows_out=rows_out)(
-            head, hidden, targets, weights
-        )
+        outputs = [Summed(), Summed(), _TOKENS]
+        if head_gradient_wanted:
+            outputs.append(Summed(("embed", "vocab")))
+        nll, square, hidden_gradient, *rest = over_parts(on_rows, _INPUTS, outputs)(head, hidden, targets, weights)
         head_gradient = rest[0].astype(head.dtype) if rest else None
         return (nll, square), (head_gradient, hidden_gradient)
 

@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -61,10 +62,16 @@ def architecture_of(config: FineTuningConfig) -> LlamaConfig:
     return SIZES[config.size] if config.size else open_weights(_path(config), step=config.step, say=print).config
 
 
-def build(config: RunConfig, method: Method, architecture: LlamaConfig, sequence_length: int) -> Program:
-    """The run as compiled functions over the mesh of its config; allocates nothing."""
+def build(
+    config: RunConfig,
+    method: Method,
+    architecture: LlamaConfig,
+    sequence_length: int,
+    devices: Sequence[Any] | None = None,
+) -> Program:
+    """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
     model = language_model(architecture, config.compute, method.dropout)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, devices)
     objective = next_token(model, config.training.z_loss)
     with jax.set_mesh(mesh):
         partition = method.partition(model)

@@ -73,10 +73,10 @@ class Program:
 
     def batch_shapes(self, rows: int) -> TokenBatch:
         """Shape, type and sharding of a batch."""
-        by_row = sharding.row_sharding(self.mesh)
+        place = sharding.token_sharding(self.mesh)
 
         def field(dtype: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((rows, self.sequence_length), dtype, sharding=by_row)
+            return jax.ShapeDtypeStruct((rows, self.sequence_length), dtype, sharding=place)
 
         ids = field(jnp.int32)
         normalizer = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(self.mesh))
@@ -122,6 +122,10 @@ def make_program(
     if sequence_length > model.config.context_length:
         raise UserError(
             f"data.sequence_length: {sequence_length} exceeds model.context_length {model.config.context_length}"
+        )
+    if sequence_length % sharding.size_of("length", mesh):
+        raise UserError(
+            f"mesh.sequence: {mesh.shape['sequence']} does not divide data.sequence_length {sequence_length}"
         )
     if model.config.num_kv_heads % mesh.shape["tensor"]:
         raise UserError(

@@ -13,11 +13,11 @@ from llama_jax.core.errors import UserError
 
 def test_minus_one_takes_the_remaining_devices() -> None:
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
 
 
 def test_a_mesh_of_another_number_of_devices_is_refused() -> None:
-    with pytest.raises(UserError, match="data 1 x fsdp 3 x tensor 1 does not make 8 devices"):
+    with pytest.raises(UserError, match="data 1 x fsdp 3 x sequence 1 x tensor 1 does not make 8 devices"):
         sharding.make_mesh(MeshConfig(fsdp=3))
 
 

@@ -71,7 +71,7 @@ def test_greedy_means_that_every_token_is_the_most_likely(small, one_device) -> 
     assert [score.greedy for score in scored(small, one_device, requests)[0]] == [True, False, False]
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(1, 4), (1, 8), (2, 2, 1, 2), (1, 2, 4)])
 def test_mesh_and_batch_change_nothing(shape, small, one_device) -> None:
     expected, _ = scored(small, one_device, REQUESTS)
     mesh = sharding.make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])

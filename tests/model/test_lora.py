@@ -220,10 +220,10 @@ def test_decoding_gives_the_logits_of_the_whole_pass_with_several_adapters(param
 @pytest.mark.parametrize(
     ("kind", "storage", "mesh"),
     [
-        ("dora", "float32", MeshConfig(2, 2, 2)),
-        ("lora", "int8", MeshConfig(2, 2, 2)),
-        ("lora", "nf4", MeshConfig(1, 8, 1)),
-        ("dora", "nf4", MeshConfig(2, 2, 2)),
+        ("dora", "float32", MeshConfig(2, 2, 1, 2)),
+        ("lora", "int8", MeshConfig(2, 2, 1, 2)),
+        ("lora", "nf4", MeshConfig(1, 8)),
+        ("dora", "nf4", MeshConfig(2, 2, 1, 2)),
     ],
     ids=str,
 )

@@ -44,7 +44,7 @@ def test_chunks_change_neither_loss_nor_gradients(monkeypatch, packed_batch, tie
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max()), chunked[1], whole[1])
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(1, 8), (2, 2, 1, 2), (2, 2, 2, 1), (1, 4, 2, 1, (2, 2))])
 def test_sharded_loss_and_gradients_equal_unsharded(monkeypatch, packed_batch, shape) -> None:
     monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 512 * 16)
     model = language_model(CONFIG, ComputeConfig())

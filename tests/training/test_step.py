@@ -127,7 +127,7 @@ def test_weight_decay_spares_norms() -> None:
 def program_of(**changes):
     config = dataclasses.replace(CONFIG, **changes)
     model = language_model(dataclasses.replace(SIZES["tiny"], num_layers=2), ComputeConfig())
-    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    mesh = sharding.make_mesh(MeshConfig(2, 2, 1, 2))
     with jax.set_mesh(mesh):
         return make_program(mesh, model, next_token(model), config, 32, seed=0)
 
