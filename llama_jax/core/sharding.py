@@ -228,8 +228,8 @@ def _manual(mesh: AbstractMesh) -> set[str]:
 
 @dataclass(frozen=True)
 class Summed:
-    """A result that is added up over the parts of a batch; `axes` are its logical axes where it is a gradient, else
-    empty."""
+    """A result that is added up over the parts of a batch. Of the gradient of a gathered weight, `axes` are the logical
+    axes of the weight: each part is left with what it stores of it."""
 
     axes: Axes = ()
 
@@ -250,24 +250,20 @@ def over_parts(
     manual = set() if mesh.empty else _manual(mesh)
     if not manual:
         return function
-    in_stages = any(name.startswith("fsdp_") for name in manual)
-
-    def scattered_along(axes: Axes | Summed) -> int | None:
-        return axes.axes.index("embed") if isinstance(axes, Summed) and in_stages and "embed" in axes.axes else None
 
     def reduced(result: Array, axes: Axes | Summed) -> Array:
         if not isinstance(axes, Summed):
             return result
-        rest, names, along = manual, _names("embed", mesh), scattered_along(axes)
-        if along is not None:
-            result, rest = _scattered(result, along, names), manual - set(names)
-        return jax.lax.psum(result, tuple(sorted(rest))) if rest else result
+        scattered = _names("embed", mesh) if "embed" in axes.axes else ()
+        if scattered:
+            result = _scattered(result, axes.axes.index("embed"), scattered)
+        rest = sorted(manual - {*scattered})
+        return jax.lax.psum(result, tuple(rest)) if rest else result
 
     def place(axes: Axes | Summed | None) -> PartitionSpec:
-        if axes is None or isinstance(axes, Summed):
-            along = None if axes is None else scattered_along(axes)
-            return PartitionSpec() if along is None else PartitionSpec(*[None] * along, _names("embed", mesh))
-        return mesh_axes(axes)
+        if isinstance(axes, Summed):
+            return mesh_axes(tuple(axis if axis == "embed" else None for axis in axes.axes))
+        return PartitionSpec() if axes is None else mesh_axes(axes)
 
     def on_part(*arguments: PyTree) -> tuple[PyTree, ...]:
         return tuple(reduced(result, axes) for result, axes in zip(function(*arguments), outputs, strict=True))
