@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src import distributed  # the key-value store and the barriers of `jax.distributed` have no public name
+from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster  # nor has what `jax.distributed` knows of a TPU VM
 from jax.experimental import multihost_utils
 
 from llama_jax.core.config import DistributedConfig
@@ -29,9 +30,7 @@ def start_up(config: DistributedConfig) -> str:
         UserError: another number of processes joined than was asked for.
     """
     _keep_compiled_programs()
-    # A TPU pod lists its hosts, separated by commas.
-    in_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    in_cluster = in_pod or any(name in os.environ for name in _CLUSTER_VARIABLES)
+    in_cluster = any(name in os.environ for name in _CLUSTER_VARIABLES) or in_tpu_pod()
     if config.coordinator is not None or (in_cluster and config.num_processes != 1):
         # Only the CPU backend looks at this; without it several CPU processes could not exchange anything.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -54,6 +53,16 @@ def start_up(config: DistributedConfig) -> str:
         )
     platform = jax.devices()[0].platform
     return f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} devices ({platform})"
+
+
+def in_tpu_pod() -> bool:
+    """Whether this is one of several hosts of a TPU: those that Kubernetes starts are listed in a variable, separated
+    by commas, those of a TPU VM in the metadata of the machine."""
+    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    with contextlib.suppress(OSError):  # chips, but no metadata: a machine that stands alone
+        return GceTpuCluster.is_env_present() and GceTpuCluster.get_process_count() > 1
+    return False
 
 
 def _keep_compiled_programs() -> None:
