@@ -12,7 +12,17 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
-import jax  # noqa: E402
+# JAX's CUDA plugin, with which tests compile for GPUs, says past every log level that there is no driver.
+_standard_error = os.dup(2)
+with Path(os.devnull).open("wb") as nowhere:
+    os.dup2(nowhere.fileno(), 2)
+try:
+    import jax
+
+    jax.devices()
+finally:
+    os.dup2(_standard_error, 2)
+
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
