@@ -1,11 +1,16 @@
-"""What a compiled program sends between devices, read from its optimised HLO text. Knows the text forms of XLA for
-TPU, GPU and CPU; knows no model."""
+"""What a compiled program sends between devices, read from its optimised HLO text: how much, along which axes of the
+mesh, and whether the schedule has other work for the meantime. Knows no model."""
 
-import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
+
+from jax.sharding import Mesh
+
+from llama_jax.planning import hlo as hlo_text
+from llama_jax.planning.device_groups import device_groups, group_size, in_mesh, span
+from llama_jax.planning.hlo import Instruction, Module, Place
 
 Phase = Literal["forward", "backward", "other"]
 
@@ -34,6 +39,14 @@ class Collective:
     """Pass it belongs to, as automatic differentiation names it; `other` is neither, or unknown."""
     name: str
     """The operation of the source it was made for, such as `jit(step)/…/q_proj/sharding_constraint`."""
+    overlapped: bool = False
+    """The schedule has other work between its start and its end. (Whether that work lasts long enough is not said.)"""
+    axes: tuple[str, ...] = ()
+    """Axes of the mesh along which the devices of a group lie; empty where no mesh was given."""
+    slices: int = 1
+    """Number of TPU slices that a group lies in, between which only the data-centre network is."""
+    hosts: int = 1
+    """Number of processes that a group lies in."""
 
 
 def wire_bytes(collective: Collective) -> int:
@@ -47,18 +60,54 @@ def wire_bytes(collective: Collective) -> int:
 def table(collectives: Sequence[Collective]) -> str:
     """Collectives for people: those alike in kind, type, place, phase and group size on one line, with the number of
     executions, the MiB of their arrays and the MiB that a device sends."""
-    header = ("kind", "type", "where", "phase", "devices", "count", "MiB", "wire MiB")
+    names = ("kind", "type", "where", "phase", "devices", "count", "MiB", "wire MiB")
+    return _table(
+        names,
+        collectives,
+        lambda each: (each.kind, "+".join(each.dtypes), each.where, each.phase, str(each.group_size)),
+    )
+
+
+def table_by_axes(collectives: Sequence[Collective]) -> str:
+    """Collectives for people: those alike in mesh axes and kind on one line. `overlapped` says of which there is other
+    work between start and end."""
+    names = ("axes", "kind", "type", "overlapped", "slices", "devices", "count", "MiB", "wire MiB")
+    return _table(
+        names,
+        collectives,
+        lambda each: (
+            " x ".join(each.axes),
+            each.kind,
+            "+".join(each.dtypes),
+            "yes" if each.overlapped else "no",
+            str(each.slices),
+            str(each.group_size),
+        ),
+    )
+
+
+def wire_by_axes(collectives: Sequence[Collective]) -> dict[tuple[str, ...], int]:
+    """Bytes that a device sends, by the mesh axes along which it does, the most first."""
+    sums: dict[tuple[str, ...], int] = {}
+    for collective in collectives:
+        sums[collective.axes] = sums.get(collective.axes, 0) + wire_bytes(collective)
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+
+def _table(
+    header: tuple[str, ...], collectives: Sequence[Collective], key: Callable[[Collective], tuple[str, ...]]
+) -> str:
+    """A line for each key, and one for all. Cells of words stand left, those of numbers right."""
     alike: dict[tuple[str, ...], list[Collective]] = {}
     for collective in collectives:
-        key = (collective.kind, "+".join(collective.dtypes), collective.where, collective.phase)
-        alike.setdefault((*key, str(collective.group_size)), []).append(collective)
-    rows = [header, *((*key, *_totals(members)) for key, members in sorted(alike.items()))]
-    rows.append(("total", "", "", "", "", *_totals(collectives)))
+        alike.setdefault(key(collective), []).append(collective)
+    rows = [header, *((*cells, *_totals(members)) for cells, members in sorted(alike.items()))]
+    rows.append(("total", *[""] * (len(header) - 4), *_totals(collectives)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    texts = sum(1 for title in header if title in ("kind", "type", "where", "phase"))
+    words = sum(title not in ("slices", "devices", "count", "MiB", "wire MiB") for title in header)
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if index < texts else cell.rjust(width)
+            cell.ljust(width) if index < words else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
@@ -71,162 +120,97 @@ def _totals(collectives: Sequence[Collective]) -> tuple[str, str, str]:
     return str(sum(each.count for each in collectives)), f"{size / 2**20:,.3f}", f"{wire / 2**20:,.3f}"
 
 
-def collectives(hlo: str, trip_count: int | None = None) -> list[Collective]:
+def collectives(hlo: str, trip_count: int | None = None, mesh: Mesh | None = None) -> list[Collective]:
     """The collectives of an optimised program (`compiled.as_text()`), in the order in which it names them.
 
     Asynchronous ones count once: a start and its done are one, and so are the steps that TPU fuses into the
     computations between them, which share a channel. TPU's fused reduce-scatter, written as an all-reduce in a
-    computation of its own, is a `reduce-scatter`. Of a conditional all branches are counted.
+    computation of its own, is a `reduce-scatter`. What TPU slices exchange by way of their hosts counts as what it
+    does, an `all-reduce` for one. Of a conditional all branches are counted.
 
     Args:
-        trip_count: turns of a loop of which the text does not tell (the layers, as a rule). Read from the text are
-            XLA's `known_trip_count`, and conditions `counter < constant`, whose counter is taken to start at 0 and to
-            go up by 1, as that of every `jax.lax.scan` does.
+        trip_count: turns of a loop of which the text does not tell (the layers, as a rule), see `hlo.loop_turns`.
+        mesh: the mesh that the program was compiled for; partition i runs on the i-th of `mesh.devices.flat`.
 
     Raises:
         ValueError: a loop with collectives does not tell its trip count, and none was given.
     """
-    module = _parse(hlo)
+    module = hlo_text.parse(hlo)
     found: dict[object, Collective] = {}
-    for key, collective in _walk(module, module.entry, _Place(1, "entry", "", ()), trip_count):
-        found.setdefault(key, collective)
+    for place, computation, instruction in hlo_text.walk(module, trip_count):
+        if kind := _kind(instruction):
+            key = key_of(instruction, place)
+            if key not in found:
+                found[key] = _collective(module, computation, instruction, kind, place, mesh)
     return list(found.values())
 
 
-@dataclass(frozen=True)
-class _Instruction:
-    name: str
-    result: str
-    """Type of the result."""
-    opcode: str
-    text: str
-    """The line from the operands on."""
-
-    def attribute(self, pattern: str) -> str:
-        """The first group of the pattern in the text, or nothing."""
-        match = re.search(pattern, self.text)
-        return match[1] if match else ""
-
-    @property
-    def op_name(self) -> str:
-        return self.attribute(r'op_name="([^"]*)"')
-
-
-@dataclass(frozen=True)
-class _Module:
-    computations: dict[str, list[_Instruction]]
-    entry: str
-    num_devices: int
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a computation is called from."""
-
-    count: int | None
-    """Executions; None: unknown."""
-    where: str
-    op_name: str
-    """Name of the caller, for instructions that have none."""
-    path: tuple[str, ...]
-    """The loops around it, to tell apart what one body does when several loops share it."""
-
-
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(
     r"(all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast)(-start)?"
 )
+_BETWEEN_SLICES = "_xla_megascale_transfer_type"
 
 
-def _parse(hlo: str) -> _Module:
-    computations: dict[str, list[_Instruction]] = {}
-    entry, current = "", None
-    for line in hlo.splitlines():
-        if opening := _COMPUTATION.match(line):
-            current = computations[opening[2]] = []
-            entry = opening[2] if opening[1] else entry
-        elif line.rstrip() == "}":  # exactly: the text of Pallas kernels has lines that begin with braces
-            current = None
-        elif current is not None and (instruction := _INSTRUCTION.match(line)):
-            current.append(_Instruction(*instruction.groups()))
-    header = hlo[: hlo.find("\n")]
-    counts = [int(count) for count in re.findall(r"(?:num_partitions|replica_count)=(\d+)", header)]
-    return _Module(computations, entry, math.prod(counts))
+def _kind(instruction: Instruction) -> str:
+    """The kind of collective that an instruction starts; nothing where it starts none."""
+    if match := _COLLECTIVE.fullmatch(instruction.opcode):
+        return match[1]
+    # The compiler for TPU takes apart what crosses slices: what is left is a send to the host and a recv from it.
+    if instruction.opcode == "send":
+        return instruction.attribute(_BETWEEN_SLICES + r'="(\w+)"').lower().replace("_", "-")
+    return ""
 
 
-def _walk(
-    module: _Module, computation: str, place: _Place, trip_count: int | None
-) -> Iterator[tuple[object, Collective]]:
-    """The collectives below a computation, each with a key that is equal for the parts of the same one."""
-    for instruction in module.computations.get(computation, ()):
-        op_name = instruction.op_name or place.op_name
-        if collective := _COLLECTIVE.fullmatch(instruction.opcode):
-            yield _key(instruction, place), _collective(module, computation, instruction, collective[1], place)
-        elif instruction.opcode == "while":
-            turns = _trip_count(module, instruction, trip_count)
-            inside = _Place(
-                count=None if turns is None or place.count is None else place.count * turns,
-                where=instruction.op_name or f"{place.where}/{instruction.name}",
-                op_name=op_name,
-                path=(*place.path, instruction.name),
-            )
-            yield from _walk(module, instruction.attribute(r"body=%?([\w.\-]+)"), inside, trip_count)
-        elif not instruction.opcode.endswith(("-update", "-done")):  # they name the computation of their start again
-            inside = replace(place, op_name=op_name)
-            for called in _called(instruction):
-                yield from _walk(module, called, inside, trip_count)
-
-
-def _called(instruction: _Instruction) -> list[str]:
-    called = re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", instruction.text)
-    for several in re.findall(r"(?:branch_computations|called_computations)=\{([^}]*)\}", instruction.text):
-        called += re.findall(r"[\w.\-]+", several)
-    return called
-
-
-def _key(instruction: _Instruction, place: _Place) -> object:
+def key_of(instruction: Instruction, place: Place) -> object:
+    """Equal for the steps of one asynchronous collective that TPU fuses into several computations, else unique."""
     if '"async_collective_fusion_config"' not in instruction.text:
         return object()
     channel = instruction.attribute(r"channel_id=(\d+)")
     # Collectives of shard_map all have channel 1; the chain tells those apart.
     chain = instruction.attribute(r'chain_id="(\d+)"')
-    return place.path, instruction.opcode, channel, chain
+    return place.loops, instruction.opcode, channel, chain
 
 
-def _collective(module: _Module, computation: str, instruction: _Instruction, kind: str, place: _Place) -> Collective:
+def _collective(
+    module: Module, computation: str, instruction: Instruction, kind: str, place: Place, mesh: Mesh | None
+) -> Collective:
     if place.count is None:
         raise ValueError(f"the loop {place.where} does not tell its trip count; pass trip_count")
-    arrays = _ARRAY.findall(instruction.result)
-    if instruction.opcode == "all-gather-start":
-        arrays = arrays[len(arrays) // 2 :]  # operands, then results
-    elif instruction.opcode == "collective-permute-start":
-        arrays = arrays[1:2]  # operand, result, and scalars for synchronisation
-    size = sum(map(_array_bytes, arrays))
-    group_size = _group_size(module, instruction)
+    members = group_size(instruction, device_groups(module, instruction))
+    arrays = _received(instruction)
+    size = sum(array.bytes for array in arrays)
     if kind == "reduce-scatter":
-        size *= group_size
+        size *= members
     elif computation.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"
     op_name = instruction.op_name or place.op_name
+    axes, slices, hosts = span(in_mesh(module, instruction, mesh), mesh) if mesh is not None else ((), 1, 1)
     return Collective(
         kind=kind,
-        dtypes=tuple(dict.fromkeys(dtype for dtype, _ in arrays)),
-        shape=", ".join(f"{dtype}[{shape}]" for dtype, shape in arrays),
+        dtypes=tuple(dict.fromkeys(array.dtype for array in arrays)),
+        shape=", ".join(map(str, arrays)),
         bytes=size,
-        group_size=group_size,
+        group_size=members,
         count=place.count,
         where=place.where,
         phase=_phase(op_name),
         name=op_name,
+        overlapped=_is_overlapped(module, computation, instruction, place),
+        axes=axes,
+        slices=slices,
+        hosts=hosts,
     )
 
 
-def _array_bytes(array: tuple[str, str]) -> int:
-    dtype, shape = array
-    bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
-    return math.prod(map(int, filter(None, shape.split(",")))) * bits // 8
+def _received(instruction: Instruction) -> list[hlo_text.Array]:
+    """The arrays of the result, without operands that stand beside it."""
+    arrays = instruction.arrays
+    if instruction.opcode in ("all-gather-start", "reduce-scatter-start", "all-to-all-start"):
+        return arrays[len(arrays) // 2 :]  # operands, then as many results
+    if instruction.opcode in ("collective-permute-start", "send"):
+        # Operand, result, and scalars for synchronisation; or operand, scalar, token.
+        return arrays[1:2] if instruction.opcode != "send" else arrays[:1]
+    return arrays
 
 
 def _phase(op_name: str) -> Phase:
@@ -235,34 +219,32 @@ def _phase(op_name: str) -> Phase:
     return "forward" if "jvp(" in op_name else "other"
 
 
-def _group_size(module: _Module, instruction: _Instruction) -> int:
-    """Number of devices in a group, from any of the three ways to write groups."""
-    if instruction.opcode.startswith("collective-permute"):
-        pairs = instruction.attribute(r"source_target_pairs=\{(.*?\})\}")
-        return max(pairs.count("{"), 1)
-    # mesh['a'=2,'b'=4] {'b','a':(1)2}: along axis b, and along the first factor 2 of axis a
-    if mesh := re.search(r"replica_groups=mesh\[(.*?)\].*?\{(.*?)\}", instruction.text):
-        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
-        return math.prod(int(part) if part else sizes[axis] for axis, part in axes)
-    # [groups,devices in each]<=[…]
-    if iota := instruction.attribute(r"replica_groups=\[\d+,(\d+)\]<="):
-        return int(iota)
-    listed = instruction.attribute(r"replica_groups=\{\{([\d,]*)\}")
-    return len(listed.split(",")) if listed else module.num_devices
+_WORK = ("fusion", "custom-call", "convolution", "dot", "while", "call", "conditional", "sort")
+"""Instructions that take time. (Kinds of fusion that take none are so few that they do not matter.)"""
 
 
-def _trip_count(module: _Module, loop: _Instruction, otherwise: int | None) -> int | None:
-    if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
-        return int(known)
-    condition = module.computations.get(loop.attribute(r"condition=%?([\w.\-]+)"), [])
-    constants = {
-        each.name: int(each.text.split(")")[0])
-        for each in condition
-        if each.opcode == "constant" and each.result.startswith("s32[]")
-    }
-    for comparison in condition:
-        if comparison.opcode == "compare" and "direction=LT" in comparison.text:
-            operands = re.findall(r"[\w.\-]+", comparison.text.split(")")[0])
-            return next((constants[name] for name in operands[1:] if name in constants), otherwise)
-    return otherwise
+def _is_overlapped(module: Module, computation: str, instruction: Instruction, place: Place) -> bool:
+    if '"async_collective_fusion_config"' in instruction.text:
+        return True
+    if '"is_sync":true' in instruction.text:
+        return False
+    wrappers = (caller for caller in place.callers if caller[1].opcode == "async-start")
+    computation, start = next(wrappers, (computation, instruction))
+    schedule = module.computations[computation]
+    if start.opcode == "send":
+        meeting = start.attribute(r'_xla_host_transfer_rendezvous="([^"]*)"')
+        answers = (each for each in schedule if each.opcode == "recv" and f'rendezvous="{meeting}"' in each.text)
+        start = next(answers, start)
+    elif not start.opcode.endswith("-start"):
+        return False
+    waiting, started = start.name, False
+    for each in schedule:
+        if each is start:
+            started = True
+        elif started and waiting in each.operands:
+            if each.opcode.endswith("-done"):
+                return False
+            waiting = each.name
+        elif started and each.opcode in _WORK:
+            return True
+    return False

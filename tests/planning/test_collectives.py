@@ -2,9 +2,11 @@
 
 import textwrap
 
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
-from llama_jax.planning.collectives import Collective, collectives, table, wire_bytes
+from llama_jax.planning.collectives import Collective, collectives, table, table_by_axes, wire_by_axes, wire_bytes
 
 
 def program(entry: str, *computations: str) -> str:
@@ -80,6 +82,13 @@ def only(hlo: str, trip_count: int | None = None) -> Collective:
             32,
             4,
             24,
+        ),
+        (
+            "%x = ((bf16[8,2]{1,0}), bf16[8,2]{1,0}) all-to-all-start(%p), replica_groups=[1,8]<=[8], dimensions={0}",
+            "bf16[8,2]",
+            32,
+            8,
+            28,
         ),
         (
             "%c = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1},{1,0}}",
@@ -176,3 +185,110 @@ def test_the_table_adds_what_is_alike():
     assert lines[1] == ["all-gather", "bf16", "loop", "forward", "4", "6", "6.000", "4.500"]
     assert lines[2] == ["all-reduce", "f32+s32", "entry", "other", "2", "1", "0.500", "0.500"]
     assert lines[3] == ["total", "7", "6.500", "5.000"]
+
+
+AXES = ("data", "fsdp", "tensor")
+
+
+class Chip:
+    """As much of a device as says where it is."""
+
+    def __init__(self, slice_index: int, process_index: int) -> None:
+        self.slice_index, self.process_index = slice_index, process_index
+
+
+def mesh_of(data: int, fsdp: int, tensor: int, a_slice: int = 64, a_host: int = 4) -> Mesh:
+    """Devices in the order of their numbers, so many to a slice and to a host."""
+    count = data * fsdp * tensor
+    chips = np.array([Chip(number // a_slice, number // a_host) for number in range(count)], object)
+    return Mesh(chips.reshape(data, fsdp, tensor), AXES)
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes", "hosts"),
+    [
+        # Of the mesh 2 x 2 x 2, device 4 d + 2 f + t has the coordinates d, f, t.
+        ("{{0,1},{2,3},{4,5},{6,7}}", ("tensor",), 1),
+        ("{{0,2},{1,3},{4,6},{5,7}}", ("fsdp",), 1),
+        ("[4,2]<=[2,2,2]T(0,2,1)", ("fsdp",), 1),
+        ("[4,2]<=[2,4]T(1,0)", ("data",), 2),
+        ("[2,4]<=[8]", ("fsdp", "tensor"), 1),
+        ("mesh['a'=4,'b'=2] {'a'}", ("data", "fsdp"), 2),
+        ("mesh['a'=4,'b'=2] {'a':(2)2}", ("fsdp",), 1),
+        ("mesh['a'=4,'b'=2] {'a':(1)2}", ("data",), 2),
+        # Devices 0, 4, 1, 5, 2, 6, 3, 7 as 4 x 2.
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", ("data",), 2),
+        ("mesh['a'=4,'b'=2], device_ids=(0,4,1,5,2,6,3,7) {'a'}", ("fsdp", "tensor"), 1),
+        ("{}", AXES, 2),
+        # No axes make these groups: the two smallest that hold them do.
+        ("{{0,3},{1,2},{4,7},{5,6}}", ("fsdp", "tensor"), 1),
+    ],
+)
+def test_groups_lie_along_axes_of_the_mesh(groups, axes, hosts):
+    text = program(f"%r = f32[8]{{0}} all-reduce(%p), replica_groups={groups}, to_apply=%add")
+    (collective,) = collectives(text, mesh=mesh_of(2, 2, 2))
+    assert (collective.axes, collective.hosts, collective.slices) == (axes, hosts, 1)
+
+
+def test_a_permutation_lies_along_the_axes_in_which_its_pairs_differ():
+    text = program("%c = f32[8]{0} collective-permute(%p), source_target_pairs={{0,2},{2,0},{1,3},{3,1}}")
+    (collective,) = collectives(text, mesh=mesh_of(2, 2, 2))
+    assert (collective.axes, collective.group_size) == (("fsdp",), 4)
+
+
+def test_a_program_for_several_slices_is_written_for_one_and_sends_to_the_others():
+    """Three slices of 2 x 4: their 8 partitions are those of each slice, and what goes between slices is an all-reduce
+    among the devices of the same number."""
+    megascale = (
+        '_xla_host_transfer_rendezvous="r_0",_xla_megascale_target="{1,2,3}x{0:7}",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"'
+    )
+    text = program(f"""
+        %g = bf16[16]{{0}} all-gather(%p), replica_groups=mesh['a'=2,'b'=4] {{'b'}}, dimensions={{0}}
+        %send.1 = (f32[6]{{0}}, u32[], token[]) send(%p, %t), channel_id=2, frontend_attributes={{{megascale}}}
+        %recv.1 = (f32[6]{{0}}, u32[], token[]) recv(%t), channel_id=3, frontend_attributes={{{megascale}}}
+        %f = f32[8] fusion(%p), kind=kLoop, calls=%add
+        %recv-done.1 = (f32[6]{{0}}, token[]) recv-done(%recv.1)
+    """)
+    gather, reduce = collectives(text, mesh=mesh_of(3, 2, 4, a_slice=8))
+    assert (gather.axes, gather.slices, gather.overlapped) == (("tensor",), 1, False)
+    assert (reduce.kind, reduce.bytes, reduce.group_size) == ("all-reduce", 24, 3)
+    assert (reduce.axes, reduce.slices, reduce.overlapped) == (("data",), 3, True)
+    assert wire_bytes(reduce) == 32
+
+
+@pytest.mark.parametrize(
+    ("between", "settings", "overlapped"),
+    [
+        ("%f = f32[8] fusion(%p), calls=%add", "", True),
+        ("%b = f32[8] bitcast(%p)", "", False),
+        (
+            "%f = f32[8] fusion(%p), calls=%add",
+            ', backend_config={"collective_backend_config":{"is_sync":true}}',
+            False,
+        ),
+    ],
+)
+def test_a_collective_is_overlapped_where_the_schedule_has_work_before_its_end(between, settings, overlapped):
+    start = "((bf16[16]{0}, f32[4]{0}), (bf16[4]{0}, f32[1]{0})) reduce-scatter-start(%p, %q)"
+    text = program(f"""
+        %s = {start}, replica_groups=[2,4]<=[8]{settings}
+        {between}
+        %d = (bf16[4]{{0}}, f32[1]{{0}}) reduce-scatter-done(%s)
+        %after = f32[8] fusion(%p), calls=%add
+    """)
+    collective = only(text)
+    assert (collective.bytes, collective.shape) == (48, "bf16[4], f32[1]")
+    assert collective.overlapped == overlapped
+
+
+def test_bytes_by_axes_and_the_table_of_them():
+    gather = Collective(
+        "all-gather", ("bf16",), "bf16[512]", 2**20, 4, 3, "loop", "forward", "q", overlapped=True, axes=("fsdp",)
+    )
+    reduce = Collective("all-reduce", ("f32",), "f32[]", 2**22, 2, 1, "entry", "other", "", axes=("data",), slices=2)
+    assert wire_by_axes([gather, reduce, gather]) == {("fsdp",): 2 * 3 * 2**18 * 3, ("data",): 2**22}
+    lines = [line.split() for line in table_by_axes([gather, reduce]).splitlines()]
+    assert lines[1] == ["data", "all-reduce", "f32", "no", "2", "2", "1", "4.000", "4.000"]
+    assert lines[2] == ["fsdp", "all-gather", "bf16", "yes", "1", "4", "3", "3.000", "2.250"]
+    assert lines[3] == ["total", "4", "7.000", "6.250"]
