@@ -66,6 +66,36 @@ def test_one_kind_of_parallelism_gives_the_losses_of_one_device(mesh, tiny_run, 
     assert_same_losses(tmp_path / "run", tiny_run)
 
 
+LONG = ("--data.sequence_length", 512)
+"""Eight times the context of the tiny run."""
+
+
+@pytest.fixture(scope="session")
+def long_run(tmp_path_factory) -> Path:
+    """Directory of 20 steps on long rows, each of which is whole on its device."""
+    run_dir = tmp_path_factory.mktemp("long_run") / "run"
+    train(run_dir, *LONG, "--mesh.fsdp", 8)
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param({"sequence": 8, "fsdp": 1}),
+        pytest.param({"sequence": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_rows_split_among_devices_give_the_losses_of_whole_ones(mesh, long_run, tmp_path):
+    train(tmp_path / "run", *LONG, *(word for axis, size in mesh.items() for word in (f"--mesh.{axis}", size)))
+    assert_same_losses(tmp_path / "run", long_run)
+
+
+def test_gradients_reduced_in_stages_give_the_losses_of_one_device(tiny_run, tmp_path):
+    train(tmp_path / "run", "--mesh.fsdp", 8, "--mesh.fsdp_stages", "[2, 4]")
+    assert_same_losses(tmp_path / "run", tiny_run)
+
+
 def train_on_two(run_dir: Path, last: int, xla_flags: str = UNOPTIMIZED) -> list[str]:
     """Train to a step as two processes of four devices each; returns what each printed."""
     command = ("pretrain", *TINY, "--run_dir", run_dir, "--training.steps", last)

@@ -15,7 +15,7 @@ from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig, LlamaCon
 from llama_jax.model.llama import LanguageModel, language_model
 from llama_jax.objectives.next_token import next_token
 from llama_jax.planning.collectives import collectives
-from llama_jax.planning.topology import compile_without_devices, tpu_devices
+from llama_jax.planning.topology import absent_devices, compile_without_devices
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import Partition, Program, make_program
 
@@ -88,7 +88,7 @@ SMALL = LlamaConfig(V, D, F, L, num_heads=4, num_kv_heads=4, head_size=64, conte
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel here")
 @pytest.mark.parametrize(("storage", "dtype", "part"), [("bfloat16", "bf16", 2), ("nf4", "u8", 0.5)])
 def test_on_tpu_the_base_is_gathered_as_it_is_stored_and_never_reduced(storage, dtype, part) -> None:
-    mesh = sharding.make_mesh(MeshConfig(fsdp=DEVICES), devices=tpu_devices("v5e:2x4"))
+    mesh = sharding.make_mesh(MeshConfig(fsdp=DEVICES), devices=absent_devices("v5e:2x4"))
     model = model_of(SMALL)
     with jax.set_mesh(mesh):
         run = program(mesh, model, storage, LENGTH)

@@ -1,0 +1,38 @@
+"""What `plan` can be told beside the settings of the run it plans."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llama_jax.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class PlannedConfig:
+    """Hardware to compile for, and what to compile."""
+
+    topology: str = "v5e:2x4"
+    """Hardware to compile for, which need not be here: chips of a TPU slice by dimension of its torus, such as
+    v5e:16x16, v5p:8x8x8, v4:4x8x8 or v6e:16x16, or its name in the cloud, such as v5e-256; hosts x GPUs of a cluster,
+    h100:32x8."""
+    num_slices: int = 1
+    """TPU slices of that topology, joined by the data-centre network; they lie along `mesh.data`."""
+    what: Literal["step", "decode"] = "step"
+    """`step`: one step of training. `decode`: one token for each of `decode_rows` rows with the model of the config."""
+    decode_rows: int = 8
+    """Rows that `decode` plans for."""
+    decode_slots: int = 2048
+    """Tokens of a row's cache that `decode` plans for."""
+    search: bool = False
+    """Try remat policies, microbatches and meshes by a model of memory and time, compile the best ones, and print a
+    ranked table."""
+    compiled: int = 3
+    """Candidates of `search` to compile."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_slices", "decode_rows", "decode_slots", "compiled"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"--{name} {value}: must be at least 1")
+        if self.search and self.what == "decode":
+            raise UserError("--search: is for --what step; of decoding only the mesh could be searched")

@@ -1,0 +1,79 @@
+"""The program that decodes one token a row, lowered for devices that need not be here."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from llama_jax.core import sharding, tree
+from llama_jax.core.arrays import PyTree
+from llama_jax.core.errors import UserError
+from llama_jax.inference.config import SamplingConfig
+from llama_jax.inference.decode import DecodeState, decode_step, prefill
+from llama_jax.model.llama import LanguageModel, unstacked
+from llama_jax.model.quantized import cast_plain
+
+
+@dataclass(frozen=True)
+class DecodeProgram:
+    """One step of decoding over a mesh."""
+
+    lowered: jax.stages.Lowered
+    traced: jax.stages.Traced
+    params: PyTree
+    """Shapes and shardings of the weights, in the type of computation, layer by layer."""
+    state: DecodeState
+    """The same of the batch: caches, tokens, logits. It is donated."""
+    flops: int
+    """Model FLOPs of one step of all rows with full caches: two for each parameter in a matrix product, and for each
+    slot, query head and element of a head."""
+
+
+def lower_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> DecodeProgram:
+    """Lower `inference.decode.decode_step` with the weights where training has them.
+
+    Raises:
+        UserError: the mesh does not divide the rows or a parameter, or the slots exceed the model's context.
+    """
+    config = model.config
+    if rows % sharding.batch_parts(mesh):
+        raise UserError(
+            f"--decode_rows: {rows} rows are not divided by the {sharding.batch_parts(mesh)} devices of mesh.data x "
+            "mesh.fsdp"
+        )
+    if slots > config.context_length:
+        raise UserError(f"--decode_slots: {slots} exceeds model.context_length {config.context_length}")
+    dtype = jnp.dtype(model.compute.dtype)
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(lambda: unstacked(cast_plain(model.init(jax.random.key(0)), dtype)))
+        params = sharding.with_shardings(shapes, sharding.shardings_of(mesh, shapes, _by_layer(model)))
+        ids, lengths = jax.ShapeDtypeStruct((rows, 1), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32)
+        state = jax.eval_shape(lambda p, i, n: prefill(model, p, i, n, slots), shapes, ids, lengths)
+        places = jax.tree.map(lambda leaf: sharding.row_sharding(mesh), state)
+        of_cache = jax.NamedSharding(mesh, sharding.mesh_axes(("batch", "length", "kv_heads", None), mesh))
+        places = places.replace(caches=jax.tree.map(lambda leaf: of_cache, state.caches))
+        state = sharding.with_shardings(state, places)
+        sampling = SamplingConfig(max_new_tokens=1)
+
+        def step(params: PyTree, state: DecodeState) -> DecodeState:
+            return decode_step(model, params, state, sampling, jax.random.key(0), ())
+
+        traced = jax.jit(step, donate_argnums=1, out_shardings=places).trace(params, state)
+        lowered = traced.lower()
+    lookup = 0 if config.tie_embeddings else config.vocab_size * config.width
+    attention = 4 * config.num_layers * config.num_heads * config.head_size * slots
+    flops = rows * (2 * (model.parameter_count() - lookup) + attention)
+    return DecodeProgram(lowered, traced, params, state, flops)
+
+
+def _by_layer(model: LanguageModel) -> PyTree:
+    """Logical axes of the list layout."""
+    rest: dict[str, PartitionSpec] = {}
+    for path, axes in tree.flatten(model.axes).items():
+        inside = path.removeprefix("layers/")
+        if inside == path:
+            rest[path] = axes
+        else:
+            rest |= {f"layers_{layer}/{inside}": PartitionSpec(*axes[1:]) for layer in range(model.config.num_layers)}
+    return tree.unflatten(rest)
