@@ -1,0 +1,151 @@
+"""Floating-point operations of a traced program, counted from its jaxpr: those of matrix products, convolutions and
+attention kernels, which are nearly all. Knows no model.
+
+What the compiler adds or saves afterwards is not seen; what each device does again for itself is, where the program
+says so (`jax.shard_map`), and is not where the compiler decides it."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters import partial_eval
+
+Pass = Literal["forward", "recomputation", "backward", "other"]
+
+
+@dataclass(frozen=True)
+class ProgramFlops:
+    """FLOPs of one run of a program over all devices, by pass. A multiplication and an addition are two."""
+
+    forward: int
+    recomputation: int
+    """Of the forward pass once more, because it was not kept (`jax.checkpoint`)."""
+    backward: int
+    """What an attention kernel makes again in its backward pass is part of it."""
+    other: int
+    """Outside of any differentiation."""
+
+    @property
+    def total(self) -> int:
+        return self.forward + self.recomputation + self.backward + self.other
+
+
+_AXIS_OF_KEYS = {r"splash_m[hq]a_(fwd|dq|dkv)": -2, r"mha_(forward|backward)": 1}
+"""JAX's attention kernels for TPU and Triton, which give no cost estimate of their own: by name, the axis of keys in
+their second large operand."""
+_FREE = "mha_preprocess_backward"
+"""A kernel without products."""
+
+
+def program_flops(jaxpr: ClosedJaxpr, loop_turns: int | float | None = None) -> ProgramFlops:
+    """Count a program, such as `program.step.trace(...).jaxpr`.
+
+    A scan counts as often as it is long, and of a conditional the branch that has most. A function run by each device
+    (`jax.shard_map`) counts once for every device of its manual axes. A kernel counts as it says itself; JAX's
+    attention kernels, which say nothing, as causal attention: half of all scores, the convention of `model.flops`.
+
+    Args:
+        loop_turns: turns of a `while_loop` that holds products, on average. (Attention of `blocked` has such loops: of
+            n blocks of keys, a block of queries meets (n + 1) / 2 on average.)
+
+    Raises:
+        ValueError: the program has a `while_loop` with products and no `loop_turns` were given, or a kernel that says
+            nothing and is not known here.
+    """
+    counts = dict.fromkeys(("forward", "recomputation", "backward", "other"), 0)
+    # What nothing reads is left out, as by the compiler: `jax.checkpoint` may repeat a kernel whose results were kept.
+    used, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
+    for flops, name in _counted(used, 1, "", loop_turns):
+        counts[_pass(name)] += flops
+    return ProgramFlops(**counts)
+
+
+def _pass(name: str) -> Pass:
+    """The pass that the scopes around an operation name; the innermost does."""
+    found = re.findall(r"rematted_computation|transpose\(|jvp\(", name)
+    if not found:
+        return "other"
+    if "rematted_computation" in found:
+        return "recomputation"
+    return "backward" if "transpose(" in found else "forward"
+
+
+def _counted(jaxpr: Jaxpr, times: int, scope: str, loop_turns: int | float | None) -> Iterator[tuple[int, str]]:
+    """FLOPs of each operation that has some, with the scopes around it."""
+    for equation in jaxpr.eqns:
+        primitive, params = equation.primitive.name, equation.params
+        name = f"{scope}/{equation.source_info.name_stack}"
+        if primitive == "dot_general":
+            yield times * _dot(equation), name
+        elif primitive == "conv_general_dilated":
+            yield times * _convolution(equation), name
+        elif primitive == "pallas_call":
+            yield times * _kernel(equation), name
+        elif primitive == "cond":
+            branches = [list(_counted(branch.jaxpr, times, name, loop_turns)) for branch in params["branches"]]
+            yield from max(branches, key=lambda branch: sum(flops for flops, _ in branch))
+        elif primitive == "while":
+            inside = [each for part in _inner(equation) for each in _counted(part, times, name, 1)]
+            if inside and loop_turns is None:
+                raise ValueError(f"the while_loop {name} does not tell how often it turns; pass loop_turns")
+            yield from ((round(flops * (loop_turns or 0)), name) for flops, name in inside)
+        else:
+            factor = params["length"] if primitive == "scan" else 1
+            if primitive == "shard_map":
+                factor = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+            for part in _inner(equation):
+                yield from _counted(part, times * factor, name, loop_turns)
+
+
+def _inner(equation: JaxprEqn) -> Iterator[Jaxpr]:
+    """The programs inside of an operation."""
+    for parameter in equation.params.values():
+        for part in parameter if isinstance(parameter, tuple | list) else (parameter,):
+            if isinstance(part, ClosedJaxpr):
+                yield part.jaxpr
+            elif isinstance(part, Jaxpr):
+                yield part
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _dot(equation: JaxprEqn) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = _shape(equation.invars[0])
+    return 2 * math.prod(_shape(equation.outvars[0])) * math.prod(left[axis] for axis in contracted)
+
+
+def _convolution(equation: JaxprEqn) -> int:
+    kernel = _shape(equation.invars[1])
+    outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // outputs
+
+
+def _kernel(equation: JaxprEqn) -> int:
+    params = equation.params
+    if (estimate := params["cost_estimate"]) is not None:
+        return int(estimate.flops)
+    name = params["name"]
+    if re.match(_FREE, name):
+        return 0
+    for pattern, axis in _AXIS_OF_KEYS.items():
+        if re.match(pattern, name):
+            return _causal_attention(equation, axis)
+    raise ValueError(f"the kernel {name} gives no cost estimate, and is not known to planning.program_flops")
+
+
+def _causal_attention(equation: JaxprEqn, axis_of_keys: int) -> int:
+    """Half of all scores, for each of the products in the kernel: all are of queries by keys, along the head or not."""
+    types: list[Any] = [variable.aval for variable in equation.invars]
+    queries, keys, *_ = (each.shape for each in types if each.dtype.kind not in "iu")
+    return _products(equation.params["jaxpr"]) * math.prod(queries) * keys[axis_of_keys]
+
+
+def _products(jaxpr: Jaxpr) -> int:
+    own = sum(equation.primitive.name == "dot_general" for equation in jaxpr.eqns)
+    return own + sum(_products(part) for equation in jaxpr.eqns for part in _inner(equation))
