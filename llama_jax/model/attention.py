@@ -1,8 +1,9 @@
 """Causal attention over packed rows: one function, several implementations chosen by name.
 
-All take grouped queries and segment ids, and never let a query see another segment."""
+All take grouped queries and segment ids, never let a query see another segment, and work where the mesh in use splits
+rows (context parallelism, see `attention_sequence`)."""
 
-import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -12,24 +13,31 @@ from jax.ad_checkpoint import checkpoint_name
 from llama_jax.core import sharding
 from llama_jax.core.arrays import Array, Bool, Float, Int
 from llama_jax.core.errors import UserError
-from llama_jax.model.attention_kernels import SPLASH_MULTIPLE, splash, splash_block
-from llama_jax.model.attention_sequence import piece_count
+from llama_jax.model.attention_blocks import BLOCK, MASKED, block_size, blocked
+from llama_jax.model.attention_kernels import (
+    SPLASH_MULTIPLE,
+    TRITON_HEAD_BYTES,
+    TRITON_MULTIPLE,
+    head_bytes,
+    splash,
+    splash_block,
+    triton,
+)
+from llama_jax.model.attention_sequence import (
+    CHECKPOINT_NAME,
+    Segments,
+    by_device,
+    length_spec,
+    piece_count,
+    query_positions,
+)
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 
-Implementation = Literal["xla", "blocked", "splash"]
-
-CHECKPOINT_NAME = "attention"
-"""What the policies of `jax.checkpoint` call the results of attention that the backward pass needs: the mix of values,
-and where a kernel makes them, the softmax statistics."""
-BLOCK = 256
-# Finite, so that a row which may see nothing (padding) has a softmax without NaN.
-MASKED = -1e30
-
-_FASTEST: dict[str, Implementation] = {"cpu": "blocked", "gpu": "blocked", "tpu": "splash"}
+Implementation = Literal["xla", "blocked", "splash", "triton"]
 
 
 class Shapes(NamedTuple):
-    """What decides which implementations can run."""
+    """What decides, with the mesh in use, which implementations can run."""
 
     rows: int
     query_length: int
@@ -59,44 +67,95 @@ class Choice(NamedTuple):
 def choose(implementation: str, shapes: Shapes) -> Choice:
     """The implementation that will run under the mesh in use.
 
-    `auto` takes the fastest of the platform where it can run, then `blocked`, then `xla`. `blocked` never forms the
-    part of the scores that causality masks, so on long rows it takes half the time and 256/T of the memory of `xla`.
+    `auto` takes the fastest of the platform where it can run (`splash` on TPU, `triton` on GPU), then `blocked`, then
+    `xla`, which forms all scores at once.
 
     Raises:
         UserError: an implementation asked for by name cannot run; the message says why.
     """
     if implementation != "auto":
-        if problem := _problem(implementation, shapes):
+        if problem := _PROBLEMS[implementation](shapes):  # pyright: ignore[reportArgumentType]
             raise UserError(f"compute.attention: {implementation} {problem}")
         return Choice(implementation, "")  # pyright: ignore[reportArgumentType]
     reasons = []
-    for name in dict.fromkeys((_FASTEST[sharding.platform()], "blocked", "xla")):
-        problem = _problem(name, shapes)
-        if name == "blocked" and not problem and shapes.query_length <= BLOCK:
-            problem = f"gains nothing in rows of one block of {BLOCK} tokens"
+    for name in _WANTED[sharding.platform()]:
+        problem = _PROBLEMS[name](shapes) or _drawback(name, shapes)
         if not problem:
             return Choice(name, "; ".join(reasons))
         reasons.append(f"{name} {problem}")
-    raise AssertionError("xla runs everywhere")
+    return Choice("xla", "; ".join(reasons))
 
 
-def _problem(implementation: str, shapes: Shapes) -> str:
-    """Why the implementation cannot run, in words that follow its name; nothing where it can."""
-    length = shapes.query_length
-    if implementation == "xla":
-        return ""
-    if length != shapes.key_length:
-        return f"needs whole rows, got {length} queries for {shapes.key_length} keys"
-    if implementation == "blocked":
-        return "" if length % BLOCK == 0 else f"needs rows in blocks of {BLOCK} tokens, got {length}"
+_WANTED: dict[str, tuple[Implementation, ...]] = {
+    "tpu": ("splash", "blocked"),
+    "gpu": ("triton", "blocked"),
+    "cpu": ("blocked",),
+}
+"""What `auto` tries on each platform before `xla`, which runs everywhere."""
+
+
+def _drawback(name: Implementation, shapes: Shapes) -> str:
+    """Why `auto` does without an implementation that could run, in words that follow its name."""
+    if name == "blocked" and shapes.query_length <= BLOCK:
+        return f"gains nothing in rows of one block of {BLOCK} tokens"
+    if name == "triton" and shapes.dtype == "float32":
+        return "makes float32 products without tensor cores"
+    return ""
+
+
+def _indivisible(shapes: Shapes) -> str:
+    """What the devices of the mesh in use cannot share out, in words that follow a name; nothing where they can."""
+    if shapes.query_length != shapes.key_length:
+        return f"needs whole rows, got {shapes.query_length} queries for {shapes.key_length} keys"
+    counts = (("rows", shapes.rows, "batch"), ("key/value heads", shapes.num_kv_heads, "kv_heads"))
+    for what, count, axis in counts:
+        if count % (parts := sharding.size_of(axis)):
+            return f"needs {what} that {parts} devices divide, got {count}"
+    if shapes.query_length % piece_count():
+        return f"needs rows in multiples of {piece_count()} tokens, got {shapes.query_length}"
+    return ""
+
+
+def _problem_of_blocked(shapes: Shapes) -> str:
+    if problem := _indivisible(shapes):
+        return problem
+    if block_size(shapes.query_length) is None:
+        return f"needs rows in blocks of up to {BLOCK} tokens, which do not divide {shapes.query_length}"
+    return ""
+
+
+def _problem_of_splash(shapes: Shapes) -> str:
     if sharding.platform() == "gpu":
         return "is a kernel for TPUs, and this is a GPU"
-    if splash_block(length) is None:
-        return f"needs rows in multiples of {SPLASH_MULTIPLE * piece_count()} tokens, got {length}"
-    for count, axis, what in ((shapes.rows, "batch", "rows"), (shapes.num_kv_heads, "kv_heads", "key/value heads")):
-        if count % (parts := sharding.size_of(axis)):
-            return f"needs as many {what} on each of {parts} devices, got {count}"
+    if problem := _indivisible(shapes):
+        return problem
+    if splash_block(shapes.query_length) is None:
+        return f"needs rows in multiples of {SPLASH_MULTIPLE * piece_count()} tokens, got {shapes.query_length}"
     return ""
+
+
+def _problem_of_triton(shapes: Shapes) -> str:
+    if sharding.platform() == "tpu":
+        return "is a kernel for GPUs, and this is a TPU"
+    if problem := _indivisible(shapes):
+        return problem
+    if shapes.query_length % TRITON_MULTIPLE:
+        return f"needs rows in multiples of {TRITON_MULTIPLE} tokens, got {shapes.query_length}"
+    if head_bytes(shapes.head_size, shapes.dtype) > TRITON_HEAD_BYTES:
+        return f"needs heads of at most {TRITON_HEAD_BYTES} bytes, got {shapes.head_size} numbers in {shapes.dtype}"
+    heads, parts = shapes.num_heads // sharding.size_of("heads"), sharding.size_of("length")
+    if heads % parts:
+        return f"needs heads that the {parts} devices of mesh.sequence divide, got {heads} on each"
+    return ""
+
+
+_PROBLEMS: dict[Implementation, Callable[[Shapes], str]] = {
+    "xla": lambda _: "",
+    "blocked": _problem_of_blocked,
+    "splash": _problem_of_splash,
+    "triton": _problem_of_triton,
+}
+"""Why an implementation cannot run, in words that follow its name; nothing where it can."""
 
 
 def attention(
@@ -120,38 +179,39 @@ def attention(
 
     Returns:
         The mix of values in the type of the query; scores and softmax are float32. Query head n reads key/value head
-        n // (N/K).
+        n // (N/K). Named `CHECKPOINT_NAME` for `jax.checkpoint`.
 
     Raises:
         UserError: an implementation asked for by name cannot run.
     """
     B, T, N, H = query_BTNH.shape
+    S, K = key_BSKH.shape[1:3]
+    segments = None if query_segments is None or key_segments is None else (query_segments, key_segments)
+    arrays = (query_BTNH, key_BSKH, value_BSKH, segments)
     if query_start is not None:
-        return _xla(query_BTNH, key_BSKH, value_BSKH, query_segments, key_segments, query_start)
-    shapes = Shapes(B, T, key_BSKH.shape[1], N, key_BSKH.shape[2], H, query_BTNH.dtype.name)
+        return _xla(*arrays, query_start[:, None] + jnp.arange(T))
+    shapes = Shapes(B, T, S, N, K, H, query_BTNH.dtype.name)
     chosen = choose(implementation, shapes).name
     if chosen == "splash":
-        segments = None if query_segments is None or key_segments is None else (query_segments, key_segments)
-        return splash(query_BTNH, key_BSKH, value_BSKH, segments, CHECKPOINT_NAME)
+        return splash(*arrays)
+    if chosen == "triton":
+        return triton(*arrays)
     if chosen == "blocked":
-        mixed = _blocked(query_BTNH, key_BSKH, value_BSKH, query_segments, key_segments)
+        return blocked(*arrays)
+    if piece_count() == 1 or _indivisible(shapes):
+        mixed = _xla(*arrays, jnp.arange(T)[None])
     else:
-        start = jnp.zeros(B, jnp.int32)
-        mixed = _xla(query_BTNH, key_BSKH, value_BSKH, query_segments, key_segments, start)
+        positions = jnp.asarray(query_positions(T))[None]
+        mixed = by_device(_xla, *arrays, (positions,), (length_spec(1),))
     return checkpoint_name(mixed, CHECKPOINT_NAME)
 
 
 def _visible(
-    query_length: int,
-    key_length: int,
-    query_segments: Int[Array, "B T"] | None,
-    key_segments: Int[Array, "B S"] | None,
-    query_start: Int[Array, "B"],
-) -> Bool[Array, "B T S"]:
-    query_index = query_start[:, None] + jnp.arange(query_length)
-    visible = query_index[:, :, None] >= jnp.arange(key_length)
-    if query_segments is not None and key_segments is not None:
-        visible &= query_segments[:, :, None] == key_segments[:, None, :]
+    positions: Int[Array, "#B T"], keys: int, segments: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None
+) -> Bool[Array, "#B T S"]:
+    visible = positions[:, :, None] >= jnp.arange(keys)
+    if segments is not None:
+        visible &= segments[0][:, :, None] == segments[1][:, None, :]
     return visible
 
 
@@ -159,11 +219,10 @@ def _xla(
     query_BTNH: Float[Array, "B T N H"],
     key_BSKH: Float[Array, "B S K H"],
     value_BSKH: Float[Array, "B S K H"],
-    query_segments: Int[Array, "B T"] | None,
-    key_segments: Int[Array, "B S"] | None,
-    query_start: Int[Array, "B"],
+    segments: Segments,
+    positions: Int[Array, "#B T"],
 ) -> Float[Array, "B T N H"]:
-    """All scores at once."""
+    """All scores at once, of queries at the given positions among the keys."""
     B, T, N, H = query_BTNH.shape
     S, K = key_BSKH.shape[1:3]
     G = N // K
@@ -172,28 +231,7 @@ def _xla(
     query = jnp.moveaxis(query_BTNH.reshape(B, T, K, G, H), 1, 3).reshape(B, K, G * T, H)
     key, value = (jnp.moveaxis(array, 1, 2) for array in (key_BSKH, value_BSKH))
     scores = jnp.einsum("BKTH,BKSH->BKTS", query, key, preferred_element_type=jnp.float32) * H**-0.5
-    visible = _visible(T, S, query_segments, key_segments, query_start)[:, None, None]
+    visible = _visible(positions, S, segments)[:, None, None]
     weights = jax.nn.softmax(jnp.where(visible, scores.reshape(B, K, G, T, S), MASKED), axis=-1)
     mixed = jnp.einsum("BKTS,BKSH->BKTH", weights.astype(value.dtype).reshape(B, K, G * T, S), value)
     return jnp.moveaxis(mixed.reshape(B, K, G, T, H), 3, 1).reshape(B, T, N, H)
-
-
-def _blocked(
-    query_BTNH: Float[Array, "B T N H"],
-    key_BSKH: Float[Array, "B S K H"],
-    value_BSKH: Float[Array, "B S K H"],
-    query_segments: Int[Array, "B T"] | None,
-    key_segments: Int[Array, "B S"] | None,
-) -> Float[Array, "B T N H"]:
-    """A block of queries at a time against the keys up to its end; the backward pass recomputes the scores of a block,
-    so only one block of them is ever alive."""
-    B, T = query_BTNH.shape[:2]
-    outputs = []
-    for first in range(0, T, BLOCK):
-        last = first + BLOCK
-        start = jnp.full(B, first, jnp.int32)
-        segments = None if query_segments is None else query_segments[:, first:last]
-        keys_of = None if key_segments is None else key_segments[:, :last]
-        block = jax.checkpoint(functools.partial(_xla, query_start=start))
-        outputs.append(block(query_BTNH[:, first:last], key_BSKH[:, :last], value_BSKH[:, :last], segments, keys_of))
-    return jnp.concatenate(outputs, axis=1)

@@ -9,13 +9,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Float, Int, PRNGKeyArray, PyTree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.sharding import constrain, gathered
-from llama_jax.model.attention import MASKED, attention
+from llama_jax.model.attention import CHECKPOINT_NAME, MASKED, attention
 from llama_jax.model.cache import LayerCache
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.layers import Embedding, Linear, RMSNorm, Rows, matmul, normal, param
@@ -59,7 +58,7 @@ class Attention(nn.Module):
             query_start=rows.start,
             implementation=self.compute.attention,
         )
-        mixed = checkpoint_name(mixed.reshape(B, T, -1), "attention")
+        mixed = mixed.reshape(B, T, -1)
         # The two projections that end on the residual stream start smaller, so that its size does not grow with depth.
         shrink = (2 * config.num_layers) ** -0.5
         return Linear(config.width, ("heads", "embed"), dtype, shrink, name="o_proj")(mixed, rows), cache
@@ -129,9 +128,9 @@ _SAVED = {
     # the whole attention to be made again.
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names("attention"),
+        jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME),
     ),
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "attention": jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME),
 }
 """What each remat policy keeps from the forward pass of a layer."""
 
