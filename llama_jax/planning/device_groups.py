@@ -89,6 +89,14 @@ def in_mesh(module: Module, instruction: Instruction, mesh: Mesh) -> Groups:
     return groups
 
 
+def along(mesh: Mesh, axes: Sequence[str]) -> Groups:
+    """The groups of devices along axes of the mesh, as positions in `mesh.devices.flat`."""
+    last = [mesh.axis_names.index(axis) for axis in axes]
+    first = [axis for axis in range(mesh.devices.ndim) if axis not in last]
+    positions = np.arange(mesh.size).reshape(mesh.devices.shape).transpose(first + last)
+    return positions.reshape(-1, math.prod(mesh.shape[axis] for axis in axes)).tolist()
+
+
 def span(groups: Groups, mesh: Mesh) -> tuple[tuple[str, ...], int, int]:
     """The smallest set of mesh axes that has each group along it, and the number of TPU slices, and of processes, that
     a group lies in (of the group that lies in most)."""
