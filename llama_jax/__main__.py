@@ -36,8 +36,8 @@ def main(name: str | None = None) -> None:
         sys.argv += ["--config", DEFAULT_CONFIGS[name]]
 
     # The command's own file is imported once the command line is read: --help must not wait for JAX.
-    def run(config: object) -> None:
-        getattr(importlib.import_module(f"llama_jax.{command}"), command)(config)
+    def run(config: object) -> int | None:
+        return getattr(importlib.import_module(f"llama_jax.{command}"), command)(config)
 
     sys.exit(run_command(run, COMMANDS[name], command=name, commands=COMMANDS, presets=PRESETS))
 

@@ -8,7 +8,7 @@ from llama_jax.core.config import DistributedConfig, MeshConfig
 from llama_jax.core.errors import UserError, nearest
 from llama_jax.data.config import DataConfig
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.model.config import AdapterConfig, ModelConfig, sized
+from llama_jax.model.config import SIZES, AdapterConfig, ModelConfig, sized
 from llama_jax.supervised.config import ALPACA_TRAINING, FineTuningConfig, RunConfig
 from llama_jax.training.config import TrainingConfig
 
@@ -370,6 +370,35 @@ class EvaluateConfig(UseConfig):
                 raise UserError(f"--{name} {value}: must be at least {least}")
 
 
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Look whether this machine is fit to train: versions, devices, speeds, whether the devices exchange numbers
+    rightly, and common mistakes with what puts them right. Exit code 1 when something is broken."""
+
+    run_dir: str = "runs"
+    """Where runs will be written."""
+    size: str = "llama_7b"
+    """Model whose implementations of attention and loss are told, by the names of `model.size`."""
+    sequence_length: int = 2048
+    """Tokens in a row of its training."""
+    seconds: float = 6.0
+    """How long to measure one device, about, beside starting and compiling."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """The device mesh; collectives are tried along each axis of it."""
+    distributed: DistributedConfig = field(default_factory=lambda: DistributedConfig(timeout_seconds=60))
+    """Several processes, all of which run this command."""
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise UserError(f"--size {self.size}: unknown{nearest(self.size, SIZES)}")
+        if self.sequence_length < 1:
+            raise UserError(f"--sequence_length {self.sequence_length}: must be at least 1")
+        if not self.seconds > 0:
+            raise UserError(f"--seconds {self.seconds}: must be greater than 0")
+
+
 EVALUATION_TASKS = ("perplexity", "multiple_choice", "last_word", "exact_match", "instructions", "lm_eval")
 _ONLY_FOR = {
     "data": ("perplexity", "multiple_choice", "last_word", "exact_match", "instructions"),
@@ -391,6 +420,7 @@ COMMANDS: dict[str, type] = {
     "lora": LoraConfig,
     "benchmark": BenchmarkConfig,
     "convert": ConvertConfig,
+    "doctor": DoctorConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "prepare": PrepareConfig,

@@ -119,11 +119,16 @@ def summed_cross_entropy(
     return sums(head, hidden)
 
 
+def chunk_count(rows: int, length: int, vocabulary: int) -> int:
+    """How many equal chunks the rows on a device are cut into along their length, as few as `CHUNK_BYTES` allows."""
+    fewest = -(-rows * length * vocabulary * 4 // CHUNK_BYTES)
+    return next(count for count in range(1, length + 1) if length % count == 0 and (count >= fewest or count == length))
+
+
 def _chunks(vocabulary: int, *rows: Array) -> tuple[Array, ...]:
-    """Rows `[B, T, …]` cut along T into as few equal chunks `[C, B, T/C, …]` as `CHUNK_BYTES` allows."""
+    """Rows `[B, T, …]` cut along T into `chunk_count` equal chunks `[C, B, T/C, …]`."""
     B, T = rows[0].shape[:2]
-    fewest = -(-B * T * vocabulary * 4 // CHUNK_BYTES)
-    count = next(count for count in range(1, T + 1) if T % count == 0 and (count >= fewest or count == T))
+    count = chunk_count(B, T, vocabulary)
     return tuple(jnp.moveaxis(x.reshape(B, count, T // count, *x.shape[2:]), 1, 0) for x in rows)
 
 

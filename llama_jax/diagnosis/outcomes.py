@@ -1,0 +1,98 @@
+"""What the probe told, judged: why it stopped, numbers that are wrong, speeds that are low, and the verdict.
+
+Pure functions, like those of `findings`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_jax.diagnosis.findings import Finding
+
+_WHAT_HAS_A_PEAK = {
+    "matmul_bfloat16": "bfloat16 matrix products reach",
+    "memory_bandwidth": "reading and writing memory reaches",
+}
+_SLOW_SHARE = 0.5
+"""Large matrix products reach well more of the peak on every accelerator that is left alone."""
+
+
+def start_failure(why: str, processes: int) -> Finding:
+    """JAX did not start.
+
+    Args:
+        why: the last words of the attempt, in one line.
+        processes: how many were expected to take part.
+    """
+    for pattern, remedy in _START_REMEDIES.items():
+        if re.search(pattern, why, re.IGNORECASE):
+            return Finding("broken", f"JAX does not start: {why}", remedy)
+    if processes > 1 and re.search(r"no answer|deadline|timed out|failed to connect|unavailable", why, re.IGNORECASE):
+        remedy = (
+            "start the same command on every host at the same time, as ./run_tpu.sh does, or: "
+            "gcloud compute tpus tpu-vm ssh NAME --worker=all --command='…'"
+        )
+        return Finding("broken", f"not all of the {processes} processes of this job have come: {why}", remedy)
+    return Finding(
+        "broken", f"JAX does not start: {why}", "see all of it: python -c 'import jax; print(jax.devices())'"
+    )
+
+
+_START_REMEDIES = {
+    r"no module named|importerror|cannot import": "pip install --force-reinstall llama_jax",
+    r"(coordinator_address|num_processes|process_id) should be defined": "the environment speaks of other hosts, which "
+    "JAX does not find: give --distributed.coordinator, .num_processes and .process_id, or unset TPU_WORKER_HOSTNAMES "
+    "and the like",
+    r"lockfile|already in use|resource busy": "end the process that holds the TPU, which sudo lsof -w /dev/accel* "
+    "/dev/vfio/* names; if none does: sudo rm /tmp/libtpu_lockfile",
+    r"SIGSEGV|SIGILL|PJRT API version": "a plugin that does not belong to this JAX can do that: pip install -U "
+    "'llama_jax[tpu]', or [cuda12], or [cuda13]",
+    r"unable to initialize backend|not in the list of known backends": "unset JAX_PLATFORMS, or install what it names: "
+    "pip install 'llama_jax[tpu]', or [cuda12], or [cuda13]",
+}
+"""By what the last words of an attempt have in them."""
+
+
+def stage_failure(stage: str, why: str) -> Finding:
+    """A measurement or a check failed, or did not end."""
+    remedy = "run it again; if it stays, update the driver and the plugin: pip install -U 'llama_jax[tpu]', or [cuda13]"
+    if "RESOURCE_EXHAUSTED" in why or "out of memory" in why.lower():
+        remedy = "another process has the memory of the device: nvidia-smi, or sudo lsof -w /dev/accel* /dev/vfio/*"
+    elif "no answer" in why and " along " in stage:
+        remedy = "devices do not reach each other: NCCL_DEBUG=INFO (GPU) tells the network; a TPU: make the VM anew"
+    return Finding("broken", f"{stage}: {why}", remedy)
+
+
+def wrong_numbers(what: str) -> Finding:
+    """A device computes or exchanges wrongly."""
+    remedy = "do not train here: update driver and plugin and try again; if it stays, leave out that device or machine"
+    return Finding("broken", what, remedy)
+
+
+def low_speeds(report: Mapping[str, Any]) -> list[Finding]:
+    """Measurements far below what the maker says."""
+    slow = []
+    for name, what in _WHAT_HAS_A_PEAK.items():
+        rate = report.get(name)
+        if rate and rate["peak"] and rate["median"] < _SLOW_SHARE * rate["peak"]:
+            share = f"{rate['median'] / rate['peak']:.0%} of what the maker says"
+            remedy = "another process may use the device, or it is throttled: nvidia-smi -q -d CLOCK,PERFORMANCE"
+            slow.append(Finding("warning", f"{what} {share}", remedy))
+    return slow
+
+
+def verdict(found: Sequence[Finding], report: Mapping[str, Any]) -> str:
+    """One line: whether to train here."""
+    broken = [finding for finding in found if finding.level == "broken"]
+    warnings = sum(finding.level == "warning" for finding in found)
+    if broken:
+        problems = "1 problem" if len(broken) == 1 else f"{len(broken)} problems"
+        return f"{problems}: {'; '.join(finding.what for finding in broken)}"
+    devices = report["devices"]
+    parts = [f"{devices['count']} {devices['kind']} {'device' if devices['count'] == 1 else 'devices'}"]
+    if devices["processes"] > 1:
+        parts.append(f"{devices['processes']} processes")
+    if report["collectives"]:
+        parts.append("every collective right")
+    if warnings:
+        parts.append("1 warning" if warnings == 1 else f"{warnings} warnings")
+    return f"ready: {', '.join(parts)}"
