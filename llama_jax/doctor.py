@@ -36,7 +36,7 @@ def doctor(config: DoctorConfig) -> int:
     host = this_host(config.run_dir)
     task = Task(host, config.mesh, config.distributed, config.size, config.sequence_length, config.seconds)
     report = Report(sys.stderr if config.json else sys.stdout)
-    examination = _Examination(host, report, config.distributed.num_processes or expected_processes(host))
+    examination = _Examination(host, report, (config.distributed.num_processes or expected_processes(host)) > 1)
     try:
         for told in watched(task):
             examination.take(told)
@@ -56,11 +56,11 @@ def doctor(config: DoctorConfig) -> int:
 class _Examination:
     """What has been told up to now, printed as it comes."""
 
-    def __init__(self, host: Host, report: Report, expected_processes: int) -> None:
+    def __init__(self, host: Host, report: Report, has_peers: bool) -> None:
         self._hosts = [host]
         self._devices: Devices | None = None
         self._report = report
-        self._expected_processes = expected_processes
+        self._has_peers = has_peers
         self._has_begun = False
         self._values: dict[str, Any] = {"devices": None, "collectives": []}
         self.found: list[Finding] = []
@@ -86,6 +86,8 @@ class _Examination:
             raise UserError(value)
         if what == "stage":
             self._report.under_way(value)
+        elif what == "pod":
+            self._has_peers = True
         elif what == "devices":
             self._devices = Devices.from_json(value)
             self._values["devices"] = value
@@ -101,13 +103,13 @@ class _Examination:
                 self.found.append(wrong_numbers(f"{value['name']} along {value['axes']}: {value['problem']}"))
         elif what != "end":
             self._values[what] = value
-        if what not in ("stage", "devices"):
+        if what not in ("stage", "pod", "devices"):
             self._begin()
         self._show(what, value)
 
     def _fail(self, stage: str, why: str) -> None:
         starting = stage == STARTING
-        self.found.append(start_failure(why, self._expected_processes) if starting else stage_failure(stage, why))
+        self.found.append(start_failure(why, self._has_peers) if starting else stage_failure(stage, why))
 
     def _begin(self) -> None:
         """Print what was held back until it was known which process speaks, and for which hosts."""

@@ -16,22 +16,22 @@ _SLOW_SHARE = 0.5
 """Large matrix products reach well more of the peak on every accelerator that is left alone."""
 
 
-def start_failure(why: str, processes: int) -> Finding:
+def start_failure(why: str, has_peers: bool) -> Finding:
     """JAX did not start.
 
     Args:
         why: the last words of the attempt, in one line.
-        processes: how many were expected to take part.
+        has_peers: whether other processes were expected to take part.
     """
     for pattern, remedy in _START_REMEDIES.items():
         if re.search(pattern, why, re.IGNORECASE):
             return Finding("broken", f"JAX does not start: {why}", remedy)
-    if processes > 1 and re.search(r"no answer|deadline|timed out|failed to connect|unavailable", why, re.IGNORECASE):
+    if has_peers and re.search(r"no answer|deadline|timed out|failed to connect|unavailable", why, re.IGNORECASE):
         remedy = (
             "start the same command on every host at the same time, as ./run_tpu.sh does, or: "
             "gcloud compute tpus tpu-vm ssh NAME --worker=all --command='…'"
         )
-        return Finding("broken", f"not all of the {processes} processes of this job have come: {why}", remedy)
+        return Finding("broken", f"not all processes of this job have come: {why}", remedy)
     return Finding(
         "broken", f"JAX does not start: {why}", "see all of it: python -c 'import jax; print(jax.devices())'"
     )

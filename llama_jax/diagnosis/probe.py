@@ -37,8 +37,8 @@ class Told(NamedTuple):
     """A message to the process that started this one."""
 
     what: str
-    """`stage`: what comes next; `mistake`: of the user's, in one line; `failed`: a stage, and why; else a part of the
-    report."""
+    """`stage`: what comes next; `mistake`: of the user's, in one line; `failed`: a stage, and why; `pod`: this is one
+    of several hosts; else a part of the report."""
     value: Any
 
 
@@ -97,8 +97,10 @@ class _Probe:
         return True
 
     def _start(self) -> None:
-        from llama_jax.core.distributed import start_up
+        from llama_jax.core.distributed import in_tpu_pod, start_up
 
+        if in_tpu_pod():
+            self.tell("pod", True)
         start_up(self._task.distributed)
         import jax
         from jax._src import distributed, xla_bridge  # neither the client nor the errors have a public name

@@ -79,7 +79,7 @@ def test_a_process_whose_fellows_do_not_come_says_so(capfd) -> None:
     job = ("--distributed.num_processes", 2, "--distributed.process_id", 1, "--distributed.timeout_seconds", 1)
     code, lines, result = reported(capfd, "--distributed.coordinator", "127.0.0.1:9", *job)
     assert code == 1
-    assert re.match(r"^1 problem: not all of the 2 processes of this job have come: killed by SIGABRT: ", lines[-1])
+    assert re.match(r"^1 problem: not all processes of this job have come: killed by SIGABRT: ", lines[-1])
     assert "start the same command on every host" in result["findings"][0]["remedy"]
     assert result["devices"] is None
 
@@ -110,6 +110,14 @@ def test_a_start_that_does_not_end_is_given_up(tmp_path, monkeypatch) -> None:
     told = list(watched(task, start_seconds=1.0))
     assert [each.what for each in told] == ["stage", "stopped"]
     assert told[-1].value["why"] == "no answer for 2 s while starting JAX"
+
+
+def test_hosts_that_the_environment_names_are_waited_for(monkeypatch) -> None:
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "host-0,host-1")
+    told = list(watched(Task(Host(), MeshConfig(), DistributedConfig(), "tiny", 64, 1.0)))
+    assert [each.what for each in told] == ["stage", "pod", "failed", "end"]
+    # Their names mean nothing to JAX where there is no TPU.
+    assert told[2].value["why"] == "ValueError: coordinator_address should be defined."
 
 
 def test_a_mesh_that_does_not_fit_is_a_mistake_of_the_users(capfd) -> None:

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from llama_jax.diagnosis.environment import Devices, Holder, Host, Place, Requirement
-from llama_jax.diagnosis.findings import GIB, Finding, expected_processes, findings
-from llama_jax.diagnosis.outcomes import low_speeds, stage_failure, start_failure, verdict
+from llama_jax.diagnosis.findings import GIB, expected_processes, findings
 
 JAX = {"llama_jax": "0.1.0", "jax": "0.10.2", "jaxlib": "0.10.2", "flax": "0.12.8"}
 CUDA12 = {"jax-cuda12-plugin": "0.10.2", "jax-cuda12-pjrt": "0.10.2"}
@@ -399,46 +398,3 @@ def test_the_environment_says_how_many_processes_a_job_has() -> None:
     assert expected_processes(with_variables(TPU_VM, **POD)) == 4
     assert expected_processes(with_variables(TPU_VM, **POD, MEGASCALE_NUM_SLICES="2")) == 8
     assert expected_processes(with_variables(GPU_NODE, SLURM_NTASKS="16")) == 16
-
-
-START_FAILURES = {
-    "no answer for 150 s while starting JAX": (4, "not all of the 4 processes", "--worker=all"),
-    "DEADLINE_EXCEEDED: Deadline Exceeded": (2, "not all of the 2 processes", "start the same command on every host"),
-    "no answer for 90 s while starting JAX": (1, "JAX does not start", "python -c 'import jax"),
-    "RuntimeError: ABORTED: The TPU is already in use by process with pid 7": (1, "already in use", "sudo lsof"),
-    "open(/dev/vfio/1): Device or resource busy": (4, "resource busy", "sudo rm /tmp/libtpu_lockfile"),
-    "ValueError: coordinator_address should be defined.": (4, "JAX does not start", "give --distributed.coordinator"),
-    "killed by SIGSEGV": (1, "killed by SIGSEGV", "pip install -U"),
-    "ModuleNotFoundError: No module named 'jax'": (1, "No module named 'jax'", "pip install"),
-    "RuntimeError: Unable to initialize backend 'tpu': NOT_FOUND": (1, "backend 'tpu'", "unset JAX_PLATFORMS"),
-}
-
-
-@pytest.mark.parametrize("why", START_FAILURES)
-def test_a_start_that_fails_is_explained(why) -> None:
-    processes, what, remedy = START_FAILURES[why]
-    finding = start_failure(why, processes)
-    assert finding.level == "broken"
-    assert what in finding.what and why in finding.what
-    assert remedy in finding.remedy
-
-
-def test_an_exchange_that_does_not_end_and_memory_that_is_taken_are_told_apart() -> None:
-    assert "do not reach each other" in stage_failure("all-reduce along fsdp", "no answer for 96 s").remedy
-    assert "another process has the memory" in stage_failure("x", "XlaRuntimeError: RESOURCE_EXHAUSTED: …").remedy
-
-
-def test_a_speed_far_below_what_the_maker_says_is_a_warning() -> None:
-    rate = {"median": 90e12, "peak": 197e12}
-    (slow,) = low_speeds({"matmul_bfloat16": rate, "memory_bandwidth": {"median": 8e9, "peak": None}})
-    assert (slow.level, slow.what) == ("warning", "bfloat16 matrix products reach 46% of what the maker says")
-    assert low_speeds({"matmul_bfloat16": rate | {"median": 150e12}}) == []
-
-
-def test_the_verdict_is_one_line_that_counts() -> None:
-    report = {"devices": {"count": 8, "kind": "TPU v4", "processes": 2}, "collectives": [{}]}
-    warning, broken = Finding("warning", "few files", "more"), Finding("broken", "no plugin", "install it")
-    assert verdict([], report) == "ready: 8 TPU v4 devices, 2 processes, every collective right"
-    assert verdict([warning], report).endswith("every collective right, 1 warning")
-    assert verdict([broken, warning], report) == "1 problem: no plugin"
-    assert verdict([broken, broken._replace(what="no disk")], {"devices": None}) == "2 problems: no plugin; no disk"
