@@ -6,6 +6,7 @@ import sys
 from llama_jax.config import COMMANDS, DEFAULT_CONFIGS, PRESETS
 from llama_jax.core.command_line import run_command
 from llama_jax.core.errors import nearest
+from llama_jax.core.settings import command_for
 
 
 def main(name: str | None = None) -> None:
@@ -30,6 +31,8 @@ def main(name: str | None = None) -> None:
     command = name
     if len(sys.argv) > 1 and f"{command} {sys.argv[1]}" in COMMANDS:
         name = f"{command} {sys.argv.pop(1)}"
+    else:
+        name = command_for(command, sys.argv[1:], COMMANDS)
 
     if len(sys.argv) == 1 and name in DEFAULT_CONFIGS:
         print(f"no arguments: taking those of --config {DEFAULT_CONFIGS[name]}", flush=True)

@@ -9,6 +9,7 @@ from llama_jax.core.errors import UserError, nearest
 from llama_jax.data.config import DataConfig
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.model.config import SIZES, AdapterConfig, ModelConfig, sized
+from llama_jax.planning.config import PlannedConfig
 from llama_jax.supervised.config import ALPACA_TRAINING, FineTuningConfig, RunConfig
 from llama_jax.training.config import TrainingConfig
 
@@ -166,6 +167,33 @@ class PreviewInstructionsConfig(ShownConfig, LoraConfig):
 
     def __post_init__(self) -> None:
         ShownConfig.__post_init__(self)
+        LoraConfig.__post_init__(self)
+
+
+@dataclass(frozen=True)
+class PlanConfig(PlannedConfig, PretrainConfig):
+    """Compile a run for hardware that is not here: whether it fits, what it sends, what bounds it. Takes every setting
+    of the command that it plans, so that its configs fit."""
+
+    def __post_init__(self) -> None:
+        PlannedConfig.__post_init__(self)
+
+
+@dataclass(frozen=True)
+class PlanSftConfig(PlannedConfig, SftConfig):
+    """Compile a run of sft for hardware that is not here."""
+
+    def __post_init__(self) -> None:
+        PlannedConfig.__post_init__(self)
+        SftConfig.__post_init__(self)
+
+
+@dataclass(frozen=True)
+class PlanLoraConfig(PlannedConfig, LoraConfig):
+    """Compile a run of lora for hardware that is not here."""
+
+    def __post_init__(self) -> None:
+        PlannedConfig.__post_init__(self)
         LoraConfig.__post_init__(self)
 
 
@@ -423,6 +451,9 @@ COMMANDS: dict[str, type] = {
     "doctor": DoctorConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
+    "plan": PlanConfig,
+    "plan sft": PlanSftConfig,
+    "plan lora": PlanLoraConfig,
     "prepare": PrepareConfig,
     "preview": PreviewConfig,
     "preview sft": PreviewInstructionsConfig,
@@ -430,7 +461,7 @@ COMMANDS: dict[str, type] = {
     "tokenizer": TokenizerConfig,
 }
 """The commands, `python -m llama_jax.<name>`, and what each can be told. A second word is a first argument with which a
-command takes other settings."""
+command takes other settings; without it, the first of them is meant that knows all settings of the config files."""
 
 DEFAULT_CONFIGS = {"sft": "sft_starter", "lora": "lora_starter"}
 """Bundled configs of commands whose defaults are meant for real models, for a call without arguments."""

@@ -3,6 +3,7 @@
 Knows names and places, so that a mistake is reported as one line that says where it was made; types are checked by
 `command_line`."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
@@ -172,6 +173,25 @@ def read_config(name: str, schema: Schema, command: str, commands: Commands) -> 
         raise UserError(f"{file}: not valid YAML: {error}") from None
 
 
+def command_for(name: str, argv: Sequence[str], commands: Commands) -> str:
+    """The command, or its second word where only with that the keys of all config files among the arguments are
+    known."""
+    variants = [each for each in commands if each == name or each.startswith(f"{name} ")]
+    if len(variants) == 1:
+        return name
+    files = [value for before, value in itertools.pairwise(argv) if before == "--config"]
+    files += [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
+    try:
+        keys = {key.split(".")[0] for file in files for key in yaml.safe_load(_config_text(file)[1]) or {}}
+    except (UserError, yaml.YAMLError, AttributeError, TypeError):
+        return name  # what is wrong with the file is said where it is read
+    return next((each for each in variants if _knows(commands[each], keys)), name)
+
+
+def _knows(known: Any, keys: set[str]) -> bool:
+    return keys <= {field.name for field in fields(known if is_dataclass(known) else known())}
+
+
 def _config_text(name: str) -> tuple[str, str]:
     """The file that `--config NAME` means and what is in it."""
     folders = [_PACKAGE / "configs", _PACKAGE.parent / "configs"]  # in a wheel; in a checkout
@@ -193,11 +213,9 @@ def _config_text(name: str) -> tuple[str, str]:
 def _check_command(keys: set[str], file: str, command: str, commands: Commands) -> None:
     """Raise a UserError when the top-level keys of a file fit another command and not this one."""
 
-    def fits(other: str) -> bool:
-        known: Any = commands[other]
-        return keys <= {field.name for field in fields(known if is_dataclass(known) else known())}
-
-    if not fits(command) and (other := next(filter(fits, commands), None)):
+    if _knows(commands[command], keys):
+        return
+    if other := next((each for each, known in commands.items() if _knows(known, keys)), None):
         raise UserError(f"{file} is a config for '{other}', not for '{command}'")
 
 

@@ -184,20 +184,37 @@ def loop_turns(module: Module, loop: Instruction, otherwise: int | None = None) 
     """How often the body of a loop is executed.
 
     Read from the text are XLA's `known_trip_count`, and conditions `counter < constant`, whose counter is taken to
-    start at 0 and to go up by 1, as that of every `jax.lax.scan` does.
+    start at 0, as that of every `jax.lax.scan` does. What a turn adds to it is read from the body, and is 1 where that
+    is not plain to see.
 
     Args:
         otherwise: the answer where the text does not tell.
     """
     if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
         return int(known)
-    condition = module.computations.get(loop.attribute(r"condition=%?([\w.\-]+)"), [])
-    constants = {
-        each.name: int(each.text.split(")")[0])
-        for each in condition
-        if each.opcode == "constant" and each.result.startswith("s32[]")
-    }
-    for comparison in condition:
+    condition = {each.name: each for each in module.computations.get(loop.attribute(r"condition=%?([\w.\-]+)"), [])}
+    for comparison in condition.values():
         if comparison.opcode == "compare" and "direction=LT" in comparison.text:
-            return next((constants[name] for name in comparison.operands[1:] if name in constants), otherwise)
+            counter, limit = (condition.get(name) for name in comparison.operands[:2])
+            if (last := _constant(limit)) is None:
+                return otherwise
+            return -(-last // _added_a_turn(module, loop, "" if counter is None else counter.attribute(r"index=(\d+)")))
     return otherwise
+
+
+def _constant(instruction: Instruction | None) -> int | None:
+    if instruction is None or instruction.opcode != "constant" or not re.match(r"[su]32\[\]", instruction.result):
+        return None
+    return int(instruction.text.split(")")[0])
+
+
+def _added_a_turn(module: Module, loop: Instruction, index: str) -> int:
+    """What the body adds to the element of its tuple that counts the turns: 2 in loops that were unrolled once."""
+    body = {each.name: each for each in module.computations.get(loop.body, [])}
+    roots = [each for each in body.values() if each.opcode == "tuple"]
+    if not index or not roots or int(index) >= len(roots[-1].operands):
+        return 1
+    after = body.get(roots[-1].operands[int(index)])
+    if after is None or after.opcode != "add":
+        return 1
+    return next((step for name in after.operands if (step := _constant(body.get(name)))), 1)

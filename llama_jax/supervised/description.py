@@ -1,12 +1,11 @@
 """What will be run, in words and bytes, before anything is."""
 
-import math
 import time
 from collections.abc import Mapping
 
 import jax
 
-from llama_jax.core import tree
+from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.model.attention import Shapes, choose
 from llama_jax.model.flops import CONVENTION
@@ -55,15 +54,7 @@ def compiled_report(program: Program) -> str:
         "optimizer": (state.optimizer_state, state.guard),
         "batch": program.batch_shapes(rows),
     }
-    lines = [f"{kind:<12}{_bytes_on_a_device(shapes):>20,} bytes a device" for kind, shapes in kinds.items()]
+    lines = [f"{kind:<12}{sharding.bytes_on_a_device(shapes):>20,} bytes a device" for kind, shapes in kinds.items()]
     memory = compiled.memory_analysis()
     lines.append(f"{'temporary':<12}{memory.temp_size_in_bytes:>20,} bytes a device, as compiled for this platform")
     return "\n".join([*lines, f"compiled in {time.perf_counter() - started:.1f} s"])
-
-
-def _bytes_on_a_device(shapes: PyTree) -> int:
-    def size(leaf: jax.ShapeDtypeStruct) -> int:
-        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-        return leaf.dtype.itemsize * math.prod(shape)
-
-    return sum(map(size, jax.tree.leaves(shapes)))

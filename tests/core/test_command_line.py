@@ -13,6 +13,7 @@ import pytest
 from llama_jax.core.command_line import parse, run_command, to_yaml
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import SavedAfterSignal, UserError
+from llama_jax.core.settings import command_for
 from llama_jax.model.config import ModelConfig, RopeScaling, sized
 from llama_jax.training.config import TrainingConfig
 
@@ -355,3 +356,23 @@ def test_a_process_that_fails_ends_at_once_while_others_go_on(tmp_path):
     finally:
         first.kill()
         first.communicate()
+
+
+def test_a_second_word_is_found_by_the_settings_of_a_config_file(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("alpha: 1\n")
+    second.write_text("alpha: 1\nbeta: 2\n")
+
+    @dataclass(frozen=True)
+    class First:
+        alpha: int = 0
+
+    @dataclass(frozen=True)
+    class Second(First):
+        beta: int = 0
+
+    commands = {"show": First, "show second": Second, "other": First}
+    assert command_for("show", ["--config", str(first)], commands) == "show"
+    assert command_for("show", ["--alpha", "2", f"--config={second}"], commands) == "show second"
+    assert command_for("show", ["--config", str(tmp_path / "missing.yaml")], commands) == "show"
+    assert command_for("other", ["--config", str(second)], commands) == "other"

@@ -292,3 +292,16 @@ def test_bytes_by_axes_and_the_table_of_them():
     assert lines[1] == ["data", "all-reduce", "f32", "no", "2", "2", "1", "4.000", "4.000"]
     assert lines[2] == ["fsdp", "all-gather", "bf16", "yes", "1", "4", "3", "3.000", "2.250"]
     assert lines[3] == ["total", "4", "7.000", "6.250"]
+
+
+def test_a_loop_that_was_unrolled_once_has_half_the_turns():
+    body, condition = loop_of(
+        8,
+        """\
+        %counter = s32[] get-tuple-element(%p), index=0
+        %two = s32[] constant(2)
+        %next = s32[] add(%counter, %two)
+        %r = f32[2]{0} all-reduce(%q), replica_groups={}, to_apply=%add
+        ROOT %all = (s32[], f32[8]) tuple(%next, %q)""",
+    )
+    assert only(program(WHILE, body, condition)).count == 4

@@ -1,0 +1,122 @@
+"""The report of a plan, for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_jax.model.flops import CONVENTION
+
+GIB = 2**30
+
+
+def heading_lines(report: Mapping[str, Any]) -> list[str]:
+    """What is going to be compiled, for what."""
+    trained = report.get("trained", report["parameters"])
+    train = "" if trained == report["parameters"] else f", {trained:,} train"
+    mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1) or "one device"
+    slices = f"{report['num_slices']} slices of " if report["num_slices"] > 1 else ""
+    if report["what"] == "decode step":
+        work = f"{report['rows']:,} rows, caches of {report['slots']:,} tokens, {report['dtype']}"
+    else:
+        tokens = report["rows"] * report["sequence_length"]
+        work = (
+            f"{report['rows']:,} rows x {report['sequence_length']:,} tokens = {tokens:,} in "
+            f"{report['microbatches']} microbatches, {report['dtype']}, remat {report['remat']}, "
+            f"attention {report['attention']}"
+        )
+    return [
+        f"model:      {report['model']}, {report['parameters']:,} parameters{train}",
+        f"{report['what'] + ':':<12}{work}",
+        f"hardware:   {slices}{report['topology']}, {report['devices']} x {report['device_kind']}; mesh {mesh}",
+        "compiling…",
+    ]
+
+
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """What came of it."""
+    memory = report["memory"]
+    held = ", ".join(f"{kind} {_gib(size)}" for kind, size in memory["held"].items() if size)
+    lines = [f"compiled:   in {report['compile_seconds']} s, {_versions(report)}"]
+    if not report["fits"]:
+        return [
+            *lines,
+            f"fits:       NO: needs {_gib(memory['needed'])} GiB of {_gib(memory['limit'])} a device, "
+            f"{_gib(memory['shortfall'])} too many",
+            f"            held between steps, GiB: {held}",
+            *_flops_lines(report),
+        ]
+    lines += [
+        f"fits:       yes, {_gib(memory['peak'])} of {_gib(memory['limit'])} GiB a device at the peak, "
+        f"{_gib(memory['headroom'])} to spare",
+        f"memory:     GiB a device: {held}; {_gib(memory['temporary'])} more at the peak",
+        *_flops_lines(report),
+    ]
+    return lines + _communication_lines(report) + _roofline_lines(report)
+
+
+def _flops_lines(report: Mapping[str, Any]) -> list[str]:
+    flops = report["flops"]
+    return [
+        f"FLOPs:      {flops['model']:.4g} by the formula ({CONVENTION}), {flops['program']:.4g} in the program: "
+        f"{flops['recomputation']:.3f} times"
+        if report["what"] != "decode step"
+        else f"FLOPs:      {flops['model']:.4g} by the formula, {flops['program']:.4g} in the program"
+    ]
+
+
+def _communication_lines(report: Mapping[str, Any]) -> list[str]:
+    sent = report["communication"]
+    if not sent["collectives"]:
+        return ["sent:       nothing"]
+    minimum = "" if sent["ratio"] is None else f", {sent['ratio']:.3f} times the least of this layout"
+    header = ("collective", "axes", "type", "pass", "devices", "count", "GiB", "sent GiB", "overlapped")
+    rows = [
+        (
+            each["kind"],
+            " x ".join(each["axes"]),
+            "+".join(each["types"]),
+            each["pass"],
+            f"{each['devices']:,}",
+            f"{each['count']:,}",
+            f"{each['bytes'] / GIB:.3f}",
+            f"{each['wire_bytes'] / GIB:.3f}",
+            "yes" if each["overlapped"] else "no",
+        )
+        for each in sent["collectives"]
+        if each["wire_bytes"] >= sent["wire_bytes"] / 1000
+    ]
+    left_out = len(sent["collectives"]) - len(rows)
+    lines = [f"sent:       {_gib(sent['wire_bytes'])} GiB by each device{minimum}"]
+    lines += [f"            {line}" for line in aligned([header, *rows], words=4)]
+    return lines + ([f"            and {left_out} kinds of less than a thousandth"] if left_out else [])
+
+
+def _roofline_lines(report: Mapping[str, Any]) -> list[str]:
+    bound = report["roofline"]
+    seconds = ", ".join(f"{resource} {value:.3g} s" for resource, value in bound["seconds"].items())
+    unknown = f"; no figure for {' and '.join(bound['no_figure'])}" if bound["no_figure"] else ""
+    return [
+        f"roofline:   {bound['label']}",
+        f"            {seconds}: bound by {bound['bound']}{unknown}",
+        f"            {bound['as_scheduled']:.3g} s with what the schedule overlaps (utilization "
+        f"{bound['most_utilization']:.0%}), {bound['all_at_once']:.3g} s if it overlapped all",
+    ]
+
+
+def aligned(rows: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Rows of a table, the first so many columns to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index < words else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f}" if size >= GIB / 100 or size == 0 else f"{size / GIB:.2g}"
+
+
+def _versions(report: Mapping[str, Any]) -> str:
+    return ", ".join(f"{package} {version}" for package, version in report["versions"].items())
