@@ -257,6 +257,15 @@ def test_a_program_for_several_slices_is_written_for_one_and_sends_to_the_others
     assert wire_bytes(reduce) == 32
 
 
+def test_partitions_of_a_slice_are_its_devices_in_the_order_of_the_mesh():
+    """Two slices along the last axis: the two partitions of each lie along the first."""
+    chips = np.array([Chip(number % 2, number) for number in range(4)], object)
+    text = program("%r = f32[8]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add")
+    text = text.replace("num_partitions=8", "num_partitions=2")
+    (collective,) = collectives(text, mesh=Mesh(chips.reshape(2, 1, 2), AXES))
+    assert (collective.axes, collective.slices) == (("data",), 1)
+
+
 @pytest.mark.parametrize(
     ("between", "settings", "overlapped"),
     [
