@@ -1,0 +1,156 @@
+"""`run_tpu.sh --local`: a command as several processes of one job on this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_runs import ROOT, UNOPTIMIZED, Ended, metrics, run, steps
+from tpu_stand_in import SCRIPT
+
+SHORT = ("--training.steps", 8, "--training.schedule_steps", 30)
+LONG = ("--training.steps", 20000, "--training.evaluate_every", 20000)
+MOST = 2e-6
+"""Largest relative difference of a loss."""
+
+
+@contextmanager
+def started(processes: int, *command: object, folder: Path, devices: int = 1) -> Iterator[subprocess.Popen]:
+    """The script with a command as so many processes of `devices` devices, in a process group of its own."""
+    environment = os.environ | {
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "XLA_FLAGS": UNOPTIMIZED,
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "TMPDIR": str(folder),
+    }
+    arguments = [SCRIPT, "--local", str(processes), "--", *map(str, command)]
+    with (folder / "printed").open("w") as output, (folder / "errors").open("w") as errors:
+        process = subprocess.Popen(arguments, env=environment, stdout=output, stderr=errors, start_new_session=True)
+    try:
+        yield process
+    finally:
+        for pid in children(process):
+            os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+
+def ended(process: subprocess.Popen, folder: Path) -> Ended:
+    code = process.wait(timeout=240)
+    return Ended(code, (folder / "printed").read_text(), (folder / "errors").read_text())
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """The processes that the script has started and that still run, by rank."""
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    pids = [int(pid) for pid in listed.read_text().split()] if listed.exists() else []
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in pids}
+    ranks = {pid: int(line[-2]) for pid, line in lines.items() if b"--distributed.process_id" in line}
+    return sorted(ranks, key=lambda pid: ranks[pid])
+
+
+def wait_for_a_step(process: subprocess.Popen, run_dir: Path) -> None:
+    recorded = run_dir / "metrics.jsonl"
+    while not recorded.exists() or recorded.stat().st_size == 0:
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def one_process(small_run, tmp_path_factory) -> list[float]:
+    """The losses of a run of one process with four devices."""
+    folder = tmp_path_factory.mktemp("one_process")
+    result = run("pretrain", *small_run.arguments, *SHORT, "--run_dir", folder / "run", folder=folder, devices=4)
+    assert result.code == 0, result
+    return [record["loss"] for record in metrics(folder / "run")]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_give_the_losses_of_one(processes, one_process, small_run, tmp_path):
+    command = ("pretrain", *small_run.arguments, *SHORT, "--run_dir", tmp_path / "run")
+    with started(processes, *command, folder=tmp_path, devices=4 // processes) as job:
+        result = ended(job, tmp_path)
+    assert result.code == 0, result
+    assert f"process 0 of {processes}, 4 devices (cpu)" in result.output
+    assert "process 1 of" not in result.output
+    losses = [record["loss"] for record in metrics(tmp_path / "run")]
+    differences = np.abs(np.array(losses) / np.array(one_process) - 1)
+    print("relative differences of the losses:", *(f"{difference:.1e}" for difference in differences))
+    assert len(losses) == 8 and differences.max() <= MOST, differences
+    assert not list(tmp_path.glob("tmp.*"))  # logs that nobody needs
+
+
+def test_when_one_process_is_killed_all_end_with_its_exit_code(small_run, tmp_path):
+    command = ("pretrain", *small_run.arguments, *LONG, "--run_dir", tmp_path / "run")
+    with started(2, *command, folder=tmp_path) as job:
+        wait_for_a_step(job, tmp_path / "run")
+        first, second = children(job)
+        os.kill(second, signal.SIGKILL)
+        killed = time.monotonic()
+        result = ended(job, tmp_path)
+        assert time.monotonic() - killed < 30
+        assert not Path(f"/proc/{first}").exists()
+    assert result.code == 128 + signal.SIGKILL
+    assert "process 1 of 2 ended with exit code 137\n" in result.errors
+    assert "process 1 of 2: joining" in result.errors  # what it had printed
+    [logs] = tmp_path.glob("tmp.*")
+    assert f"what the other processes printed is in {logs}\n" in result.errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_signal_to_the_script_makes_all_processes_save_and_leave(number, small_run, tmp_path):
+    command = ("pretrain", *small_run.arguments, *LONG, "--run_dir", tmp_path / "run")
+    with started(2, *command, folder=tmp_path) as job:
+        wait_for_a_step(job, tmp_path / "run")
+        os.killpg(job.pid, number)  # as Ctrl-C on a terminal does
+        result = ended(job, tmp_path)
+    assert result.code == 75, result
+    made = metrics(tmp_path / "run")[-1]["step"]
+    assert f"saved step {made} of 20000 after a signal" in result.errors
+    assert steps(tmp_path / "run")[-1] == made
+
+
+@pytest.mark.parametrize(("on_signal", "seconds"), [("exit 4", 8), (":", 30)], ids=["goes", "stays"])
+def test_processes_that_wait_for_one_that_failed_are_ended(on_signal, seconds, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f"""#!/bin/bash
+        if [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi
+        if [[ ${{@: -1}} == 1 ]]; then echo broken; exit 5; fi
+        trap '{on_signal}' TERM
+        echo $$ > {tmp_path}/waits
+        for _ in {{1..600}}; do read -t 0.1 < <(tail -f /dev/null) || true; done
+    """)
+    python.chmod(0o755)
+    command = [SCRIPT, "--local", "2", "--", "pretrain"]
+    begun = time.monotonic()
+    result = subprocess.run(command, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True)
+    assert result.returncode == 5, result
+    assert result.stderr.startswith("process 1 of 2 ended with exit code 5\nbroken\n")
+    assert not Path("/proc", (tmp_path / "waits").read_text().strip()).exists()
+    assert time.monotonic() - begun < seconds
+
+
+def test_a_mistake_is_shown_once_with_its_exit_code(tmp_path):
+    with started(3, "pretrain", "--training.stepz", 3, folder=tmp_path) as job:
+        result = ended(job, tmp_path)
+    assert result.code == 2, result
+    assert "did you mean 'training.steps'" in result.errors
+
+
+def test_a_dry_run_prints_the_processes_and_starts_none(tmp_path):
+    command = [SCRIPT, "--local", "2", "--dry_run", "--", "pretrain", "--run_dir", "my run"]
+    result = subprocess.run(command, env=os.environ | {"PYTHON": "true"}, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    coordinator = "--distributed.coordinator 127.0.0.1:PORT --distributed.num_processes 2"
+    assert result.stdout.splitlines() == [
+        f"true -m llama_jax pretrain --run_dir 'my run' {coordinator} --distributed.process_id {rank}"
+        for rank in range(2)
+    ]
