@@ -34,6 +34,8 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     # The model width of every matrix: storage is split, and gathered for use one layer at a time. Devices that share a
     # row would otherwise all hold the same parameters, so they split them too.
     "embed": ("fsdp", "sequence"),
+    # The width of embeddings on their way from the parts of the table to the devices whose tokens they are.
+    "looked_up": ("fsdp",),
     # The axes of Megatron's tensor parallelism (arXiv:1909.08053): column-parallel in, row-parallel out, so that one
     # reduction follows the attention and one the MLP.
     "heads": ("tensor",),
@@ -173,9 +175,9 @@ _gathered.defvjp(
 
 
 def with_gathered(
-    product: Callable[[Array, Array], Array], x: Array, weight: Array, axes: Axes, dtype: np.dtype
+    product: Callable[[Array, Array], Array], x: Array, weight: Array, axes: tuple[str, str], dtype: np.dtype
 ) -> Array:
-    """`product(x, weight)` with the gathered weight; `x` is `[B, T, …]`.
+    """`product(x, weight)` with the gathered weight: `[B, T, I]`, `[I, O]` -> `[B, T, O]`.
 
     Where the mesh says so (`MeshConfig.fsdp_stages`), the gradient of the weight is reduced by one reduce-scatter for
     each torus dimension, the first of which leaves little for the others. For that the product has to be made by each
@@ -188,16 +190,19 @@ def with_gathered(
         return product(x, gathered(weight, axes, dtype))
     weight = constrain(weight.astype(dtype), axes)
     along, names = axes.index("embed"), _names("embed", mesh)
-    by_rows = mesh_axes(("batch", "length"))
+    inputs, outputs = (None if axis == "embed" else axis for axis in axes)
 
     def on_part(x: Array, weight: Array) -> Array:
-        return product(x, _gathered_in_stages(weight, along, names))
+        made = product(x, _gathered_in_stages(weight, along, names))
+        summed = _names(inputs, mesh) if inputs else ()
+        return jax.lax.psum(made, summed) if summed else made
 
+    # By hand along all axes of the mesh: of a gradient that the compiler still splits along one, it would scatter the
+    # whole along the others.
     return jax.shard_map(
         on_part,
-        in_specs=(by_rows, PartitionSpec(*[None] * along, names)),
-        out_specs=by_rows,
-        axis_names=_manual(mesh),
+        in_specs=(mesh_axes(("batch", "length", inputs)), mesh_axes(axes)),
+        out_specs=mesh_axes(("batch", "length", outputs)),
         check_vma=False,
     )(x, weight)
 
@@ -232,7 +237,7 @@ def _manual(mesh: AbstractMesh) -> set[str]:
 @dataclass(frozen=True)
 class Summed:
     """A result that is added up over the parts of a batch. Of the gradient of a gathered weight, `axes` are the logical
-    axes of the weight: each part is left with what it stores of it."""
+    axes of the weight: each part is left with what it stores of it, where `embed` alone splits the weight."""
 
     axes: Axes = ()
 
@@ -257,15 +262,19 @@ def over_parts(
     def reduced(result: Array, axes: Axes | Summed) -> Array:
         if not isinstance(axes, Summed):
             return result
-        scattered = _names("embed", mesh) if "embed" in axes.axes else ()
+        scattered = _names("embed", mesh) if is_scattered(axes) else ()
         if scattered:
             result = _scattered(result, axes.axes.index("embed"), scattered)
         rest = sorted(manual - {*scattered})
         return jax.lax.psum(result, tuple(rest)) if rest else result
 
+    def is_scattered(axes: Summed) -> bool:
+        # What the compiler splits along another axis it would first put together again.
+        return "embed" in axes.axes and all(size_of(axis) == 1 for axis in axes.axes if axis not in ("embed", None))
+
     def place(axes: Axes | Summed | None) -> PartitionSpec:
         if isinstance(axes, Summed):
-            return mesh_axes(tuple(axis if axis == "embed" else None for axis in axes.axes))
+            return mesh_axes(tuple("embed" if axis == "embed" else None for axis in axes.axes if is_scattered(axes)))
         return PartitionSpec() if axes is None else mesh_axes(axes)
 
     def on_part(*arguments: PyTree) -> tuple[PyTree, ...]:

@@ -121,4 +121,6 @@ class Embedding(nn.Module):
         tokens = constrain(tokens, ("group", None))
         rows = jnp.take(self.table.astype(self.dtype), tokens, axis=0)
         rows = constrain(rows, ("group", None, "embed"))
+        # One mesh axis after the other: of both at once the compiler makes a gather of everything.
+        rows = constrain(rows, ("group", "length", "looked_up"))
         return constrain(rows, ("batch", "length", "residual"))

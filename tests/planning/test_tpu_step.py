@@ -131,6 +131,18 @@ def test_over_two_dimensions_of_a_torus_gradients_are_reduced_at_once_or_in_stag
     assert sum(map(wire_bytes, sent)) < most * least(WIDE, 16)
 
 
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=4, tensor=2), MeshConfig(fsdp=4, sequence=2)])
+def test_looked_up_rows_and_the_heads_gradient_are_sent_in_parts_on_every_mesh(mesh):
+    sent = collectives(compiled_for("v5e:2x4", mesh, MODEL, ROWS).as_text())
+    print(f"\n{table(sent)}")
+    large = [each for each in sent if each.where == "entry" and wire_bytes(each) > 2**14]
+    # The head is gathered along the axes that split its width alone; its gradient is a part along `tensor`.
+    parts = BFLOAT16 * D * V // mesh.tensor
+    assert [each.bytes for each in large if each.kind == "all-gather"] == [parts]
+    assert sum(each.bytes for each in large if "reduce" in each.kind and each.group_size > 2) <= parts + 2**16
+    assert len([each for each in large if each.kind == "all-to-all"]) >= 2
+
+
 def test_the_state_is_updated_in_place(compiled):
     parameters = L * (sum(MATRICES) // BFLOAT16 + 2 * D) + 2 * V * D + D
     memory = compiled.memory_analysis()

@@ -1,0 +1,26 @@
+"""The plans that the README shows are those that were kept, and all fit."""
+
+import json
+
+from record_plans import BEGIN, END, KEPT, PLANS, README, table
+
+GIB = 2**30
+KEPT_PLANS = {plan["arguments"]: plan for plan in json.loads(KEPT.read_text())}
+
+
+def test_the_readme_shows_what_was_kept() -> None:
+    assert list(KEPT_PLANS) == list(PLANS)
+    shown = README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    assert shown.strip() == table(list(KEPT_PLANS.values()))
+
+
+def test_every_published_recipe_fits() -> None:
+    assert {arguments for arguments, plan in KEPT_PLANS.items() if not plan["fits"]} == set()
+
+
+def test_7b_on_v5e_256_sends_and_holds_what_the_layout_promises() -> None:
+    default, less, staged = (KEPT_PLANS[arguments] for arguments in PLANS[:3])
+    assert default["communication"]["ratio"] <= 1.35 and staged["communication"]["ratio"] <= 1.05
+    assert default["memory"]["peak"] <= 7.7 * GIB
+    assert less["memory"]["peak"] <= 15.75 * GIB
+    assert less["flops"]["recomputation"] < default["flops"]["recomputation"] - 0.01
