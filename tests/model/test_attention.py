@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
 
 from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
@@ -199,6 +200,19 @@ def test_devices_that_split_a_row_have_the_same_work(parts) -> None:
         visited = (blocks > 0).sum(axis=1)
         assert len(set(visited)) == 1 and visited[0] > 0
     assert len(set(starts.sum(axis=1))) == 1
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_blocks_to_visit_are_those_of_the_whole_mask(monkeypatch, parts) -> None:
+    def blocks() -> list:
+        kernel = attention_kernels._splash_kernel(4096, heads=2)
+        return jax.tree.leaves((kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info))
+
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=1, sequence=parts), jax.devices()[:parts])):
+        found = blocks()
+        monkeypatch.setattr(attention_kernels, "_CausalMask", splash_attention_mask.CausalMask)
+        for array, expected in zip(found, blocks(), strict=True):
+            np.testing.assert_array_equal(array, expected)
 
 
 def test_a_row_is_cut_so_that_each_device_has_an_early_and_a_late_piece() -> None:
