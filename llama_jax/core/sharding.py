@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -240,6 +241,8 @@ class Summed:
     axes of the weight: each part is left with what it stores of it, where `embed` alone splits the weight."""
 
     axes: Axes = ()
+    dtype: Any = jnp.float32
+    """Type of the sum, and of what is sent."""
 
 
 def over_parts(
@@ -264,9 +267,11 @@ def over_parts(
             return result
         scattered = _names("embed", mesh) if is_scattered(axes) else ()
         if scattered:
-            result = _scattered(result, axes.axes.index("embed"), scattered)
+            result = _scattered(result.astype(axes.dtype), axes.axes.index("embed"), scattered)
         rest = sorted(manual - {*scattered})
-        return jax.lax.psum(result, tuple(rest)) if rest else result
+        # (Cast afterwards, and the compiler for TPU casts before all the same; that for CPU fails on a bfloat16 sum
+        # here.)
+        return (jax.lax.psum(result, tuple(rest)) if rest else result).astype(axes.dtype)
 
     def is_scattered(axes: Summed) -> bool:
         # What the compiler splits along another axis it would first put together again.
@@ -280,11 +285,12 @@ def over_parts(
     def on_part(*arguments: PyTree) -> tuple[PyTree, ...]:
         return tuple(reduced(result, axes) for result, axes in zip(function(*arguments), outputs, strict=True))
 
+    by_compiler = {name for name in mesh.axis_names if name not in manual and mesh.shape[name] > 1}
     return jax.shard_map(
         on_part,
         in_specs=tuple(map(place, inputs)),
         out_specs=tuple(map(place, outputs)),
-        axis_names=manual,
+        axis_names={*mesh.axis_names} - by_compiler,
         check_vma=False,
     )
 

@@ -97,12 +97,12 @@ def summed_cross_entropy(
             head_gradient, (nll, square, hidden_gradient) = jax.lax.scan(body, start, _chunks(head.shape[-1], *rows))
             hidden_gradient = jnp.moveaxis(hidden_gradient, 0, 1).reshape(rows[0].shape)
             results = (nll.sum(), square.sum(), hidden_gradient)
-            # Added up in float32 here, and sent in the type in which all gradients of weights are.
-            return results if head_gradient is None else (*results, head_gradient.astype(head.dtype))
+            return results if head_gradient is None else (*results, head_gradient)
 
         outputs = [Summed(), Summed(), _TOKENS]
         if head_gradient_wanted:
-            outputs.append(Summed(("embed", "vocab")))
+            # Added up in float32 on a device, and sent in the type in which all gradients of weights are.
+            outputs.append(Summed(("embed", "vocab"), head.dtype))
         results = over_parts(on_rows, _INPUTS, outputs)(head, hidden, targets, weights)
         # The head's gradient is reduced before the layers' backward pass begins, which otherwise holds it whole.
         nll, square, hidden_gradient, *rest = jax.lax.optimization_barrier(results)
