@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.core.arrays import Array, Float, Int
@@ -35,6 +36,19 @@ def block_size(length: int) -> int | None:
     if piece <= BLOCK:
         return piece
     return next((size for size in range(BLOCK, _SMALLEST - 1, -1) if piece % size == 0), None)
+
+
+def blocks_visited(length: int) -> float:
+    """Blocks of keys that a block of queries meets in rows of `length` tokens, on average."""
+    size = block_size(length)
+    assert size is not None, f"no block divides {length} tokens"
+    ends = query_positions(length)[::size] + size
+    return float(np.mean(-(-ends // _key_size(size, length))))
+
+
+def _key_size(size: int, length: int) -> int:
+    # Where rows are split into small pieces, several make a block of keys.
+    return max(size, math.gcd(length, BLOCK))
 
 
 def blocked(
@@ -160,8 +174,7 @@ def _product(subscripts: str, left: Array, right: Array) -> Array:
 def _cut(query: Array, key: Array, value: Array, segments: Segments, blocks: int) -> tuple[_Keys, Array, Array | None]:
     """Keys, queries (`[blocks, B, K, G T, H]`) and documents of the queries, in blocks."""
     K, size = key.shape[2], query.shape[1] // blocks
-    # Where rows are split into small pieces, several make a block of keys.
-    key_size = max(size, math.gcd(key.shape[1], BLOCK))
+    key_size = _key_size(size, key.shape[1])
     query_ids, key_ids = (None, None) if segments is None else map(_split_ids, segments, (size, key_size))
     keys = _Keys(_split(key, K, key_size), _split(value, K, key_size), key_ids, size)
     return keys, _split(query, K, size), query_ids

@@ -2,12 +2,13 @@
 mesh, and whether the schedule has other work for the meantime. Knows no model."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from jax.sharding import Mesh
 
+from llama_jax.core.text import aligned
 from llama_jax.planning import hlo as hlo_text
 from llama_jax.planning.device_groups import device_groups, group_size, in_mesh, span
 from llama_jax.planning.hlo import Instruction, Module, Place
@@ -60,58 +61,14 @@ def wire_bytes(collective: Collective) -> int:
 def table(collectives: Sequence[Collective]) -> str:
     """Collectives for people: those alike in kind, type, place, phase and group size on one line, with the number of
     executions, the MiB of their arrays and the MiB that a device sends."""
-    names = ("kind", "type", "where", "phase", "devices", "count", "MiB", "wire MiB")
-    return _table(
-        names,
-        collectives,
-        lambda each: (each.kind, "+".join(each.dtypes), each.where, each.phase, str(each.group_size)),
-    )
-
-
-def table_by_axes(collectives: Sequence[Collective]) -> str:
-    """Collectives for people: those alike in mesh axes and kind on one line. `overlapped` says of which there is other
-    work between start and end."""
-    names = ("axes", "kind", "type", "overlapped", "slices", "devices", "count", "MiB", "wire MiB")
-    return _table(
-        names,
-        collectives,
-        lambda each: (
-            " x ".join(each.axes),
-            each.kind,
-            "+".join(each.dtypes),
-            "yes" if each.overlapped else "no",
-            str(each.slices),
-            str(each.group_size),
-        ),
-    )
-
-
-def wire_by_axes(collectives: Sequence[Collective]) -> dict[tuple[str, ...], int]:
-    """Bytes that a device sends, by the mesh axes along which it does, the most first."""
-    sums: dict[tuple[str, ...], int] = {}
-    for collective in collectives:
-        sums[collective.axes] = sums.get(collective.axes, 0) + wire_bytes(collective)
-    return dict(sorted(sums.items(), key=lambda item: -item[1]))
-
-
-def _table(
-    header: tuple[str, ...], collectives: Sequence[Collective], key: Callable[[Collective], tuple[str, ...]]
-) -> str:
-    """A line for each key, and one for all. Cells of words stand left, those of numbers right."""
+    header = ("kind", "type", "where", "phase", "devices", "count", "MiB", "wire MiB")
     alike: dict[tuple[str, ...], list[Collective]] = {}
     for collective in collectives:
-        alike.setdefault(key(collective), []).append(collective)
-    rows = [header, *((*cells, *_totals(members)) for cells, members in sorted(alike.items()))]
-    rows.append(("total", *[""] * (len(header) - 4), *_totals(collectives)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    words = sum(title not in ("slices", "devices", "count", "MiB", "wire MiB") for title in header)
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index < words else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+        key = (collective.kind, "+".join(collective.dtypes), collective.where, collective.phase)
+        alike.setdefault((*key, str(collective.group_size)), []).append(collective)
+    rows = [header, *((*key, *_totals(members)) for key, members in sorted(alike.items()))]
+    rows.append(("total", "", "", "", "", *_totals(collectives)))
+    return "\n".join(aligned(rows, words=4))
 
 
 def _totals(collectives: Sequence[Collective]) -> tuple[str, str, str]:

@@ -26,12 +26,14 @@ class PlannedConfig:
     """Try remat policies, microbatches and meshes by a model of memory and time, compile the best ones, and print a
     ranked table."""
     compiled: int = 3
-    """Candidates of `search` to compile."""
+    """Candidates of `search` to compile, the first of those that fit by the estimate."""
+    shown: int = 12
+    """Candidates of `search` to show."""
     json: bool = False
     """Print one JSON object as the last line."""
 
     def __post_init__(self) -> None:
-        for name in ("num_slices", "decode_rows", "decode_slots", "compiled"):
+        for name in ("num_slices", "decode_rows", "decode_slots", "compiled", "shown"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"--{name} {value}: must be at least 1")
         if self.search and self.what == "decode":

@@ -30,6 +30,8 @@ class Lowered:
     """By the formula, over all devices."""
     minimum: Sequence[Collective]
     """The exchanges that the layout cannot do without; empty: not known."""
+    loop_turns: float | None = None
+    """Turns of a loop whose number only a running program knows, on average."""
 
 
 def compiled_report(program: Lowered, chip: Chip) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def compiled_report(program: Lowered, chip: Chip) -> dict[str, Any]:
     """
     held = {kind: sharding.bytes_on_a_device(shapes) for kind, shapes in program.held.items()}
     limit = chip.usable_bytes or chip.memory_bytes
-    flops = program_flops(program.traced.jaxpr)
+    flops = program_flops(program.traced.jaxpr, program.loop_turns)
     report: dict[str, Any] = {
         "flops": {
             "model": program.model_flops,
@@ -59,8 +61,9 @@ def compiled_report(program: Lowered, chip: Chip) -> dict[str, Any]:
     seconds = _since(started)
     hlo = compiled.as_text() or ""
     peak = compiled.memory_analysis().peak_memory_in_bytes  # pyright: ignore[reportOptionalMemberAccess]
-    sent = collectives(hlo, mesh=program.mesh)
-    traffic = memory_traffic(hlo)
+    turns = None if program.loop_turns is None else round(program.loop_turns)
+    sent = collectives(hlo, turns, program.mesh)
+    traffic = memory_traffic(hlo, turns)
     bound = roofline(chip, program.mesh, flops.total / program.mesh.size, traffic, sent)
     memory = {"limit": limit, "peak": peak, "headroom": limit - peak, "held": held}
     memory["temporary"] = peak - sum(held.values())

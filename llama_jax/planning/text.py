@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llama_jax.core.text import aligned
 from llama_jax.model.flops import CONVENTION
+from llama_jax.planning.roofline import LABEL
 
 GIB = 2**30
 
@@ -23,19 +25,22 @@ def heading_lines(report: Mapping[str, Any]) -> list[str]:
             f"{report['microbatches']} microbatches, {report['dtype']}, remat {report['remat']}, "
             f"attention {report['attention']}"
         )
-    return [
+    lines = [
         f"model:      {report['model']}, {report['parameters']:,} parameters{train}",
-        f"{report['what'] + ':':<12}{work}",
+        f"what:       {report['what']}: {work}",
         f"hardware:   {slices}{report['topology']}, {report['devices']} x {report['device_kind']}; mesh {mesh}",
-        "compiling…",
     ]
+    if kinds := report.get("memory_estimate"):
+        by_kind = ", ".join(f"{kind} {_gib(size)}" for kind, size in kinds.items() if size)
+        lines.append(f"estimated:  {_gib(sum(kinds.values()))} GiB a device when most is alive: {by_kind}")
+    return [*lines, "compiling…"]
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
     """What came of it."""
     memory = report["memory"]
     held = ", ".join(f"{kind} {_gib(size)}" for kind, size in memory["held"].items() if size)
-    lines = [f"compiled:   in {report['compile_seconds']} s, {_versions(report)}"]
+    lines = [f"compiled:   in {report['compile_seconds']} s"]
     if not report["fits"]:
         return [
             *lines,
@@ -55,11 +60,12 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
 
 def _flops_lines(report: Mapping[str, Any]) -> list[str]:
     flops = report["flops"]
+    both = f"FLOPs:      {flops['model']:.4g} by the formula, {flops['program']:.4g} in the program"
+    if report["what"] == "decode step":
+        return [both]
     return [
-        f"FLOPs:      {flops['model']:.4g} by the formula ({CONVENTION}), {flops['program']:.4g} in the program: "
-        f"{flops['recomputation']:.3f} times"
-        if report["what"] != "decode step"
-        else f"FLOPs:      {flops['model']:.4g} by the formula, {flops['program']:.4g} in the program"
+        f"{both}: {flops['recomputation']:.3f} times, for what is computed again",
+        f"            (formula: {CONVENTION})",
     ]
 
 
@@ -102,21 +108,39 @@ def _roofline_lines(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def aligned(rows: Sequence[Sequence[str]], words: int) -> list[str]:
-    """Rows of a table, the first so many columns to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if index < words else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+def remedy_lines(remedies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to change about a step that does not fit."""
+    if not remedies:
+        return ["            nothing that is known here would make it fit"]
+    header = ("add, by a model of memory and time (estimated)", "GiB", "device-seconds a token")
+    rows = [
+        (
+            each["options"],
+            _gib(each["estimated"]["memory"]),
+            f"x {each['estimated']['time_a_token']:.3f}",
+        )
+        for each in remedies
     ]
+    return ["would fit:", *(f"            {line}" for line in aligned([header, *rows], words=1))]
 
 
-def _gib(size: float) -> str:
+def search_lines(ranked: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Candidates, the best first."""
+    header = ("rank", "options", "estimated GiB", "s", "compiled: fits", "GiB", "sent GiB", "roofline s")
+    rows = []
+    for number, each in enumerate(ranked, 1):
+        estimated = each["estimated"]
+        cells = [str(number), each["options"], _gib(estimated["memory"]), f"{estimated['seconds']:.3g}"]
+        if "compile_seconds" not in each:
+            cells += ["", "", "", ""]
+        elif not each["fits"]:
+            cells += ["no", _gib(each["memory"]["needed"]), "", ""]
+        else:
+            sent, bound = each["communication"], each["roofline"]
+            cells += ["yes", _gib(each["memory"]["peak"]), _gib(sent["wire_bytes"]), f"{bound['as_scheduled']:.3g}"]
+        rows.append(tuple(cells))
+    return [*aligned([header, *rows], words=2), f"estimates and roofline: {LABEL}"]
+
+
+def _gib(size: float | int) -> str:
     return f"{size / GIB:.2f}" if size >= GIB / 100 or size == 0 else f"{size / GIB:.2g}"
-
-
-def _versions(report: Mapping[str, Any]) -> str:
-    return ", ".join(f"{package} {version}" for package, version in report["versions"].items())

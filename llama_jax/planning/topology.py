@@ -71,7 +71,9 @@ def absent_devices(topology: Topology | str) -> list[Any]:
         os.environ.setdefault(variable, value)
     if not getattr(jax.config, "jax_platforms"):  # noqa: B009  (unknown to its type)
         jax.config.update("jax_platforms", "cpu")
-    return _tpu_devices(topology) if topology.platform == "tpu" else _gpu_devices(topology)
+    # JAX loads all of its plugins when it is first asked for devices, whichever they are for.
+    with _without_complaints():
+        return _tpu_devices(topology) if topology.platform == "tpu" else _gpu_devices(topology)
 
 
 tpu_devices = absent_devices
@@ -114,13 +116,12 @@ def _gpu_devices(topology: Topology) -> list[Any]:
         # In XLA's order: NVLink domains across hosts, hosts, GPUs of each.
         return topologies.get_topology_desc(platform="cuda", topology=f"1x{hosts}x{gpus}", target_config=target)
 
-    with _without_complaints():
-        try:
-            found = describe()
-        except NotImplementedError:
-            # JAX looked for plugins before the environment was set, and this one gave up.
-            importlib.import_module(plugin).initialize()
-            found = describe()
+    try:
+        found = describe()
+    except NotImplementedError:
+        # JAX looked for plugins before the environment was set, and this one gave up.
+        importlib.import_module(plugin).initialize()
+        found = describe()
     return list(found.devices)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from llama_jax.planning.collectives import Collective, collectives, table, table_by_axes, wire_by_axes, wire_bytes
+from llama_jax.planning.collectives import Collective, collectives, table, wire_bytes
 
 
 def program(entry: str, *computations: str) -> str:
@@ -289,18 +289,6 @@ def test_a_collective_is_overlapped_where_the_schedule_has_work_before_its_end(b
     collective = only(text)
     assert (collective.bytes, collective.shape) == (48, "bf16[4], f32[1]")
     assert collective.overlapped == overlapped
-
-
-def test_bytes_by_axes_and_the_table_of_them():
-    gather = Collective(
-        "all-gather", ("bf16",), "bf16[512]", 2**20, 4, 3, "loop", "forward", "q", overlapped=True, axes=("fsdp",)
-    )
-    reduce = Collective("all-reduce", ("f32",), "f32[]", 2**22, 2, 1, "entry", "other", "", axes=("data",), slices=2)
-    assert wire_by_axes([gather, reduce, gather]) == {("fsdp",): 2 * 3 * 2**18 * 3, ("data",): 2**22}
-    lines = [line.split() for line in table_by_axes([gather, reduce]).splitlines()]
-    assert lines[1] == ["data", "all-reduce", "f32", "no", "2", "2", "1", "4.000", "4.000"]
-    assert lines[2] == ["fsdp", "all-gather", "bf16", "yes", "1", "4", "3", "3.000", "2.250"]
-    assert lines[3] == ["total", "4", "7.000", "6.250"]
 
 
 def test_a_loop_that_was_unrolled_once_has_half_the_turns():
