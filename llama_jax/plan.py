@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -60,6 +61,8 @@ def plan(config: Planned) -> None:
         estimated = step_plan(config, topology)
         facts, lowered = _step(config, devices)
         facts |= {"memory_estimate": dict(memory_estimate(estimated).bytes_by_kind)}
+        if math.prod(topology.shape) == estimated.mesh.fsdp and len(topology.shape) > 1 and not config.mesh.fsdp_stages:
+            facts |= {"stages": list(topology.shape)}
         report = _compiled(facts, lowered, hardware, chip, say)
         if not report["fits"]:
             found = remedies(estimated, topology, chip, report["memory"]["needed"])

@@ -60,13 +60,14 @@ def compiled_report(program: Lowered, chip: Chip) -> dict[str, Any]:
         return {"fits": False, "memory": {**memory, "held": held}, **report, "compile_seconds": _since(started)}
     seconds = _since(started)
     hlo = compiled.as_text() or ""
-    peak = compiled.memory_analysis().peak_memory_in_bytes  # pyright: ignore[reportOptionalMemberAccess]
+    analysis: Any = compiled.memory_analysis()
+    peak = analysis.peak_memory_in_bytes
     turns = None if program.loop_turns is None else round(program.loop_turns)
     sent = collectives(hlo, turns, program.mesh)
     traffic = memory_traffic(hlo, turns)
     bound = roofline(chip, program.mesh, flops.total / program.mesh.size, traffic, sent)
     memory = {"limit": limit, "peak": peak, "headroom": limit - peak, "held": held}
-    memory["temporary"] = peak - sum(held.values())
+    memory |= {"temporary": peak - sum(held.values()), "updated_in_place": analysis.alias_size_in_bytes}
     return {
         "fits": True,
         "memory": memory,

@@ -134,12 +134,6 @@ class Remedy:
     cost: float
     """Device-seconds a token, relative to those of the step that does not fit."""
 
-    def __str__(self) -> str:
-        return (
-            f"{self.options}: {self.memory_bytes / 2**30:.1f} GiB a device, {self.cost:.2f} x the device time a token "
-            "(estimated)"
-        )
-
 
 Change: TypeAlias = tuple[str, StepPlan, Topology]
 """What to type, and what comes of it."""
@@ -147,7 +141,7 @@ Change: TypeAlias = tuple[str, StepPlan, Topology]
 
 def remedies(plan: StepPlan, topology: Topology, chip: Chip, needed_bytes: int | None = None) -> list[Remedy]:
     """The three cheapest changes, each of another kind, that would make the step fit, by device-seconds a token. Where
-    fewer than three single ones would, changes of two kinds at once come after them.
+    fewer than three single ones would, changes of two kinds at once are among them.
 
     Kinds: a kernel for attention, a remat policy that keeps less, more microbatches, devices of `mesh.data` moved to
     `mesh.fsdp`, a smaller type for the base of an adapter, larger slices, fewer rows.
@@ -175,7 +169,7 @@ def remedies(plan: StepPlan, topology: Topology, chip: Chip, needed_bytes: int |
     if len(singles) < 3:
         for first, second in itertools.combinations(KINDS, 2):
             pairs += cheapest(_both(first, second, plan, topology))
-    return [*sorted(singles, key=_by_cost), *sorted(pairs, key=_by_cost)][:3]
+    return sorted([*singles, *pairs], key=_by_cost)[:3]
 
 
 def _by_cost(remedy: Remedy) -> float:

@@ -52,7 +52,8 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     lines += [
         f"fits:       yes, {_gib(memory['peak'])} of {_gib(memory['limit'])} GiB a device at the peak, "
         f"{_gib(memory['headroom'])} to spare",
-        f"memory:     GiB a device: {held}; {_gib(memory['temporary'])} more at the peak",
+        f"memory:     GiB a device: {held}, of which {_gib(memory['updated_in_place'])} updated in place; "
+        f"{_gib(memory['temporary'])} more at the peak",
         *_flops_lines(report),
     ]
     return lines + _communication_lines(report) + _roofline_lines(report)
@@ -92,6 +93,10 @@ def _communication_lines(report: Mapping[str, Any]) -> list[str]:
     ]
     left_out = len(sent["collectives"]) - len(rows)
     lines = [f"sent:       {_gib(sent['wire_bytes'])} GiB by each device{minimum}"]
+    if report.get("stages") and sent["ratio"] and sent["ratio"] > 1.2:
+        lines.append(
+            f"            (--mesh.fsdp_stages {report['stages']} sends less, along one torus dimension at a time)"
+        )
     lines += [f"            {line}" for line in aligned([header, *rows], words=4)]
     return lines + ([f"            and {left_out} kinds of less than a thousandth"] if left_out else [])
 

@@ -34,6 +34,8 @@ def test_a_step_is_compiled_and_all_of_it_accounted_for(capfd):
     norms = 5 * 64
     assert memory["held"]["parameters"] == 4 * ((report["parameters"] - norms) // 8 + norms)
     assert memory["held"]["optimizer"] == pytest.approx(2 * memory["held"]["parameters"], rel=0.1)
+    # (More than that: arrays are padded to tiles.)
+    assert memory["updated_in_place"] >= memory["held"]["parameters"] + memory["held"]["optimizer"]
     # The forward pass of the layers but for down_proj is made again.
     assert 1.1 < report["flops"]["recomputation"] < 1.4
     sent = report["communication"]
@@ -56,7 +58,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(capfd):
     assert len(report["remedies"]) == 3
     assert all(each["estimated"]["memory"] <= memory["limit"] for each in report["remedies"])
     costs = [each["estimated"]["time_a_token"] for each in report["remedies"]]
-    assert costs == sorted(costs)
+    assert costs == sorted(costs) and costs[0] > 1
     assert "fits:       NO" in said and report["remedies"][0]["options"] in said and "estimated" in said
 
 

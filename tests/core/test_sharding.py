@@ -26,6 +26,18 @@ def test_only_one_axis_may_be_what_is_left() -> None:
         MeshConfig(data=-1, fsdp=-1)
 
 
+def test_stages_are_axes_of_the_mesh_that_make_up_fsdp() -> None:
+    mesh = sharding.make_mesh(MeshConfig(fsdp=8, fsdp_stages=(2, 4)))
+    assert dict(mesh.shape) == {"data": 1, "fsdp_0": 2, "fsdp_1": 4, "sequence": 1, "tensor": 1}
+    assert sharding.mesh_axes(("batch", "length", "embed"), mesh) == PartitionSpec(
+        ("fsdp_0", "fsdp_1"), None, ("fsdp_0", "fsdp_1")
+    )
+    with pytest.raises(UserError, match=r"mesh\.fsdp_stages: \[2, 3\] does not make mesh\.fsdp 8"):
+        sharding.make_mesh(MeshConfig(fsdp=8, fsdp_stages=(2, 3)))
+    with pytest.raises(UserError, match=r"mesh\.fsdp_stages: \[8\] must be two or more sizes"):
+        MeshConfig(fsdp=8, fsdp_stages=(8,))
+
+
 def test_an_unknown_logical_axis_names_the_parameter() -> None:
     mesh = sharding.make_mesh(MeshConfig())
     shapes = {"new": {"kernel": jax.ShapeDtypeStruct((8, 8), jnp.float32)}}

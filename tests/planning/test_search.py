@@ -137,11 +137,11 @@ def test_of_several_that_fit_the_cheapest_of_each_kind_is_named():
     assert found[0].seconds == pytest.approx(2 * found[1].seconds)
 
 
-def test_single_changes_come_before_two_at_once():
+def test_where_fewer_than_three_single_changes_would_do_two_at_once_are_tried():
     found = remedies(changed(SEVEN, compute={"remat": "none"}), POD, V5E)
-    assert found[0].options == "--compute.remat attention"
-    assert all(each.options.count("--") == 2 for each in found[1:])
-    assert found[1].options == "--compute.remat dots --training.microbatches 4"
+    assert [each.cost for each in found] == sorted(each.cost for each in found)
+    assert [each.options for each in found if each.options.count("--") == 1] == ["--compute.remat attention"]
+    assert found[0].options == "--compute.remat dots --training.microbatches 4"
 
 
 def test_a_replicated_model_is_split():
@@ -181,12 +181,6 @@ def test_what_the_compiler_said_is_believed_over_a_smaller_estimate():
     for each in remedies(SEVEN, POD, V5E, needed_bytes=4 * estimate):
         assert each.memory_bytes == pytest.approx(4 * memory_estimate(each.plan).total)
         assert each.memory_bytes <= usable_bytes(V5E)
-
-
-def test_a_remedy_says_what_to_type_and_that_it_is_an_estimate():
-    first = remedies(changed(SEVEN, compute={"remat": "none"}), POD, V5E)[0]
-    assert str(first).startswith("--compute.remat attention: 11.")
-    assert str(first).endswith(" x the device time a token (estimated)")
 
 
 def read(config, options: str):
