@@ -132,6 +132,12 @@ def test_a_program_too_large_for_a_gpu_is_refused_although_it_compiles():
             "exceeds available HBM (15.75G).",
             (23.67, 15.75),
         ),
+        (
+            # As libtpu writes where the program was laid out first.
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 15.79G of "
+            "15.75G hbm. Exceeded hbm capacity by 40.96M. Memory usage report: ",
+            (15.79, 15.75),
+        ),
     ],
 )
 def test_what_libtpu_writes_is_understood(message, figures):
