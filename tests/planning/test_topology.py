@@ -134,8 +134,8 @@ def test_a_program_too_large_for_a_gpu_is_refused_although_it_compiles():
         ),
         (
             # As libtpu writes where the program was laid out first.
-            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 15.79G of "
-            "15.75G hbm. Exceeded hbm capacity by 40.96M. Memory usage report: ",
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 15.79G "
+            "of 15.75G hbm. Exceeded hbm capacity by 40.96M. Memory usage report: ",
             (15.79, 15.75),
         ),
     ],
