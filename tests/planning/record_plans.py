@@ -17,6 +17,7 @@ BEGIN, END = "<!-- plans: made by tests/planning/record_plans.py -->", "<!-- pla
 PLANS = (
     "--config pretrain_7b --topology v5e-256",
     "--config pretrain_7b --topology v5e-256 --compute.remat attention",
+    "--config pretrain_7b --topology v5e-256 --compute.remat dots --training.microbatches 4",
     "--config pretrain_7b --topology v5e-256 --mesh.fsdp_stages [16,16]",
     "--config pretrain_7b --topology v5e-256 --num_slices 2 --mesh.data 2",
     "--config pretrain_7b --topology v6e-256",

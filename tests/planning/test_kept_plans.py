@@ -19,8 +19,9 @@ def test_every_published_recipe_fits() -> None:
 
 
 def test_7b_on_v5e_256_sends_and_holds_what_the_layout_promises() -> None:
-    default, less, staged = (KEPT_PLANS[arguments] for arguments in PLANS[:3])
+    default, less, least, staged = (KEPT_PLANS[arguments] for arguments in PLANS[:4])
     assert default["communication"]["ratio"] <= 1.35 and staged["communication"]["ratio"] <= 1.05
     assert default["memory"]["peak"] <= 7.7 * GIB
-    assert less["memory"]["peak"] <= 15.75 * GIB
-    assert less["flops"]["recomputation"] < default["flops"]["recomputation"] - 0.01
+    assert max(less["memory"]["peak"], least["memory"]["peak"]) <= 15.75 * GIB
+    again = [each["flops"]["recomputation"] for each in (default, less, least)]
+    assert again[0] > again[1] + 0.01 and again[2] < 1.03
