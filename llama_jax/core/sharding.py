@@ -70,7 +70,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if math.prod(sizes.values()) != len(devices):
         asked = " x ".join(f"{axis} {getattr(config, axis)}" for axis in MESH_AXES)
         raise UserError(f"mesh: {asked} does not make {len(devices)} devices; -1 takes what is left")
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # (Of GPUs a slice is a machine, and `fsdp` may well span several.)
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
     if sizes["data"] % slices:
         raise UserError(f"mesh.data: {sizes['data']} is no multiple of the {slices} slices; slices lie along this axis")
     if config.fsdp_stages and math.prod(config.fsdp_stages) != sizes["fsdp"]:

@@ -1,5 +1,7 @@
 """The mesh and the table: what does not fit is refused by name."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,3 +78,19 @@ def test_a_batch_of_padding_has_a_normaliser_above_zero() -> None:
 def test_batch_that_the_mesh_does_not_divide_is_refused() -> None:
     with pytest.raises(UserError, match="12 rows are not divided by the 8 devices"):
         sharding.local_rows(sharding.make_mesh(MeshConfig(fsdp=8)), 12)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as a mesh sees it: JAX gives those of each machine a slice of their own."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100 80GB HBM3"
+
+
+def test_fsdp_spans_machines_with_gpus() -> None:
+    gpus = [Gpu(number, number // 8, number // 8) for number in range(16)]
+    assert sharding.make_mesh(MeshConfig(fsdp=16), gpus).devices.shape == (1, 16, 1, 1)
