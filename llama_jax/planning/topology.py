@@ -76,9 +76,6 @@ def absent_devices(topology: Topology | str) -> list[Any]:
         return _tpu_devices(topology) if topology.platform == "tpu" else _gpu_devices(topology)
 
 
-tpu_devices = absent_devices
-
-
 def _tpu_devices(topology: Topology) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
