@@ -165,13 +165,15 @@ def gathered(weight: Array, axes: Axes, dtype: np.dtype) -> Array:
     return _gathered(constrain(weight.astype(dtype), axes), axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gathered(weight: Array, axes: Axes) -> Array:
+def _whole(weight: Array, axes: Axes) -> Array:
     return constrain(weight, tuple(None if axis == "embed" else axis for axis in axes))
 
 
+# The forward rules are the plain functions: policies of `jax.checkpoint` look into those, and would keep the result of a
+# function with a rule of its own, which is a whole weight.
+_gathered = jax.custom_vjp(_whole, nondiff_argnums=(1,))
 _gathered.defvjp(
-    lambda weight, axes: (_gathered(weight, axes), None),
+    lambda weight, axes: (_whole(weight, axes), None),
     lambda axes, _, gradient: (constrain(gradient, axes),),
 )
 
@@ -209,8 +211,7 @@ def with_gathered(
     )(x, weight)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered_in_stages(weight: Array, along: int, names: tuple[str, ...]) -> Array:
+def _whole_in_stages(weight: Array, along: int, names: tuple[str, ...]) -> Array:
     # Along two dimensions of the torus at once, which has the links of both. Of three at once the compiler makes an
     # all-reduce of zeros and the parts: twice the bytes.
     for together in (*((name,) for name in reversed(names[2:])), names[:2]):
@@ -218,8 +219,9 @@ def _gathered_in_stages(weight: Array, along: int, names: tuple[str, ...]) -> Ar
     return weight
 
 
+_gathered_in_stages = jax.custom_vjp(_whole_in_stages, nondiff_argnums=(1, 2))
 _gathered_in_stages.defvjp(
-    lambda weight, along, names: (_gathered_in_stages(weight, along, names), None),
+    lambda weight, along, names: (_whole_in_stages(weight, along, names), None),
     lambda along, names, _, gradient: (_scattered(gradient, along, names),),
 )
 

@@ -192,7 +192,7 @@ def test_a_mistake_ends_a_real_process_with_one_line(small_run, folder) -> None:
     command = ("pretrain", *small_run.arguments, "--mesh.tensor", 3, "--run_dir", "run")
     result = command_runs.run(*command, folder=folder)
     assert (result.code, result.errors.count("\n")) == (2, 1)
-    assert result.errors.startswith("error: mesh: data 1 x fsdp -1 x tensor 3 does not make 1 devices")
+    assert result.errors.startswith("error: mesh: data 1 x fsdp -1 x sequence 1 x tensor 3 does not make 1 devices")
 
 
 def test_an_unknown_command_is_named_and_known_ones_are_listed(folder) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from llama_jax.core.batches import TokenBatch
+from llama_jax.core.config import MeshConfig
+from llama_jax.core.sharding import make_mesh
 from llama_jax.model.config import SIZES, ComputeConfig
 from llama_jax.model.llama import LanguageModel, language_model
 
@@ -77,3 +79,20 @@ def test_bfloat16_stays_near_float32(model, params, packed_batch) -> None:
     hidden = jax.jit(coarse.hidden)(params, batch)
     assert hidden.dtype == jnp.bfloat16
     np.testing.assert_allclose(hidden.astype(jnp.float32), jax.jit(model.hidden)(params, batch), atol=0.1)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "attention", "full"])
+def test_no_policy_keeps_a_weight_for_the_backward_pass(remat) -> None:
+    """Cast or gathered weights of all layers, kept, would be the whole model once more."""
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    model = language_model(CONFIG, ComputeConfig(dtype="bfloat16", remat=remat))
+    with jax.set_mesh(mesh):
+        shapes = model.shapes()
+
+        def kept(params: dict, tokens: jax.Array) -> dict:
+            return jax.vjp(lambda params: model.logits(params, tokens), params)[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(kept, shapes, jax.ShapeDtypeStruct((8, 32), jnp.int32)))
+    weights = {leaf.shape for leaf in jax.tree.leaves(shapes["layers"]) if leaf.ndim == 3}
+    assert len(weights) > 2 and any(leaf.shape[0] == CONFIG.num_layers for leaf in leaves)
+    assert [leaf for leaf in leaves if leaf.shape in weights and leaf.dtype == jnp.bfloat16] == []

@@ -45,8 +45,8 @@ def planned(arguments: str) -> dict[str, Any]:
 def table(plans: list[dict[str, Any]]) -> str:
     """The plans for the README."""
     header = (
-        "| `plan` with | fits | peak of limit, GiB | FLOPs, program / formula | sent, GiB (x least) | by a model: bound, "
-        "seconds, utilization | compiled |"
+        "| `plan` with | fits | peak of limit, GiB | FLOPs, program / formula | sent, GiB (x least) | "
+        "by a model: bound, seconds, utilization | compiled |"
     )
     return "\n".join([header, "|---" * 7 + "|", *map(_row, plans), "", _origin(plans)])
 
