@@ -169,8 +169,8 @@ def _whole(weight: Array, axes: Axes) -> Array:
     return constrain(weight, tuple(None if axis == "embed" else axis for axis in axes))
 
 
-# The forward rules are the plain functions: policies of `jax.checkpoint` look into those, and would keep the result of a
-# function with a rule of its own, which is a whole weight.
+# The forward rules are the plain functions: policies of `jax.checkpoint` look into those, and would keep what comes of
+# a function with a rule of its own, which is a whole weight.
 _gathered = jax.custom_vjp(_whole, nondiff_argnums=(1,))
 _gathered.defvjp(
     lambda weight, axes: (_whole(weight, axes), None),
