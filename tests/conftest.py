@@ -1,10 +1,15 @@
 """Every test sees 8 virtual CPU devices; the whole suite shares one compilation cache, from run to run."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
 CACHE = Path(tempfile.gettempdir()) / "llama_jax_test_cache"
+
+# A shell that starts something in the background has it ignore Ctrl-C, and so would all that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"

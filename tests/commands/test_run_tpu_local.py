@@ -73,7 +73,7 @@ def one_process(small_run, tmp_path_factory) -> list[float]:
     return [record["loss"] for record in metrics(folder / "run")]
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_give_the_losses_of_one(processes, one_process, small_run, tmp_path):
     command = ("pretrain", *small_run.arguments, *SHORT, "--run_dir", tmp_path / "run")
     with started(processes, *command, folder=tmp_path, devices=4 // processes) as job:
@@ -105,9 +105,7 @@ def test_when_one_process_is_killed_all_end_with_its_exit_code(small_run, tmp_pa
     assert f"what the other processes printed is in {logs}\n" in result.errors
 
 
-# Slow for its waiting: on a machine that does much else the processes may take minutes to meet.
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_to_the_script_makes_all_processes_save_and_leave(number, small_run, tmp_path):
     command = ("pretrain", *small_run.arguments, *LONG, "--run_dir", tmp_path / "run")
     with started(2, *command, folder=tmp_path) as job:
