@@ -15,6 +15,7 @@ from llama_jax.planning.collectives import Collective, collectives, wire_bytes
 from llama_jax.planning.memory_traffic import memory_traffic
 from llama_jax.planning.program_flops import program_flops
 from llama_jax.planning.roofline import LABEL, Roofline, roofline
+from llama_jax.planning.search import usable_bytes
 from llama_jax.planning.topology import DoesNotFitError, compile_without_devices
 
 
@@ -41,7 +42,7 @@ def compiled_report(program: Lowered, chip: Chip) -> dict[str, Any]:
     All is of one device and one run of the program, but for the FLOPs of `flops`.
     """
     held = {kind: sharding.bytes_on_a_device(shapes) for kind, shapes in program.held.items()}
-    limit = chip.usable_bytes or chip.memory_bytes
+    limit = usable_bytes(chip)
     flops = program_flops(program.traced.jaxpr, program.loop_turns)
     report: dict[str, Any] = {
         "flops": {
