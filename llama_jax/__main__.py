@@ -4,9 +4,9 @@ import importlib
 import sys
 
 from llama_jax.config import COMMANDS, DEFAULT_CONFIGS, PRESETS
-from llama_jax.core.command_line import run_command
 from llama_jax.core.errors import nearest
-from llama_jax.core.settings import command_for
+from llama_jax.core.settings.command_line import run_command
+from llama_jax.core.settings.parser import command_for
 
 
 def main(name: str | None = None) -> None:

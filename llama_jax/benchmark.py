@@ -24,16 +24,16 @@ from llama_jax.benchmarks import scaling, turns
 from llama_jax.benchmarks.step import MeasuredStep
 from llama_jax.config import COMMANDS, PRESETS, BenchmarkConfig
 from llama_jax.core import sharding, tree
-from llama_jax.core.command_line import parse, to_yaml
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
-from llama_jax.data.loader import Loader
-from llama_jax.data.mixture import Mixture, open_mixture
+from llama_jax.core.settings.command_line import parse, to_yaml
+from llama_jax.data.rows.loader import Loader
+from llama_jax.data.rows.mixture import Mixture, open_mixture
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.model.flops import CONVENTION
+from llama_jax.runs.description import description
 from llama_jax.supervised import fine_tuning
-from llama_jax.supervised.description import description
 from llama_jax.training.program import Program
 
 

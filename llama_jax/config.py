@@ -10,7 +10,8 @@ from llama_jax.data.config import DataConfig
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.model.config import SIZES, AdapterConfig, ModelConfig, sized
 from llama_jax.planning.config import PlannedConfig
-from llama_jax.supervised.config import ALPACA_TRAINING, FineTuningConfig, RunConfig
+from llama_jax.runs.config import RunConfig
+from llama_jax.supervised.config import ALPACA_TRAINING, FineTuningConfig
 from llama_jax.training.config import TrainingConfig
 
 

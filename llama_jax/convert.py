@@ -17,18 +17,18 @@ import jax
 import numpy as np
 from etils import epath
 
+from llama_jax.checkpoints.adapters.merged_weights import TOKENIZER_FILES, MergedWeights
+from llama_jax.checkpoints.adapters.peft import write_peft
 from llama_jax.checkpoints.config import StepChoice
-from llama_jax.checkpoints.formats import Format, open_adapter, open_unmerged, open_weights
-from llama_jax.checkpoints.gguf import write_gguf
-from llama_jax.checkpoints.hugging_face import write_hugging_face
-from llama_jax.checkpoints.llama2c import write_llama2c
-from llama_jax.checkpoints.manifest import files_below
-from llama_jax.checkpoints.merged_weights import TOKENIZER_FILES, MergedWeights
-from llama_jax.checkpoints.meta import write_meta
+from llama_jax.checkpoints.detection import Format, open_adapter, open_unmerged, open_weights
+from llama_jax.checkpoints.formats.gguf import write_gguf
+from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
+from llama_jax.checkpoints.formats.llama2c import write_llama2c
+from llama_jax.checkpoints.formats.meta import write_meta
+from llama_jax.checkpoints.formats.orbax import write_orbax
+from llama_jax.checkpoints.formats.weights import Weights, tensors_of, weight_names
 from llama_jax.checkpoints.opening import find_model, open_params, with_adapters
-from llama_jax.checkpoints.orbax_weights import write_orbax
-from llama_jax.checkpoints.peft import write_peft
-from llama_jax.checkpoints.weights import Weights, tensors_of, weight_names
+from llama_jax.checkpoints.steps.manifest import files_below
 from llama_jax.config import ConvertConfig
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree

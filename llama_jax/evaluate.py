@@ -27,11 +27,11 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
 from llama_jax.core.run import load_config
 from llama_jax.data.config import DataConfig
-from llama_jax.data.documents import Documents, SelectedDocuments
-from llama_jax.data.loader import text_bytes, texts_of, validation_batches, zlib_bits_per_byte
-from llama_jax.data.mixture import open_mixture
-from llama_jax.data.records import Record, read_records
-from llama_jax.data.sources import open_source
+from llama_jax.data.rows.loader import text_bytes, texts_of, validation_batches, zlib_bits_per_byte
+from llama_jax.data.rows.mixture import open_mixture
+from llama_jax.data.sources.documents import Documents, SelectedDocuments
+from llama_jax.data.sources.opening import open_source
+from llama_jax.data.sources.records import Record, read_records
 from llama_jax.evals import exact_match, instructions, last_word, multiple_choice
 from llama_jax.evals.answers import Answerer
 from llama_jax.evals.perplexity import per_unit, perplexity, window_samples, word_perplexity

@@ -17,8 +17,8 @@ from llama_jax.config import GenerateConfig
 from llama_jax.core import sharding
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
-from llama_jax.data.stream_decoding import StreamDecoder
 from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.data.tokenizers.stream_decoding import StreamDecoder
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.decode import decoding_params
 from llama_jax.inference.decode import generate as decode

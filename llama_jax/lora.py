@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from llama_jax.checkpoints.adapters import ADAPTER_FILE
+from llama_jax.checkpoints.adapters.adapter import ADAPTER_FILE
 from llama_jax.config import FREE_ON_RESUME, LoraConfig
 from llama_jax.core import tree
 from llama_jax.core.arrays import PRNGKeyArray, PyTree

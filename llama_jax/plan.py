@@ -20,15 +20,15 @@ from llama_jax import lora, pretrain, sft
 from llama_jax.config import PlanConfig, PlanLoraConfig, PlanSftConfig
 from llama_jax.core import sharding, tree
 from llama_jax.core.chips import CHIPS, Chip
-from llama_jax.model.attention import Shapes, choose
-from llama_jax.model.attention_blocks import blocks_visited
+from llama_jax.model.attention.blocks import blocks_visited
+from llama_jax.model.attention.choice import Shapes, choose
 from llama_jax.model.config import LlamaConfig
 from llama_jax.model.llama import language_model
 from llama_jax.planning.decoding import lower_decode
+from llama_jax.planning.estimates.layout import StepPlan, resolved
+from llama_jax.planning.estimates.layout_minimum import layout_minimum
+from llama_jax.planning.estimates.memory_model import memory_estimate
 from llama_jax.planning.hardware import Topology, parse_topology
-from llama_jax.planning.layout import StepPlan, resolved
-from llama_jax.planning.layout_minimum import layout_minimum
-from llama_jax.planning.memory_model import memory_estimate
 from llama_jax.planning.report import Lowered, compiled_report
 from llama_jax.planning.search import Candidate, Remedy, candidates, remedies
 from llama_jax.planning.text import heading_lines, remedy_lines, report_lines, search_lines

@@ -25,9 +25,8 @@ from etils import epath
 from llama_jax.config import PrepareConfig
 from llama_jax.core.errors import SavedAfterSignal, UserError
 from llama_jax.core.files import absolute, is_remote, write_whole
-from llama_jax.data.cleaning import CLEANING_VERSION, Cleaning
-from llama_jax.data.documents import BadRecordError, Documents
-from llama_jax.data.preparation import (
+from llama_jax.data.preparation.cleaning import CLEANING_VERSION, Cleaning
+from llama_jax.data.preparation.shards import (
     NO_DUPLICATES,
     PROGRESS,
     Duplicates,
@@ -41,8 +40,9 @@ from llama_jax.data.preparation import (
     hashes_path,
     shard_bounds,
 )
-from llama_jax.data.prepared import DROPPED, MANIFEST, Manifest, Shard, id_dtype, open_prepared, read_manifest
-from llama_jax.data.sources import open_source
+from llama_jax.data.sources.documents import BadRecordError, Documents
+from llama_jax.data.sources.opening import open_source
+from llama_jax.data.sources.prepared import DROPPED, MANIFEST, Manifest, Shard, id_dtype, open_prepared, read_manifest
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.data.tokenizers.loading import MODEL_FILES
 

@@ -19,15 +19,15 @@ from llama_jax.core.distributed import is_main_process, made_once, start_up
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
 from llama_jax.core.run import RunDirectory, open_run
-from llama_jax.data.documents import Documents
-from llama_jax.data.loader import Loader, text_bytes, validation_batches, zlib_bits_per_byte
-from llama_jax.data.mixture import Mixture, open_mixture
+from llama_jax.data.rows.loader import Loader, text_bytes, validation_batches, zlib_bits_per_byte
+from llama_jax.data.rows.mixture import Mixture, open_mixture
+from llama_jax.data.sources.documents import Documents
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.evals.perplexity import perplexity
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
-from llama_jax.supervised.description import compiled_report, description
-from llama_jax.supervised.run import Task, raise_if_stopped, train, with_schedule
+from llama_jax.runs.description import compiled_report, description
+from llama_jax.runs.run import Task, raise_if_stopped, train, with_schedule
 from llama_jax.training.loop import Record
 from llama_jax.training.program import Program, make_program
 from llama_jax.training.state import TrainState

@@ -18,12 +18,12 @@ from etils import epath
 from llama_jax.checkpoints.opening import find_model
 from llama_jax.config import PreviewConfig, PreviewInstructionsConfig
 from llama_jax.core.errors import UserError
-from llama_jax.data.example_inspection import examples_report, first_rows, report_lines
-from llama_jax.data.inspection import Lengths, RowStatistics, Segment, measure_lengths, segments_of
-from llama_jax.data.loader import Loader, State, streams_of_batch
-from llama_jax.data.mixture import Mixture, open_mixture
-from llama_jax.data.packing import Row
-from llama_jax.data.progress import Progress, progress
+from llama_jax.data.instructions.inspection import examples_report, first_rows, report_lines
+from llama_jax.data.rows.inspection import Lengths, RowStatistics, Segment, measure_lengths, segments_of
+from llama_jax.data.rows.loader import Loader, State, streams_of_batch
+from llama_jax.data.rows.mixture import Mixture, open_mixture
+from llama_jax.data.rows.packing import Row
+from llama_jax.data.rows.progress import Progress, progress
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.supervised.fine_tuning import open_examples
 

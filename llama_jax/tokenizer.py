@@ -10,7 +10,7 @@ from etils import epath
 from llama_jax.config import TokenizerConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
-from llama_jax.data.mixture import open_mixture
+from llama_jax.data.rows.mixture import open_mixture
 from llama_jax.data.tokenizers import train_tokenizer
 
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from llama_jax.checkpoints.base_identity import BaseIdentity, Prints, SourcePrints, as_stored
-from llama_jax.checkpoints.manifest import LeafRecord, describe
-from llama_jax.checkpoints.orbax_weights import stored_config
-from llama_jax.checkpoints.store import Verified
-from llama_jax.checkpoints.verification import check_fit
-from llama_jax.checkpoints.weights import WeightName, Weights, weight_names
+from llama_jax.checkpoints.adapters.base_identity import BaseIdentity, Prints, SourcePrints, as_stored
+from llama_jax.checkpoints.formats.orbax import stored_config
+from llama_jax.checkpoints.formats.weights import WeightName, Weights, weight_names
+from llama_jax.checkpoints.steps.manifest import LeafRecord, describe
+from llama_jax.checkpoints.steps.store import Verified
+from llama_jax.checkpoints.steps.verification import check_fit
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.files import is_remote

@@ -12,14 +12,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from llama_jax.checkpoints.adapter_sources import AdapterRun
-from llama_jax.checkpoints.adapters import Adapter
-from llama_jax.checkpoints.base_identity import BaseIdentity, check_base
+from llama_jax.checkpoints.adapters.adapter import Adapter
+from llama_jax.checkpoints.adapters.base_identity import BaseIdentity, check_base
+from llama_jax.checkpoints.adapters.merged_weights import combined_files
+from llama_jax.checkpoints.adapters.sources import AdapterRun
 from llama_jax.checkpoints.base_loading import base_from_run, base_from_weights
 from llama_jax.checkpoints.config import StepChoice
-from llama_jax.checkpoints.formats import Kind, base_of, find_format, lasting_name, open_adapter, open_weights
-from llama_jax.checkpoints.merged_weights import combined_files
-from llama_jax.checkpoints.store import find_verified
+from llama_jax.checkpoints.detection import Kind, base_of, find_format, lasting_name, open_adapter, open_weights
+from llama_jax.checkpoints.steps.store import find_verified
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.config import MeshConfig

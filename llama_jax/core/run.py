@@ -16,9 +16,9 @@ from typing import IO, Any, Literal
 import yaml
 from etils import epath
 
-from llama_jax.core.command_line import to_yaml
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import GrowingFile, is_remote, write_whole
+from llama_jax.core.settings.command_line import to_yaml
 
 _PACKAGES = ("llama_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

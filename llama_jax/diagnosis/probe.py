@@ -142,7 +142,7 @@ class _Probe:
         import jax
 
         from llama_jax.core import sharding
-        from llama_jax.model.attention import Shapes, choose
+        from llama_jax.model.attention.choice import Shapes, choose
         from llama_jax.model.config import ComputeConfig, sized
         from llama_jax.objectives.next_token import CHUNK_BYTES, chunk_count
 

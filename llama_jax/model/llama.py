@@ -14,7 +14,7 @@ from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Float, Int, PRNGKeyArray, PyTree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.sharding import constrain, gathered
-from llama_jax.model.attention import CHECKPOINT_NAME, MASKED, attention
+from llama_jax.model.attention.choice import CHECKPOINT_NAME, MASKED, attention
 from llama_jax.model.cache import LayerCache
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.layers import Embedding, Linear, RMSNorm, Rows, matmul, normal, param

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from llama_jax.core import sharding
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.chips import Chip
-from llama_jax.planning.collectives import Collective, collectives, wire_bytes
-from llama_jax.planning.memory_traffic import memory_traffic
-from llama_jax.planning.program_flops import program_flops
+from llama_jax.planning.compiled.collectives import Collective, collectives, wire_bytes
+from llama_jax.planning.compiled.memory_traffic import memory_traffic
+from llama_jax.planning.compiled.program_flops import program_flops
 from llama_jax.planning.roofline import LABEL, Roofline, roofline
 from llama_jax.planning.search import usable_bytes
 from llama_jax.planning.topology import DoesNotFitError, compile_without_devices

@@ -8,8 +8,8 @@ from typing import Literal
 from jax.sharding import Mesh
 
 from llama_jax.core.chips import Chip
-from llama_jax.planning.collectives import Collective, wire_bytes
-from llama_jax.planning.device_groups import along
+from llama_jax.planning.compiled.collectives import Collective, wire_bytes
+from llama_jax.planning.compiled.device_groups import along
 
 LABEL = "a model from public peak figures, not a measurement"
 

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias, get_args
 from llama_jax.core.chips import Chip
 from llama_jax.core.config import MeshConfig
 from llama_jax.model.quantized import StorageType
+from llama_jax.planning.estimates.layout import StepPlan
+from llama_jax.planning.estimates.memory_model import MemoryEstimate, memory_estimate
+from llama_jax.planning.estimates.time_model import StepTime, step_time
 from llama_jax.planning.hardware import Topology
-from llama_jax.planning.layout import StepPlan
-from llama_jax.planning.memory_model import MemoryEstimate, memory_estimate
-from llama_jax.planning.time_model import StepTime, step_time
 
 REMAT = ("none", "dots", "attention", "full")
 """Policies from the one that keeps most to the one that recomputes most."""

@@ -11,27 +11,28 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from llama_jax.checkpoints.base_identity import BASE_FILE
-from llama_jax.checkpoints.formats import open_weights
+from llama_jax.checkpoints.adapters.base_identity import BASE_FILE
+from llama_jax.checkpoints.detection import open_weights
+from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import OpenParams, find_model, open_params, tokenizer_for
-from llama_jax.checkpoints.weights import Weights
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
 from llama_jax.core.run import RunDirectory, keep_config, open_run
-from llama_jax.data.example_loader import ExampleLoader
-from llama_jax.data.instruction_templates import Layout
+from llama_jax.data.instructions.loader import ExampleLoader
+from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.inference.samples import Samples
 from llama_jax.model.config import SIZES, LlamaConfig
 from llama_jax.model.llama import LanguageModel, language_model
 from llama_jax.model.quantized import StorageType
 from llama_jax.objectives.next_token import next_token
-from llama_jax.supervised.config import FineTuningConfig, RunConfig
-from llama_jax.supervised.description import compiled_report, description
-from llama_jax.supervised.held_out import HeldOut
-from llama_jax.supervised.run import Task, begun_config, begun_schedule, raise_if_stopped, train, with_schedule
-from llama_jax.supervised.samples import Samples
+from llama_jax.runs.config import RunConfig
+from llama_jax.runs.description import compiled_report, description
+from llama_jax.runs.held_out import HeldOut
+from llama_jax.runs.run import Task, begun_config, begun_schedule, raise_if_stopped, train, with_schedule
+from llama_jax.supervised.config import FineTuningConfig
 from llama_jax.training.loop import Record
 from llama_jax.training.program import Partition, Program, make_program
 from llama_jax.training.state import TrainState

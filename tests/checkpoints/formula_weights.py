@@ -1,6 +1,5 @@
 """The weights from which the numbers of outside oracles were recorded."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,13 +7,12 @@ from pathlib import Path
 import numpy as np
 from small_weights import FLOAT32
 
-from llama_jax.checkpoints.weights import WeightName, to_ours
+from llama_jax.checkpoints.formats.weights import WeightName, to_ours
 from llama_jax.model.config import LlamaConfig
 
 ORACLE = Path(__file__).parents[1] / "oracle"
-sys.path.insert(0, str(ORACLE))
 
-from small_llamas import BASE, SHAPES, TOKENS, weight  # noqa: E402
+from small_llamas import BASE, SHAPES, TOKENS, weight
 
 __all__ = ["BASE", "ORACLE", "SHAPES", "TOKENS", "FormulaWeights"]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from llama_jax.checkpoints.weights import WeightName, Weights, padded, tensors_of, weight_names
+from llama_jax.checkpoints.formats.weights import WeightName, Weights, padded, tensors_of, weight_names
 from llama_jax.core import tree
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model

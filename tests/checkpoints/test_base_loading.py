@@ -12,13 +12,13 @@ import pytest
 from etils import epath
 from small_weights import FLOAT32, SmallWeights, of_kind
 
-from llama_jax.checkpoints import store as store_module
 from llama_jax.checkpoints.base_loading import base_from_weights
-from llama_jax.checkpoints.hugging_face import write_hugging_face
-from llama_jax.checkpoints.manifest import CheckpointDamagedError
+from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
+from llama_jax.checkpoints.formats.orbax import write_orbax
+from llama_jax.checkpoints.formats.weights import WeightName
 from llama_jax.checkpoints.opening import open_params
-from llama_jax.checkpoints.orbax_weights import write_orbax
-from llama_jax.checkpoints.weights import WeightName
+from llama_jax.checkpoints.steps import store as store_module
+from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError
 from llama_jax.core import sharding, tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.model.config import ComputeConfig, LlamaConfig

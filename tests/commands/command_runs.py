@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.config import COMMANDS, PRESETS
-from llama_jax.core.command_line import run_command
+from llama_jax.core.settings.command_line import run_command
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,7 +1,6 @@
 """Adapters through the real commands: continued side by side, measured, merged, taken out, and written for PEFT."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,13 @@ import command_runs
 import jax
 import numpy as np
 import pytest
+from adapter_runs import random_adapter, save_adapter_run
 from safetensors.numpy import load_file
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoints"))
-
-from adapter_runs import random_adapter, save_adapter_run
-
 from llama_jax import inference, load
-from llama_jax.checkpoints.formats import open_weights
+from llama_jax.checkpoints.detection import open_weights
+from llama_jax.checkpoints.formats.weights import tensors_of
 from llama_jax.checkpoints.opening import open_params
-from llama_jax.checkpoints.weights import tensors_of
 from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
 from llama_jax.model.config import ComputeConfig

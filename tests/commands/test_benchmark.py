@@ -9,8 +9,8 @@ import command_runs
 import pytest
 
 from llama_jax.config import COMMANDS, PRESETS, BenchmarkConfig
-from llama_jax.core.command_line import parse
 from llama_jax.core.errors import UserError
+from llama_jax.core.settings.command_line import parse
 
 QUICK = ("--turns", 2, "--steps_per_turn", 1, "--warmup_steps", 1, "--json")
 

@@ -14,9 +14,9 @@ import tensorflow_datasets as tfds
 from test_restart import wait_for_steps
 
 from llama_jax.data.config import DataConfig
-from llama_jax.data.loader import Loader, merge_states
-from llama_jax.data.mixture import open_mixture
-from llama_jax.data.progress import progress
+from llama_jax.data.rows.loader import Loader, merge_states
+from llama_jax.data.rows.mixture import open_mixture
+from llama_jax.data.rows.progress import progress
 from llama_jax.data.tokenizers import load_tokenizer
 
 LETTERS = "abcde"

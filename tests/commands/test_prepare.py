@@ -15,7 +15,7 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
-from llama_jax.data.prepared import open_prepared
+from llama_jax.data.sources.prepared import open_prepared
 from llama_jax.data.tokenizers import load_tokenizer
 
 SHARDS = 12

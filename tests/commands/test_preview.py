@@ -7,10 +7,10 @@ import command_runs
 import pytest
 
 from llama_jax.config import PreviewConfig
-from llama_jax.core.command_line import parse
+from llama_jax.core.settings.command_line import parse
 from llama_jax.data.config import DataConfig
-from llama_jax.data.loader import Loader
-from llama_jax.data.mixture import open_mixture
+from llama_jax.data.rows.loader import Loader
+from llama_jax.data.rows.mixture import open_mixture
 from llama_jax.data.tokenizers import load_tokenizer
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from llama_jax.config import COMMANDS, PRESETS
-from llama_jax.core.command_line import parse
+from llama_jax.core.settings.command_line import parse
 
 
 def last_line(capfd, *arguments: object) -> dict:

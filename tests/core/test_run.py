@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from llama_jax.core.command_line import parse
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.run import RunDirectory, load_config, newest_run, open_run
+from llama_jax.core.settings.command_line import parse
 from llama_jax.model.config import ModelConfig, RopeScaling
 from llama_jax.training.config import TrainingConfig
 

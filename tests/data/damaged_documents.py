@@ -6,7 +6,7 @@ import signal
 import numpy as np
 
 from llama_jax.core.errors import UserError
-from llama_jax.data.documents import BadRecordError
+from llama_jax.data.sources.documents import BadRecordError
 
 
 class ScriptedDocuments:

@@ -9,8 +9,8 @@ import pytest
 from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
 from llama_jax.data.config import DataConfig
-from llama_jax.data.documents import TextDocuments
-from llama_jax.data.loader import text_bytes, validation_batches
+from llama_jax.data.rows.loader import text_bytes, validation_batches
+from llama_jax.data.sources.documents import TextDocuments
 from llama_jax.data.tokenizers import train_tokenizer
 from llama_jax.evals.perplexity import perplexity, window_samples, windows, word_perplexity
 from llama_jax.evals.scoring import Scorer

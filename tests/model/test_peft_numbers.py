@@ -1,6 +1,5 @@
 """Our adapters compute and learn what PEFT's do, on numbers recorded by `tests/oracle/record_peft.py`."""
 
-import sys
 from pathlib import Path
 
 import jax
@@ -17,10 +16,9 @@ from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
 
 ORACLE = Path(__file__).parents[1] / "oracle"
-sys.path.insert(0, str(ORACLE))
 
-from small_adapters import ADAPTERS, factors, stretch  # noqa: E402
-from small_llamas import BASE, SHAPES, TOKENS  # noqa: E402
+from small_adapters import ADAPTERS, factors, stretch
+from small_llamas import BASE, SHAPES, TOKENS
 
 RECORDED = np.load(ORACLE / "peft_gradients.npz")
 CONFIG = LlamaConfig.from_json(BASE | SHAPES["grouped_query"])

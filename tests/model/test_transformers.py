@@ -1,6 +1,5 @@
 """Our logits are those of Hugging Face transformers, on numbers recorded by `tests/oracle/record_transformers.py`."""
 
-import sys
 from pathlib import Path
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.checkpoints.weights import padded, to_ours, weight_names
+from llama_jax.checkpoints.formats.weights import padded, to_ours, weight_names
 from llama_jax.core import tree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.inference.decode import decoding_params
@@ -17,9 +16,8 @@ from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 
 ORACLE = Path(__file__).parents[1] / "oracle"
-sys.path.insert(0, str(ORACLE))
 
-from small_llamas import BASE, SHAPES, TOKENS, weight  # noqa: E402
+from small_llamas import BASE, SHAPES, TOKENS, weight
 
 RECORDED = np.load(ORACLE / "transformers_logits.npz")
 

@@ -14,7 +14,7 @@ from llama_jax.model import lora, quantized
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig, LlamaConfig
 from llama_jax.model.llama import LanguageModel, language_model
 from llama_jax.objectives.next_token import next_token
-from llama_jax.planning.collectives import collectives
+from llama_jax.planning.compiled.collectives import collectives
 from llama_jax.planning.topology import absent_devices, compile_without_devices
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import Partition, Program, make_program

@@ -15,10 +15,10 @@ from llama_jax.core import sharding
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.sharding import make_mesh
-from llama_jax.model.attention import attention
+from llama_jax.model.attention.choice import attention
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
-from llama_jax.planning.collectives import collectives
+from llama_jax.planning.compiled.collectives import collectives
 from llama_jax.planning.topology import absent_devices, compile_without_devices
 
 needs_libtpu = pytest.mark.skipif(

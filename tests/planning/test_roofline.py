@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh
 
 from llama_jax.core.chips import CHIPS, Chip
-from llama_jax.planning.collectives import Collective
+from llama_jax.planning.compiled.collectives import Collective
 from llama_jax.planning.roofline import LABEL, Roofline, roofline, torus_dimensions
 
 V5E, V5P, H100 = CHIPS["TPU v5 lite"], CHIPS["TPU v5"], CHIPS["NVIDIA H100 80GB HBM3"]

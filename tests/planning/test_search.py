@@ -6,17 +6,17 @@ import pytest
 
 from llama_jax.config import COMMANDS, PRESETS, PlanConfig, PlanLoraConfig
 from llama_jax.core.chips import CHIPS, Chip
-from llama_jax.core.command_line import parse
 from llama_jax.core.config import MeshConfig
+from llama_jax.core.settings.command_line import parse
 from llama_jax.core.sharding import make_mesh
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
+from llama_jax.planning.estimates.layout import StepPlan
+from llama_jax.planning.estimates.memory_model import memory_estimate
+from llama_jax.planning.estimates.time_model import step_time
 from llama_jax.planning.hardware import Topology, parse_topology
-from llama_jax.planning.layout import StepPlan
-from llama_jax.planning.memory_model import memory_estimate
 from llama_jax.planning.search import candidates, is_possible, remedies, usable_bytes
-from llama_jax.planning.time_model import step_time
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import make_program
 

@@ -14,7 +14,7 @@ from llama_jax.core.sharding import make_mesh
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
-from llama_jax.planning.collectives import Collective, collectives, table, wire_bytes
+from llama_jax.planning.compiled.collectives import Collective, collectives, table, wire_bytes
 from llama_jax.planning.topology import absent_devices, compile_without_devices
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import make_program

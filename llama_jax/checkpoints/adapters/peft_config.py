@@ -1,0 +1,206 @@
+"""`adapter_config.json` of Hugging Face PEFT (its version 0.21): what in it means something to a LLaMA, and what is
+refused because it would change the mathematics.
+
+PEFT reads names of modules as regular expressions. A stranger's are not run here, as one can be written that never
+ends; where the configuration has one, the tensors themselves say which modules are adapted."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_jax.checkpoints.formats.directories import member
+from llama_jax.core.errors import UserError
+from llama_jax.core.json_files import JsonFields, read_json, shown
+
+PEFT_CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."
+"""How the name of every tensor begins, before the name that transformers gives the module."""
+SAVED_NAMES: Mapping[str, str] = {"embedding": "embed_tokens", "lm_head": "lm_head"}
+"""`AdapterConfig.modules_to_save`, ours and PEFT's."""
+
+_LONGEST_CONFIG = 2**20
+_INERT = (
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "peft_version", "revision"),
+    *("corda_config", "eva_config", "loftq_config", "lora_ga_config", "runtime_config", "velora_config"),
+    *("ensure_weight_tying", "fan_in_fan_out", "layers_pattern", "megatron_core", "qalora_group_size", "task_type"),
+)
+"""Fields that do not change what a trained adapter of a LLaMA computes (`fan_in_fan_out` is for GPT-2's Conv1D)."""
+_READ = (
+    *("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"),
+    *("bias", "exclude_modules", "init_lora_weights", "layers_to_transform", "target_modules"),
+)
+_PLAIN_KEY = re.compile(r"\^?(?:\w|\.|\\\.)+\$?")
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The fields that count, checked one by one."""
+
+    where: str
+    base_name: str | None
+    rank: int
+    alpha: float
+    dropout: float
+    rank_stabilized: bool
+    dora: bool
+    ranks: Mapping[str, Any]
+    """`rank_pattern`: other ranks, by module."""
+    alphas: Mapping[str, Any]
+    """`alpha_pattern`."""
+    targets: tuple[str, ...] | None
+    """Names of the modules that are adapted, each a whole path or what it ends with; None: all for which there are
+    tensors."""
+    excluded: tuple[str, ...]
+    layers: tuple[int, ...] | None
+    """Layers that are adapted; None: all."""
+    saved_modules: tuple[str, ...]
+    """Of `SAVED_NAMES`."""
+    tied: bool
+    """Whether the head follows the embedding where one of them was trained (`ensure_weight_tying`)."""
+
+    def targeted(self, module: str, layer: int) -> bool | None:
+        """Whether a module, `model.layers.0.self_attn.q_proj`, is adapted; None: the tensors say."""
+        if self.targets is None:
+            return None
+        if _names(module, self.excluded):
+            return False
+        return module in self.targets or (
+            _names(module, self.targets) and (self.layers is None or layer in self.layers)
+        )
+
+    def rank_of(self, module: str) -> int | None:
+        """The rank that the configuration announces for a module; None where an expression decides."""
+        if any(not _PLAIN_KEY.fullmatch(key) for key in self.ranks):
+            return None
+        return _lookup(module, self.ranks, self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        """The alpha of a module."""
+        for key in self.alphas:
+            if not _PLAIN_KEY.fullmatch(key):
+                raise UserError(f"{self.where}: alpha_pattern has {shown(key)}; write names, no expression is run here")
+        return float(_lookup(module, self.alphas, self.alpha))
+
+
+def read_peft_config(directory: Path) -> PeftConfig:
+    """Check the configuration of a directory that `PeftModel.save_pretrained` made.
+
+    Raises:
+        UserError: it is broken, or asks for something else than low-rank adaptation of the Linears in the blocks.
+    """
+    path = member(directory, PEFT_CONFIG)
+    values = read_json(path, max_bytes=_LONGEST_CONFIG)
+    where, fields = str(path), JsonFields(values, str(path))
+    fields.one_of("peft_type", ("LORA",), None)
+    fields.one_of("task_type", ("CAUSAL_LM",), "CAUSAL_LM")
+    fields.one_of("bias", ("none",), "none")
+    # PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ also change the base, which the file then does not tell.
+    fields.one_of("init_lora_weights", (True, False, "gaussian", "eva", "orthogonal"), True)
+    for name, value in values.items():
+        if name not in _READ + _INERT and value not in (None, False, [], {}):
+            raise UserError(f"{where}: {name} is {shown(value)}, which is not supported")
+    base = values.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise UserError(f"{where}: base_model_name_or_path is {shown(base)}; text is expected")
+    targets, excluded = _modules(values, "target_modules", where), _modules(values, "exclude_modules", where)
+    if values.get("target_modules") is None:
+        raise UserError(f"{where}: lacks target_modules")
+    saved = _modules(values, "modules_to_save", where) or ()
+    for name in saved:
+        if name not in SAVED_NAMES.values():
+            known = " and ".join(SAVED_NAMES.values())
+            raise UserError(f"{where}: modules_to_save has {shown(name)}; only {known} can be trained whole here")
+    is_expression = isinstance(values.get("exclude_modules"), str)
+    return PeftConfig(
+        where=where,
+        base_name=base or None,
+        rank=fields.whole("r", 8),
+        alpha=fields.number("lora_alpha", 8.0),
+        dropout=_dropout(values, where),
+        rank_stabilized=fields.flag("use_rslora", False),
+        dora=fields.flag("use_dora", False),
+        ranks=_pattern(values, "rank_pattern", where, lambda value: type(value) is int and 0 < value < 2**31),
+        alphas=_pattern(values, "alpha_pattern", where, lambda value: type(value) in (int, float) and 0 < value < 1e30),
+        targets=None if is_expression else targets,
+        excluded=excluded or (),
+        layers=_layers(values, where),
+        saved_modules=saved,
+        tied=fields.flag("ensure_weight_tying", False),
+    )
+
+
+def _modules(values: Mapping[str, Any], field: str, where: str) -> tuple[str, ...] | None:
+    """A list of names; None for a missing field and for an expression, which is one text."""
+    value = values.get(field)
+    if value == "all-linear" and field == "target_modules":
+        return ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    if value is None or (isinstance(value, str) and field != "modules_to_save"):
+        return None
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise UserError(f"{where}: {field} is {shown(value)}; a list of names is expected")
+    return tuple(value)
+
+
+def _layers(values: Mapping[str, Any], where: str) -> tuple[int, ...] | None:
+    value = values.get("layers_to_transform")
+    if value is None or value == []:
+        return None
+    layers = [value] if type(value) is int else value
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        raise UserError(f"{where}: layers_to_transform is {shown(value)}; a list of layers is expected")
+    return tuple(layers)
+
+
+def _dropout(values: Mapping[str, Any], where: str) -> float:
+    value = values.get("lora_dropout", 0.0)
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise UserError(f"{where}: lora_dropout is {shown(value)}; a number from 0 to less than 1 is expected")
+    return float(value)
+
+
+def _pattern(values: Mapping[str, Any], field: str, where: str, fits: Any) -> Mapping[str, Any]:
+    pattern = values.get(field) or {}
+    if not isinstance(pattern, dict) or not all(fits(value) for value in pattern.values()):
+        raise UserError(f"{where}: {field} is {shown(pattern)}; an object of modules and positive numbers is expected")
+    return pattern
+
+
+def _names(module: str, names: Iterable[str]) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _lookup(module: str, pattern: Mapping[str, Any], default: Any) -> Any:
+    """What a pattern of plain names says of a module: the first key that it ends with, as PEFT has it."""
+    for key, value in pattern.items():
+        name = key.rstrip("$").replace("\\.", ".")
+        if (module == name[1:]) if name.startswith("^") else _names(module, (name,)):
+            return value
+    return default
+
+
+def peft_config_bytes(fields: Mapping[str, Any]) -> bytes:
+    """The text of a configuration that PEFT reads: `fields`, and the rest of what its own files say."""
+    standing = {
+        "alpha_pattern": {},
+        "auto_mapping": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "peft_type": "LORA",
+        "rank_pattern": {},
+        "revision": None,
+        "task_type": "CAUSAL_LM",
+    }
+    return json.dumps(dict(sorted({**standing, **fields}.items())), indent=2).encode() + b"\n"
+
+
+def as_number(value: float) -> int | float:
+    """A whole number without its decimal point, as PEFT writes alpha."""
+    return int(value) if math.isfinite(value) and value == int(value) else value

@@ -1,0 +1,172 @@
+"""Models as Hugging Face transformers stores them: a directory with config.json and safetensors or PyTorch files.
+
+Code that comes with a model is never run, whatever its files ask for."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+from llama_jax.checkpoints.formats.directories import has_member, local_directory, member, read_bundle, write_bundle
+from llama_jax.checkpoints.formats.exporting import named_tensors
+from llama_jax.checkpoints.formats.hugging_face_config import architecture_from, config_values
+from llama_jax.checkpoints.formats.safetensors_files import (
+    SafetensorsFile,
+    open_safetensors,
+    same_bits,
+    write_safetensors,
+)
+from llama_jax.checkpoints.formats.torch_files import TorchFile, open_torch
+from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights
+from llama_jax.core.errors import UserError
+from llama_jax.core.files import write_whole
+from llama_jax.core.json_files import read_json, shown
+from llama_jax.data.tokenizers import has_tokenizer, hugging_face_files, tokenizer_from_files
+
+_LONGEST_CONFIG = 2**20
+_LONGEST_INDEX = 2**24
+_SAFETENSORS = "model.safetensors"
+_PYTORCH = "pytorch_model.bin"
+_WEIGHTS = (_SAFETENSORS, _PYTORCH)
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def open_hugging_face(path: epath.PathLike) -> ForeignWeights:
+    """The model of a directory, one file or several with an index; safetensors files are preferred to PyTorch's.
+
+    Raises:
+        UserError: a file is missing, broken, or may not be opened, or this is no LLaMA.
+    """
+    directory = local_directory(path)
+    config_path = member(directory, "config.json")
+    config = architecture_from(read_json(config_path, max_bytes=_LONGEST_CONFIG), str(config_path))
+    homes = _open_files(directory)
+    tensors = {name: file.tensors[name] for name, file in homes.items()}
+    if config.tie_embeddings and _HEAD in tensors and _EMBEDDING in tensors:
+        if not same_bits(homes[_HEAD].read(_HEAD), homes[_EMBEDDING].read(_EMBEDDING)):
+            raise UserError(f"{path}: {_HEAD} differs from {_EMBEDDING}, but tie_word_embeddings is true")
+        del tensors[_HEAD]
+    return foreign_weights(
+        str(path),
+        config,
+        read_bundle(directory),
+        "hugging_face",
+        tensors,
+        lambda name: homes[name].read(name),
+        ignored=lambda name: name.endswith(".rotary_emb.inv_freq"),
+    )
+
+
+def has_weights(directory: epath.Path) -> bool:
+    """Whether a directory holds weights, and not a configuration alone."""
+    return any((directory / f"{whole}{ending}").exists() for whole in _WEIGHTS for ending in ("", ".index.json"))
+
+
+def _open_files(directory: Path) -> dict[str, SafetensorsFile | TorchFile]:
+    """The open file that each tensor is in, by name of the tensor."""
+    for whole, opener in ((_SAFETENSORS, open_safetensors), (_PYTORCH, open_torch)):
+        if has_member(directory, whole):
+            file = opener(member(directory, whole))
+            return dict.fromkeys(file.tensors, file)
+        if has_member(directory, f"{whole}.index.json"):
+            index = member(directory, f"{whole}.index.json")
+            placed = _weight_map(index)
+            files = {name: opener(member(directory, name)) for name in sorted(set(placed.values()))}
+            for name, file in files.items():
+                announced = {tensor for tensor, home in placed.items() if home == name}
+                if wrong := min(announced ^ file.tensors.keys(), default=None):
+                    which = "lacks" if wrong in announced else "has"
+                    raise UserError(f"{file.path}: {which} tensor {shown(wrong)}, against what {index.name} says")
+            return {tensor: files[home] for tensor, home in placed.items()}
+    raise UserError(f"{directory}: has neither {_SAFETENSORS} nor {_PYTORCH}, nor an index of either")
+
+
+def _weight_map(index: Path) -> Mapping[str, str]:
+    """Name of the file that each tensor is in."""
+    placed = read_json(index, max_bytes=_LONGEST_INDEX).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(home, str) for home in placed.values()):
+        raise UserError(f"{index}: weight_map is {shown(placed)}; an object of tensor and file names is expected")
+    return placed
+
+
+def write_hugging_face(
+    target: epath.PathLike, weights: Weights, *, dtype: np.dtype | None = None, max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Write a model for `transformers.AutoModelForCausalLM` (4 and 5) and all that reads the same files.
+
+    Args:
+        target: an existing local directory.
+        dtype: type of all tensors; None: as stored.
+        max_shard_bytes: a model with more is written in several files with an index.
+
+    Raises:
+        UserError: the target is in object storage, or a value is too large for the type.
+    """
+    directory = local_directory(target)
+    tensors, read = named_tensors(weights, "hugging_face", dtype)
+    shards: list[dict[str, tuple[tuple[int, ...], np.dtype]]] = [{}]
+    sizes = [0]
+    for name, (shape, kind) in tensors.items():
+        size = math.prod(shape) * kind.itemsize
+        if sizes[-1] and sizes[-1] + size > max_shard_bytes:
+            shards.append({})
+            sizes.append(0)
+        shards[-1][name] = shape, kind
+        sizes[-1] += size
+    homes = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        homes = [_SAFETENSORS]
+    for home, shard in zip(homes, shards, strict=True):
+        write_safetensors(directory / home, shard, read)
+    if len(shards) > 1:
+        placed = {name: home for home, shard in zip(homes, shards, strict=True) for name in shard}
+        _write_json(
+            directory / f"{_SAFETENSORS}.index.json", {"metadata": {"total_size": sum(sizes)}, "weight_map": placed}
+        )
+    _write_rest(directory, weights, tensors[_EMBEDDING][1])
+
+
+def _write_rest(directory: Path, weights: Weights, dtype: np.dtype) -> None:
+    """The configuration, and a tokenizer that transformers reads."""
+    files, bos_id, eos_id = dict(weights.files), None, None
+    if has_tokenizer(files):
+        tokenizer = tokenizer_from_files(files, weights.source)
+        bos_id, eos_id = tokenizer.bos_id, tokenizer.eos_id
+        made = hugging_face_files(tokenizer)
+        files = made | files if "tokenizer.json" in files else files | made
+        stops = {"bos_token_id": bos_id, "eos_token_id": list(tokenizer.stop_ids)}
+        files.setdefault("generation_config.json", json.dumps(stops, indent=2).encode())
+    write_bundle(directory, files)
+    _write_json(directory / "config.json", config_values(weights.config, dtype, bos_id, eos_id))
+
+
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
+    write_whole(epath.Path(path), json.dumps(values, indent=2) + "\n")
+
+
+def hub_directory(repo_id: str) -> Path:
+    """Download a model of the Hugging Face hub, or find it in the hub's cache; gives its local directory.
+
+    PyTorch files are downloaded only where there are no safetensors.
+
+    Raises:
+        UserError: there is no such model, it may not be read, or neither the hub nor the cache has it within reach.
+    """
+    import huggingface_hub
+
+    texts = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja"]
+    texts += ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"]
+    try:
+        for weights in (_SAFETENSORS, _PYTORCH):
+            stem, _, suffix = weights.partition(".")
+            wanted = [weights, f"{weights}.index.json", f"{stem}-*.{suffix}", *texts]
+            directory = Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=wanted))
+            if any(directory.glob(f"{stem}*.{suffix}")):
+                break
+    except Exception as error:  # the classes differ from one HTTP library to the next
+        reason = shown(str(error).strip().partition("\n")[0])
+        raise UserError(f"--model {repo_id}: cannot be had from the Hugging Face hub: {reason}") from None
+    return directory

@@ -1,0 +1,218 @@
+"""Conversations to token ids, by the model's own chat template.
+
+A template comes with a model, so it is a stranger's program: it runs sandboxed, in a process that is killed when it
+takes too long. What people say is text and never becomes a control token, whatever the template does with it."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama_jax.core.errors import UserError
+from llama_jax.core.json_files import shown
+from llama_jax.data.instructions.part_encoding import Part
+from llama_jax.data.instructions.template_process import render_template
+from llama_jax.data.sources.documents import BadRecordError
+from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.data.tokenizers.tokenizer import names_pattern
+
+Message = Mapping[str, Any]
+"""What one side says: `role` ("system", "user", "assistant", …) and `content`."""
+
+_ROLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PRIVATE_USE = range(0xE000, 0xF900)
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """Jinja source that lays a conversation out as text, as transformers' `apply_chat_template` does.
+
+    Args:
+        source: The template.
+        names: What it knows the model's tokens by, such as `bos_token`.
+    """
+
+    source: str
+    names: Mapping[str, str]
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as text.
+
+        Args:
+            add_generation_prompt: End with what opens the assistant's answer.
+
+        Raises:
+            UserError: the template is wrong, or refuses these messages.
+        """
+        given = [dict(message) for message in messages]
+        extra = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        return render_template(self.source, {"messages": given, **extra, **self.names})
+
+
+def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    """Ids of a conversation, opened by exactly one BOS if the template writes one or the model expects one.
+
+    Control tokens come from the template alone: their names in a message are text. Where no message holds such a name,
+    the ids are those of transformers' `apply_chat_template`, but for a BOS that its template forgot.
+
+    Args:
+        messages: What was said, in turn.
+        add_generation_prompt: End with what opens the assistant's answer.
+
+    Raises:
+        UserError: the model has no chat template, a message is malformed, or the template refuses the messages.
+    """
+    if tokenizer.chat_template is None:
+        raise UserError("chat: the model has no chat template; use a model tuned for conversations, or a plain prompt")
+    _check(messages)
+    template = _template_of(tokenizer, tokenizer.chat_template)
+    hidden = _Hidden.of(tokenizer, [tokenizer.chat_template, *(message["content"] for message in messages)])
+    text = _safe_text(template, messages, hidden, add_generation_prompt)[0]
+    ids = _encoded(tokenizer, text, hidden)
+    if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id]:
+        ids = [tokenizer.bos_id, *ids]
+    while ids[:2] == [tokenizer.bos_id] * 2:
+        ids = ids[1:]
+    return ids
+
+
+def chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], answers: Sequence[bool], where: str) -> list[Part]:
+    """A conversation as its template lays it out: text and control tokens, those learned that answer. An answer ends
+    with the last control token that the template writes after it; EOS is put where it writes none after the last.
+
+    Args:
+        messages: What was said, in turn.
+        answers: Whether each is an answer to learn.
+        where: What leads to the record, for errors.
+
+    Raises:
+        BadRecordError: the template refuses the messages, or does not begin with what it asks an answer with: it
+            leaves out or changes what was said before, so that no one text holds all answers as they are asked for.
+    """
+    assert tokenizer.chat_template is not None
+    template = _template_of(tokenizer, tokenizer.chat_template)
+    hidden = _Hidden.of(tokenizer, [tokenizer.chat_template, *(message["content"] for message in messages)])
+    try:
+        text, hide = _safe_text(template, messages, hidden, False)
+        bounds: list[tuple[int, int]] = []
+        shielded = _shielded(messages, hide)
+        for number in (number for number, is_answer in enumerate(answers) if is_answer):
+            before = template.render(shielded[:number], add_generation_prompt=True)
+            said = shielded[: number + 1]
+            after = text if len(said) == len(messages) else template.render(said, add_generation_prompt=False)
+            if not (after.startswith(before) and text.startswith(after)):
+                message = f"the chat template lays turn {number + 1} out otherwise than it asks for it"
+                raise BadRecordError("template", where, f"{message}; choose another data.template")
+            bounds.append((len(before), len(after)))
+    except UserError as error:
+        raise BadRecordError("template", where, str(error)) from None
+    parts: list[Part] = []
+    end = 0
+    for start, stop in bounds:
+        parts += [Part(part) for part in _controls_and_text(tokenizer, text[end:start], hidden)]
+        parts += _answer(_controls_and_text(tokenizer, text[start:stop], hidden), tokenizer, stop == len(text))
+        end = stop
+    return [*parts, *(Part(part) for part in _controls_and_text(tokenizer, text[end:], hidden))]
+
+
+def _answer(parts: list[str | int], tokenizer: Tokenizer, is_last: bool) -> list[Part]:
+    """Learned up to the last control token."""
+    ends = [number for number, part in enumerate(parts) if isinstance(part, int)]
+    if not ends and is_last:
+        return [*(Part(part, True) for part in parts), Part(tokenizer.eos_id, True)]
+    last = ends[-1] if ends else len(parts)
+    return [Part(part, number <= last) for number, part in enumerate(parts)]
+
+
+def _controls_and_text(tokenizer: Tokenizer, text: str, hidden: "_Hidden") -> list[str | int]:
+    parts = hidden.names.split(text)
+    tokens = tokenizer.special_tokens
+    return [tokens[part] if index % 2 else hidden.restored(part) for index, part in enumerate(parts) if part]
+
+
+def _template_of(tokenizer: Tokenizer, source: str) -> ChatTemplate:
+    names = {token: name for name, token in tokenizer.special_tokens.items()}
+    known = {"bos_token": names.get(tokenizer.bos_id, ""), "eos_token": names.get(tokenizer.eos_id, "")}
+    return ChatTemplate(source, known)
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """How names of control tokens are hidden from whoever looks for them in a rendered text: the first and the last
+    character of each stands as one that no message and no template holds."""
+
+    names: re.Pattern[str]
+    stand_ins: Mapping[int, str]
+
+    @staticmethod
+    def of(tokenizer: Tokenizer, texts: Iterable[str]) -> "_Hidden":
+        ends = sorted({character for name in tokenizer.special_tokens for character in (name[0], name[-1])})
+        used = set().union(*texts)
+        free = (chr(point) for point in _PRIVATE_USE if chr(point) not in used)
+        stand_ins = {ord(character): stand_in for character, stand_in in zip(ends, free, strict=False)}
+        return _Hidden(names_pattern(tokenizer.special_tokens), stand_ins)
+
+    def in_names(self, text: str) -> str:
+        """Hides each name."""
+        return self.names.sub(lambda match: match[0].translate(self.stand_ins), text)
+
+    def everywhere(self, text: str) -> str:
+        """Hides every character that a name begins or ends with."""
+        return text.translate(self.stand_ins)
+
+    def restored(self, text: str) -> str:
+        """Undoes either."""
+        return text.translate({ord(stand_in): character for character, stand_in in self.stand_ins.items()})
+
+
+def _safe_text(
+    template: ChatTemplate, messages: Sequence[Message], hidden: _Hidden, add_generation_prompt: bool
+) -> tuple[str, Callable[[str], str]]:
+    """The rendered text, in which each name of a control token was written by the template, and how it was hidden in
+    what people say.
+
+    Hiding names does not stop a template that joins two messages, or removes what stands between, from making a name of
+    their parts. Hiding every character that could be part of one does, but a template may look for some of them, such
+    as `</think>`. So the first is taken if it has just the control tokens of the second.
+    """
+
+    def rendered(hide: Callable[[str], str]) -> str:
+        return template.render(_shielded(messages, hide), add_generation_prompt=add_generation_prompt)
+
+    text = rendered(hidden.in_names)
+    if all(hidden.everywhere(message["content"]) == message["content"] for message in messages):
+        return text, hidden.in_names
+    strict = rendered(hidden.everywhere)
+    is_same = hidden.names.findall(text) == hidden.names.findall(strict)
+    return (text, hidden.in_names) if is_same else (strict, hidden.everywhere)
+
+
+def _shielded(messages: Sequence[Message], hide: Callable[[str], str]) -> list[dict[str, str]]:
+    return [{"role": message["role"], "content": hide(message["content"])} for message in messages]
+
+
+def _encoded(tokenizer: Tokenizer, text: str, hidden: _Hidden) -> list[int]:
+    plain = hidden.restored(text)
+    if plain == text:
+        return tokenizer.encode(text, special=True)
+    ids: list[int] = []
+    for index, part in enumerate(hidden.names.split(text)):
+        ids += [tokenizer.special_tokens[part]] if index % 2 else tokenizer.encode(hidden.restored(part))
+    return ids
+
+
+def _check(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise UserError("messages: there are none; give at least one object with role and content")
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+            raise UserError(f"messages[{number}]: {shown(message)} is not an object with role and content")
+        role, content = message["role"], message["content"]
+        if not isinstance(role, str) or not _ROLE.fullmatch(role):
+            raise UserError(f"messages[{number}].role: {shown(role)} is not a word such as user or assistant")
+        if not isinstance(content, str):
+            raise UserError(f"messages[{number}].content: {shown(content)} is not a text")
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"messages[{number}].content: holds half a surrogate pair, which is no text") from None

@@ -1,0 +1,199 @@
+"""Records of instruction data sets to conversations: which fields each format has, and what makes a record good. Knows
+no template and no token."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
+
+from llama_jax.core.errors import UserError, nearest
+from llama_jax.data.config import Format
+from llama_jax.data.sources.documents import BadRecordError
+from llama_jax.data.sources.record_text import Record, good_text, kind_of
+
+Role: TypeAlias = Literal["system", "user", "assistant"]
+
+_ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+}
+_KEYS = (("role", "content"), ("from", "value"))
+_MOST_FIELDS_SHOWN = 8
+
+
+class Turn(NamedTuple):
+    """What one side says."""
+
+    role: Role
+    content: str
+    input: str = ""
+    """Alpaca's second field beside the instruction, of a user turn."""
+    is_learned: bool = True
+    """Of an assistant's turn: whether it is an answer to learn, not one that is given."""
+
+
+Conversation: TypeAlias = tuple[Turn, ...]
+"""One system turn or none, then user and assistant in turn; it ends with an assistant's."""
+
+
+def conversation_of(record: Record, form: Format) -> Conversation | str:
+    """The conversation in a record, or the text where the format is `text`.
+
+    A last turn that nobody answers is left out, and so is a first turn of the assistant's, which answers nothing (as
+    FastChat does with ShareGPT's).
+
+    Raises:
+        BadRecordError: a field is missing or holds no text, or there is no answer.
+    """
+    return _READERS[form](record)
+
+
+def format_of(fields: Iterable[str]) -> Format | None:
+    """The format whose fields are all there; None when no format's are."""
+    names = set(fields)
+    return next((form for form, needed in _FIELDS.items() if needed <= names), None)
+
+
+def unknown_format(source: str, fields: Sequence[str]) -> UserError:
+    """The error for a source whose records are of no known format."""
+    shown = ", ".join(f"{field:.40}" for field in fields[:_MOST_FIELDS_SHOWN]) or "no field"
+    known = "; ".join(f"{form}: {', '.join(sorted(needed))}" for form, needed in _FIELDS.items())
+    return UserError(f"data.source: {source}: records have {shown}, which is no known format ({known})")
+
+
+_FIELDS: Mapping[Format, set[str]] = {
+    "messages": {"messages"},
+    "sharegpt": {"conversations"},
+    "alpaca": {"instruction", "output"},
+    "prompt_completion": {"prompt", "completion"},
+    "text": {"text"},
+}
+"""By these fields a format is known; the first that fits is taken, as some sets bring the finished text along."""
+
+
+def _alpaca(record: Record) -> Conversation:
+    place, values = record
+    turns = _system_turn(record)
+    for number, pair in enumerate(_optional_list(values.get("history"), "history", place)):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise BadRecordError("wrong_type", place, f"history[{number}] is no pair of question and answer")
+        turns += [
+            Turn("user", good_text(pair[0], f"history[{number}][0]", place)),
+            Turn("assistant", good_text(pair[1], f"history[{number}][1]", place)),
+        ]
+    given = values.get("input")
+    # Alpaca lays a record out as one without input where it is exactly "".
+    given = "" if given is None or given == "" else _text(given, "input", place)
+    question = Turn("user", _field(record, "instruction"), given)
+    return (*turns, question, Turn("assistant", _field(record, "output")))
+
+
+def _sharegpt(record: Record) -> Conversation:
+    return _conversation([*_system_turn(record), *_turns(record, "conversations")], record.place)
+
+
+def _messages(record: Record) -> Conversation:
+    return _conversation([*_system_turn(record), *_turns(record, "messages")], record.place)
+
+
+def _prompt_completion(record: Record) -> Conversation:
+    place, values = record
+    if not isinstance(values.get("prompt"), list) and not isinstance(values.get("completion"), list):
+        question = Turn("user", _field(record, "prompt"))
+        return (*_system_turn(record), question, Turn("assistant", _field(record, "completion")))
+    prompt = [turn._replace(is_learned=turn.role != "assistant") for turn in _turns(record, "prompt")]
+    return _conversation([*_system_turn(record), *prompt, *_turns(record, "completion")], place)
+
+
+def _plain_text(record: Record) -> str:
+    return _field(record, "text")
+
+
+_READERS: Mapping[Format, Callable[[Record], Conversation | str]] = {
+    "alpaca": _alpaca,
+    "sharegpt": _sharegpt,
+    "messages": _messages,
+    "prompt_completion": _prompt_completion,
+    "text": _plain_text,
+}
+
+
+def _conversation(turns: list[Turn], place: str) -> Conversation:
+    """The turns, if they make a conversation with an answer."""
+    if not any(turn.role == "assistant" for turn in turns):
+        raise BadRecordError("no_answer", place, "has no turn of an assistant, so there is nothing to learn")
+    system = [turn for turn in turns if turn.role == "system"]
+    said = [turn for turn in turns if turn.role != "system"]
+    if len(system) > 1 or (system and turns[0].role != "system"):
+        raise BadRecordError("turns", place, "has a system turn that is not the first")
+    if said[0].role == "assistant":
+        said = said[1:]
+    if said and said[-1].role == "user":
+        said = said[:-1]
+    if not any(turn.role == "assistant" and turn.is_learned for turn in said):
+        raise BadRecordError("no_answer", place, "has no answer to a user, so there is nothing to learn")
+    for number, (first, second) in enumerate(itertools.pairwise(said)):
+        if first.role == second.role:
+            message = f"{first.role} speaks twice running, in turns {number + 1} and {number + 2}"
+            raise BadRecordError("turns", place, message)
+    return (*system, *said)
+
+
+def _turns(record: Record, field: str) -> list[Turn]:
+    """The turns in a list of objects, or in an object of lists, as columns of such objects are stored by some."""
+    value = record.values.get(field)
+    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+        value = [dict(zip(value, row, strict=False)) for row in zip(*value.values(), strict=False)]
+    if not isinstance(value, list):
+        _field(record, field)  # missing or null
+        message = f"field '{field}' is of type {kind_of(value)}; it must be a list"
+        raise BadRecordError("wrong_type", record.place, message)
+    if not value:
+        raise BadRecordError("empty", record.place, f"field '{field}' is empty; remove the record")
+    return [_turn(each, f"{field}[{number}]", record.place) for number, each in enumerate(value)]
+
+
+def _turn(value: Any, name: str, place: str) -> Turn:
+    if not isinstance(value, dict):
+        raise BadRecordError("wrong_type", place, f"{name} is of type {kind_of(value)}; it must be an object")
+    keys = next((keys for keys in _KEYS if keys[0] in value), None)
+    if keys is None or keys[1] not in value:
+        missing = "role" if keys is None else keys[1]
+        raise BadRecordError("missing_field", place, f"{name} has no field '{missing}'{nearest(missing, value)}")
+    role, content = value[keys[0]], value[keys[1]]
+    if not isinstance(role, str):
+        raise BadRecordError("wrong_type", place, f"{name}.{keys[0]} is of type {kind_of(role)}; it must be a string")
+    if role not in _ROLES:
+        message = f"{name}.{keys[0]} is '{role:.40}'; known are {', '.join(_ROLES)}"
+        raise BadRecordError("unknown_role", place, message)
+    weight = value.get("weight")
+    if weight not in (None, 0, 1):
+        raise BadRecordError("wrong_type", place, f"{name}.weight must be 0 or 1")
+    return Turn(_ROLES[role], good_text(content, f"{name}.{keys[1]}", place), is_learned=weight != 0)
+
+
+def _system_turn(record: Record) -> list[Turn]:
+    value = record.values.get("system")
+    return [] if value is None or value == "" else [Turn("system", good_text(value, "system", record.place))]
+
+
+def _field(record: Record, name: str) -> str:
+    if name not in record.values:
+        fields = ", ".join(f"{field:.40}" for field in list(record.values)[:_MOST_FIELDS_SHOWN]) or "no field"
+        message = f"no field '{name}'; it has {fields}{nearest(name, record.values)}"
+        raise BadRecordError("missing_field", record.place, message)
+    return good_text(record.values[name], name, record.place)
+
+
+def _text(value: Any, name: str, place: str) -> str:
+    """A text that may be blank."""
+    return value if isinstance(value, str) and not value.strip() else good_text(value, name, place)
+
+
+def _optional_list(value: Any, name: str, place: str) -> list[Any]:
+    if not isinstance(value, list | None):
+        raise BadRecordError("wrong_type", place, f"field '{name}' is of type {kind_of(value)}; it must be a list")
+    return cast("list[Any]", value or [])

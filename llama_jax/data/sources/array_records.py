@@ -1,0 +1,144 @@
+"""array_record files: records by number, and as documents."""
+
+import os
+import threading
+from collections import OrderedDict
+from typing import Generic, TypeVar
+
+from array_record.python.array_record_module import ArrayRecordReader
+from etils import epath
+
+from llama_jax.data.sources.documents import BadRecordError
+from llama_jax.data.sources.file_bytes import sampled_digest, unreadable
+from llama_jax.data.sources.record_text import MAX_RECORD_BYTES, Reading, too_long
+
+_OPEN_FILES = 256
+_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_BUFFER_BYTES = 32 * 1024
+_DAMAGE = ("Corrupted", "Invalid")
+
+_T = TypeVar("_T")
+
+
+class _Readers:
+    """The readers last used in the process: each holds a file open and 8 bytes a record."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Start anew, as a child process must after a fork."""
+        self._readers: OrderedDict[str, ArrayRecordReader] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, path: str) -> ArrayRecordReader:
+        """A reader that may be used by several threads at once."""
+        with self._lock:
+            if path not in self._readers:
+                self._readers[path] = ArrayRecordReader(path, options=_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES)
+                if len(self._readers) > _OPEN_FILES:
+                    self._readers.popitem(last=False)  # closed when the last thread lets go of it
+            self._readers.move_to_end(path)
+            return self._readers[path]
+
+
+_readers = _Readers()
+os.register_at_fork(after_in_child=_readers.forget)
+
+
+class ArrayRecordFile:
+    """The records of an array_record file.
+
+    Args:
+        path: The file, which may be in a bucket.
+
+    Raises:
+        UserError: the file cannot be read, is no array_record or was cut short.
+    """
+
+    def __init__(self, path: epath.Path) -> None:
+        self._path = path
+        reader = ArrayRecordReader(str(path), options=_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES)
+        if not reader.ok():
+            try:
+                reader.close()  # the only way to ask what is wrong
+            except RuntimeError as error:
+                raise unreadable(path, error) from None
+        self._count = reader.num_records()
+        reader.close()
+        self._digest = sampled_digest(path)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> bytes:
+        """A record, counted from 0.
+
+        Raises:
+            BadRecordError: the bytes that hold it are damaged.
+        """
+        try:
+            return _readers.get(str(self._path)).read([index])[0]
+        except RuntimeError as error:
+            message = str(error).strip().splitlines()[0]
+            if not message.startswith(_DAMAGE):
+                raise
+            raise BadRecordError("damaged", f"{self._path} record {index}", message) from None
+
+    def identity(self) -> str:
+        """SHA-256 of the length of the file and of its first and last 128 KiB. Whatever changes the number or the size
+        of records is seen; bytes changed within the bulk of a file, with all sizes kept, are not."""
+        return self._digest
+
+
+class ArrayRecordDocuments(Generic[_T]):
+    """The documents of an array_record file. Each record is a text in UTF-8, or a JSON object: what starts as such an
+    object does (with `{"`) is taken for one.
+
+    Args:
+        path: The file.
+        reading: What of a record is the document.
+
+    Raises:
+        UserError: as `ArrayRecordFile` has it.
+    """
+
+    def __init__(self, path: epath.Path, reading: Reading[_T]) -> None:
+        self._path, self._reading = path, reading
+        self._records = ArrayRecordFile(path)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> _T:
+        """The document in a record, counted from 0.
+
+        Raises:
+            BadRecordError: the record cannot be used.
+        """
+        content, where = self._records[index], f"{self._path} record {index}"
+        if len(content) > MAX_RECORD_BYTES:
+            raise too_long(len(content), where)
+        if content.lstrip()[:1] == b"{" and content.lstrip()[1:].lstrip()[:1] in (b'"', b"}"):
+            return self._reading.of_json(content, where)
+        if _is_example(content):
+            message = "a tf.train.Example; open the data set it is from as tfds:NAME or tfds:DIRECTORY"
+            raise BadRecordError("tf_example", where, message)
+        return self._reading.of_text(content, where)
+
+    def identity(self) -> str:
+        """As `ArrayRecordFile` has it."""
+        return self._records.identity()
+
+
+def _is_example(content: bytes) -> bool:
+    """Whether a record is one protocol buffer message of length-delimited field 1 from its first byte to its last, as
+    tf.train.Example is and no text is but by chance."""
+    if content[:1] != b"\n":
+        return False
+    length = 0
+    for number, byte in enumerate(content[1:6]):
+        length |= (byte & 0x7F) << (7 * number)
+        if byte < 0x80:
+            return length > 0 and length == len(content) - number - 2
+    return False

@@ -1,0 +1,262 @@
+"""Data sets by their name: of tensorflow-datasets, read without TensorFlow, and of Hugging Face `datasets`."""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from etils import epath
+
+from llama_jax.core.errors import UserError, nearest
+from llama_jax.data.sources.array_records import ArrayRecordFile
+from llama_jax.data.sources.documents import BadRecordError
+from llama_jax.data.sources.parquet_files import ParquetValues
+from llama_jax.data.sources.record_text import Reading, missing_field
+
+_FILES_AT_ONCE = 16
+_SAMPLES = 256
+# A name may hold a scheme and a version after colons of their own, a split colons between brackets.
+_TFDS = re.compile(r"(?P<name>(?:[a-z0-9]+://)?[^:]+(?::\d[\d.*]*)?)(?::(?P<split>[^/]+))?")
+_HUGGING_FACE = re.compile(r"(?P<name>[^:]+)(?::(?P<split>[^/]+))?")
+_DEFAULT_SPLIT = "train"
+
+_T = TypeVar("_T")
+
+
+@runtime_checkable
+class _Rows(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    def identity(self) -> str: ...
+
+
+class _Slice:
+    """Some consecutive rows of a file."""
+
+    def __init__(self, rows: _Rows, first: int, count: int) -> None:
+        self._rows, self._first, self._count = rows, first, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Any:
+        return self._rows[self._first + index]
+
+    def identity(self) -> str:
+        return f"{self._rows.identity()} {self._first} {self._count}"
+
+
+class _HubRows:
+    """A data set of Hugging Face: the values of one column, or dictionaries of all."""
+
+    def __init__(self, rows: Any, column: str | None) -> None:
+        self._rows, self._column = rows if column is None else rows.select_columns([column]), column
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        row = self._rows[index]
+        return row if self._column is None else row[self._column]
+
+    def identity(self) -> str:
+        """Follows the number of rows and the values of 256 that are spread evenly; any other change is not seen."""
+        sample = np.linspace(0, len(self) - 1, min(len(self), _SAMPLES)).astype(int)
+        return f"{len(self)} {[self[int(index)] for index in np.unique(sample)]!r}"
+
+
+class _Example:
+    """What stands in a serialised tf.train.Example: the value of one field, parsing no other, or a dictionary."""
+
+    def __init__(self, features: Any, field: str | None) -> None:
+        self._features, self._field = features, field
+
+    def __call__(self, example: Any) -> Any:
+        if isinstance(example, dict):  # a row of parquet, which has one column
+            (example,) = example.values()
+        values = self._features.deserialize_example_np(example)
+        return values if self._field is None else values[self._field]
+
+
+class DataSetDocuments(Generic[_T]):
+    """The documents of a data set, one an example.
+
+    Args:
+        parts: Rows, one after the other.
+        parsed: Gives what `reading` reads from what stands in a row; None where that is the same.
+        reading: What of an example is the document.
+        name: Name and split, for messages and the identity.
+    """
+
+    def __init__(
+        self, parts: Sequence[_Rows], parsed: Callable[[Any], Any] | None, reading: Reading[_T], name: str
+    ) -> None:
+        self._parts, self._parsed, self._reading, self._name = parts, parsed, reading, name
+        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> _T:
+        """The document in an example, counted from 0.
+
+        Raises:
+            BadRecordError: the example cannot be used.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        part, where = int(np.searchsorted(self._ends, index, side="right")), f"{self._name} example {index}"
+        row = self._parts[part][index - (int(self._ends[part - 1]) if part else 0)]
+        try:
+            value = row if self._parsed is None else self._parsed(row)
+        except Exception as error:  # whatever a parser raises over bytes that are no example
+            raise BadRecordError("damaged", where, f"cannot be decoded: {_first_line(error)}") from None
+        return self._reading.of_value(value, where)
+
+    def identity(self) -> str:
+        """Follows name, split and field, and each part as far as its own identity does."""
+        digest = hashlib.sha256()
+        for part in self._parts:
+            digest.update(part.identity().encode(errors="surrogatepass") + b"\0")
+        return f"{self._name} {self._reading.field or 'records'} sha256:{digest.hexdigest()}"
+
+
+def open_tfds(spec: str, reading: Reading[_T]) -> DataSetDocuments[_T]:
+    """The documents of `tfds:NAME[/CONFIG][:SPLIT]` or `tfds:DIRECTORY[:SPLIT]`.
+
+    The directory is that of one version, which holds dataset_info.json. A named data set that is not prepared yet is
+    downloaded and prepared. Files must be array_record or parquet. A split may be a part, such as `train[:10%]`.
+
+    Raises:
+        UserError: there is no such data set, split or field of text, or it would need TensorFlow.
+    """
+    found = _TFDS.fullmatch(spec.removeprefix("tfds:"))
+    if found is None:
+        raise UserError(f"data.source: {spec}: write tfds:NAME[/CONFIG][:SPLIT] or tfds:DIRECTORY[:SPLIT]")
+    import tensorflow_datasets as tfds  # a second that only its users should pay
+
+    name, split_name = found["name"], found["split"] or _DEFAULT_SPLIT
+    builder, directory = _builder(tfds, spec, name), f"{name}:{split_name}"
+    features: Any = builder.info.features
+    if reading.field is not None:
+        features = tfds.features.FeaturesDict({reading.field: _text_feature(features, reading.field, directory)})
+    # Sources of the library read parquet whole and pass over the ends of a part of a split, so files are read here.
+    try:
+        instructions = builder.info.splits[split_name].file_instructions
+    except (ValueError, KeyError) as error:
+        raise UserError(f"data.source: tfds:{directory}: {_first_line(error)}") from None
+    file_format = getattr(builder.info.file_format, "value", str(builder.info.file_format))
+    readers: dict[str, Callable[[epath.Path], _Rows]] = {
+        "array_record": ArrayRecordFile,
+        "parquet": lambda path: ParquetValues(path, None),
+    }
+    if file_format not in readers:
+        raise UserError(
+            f"data.source: tfds:{directory}: its files are {file_format}, which only TensorFlow reads; prepare it "
+            "anew with file_format='array_record'"
+        )
+
+    def part(instruction: Any) -> _Slice:
+        rows = readers[file_format](epath.Path(instruction.filename))
+        count = instruction.take if instruction.take >= 0 else len(rows) - instruction.skip
+        if instruction.skip + count > len(rows):
+            raise UserError(f"data.source: {instruction.filename}: holds {len(rows)} examples, fewer than its data set")
+        return _Slice(rows, instruction.skip, count)
+
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
+        parts = list(threads.map(part, instructions))
+    name = f"tfds:{builder.info.full_name}:{split_name}"
+    return DataSetDocuments(parts, _Example(features, reading.field), reading, name)
+
+
+def _text_feature(features: Any, field: str, directory: str) -> Any:
+    fields = list(features) if isinstance(features, dict) or hasattr(features, "keys") else []
+    if field not in fields:
+        raise UserError(f"data.source: tfds:{directory}: {missing_field(field, fields)}")
+    feature = features[field]
+    if getattr(feature, "shape", None) != () or getattr(feature, "np_dtype", None) not in (object, str, bytes):
+        raise UserError(f"data.source: tfds:{directory}: field '{field}' (data.text_field) is no feature of text")
+    return feature
+
+
+def _builder(tfds: Any, spec: str, name: str) -> Any:
+    """The builder of a data set that is prepared."""
+    directory = epath.Path(name).expanduser()
+    if name.startswith(("/", ".", "~")) or "://" in name:
+        if not (directory / "dataset_info.json").is_file():
+            raise UserError(
+                f"data.source: {spec}: no dataset_info.json in {directory}; name the directory of one version, such as "
+                "NAME/1.0.0"
+            )
+        try:
+            return tfds.builder_from_directory(directory)
+        except Exception as error:  # the library raises whatever its many parts raise
+            raise UserError(f"data.source: {spec}: {_first_line(error)}") from None
+    try:
+        builder = tfds.builder(name, try_gcs=False)
+        if not builder.is_prepared():
+            builder.download_and_prepare(file_format="array_record")
+    except Exception as error:  # the library raises whatever its many parts raise
+        raise UserError(f"data.source: {spec}: {_first_line(error)}") from None
+    return builder
+
+
+def open_hugging_face(spec: str, reading: Reading[_T]) -> DataSetDocuments[_T]:
+    """The documents of `hf:[ORGANISATION/]NAME[:SPLIT]`, `hf:ORGANISATION/NAME/CONFIG[:SPLIT]` or
+    `hf:DIRECTORY[:SPLIT]`: what `save_to_disk` wrote, or files that `load_dataset` knows.
+
+    Raises:
+        UserError: the extra `hf` is not installed, or there is no such data set, split or column of strings.
+    """
+    found = _HUGGING_FACE.fullmatch(spec.removeprefix("hf:"))
+    if found is None:
+        raise UserError(f"data.source: {spec}: write hf:NAME[/CONFIG][:SPLIT] or hf:DIRECTORY[:SPLIT]")
+    try:
+        import datasets  # four seconds that only its users should pay
+    except ImportError:
+        raise UserError(f"data.source: {spec} needs the extra 'hf'; pip install 'llama_jax[hf]'") from None
+    name, split = found["name"], found["split"] or _DEFAULT_SPLIT
+    try:
+        rows: Any = _hugging_face_rows(datasets, name, split)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises whatever its many parts raise
+        raise UserError(f"data.source: {spec}: {_first_line(error)}") from None
+    if reading.field is not None:
+        _check_strings(rows, reading.field, spec)
+    directory = epath.Path(name).expanduser()
+    shown = directory.name if directory.is_dir() else name  # a corpus may be moved
+    return DataSetDocuments([_HubRows(rows, reading.field)], None, reading, f"hf:{shown}:{split}")
+
+
+def _check_strings(rows: Any, column: str, spec: str) -> None:
+    if column not in rows.column_names:
+        raise UserError(f"data.source: {spec}: {missing_field(column, rows.column_names)}")
+    if getattr(rows.features[column], "dtype", None) not in ("string", "large_string", "binary", "large_binary"):
+        kind = getattr(rows.features[column], "dtype", type(rows.features[column]).__name__)
+        raise UserError(f"data.source: {spec}: column '{column}' (data.text_field) is of type {kind}, not strings")
+
+
+def _hugging_face_rows(datasets: Any, name: str, split: str) -> Any:
+    directory = epath.Path(name).expanduser()
+    if (directory / "dataset_dict.json").is_file() or (directory / "state.json").is_file():
+        found = datasets.load_from_disk(str(directory))
+        if not isinstance(found, dict):
+            return found
+        if split not in found:
+            splits = ", ".join(found)
+            raise UserError(f"data.source: hf:{name}: no split '{split}'; it has {splits}{nearest(split, found)}")
+        return found[split]
+    if directory.is_dir() or name.startswith(("/", ".", "~")):
+        return datasets.load_dataset(str(directory), split=split)
+    *organisation, data_set = name.split("/")[:2]
+    config = name.split("/", 2)[2:]
+    return datasets.load_dataset("/".join([*organisation, data_set]), *config, split=split)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

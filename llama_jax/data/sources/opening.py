@@ -1,0 +1,234 @@
+"""Where documents come from: what `data.source` may name, and who reads it. Knows no format itself."""
+
+import bisect
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from etils import epath
+
+from llama_jax.core.errors import UserError, nearest
+from llama_jax.data.sources.documents import Documents, TextDocuments
+from llama_jax.data.sources.file_bytes import COMPRESSED_SUFFIXES
+from llama_jax.data.sources.record_files import LineFile, open_json
+from llama_jax.data.sources.record_text import Reading, Record, TextField, WholeRecord
+from llama_jax.data.sources.text_files import TextFile
+
+_FILES_AT_ONCE = 16
+_TEXT_SUFFIXES = (".txt", ".md")
+_SUFFIXES = (*_TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".array_record")
+
+
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+
+
+@runtime_checkable
+class Opened(Protocol[_T_co]):
+    """Documents by number, whatever they are; see `Documents`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> _T_co: ...
+
+    def identity(self) -> str: ...
+
+
+class FileDocuments(Generic[_T]):
+    """The documents of several files, one file after the other.
+
+    Args:
+        files: (name, documents) of each. The name is the path below the directory that was named: with the identity of
+            the documents it makes the identity of the whole, so a corpus may be moved.
+        read_as: What is read of records, for the identity; None where no file holds records.
+    """
+
+    def __init__(self, files: Sequence[tuple[str, Opened[_T]]], read_as: str | None) -> None:
+        self._files = files
+        self._read_as = read_as
+        self._ends = list(itertools.accumulate(len(documents) for _, documents in files))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> _T:
+        """A document.
+
+        Raises:
+            BadRecordError: the record is bad.
+            UserError: a file was changed after it had been opened.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        number = bisect.bisect_right(self._ends, index)
+        _, documents = self._files[number]
+        return documents[index - (self._ends[number] - len(documents))]
+
+    def identity(self) -> str:
+        digest = hashlib.sha256()
+        for name, documents in self._files:
+            digest.update(f"{name}\0{documents.identity()}\n".encode())
+        if self._read_as is not None:
+            digest.update(self._read_as.encode())
+        return f"files sha256:{digest.hexdigest()}"
+
+
+def open_source(source: str, text_field: str = "text") -> Documents:
+    """The documents that a source names.
+
+    Args:
+        source: `pydoc`: the documentation of Python's standard library. `tfds:...` or `hf:...`: a data set by name; see
+            `open_tfds` and `open_hugging_face`. A directory that `prepare` wrote. Or files, as a path, a glob, or a
+            directory with all below it: .txt and .md are cut into documents of at most 16 KiB; each line of .jsonl,
+            element of .json, row of .parquet and record of .array_record is one.
+        text_field: The field, or column, that holds the text of a record.
+
+    Raises:
+        UserError: nothing is found, a file is of an unknown kind or cannot be read, or there is no text at all.
+    """
+    if source == "pydoc":
+        from llama_jax.data.sources.standard_library import standard_library_documents
+
+        return TextDocuments(standard_library_documents())
+    if _is_prepared(directory := epath.Path(source).expanduser()):
+        from llama_jax.data.sources.prepared import open_prepared
+
+        return open_prepared(directory)
+    return _open_named(source, TextField(text_field))
+
+
+def open_records(source: str) -> Opened[Record]:
+    """The records that a source names, with all their fields.
+
+    Args:
+        source: As for `open_source`, but for directories that `prepare` wrote. A text becomes a record with the field
+            `text`.
+
+    Raises:
+        UserError: nothing is found, a file is of an unknown kind or cannot be read, or there is no record at all.
+    """
+    if source == "pydoc":
+        return _AsRecords(open_source(source))
+    if not source.startswith(("tfds:", "hf:")) and _is_prepared(epath.Path(source).expanduser()):
+        raise UserError(f"data.source: {source} holds ids that `prepare` made; name the records it was made of")
+    return _open_named(source, WholeRecord())
+
+
+class _AsRecords:
+    """Texts as records."""
+
+    def __init__(self, documents: Opened[Any]) -> None:
+        self._documents = documents
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(f"document {index}", {"text": self._documents[index]})
+
+    def identity(self) -> str:
+        return self._documents.identity()
+
+
+def _open_named(source: str, reading: Reading[_T]) -> Opened[_T]:
+    """Documents of a data set by name, or of files."""
+    if source.startswith(("tfds:", "hf:")):
+        from llama_jax.data.sources.named_data_sets import open_hugging_face, open_tfds
+
+        documents = (open_tfds if source.startswith("tfds:") else open_hugging_face)(source, reading)
+        if not len(documents):
+            raise UserError(f"data.source: no text in {source}")
+        return documents
+    files = _files_of(source)
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
+        opened = list(threads.map(functools.partial(_open_file, reading=reading), (file for _, file in files)))
+    has_records = any(file.suffix.lower() not in _TEXT_SUFFIXES for _, file in files)
+    documents = FileDocuments(
+        [(name, documents) for (name, _), documents in zip(files, opened, strict=True)],
+        (reading.field or "records") if has_records else None,
+    )
+    if not len(documents):
+        raise UserError(f"data.source: no text in {source} ({len(files)} files)")
+    return documents
+
+
+def _open_file(path: epath.Path, reading: Reading[Any]) -> Opened[Any]:
+    suffix = path.suffix.lower()
+    if suffix in _TEXT_SUFFIXES:
+        return TextFile(path) if reading.field is not None else _AsRecords(TextFile(path))
+    return _opener_of_records(suffix)(path, reading)
+
+
+def _opener_of_records(suffix: str) -> Callable[[epath.Path, Reading[Any]], Opened[Any]]:
+    """Libraries are imported only by those who have files of their kind."""
+    if suffix == ".parquet":
+        from llama_jax.data.sources.parquet_files import ParquetFile
+
+        return ParquetFile
+    if suffix == ".array_record":
+        from llama_jax.data.sources.array_records import ArrayRecordDocuments
+
+        return ArrayRecordDocuments
+    return LineFile if suffix == ".jsonl" else open_json
+
+
+def _is_prepared(directory: epath.Path) -> bool:
+    """Whether `prepare` wrote the directory; a corpus may hold a manifest.json of another kind."""
+    if not (manifest := directory / "manifest.json").is_file():
+        if (directory / "progress" / "plan.json").is_file():
+            raise UserError(f"data.source: {directory} is not finished; run the `prepare` that writes it again")
+        return False
+    with manifest.open("rb") as file:
+        return b'"llama_jax.prepared"' in file.read(2**16)
+
+
+def _files_of(source: str) -> list[tuple[str, epath.Path]]:
+    """(name below the directory named, path) of each file, in the order of the names; hidden files are passed over."""
+    path = epath.Path(source).expanduser()
+    if path.is_dir():
+        if (path / "dataset_info.json").is_file() and (path / "features.json").is_file():
+            raise UserError(f"data.source: {source} is a data set of tensorflow-datasets; write tfds:{source}")
+        files = [(name, file) for name, file in _below(path) if _kind(file) in _SUFFIXES]
+        if not files:
+            raise UserError(f"data.source: no {', '.join(_SUFFIXES)} file below the directory {source}")
+    elif path.exists():
+        files = [(path.name, path)]
+    elif wildcards := [number for number, part in enumerate(path.parts) if set(part) & set("*?[")]:
+        root, pattern = epath.Path(*path.parts[: wildcards[0]]), "/".join(path.parts[wildcards[0] :])
+        if "**" in pattern:
+            raise UserError(f"data.source: ** is not understood in {source}; name the directory to take all below it")
+        files = [(file.relative_to(root).as_posix(), file) for file in root.glob(pattern) if file.is_file()]
+        files = [(name, file) for name, file in files if not file.name.startswith(".")]
+        if not files:
+            raise UserError(f"data.source: nothing matches {source}")
+    else:
+        raise UserError(f"data.source: no file or directory {source}{nearest(source, ['pydoc', 'tfds:', 'hf:'])}")
+    for _, file in files:
+        _refuse_unknown(file)
+    return sorted(files)
+
+
+def _kind(path: epath.Path) -> str:
+    """The suffix that says what a file is, before one that says how it is compressed."""
+    is_compressed = path.suffix.lower() in COMPRESSED_SUFFIXES
+    return epath.Path(path.stem).suffix.lower() if is_compressed else path.suffix.lower()
+
+
+def _refuse_unknown(path: epath.Path) -> None:
+    if path.suffix.lower() in COMPRESSED_SUFFIXES and _kind(path) in _SUFFIXES:
+        raise UserError(f"data.source: {path} is compressed; unpack it, as documents are read at random")
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UserError(f"data.source: {path} is of no known kind; use {', '.join(_SUFFIXES)}")
+
+
+def _below(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
+    for path in directory.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _below(path, f"{prefix}{path.name}/")
+        else:
+            yield prefix + path.name, path

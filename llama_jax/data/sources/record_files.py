@@ -1,0 +1,180 @@
+"""Files of JSON records as documents: one object a line (.jsonl), or one array of objects (.json). Holds where each
+record stands; knows nothing of what makes it good."""
+
+import hashlib
+from array import array
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import numpy as np
+from etils import epath
+
+from llama_jax.core.arrays import Int
+from llama_jax.core.errors import UserError
+from llama_jax.data.sources.documents import BadRecordError
+from llama_jax.data.sources.file_bytes import chunks, mark_bytes, read_range
+from llama_jax.data.sources.json_array import array_bounds
+from llama_jax.data.sources.record_text import MAX_RECORD_BYTES, Reading, parsed_json, too_long
+
+_NEWLINE = ord("\n")
+
+_T = TypeVar("_T")
+
+
+class _IndexedFile:
+    """What both kinds of file have in common: where each record stands, and the hash of everything."""
+
+    _path: epath.Path
+    _bounds: Int[np.ndarray, "documents two"]
+    """First byte of each record and the byte after its last."""
+    _digest: str
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def identity(self) -> str:
+        """SHA-256 of the whole content."""
+        return self._digest
+
+    def _content(self, index: int, where: str) -> bytes:
+        """The bytes of a record, unless there are more than 64 MiB of them."""
+        start, end = (int(bound) for bound in self._bounds[index])
+        if end - start > MAX_RECORD_BYTES:
+            raise too_long(end - start, where)
+        return read_range(self._path, start, end)
+
+
+class LineFile(_IndexedFile, Generic[_T]):
+    """The documents of a file of JSON lines; blank lines are passed over. Holds 16 bytes a line.
+
+    Args:
+        path: Read once from its start to its end, never more than 4 MiB of it at a time.
+        reading: What of each object is the document.
+
+    Raises:
+        UserError: the file cannot be read, or is compressed or UTF-16.
+    """
+
+    def __init__(self, path: epath.Path, reading: Reading[_T]) -> None:
+        self._path, self._reading = path, reading
+        self._bounds, self._passed_over, self._digest = _index_lines(path)
+
+    def __getitem__(self, index: int) -> _T:
+        """The document in a line.
+
+        Raises:
+            BadRecordError: the line is no good record, or is longer than 64 MiB and therefore not read.
+            UserError: the file was changed.
+        """
+        where = f"{self._path}:{self._line_number(index)}"
+        content = self._content(index, where)
+        return self._reading.of_json(content, where, whole=content.endswith(b"\n"))
+
+    def _line_number(self, index: int) -> int:
+        """From 1, counting lines that were passed over."""
+        place = int(np.searchsorted(self._passed_over[:, 0], index, side="right"))
+        return index + 1 + (int(self._passed_over[place - 1, 1]) if place else 0)
+
+
+class ArrayFile(_IndexedFile, Generic[_T]):
+    """The documents of a file with one JSON array of objects. Holds 16 bytes an element.
+
+    Args:
+        path: Read once from its start to its end, never more than 4 MiB of it at a time.
+        reading: What of each object is the document.
+
+    Raises:
+        UserError: the file cannot be read, or is no whole JSON array.
+    """
+
+    def __init__(self, path: epath.Path, reading: Reading[_T]) -> None:
+        self._path, self._reading = path, reading
+        digest, bounds = hashlib.sha256(), array("q")
+
+        def hashed() -> Iterator[tuple[int, bytes]]:
+            for position, chunk in chunks(path):
+                digest.update(chunk)
+                yield position, chunk
+
+        try:
+            for found in array_bounds(hashed()):
+                bounds.frombytes(found.tobytes())
+        except ValueError as error:
+            raise UserError(f"data.source: {path}: {error}; give an array of objects, or JSON lines (.jsonl)") from None
+        self._bounds = np.frombuffer(bounds, np.int64).reshape(-1, 2)
+        self._digest = digest.hexdigest()
+        if len(self._bounds) == 1:
+            start, end = (int(bound) for bound in self._bounds[0])
+            if not read_range(path, start, min(end, start + MAX_RECORD_BYTES)).strip():
+                self._bounds = self._bounds[:0]
+
+    def __getitem__(self, index: int) -> _T:
+        """The document in an element.
+
+        Raises:
+            BadRecordError: the element is no good record, or is longer than 64 MiB and therefore not read.
+            UserError: the file was changed.
+        """
+        where = f"{self._path}[{index}]"
+        return self._reading.of_json(self._content(index, where), where)
+
+
+def open_json(path: epath.Path, reading: Reading[_T]) -> LineFile[_T] | ArrayFile[_T]:
+    """A .json file: an array of objects or, as many data sets have it in spite of the name, an object a line.
+
+    Raises:
+        UserError: the file cannot be read, or is neither.
+    """
+    start = next((chunk for _, chunk in chunks(path)), b"")
+    start = start[mark_bytes(start) :].lstrip()
+    if not start.startswith(b"{"):
+        return ArrayFile(path, reading)
+    line, newline, _ = start.partition(b"\n")
+    if newline:
+        try:
+            parsed_json(line, str(path))
+        except BadRecordError:
+            message = "starts with a line that is no JSON object; give an array of objects, or JSON lines (.jsonl)"
+            raise UserError(f"data.source: {path}: {message}") from None
+    return LineFile(path, reading)
+
+
+def _index_lines(path: epath.Path) -> tuple[Int[np.ndarray, "lines two"], Int[np.ndarray, "gaps two"], str]:
+    """First byte of each line that is not blank and the byte after its last; (line, blank lines before it) wherever the
+    second number grows; the hash of the file."""
+    digest = hashlib.sha256()
+    bounds: list[np.ndarray] = []
+    gaps: list[np.ndarray] = []
+    line_start, open_has_text, lines, kept_lines, size = 0, False, 0, 0, 0
+    for position, chunk in chunks(path):
+        digest.update(chunk)
+        size = position + len(chunk)
+        content = np.frombuffer(chunk, np.uint8)
+        if position == 0:
+            line_start = mark_bytes(chunk)
+        ends = np.flatnonzero(content == _NEWLINE) + 1
+        if not len(ends):
+            open_has_text = open_has_text or bool(chunk[line_start if position == 0 else 0 :].strip())
+            continue
+        starts = np.concatenate([[max(line_start - position, 0)], ends[:-1]])
+        # What starts with a printed character is not blank; only the others are looked at one by one.
+        has_text = content[starts] > ord(" ")
+        for number in np.flatnonzero(~has_text):
+            has_text[number] = bool(chunk[starts[number] : ends[number]].strip())
+        has_text[0] |= open_has_text
+        starts[0] = line_start - position
+        bounds.append(np.stack([starts[has_text], ends[has_text]], axis=1) + position)
+        kept = np.flatnonzero(has_text)
+        blank_before = lines + kept - (kept_lines + np.arange(len(kept)))
+        grows = np.flatnonzero(np.diff(blank_before, prepend=gaps[-1][-1, 1] if gaps else 0))
+        if len(grows):
+            gaps.append(np.stack([kept_lines + grows, blank_before[grows]], axis=1))
+        lines, kept_lines = lines + len(ends), kept_lines + len(kept)
+        line_start = position + int(ends[-1])
+        open_has_text = bool(chunk[ends[-1] :].strip())
+    if open_has_text:
+        bounds.append(np.array([[line_start, size]]))
+        if lines > kept_lines:
+            gaps.append(np.array([[kept_lines, lines - kept_lines]]))
+    empty = np.zeros((0, 2), np.int64)
+    return np.concatenate([empty, *bounds]), np.concatenate([empty, *gaps]), digest.hexdigest()

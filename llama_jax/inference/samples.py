@@ -1,0 +1,82 @@
+"""Answers of the model to the same prompts again and again, to read how training changes them."""
+
+from collections.abc import Sequence
+
+from llama_jax.core.arrays import PyTree
+from llama_jax.core.distributed import is_main_process
+from llama_jax.core.recording.sinks import JsonLines
+from llama_jax.core.run import RunDirectory
+from llama_jax.data.instructions.loader import Prompt
+from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.inference.config import SamplingConfig
+from llama_jax.inference.decode import PROMPT_BUCKET, decoding_params, generate
+from llama_jax.model.llama import LanguageModel
+
+
+class Samples:
+    """Keeps `samples.jsonl`: for each step at which they are asked for, one object with the answers to all prompts.
+
+    Prompts too long for the model's context are left out.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        stop_ids: tuple[int, ...],
+    ) -> None:
+        longest = model.config.context_length - max_new_tokens - PROMPT_BUCKET
+        self.prompts = [prompt for prompt in prompts if len(prompt.ids) <= longest]
+        self.answers: dict[int, list[str]] = {}
+        """By step, of this process's life."""
+        self._model, self._tokenizer, self._stop_ids = model, tokenizer, stop_ids
+        self._sampling = SamplingConfig(max_new_tokens, 0.0)
+        self._file: JsonLines | None = None
+
+    def begin(self, run: RunDirectory, first: int) -> None:
+        """Keep what a run from step `first` on gives; later lines of an earlier life are dropped."""
+        if self.prompts and is_main_process():
+            self._file = JsonLines(run.samples, first)
+
+    def take(self, step: int, params: PyTree) -> None:
+        """Answer all prompts; every process calls this. `params` in the scanned layout."""
+        if not self.prompts:
+            return
+        layers = decoding_params(self._model, params)
+        ids = [list(prompt.ids) for prompt in self.prompts]
+        found = generate(self._model, layers, ids, self._sampling, stop_ids=self._stop_ids)
+        texts = [self._tokenizer.decode(answer) for answer in found]
+        self.answers[step] = texts
+        if self._file is not None:
+            samples = [
+                {"prompt": prompt.text, "answer": text, "reference": prompt.reference}
+                for prompt, text in zip(self.prompts, texts, strict=True)
+            ]
+            self._file.write({"step": step, "samples": samples})
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._file is not None:
+            self._file.close()
+
+    def changes(self) -> list[str]:
+        """Lines for people: each prompt with its first and its last answer of this process's life."""
+        if not self.answers:
+            return []
+        steps = sorted(self.answers)
+        lines = []
+        for number, prompt in enumerate(self.prompts):
+            lines.append(f"prompt:  {_one_line(prompt.text)}")
+            for step in dict.fromkeys((steps[0], steps[-1])):
+                when = "before" if step == 0 else f"step {step}"
+                lines.append(f"  {when:>10}: {_one_line(self.answers[step][number])}")
+            if prompt.reference is not None:
+                lines.append(f"  {'reference':>10}: {_one_line(prompt.reference)}")
+        return lines
+
+
+def _one_line(text: str, most: int = 200) -> str:
+    joined = " ".join(text.split())
+    return joined if len(joined) <= most else f"{joined[: most - 1]}…"

@@ -1,0 +1,1 @@
+"""Attention in every implementation, and the choice between them."""

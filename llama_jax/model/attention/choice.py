@@ -1,0 +1,237 @@
+"""Causal attention over packed rows: one function, several implementations chosen by name.
+
+All take grouped queries and segment ids, never let a query see another segment, and work where the mesh in use splits
+rows (context parallelism, see `attention_sequence`)."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from llama_jax.core import sharding
+from llama_jax.core.arrays import Array, Bool, Float, Int
+from llama_jax.core.errors import UserError
+from llama_jax.model.attention.blocks import BLOCK, MASKED, block_size, blocked
+from llama_jax.model.attention.kernels import (
+    SPLASH_MULTIPLE,
+    TRITON_HEAD_BYTES,
+    TRITON_MULTIPLE,
+    head_bytes,
+    splash,
+    splash_block,
+    triton,
+)
+from llama_jax.model.attention.sequence import (
+    CHECKPOINT_NAME,
+    Segments,
+    by_device,
+    length_spec,
+    piece_count,
+    query_positions,
+)
+from llama_jax.model.config import ComputeConfig, LlamaConfig
+
+Implementation = Literal["xla", "blocked", "splash", "triton"]
+
+
+class Shapes(NamedTuple):
+    """What decides, with the mesh in use, which implementations can run."""
+
+    rows: int
+    query_length: int
+    key_length: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    dtype: str
+
+    @staticmethod
+    def of_whole_rows(config: LlamaConfig, compute: ComputeConfig, rows: int, length: int) -> "Shapes":
+        """Those of the training of a model on a (micro)batch."""
+        heads = (config.num_heads, config.num_kv_heads, config.head_size)
+        return Shapes(rows, length, length, *heads, compute.dtype)
+
+
+class Choice(NamedTuple):
+    """An implementation, and why it is not the platform's fastest (empty where it is, or where it was asked for)."""
+
+    name: Implementation
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})" if self.reason else self.name
+
+
+def choose(implementation: str, shapes: Shapes) -> Choice:
+    """The implementation that will run under the mesh in use.
+
+    `auto` takes the fastest of the platform where it can run (`splash` on TPU, `triton` on GPU), then `blocked`, then
+    `xla`, which forms all scores at once.
+
+    Raises:
+        UserError: an implementation asked for by name cannot run; the message says why.
+    """
+    if implementation != "auto":
+        if problem := _PROBLEMS[implementation](shapes):  # pyright: ignore[reportArgumentType]
+            raise UserError(f"compute.attention: {implementation} {problem}")
+        return Choice(implementation, "")  # pyright: ignore[reportArgumentType]
+    reasons = []
+    for name in _WANTED[sharding.platform()]:
+        problem = _PROBLEMS[name](shapes) or _drawback(name, shapes)
+        if not problem:
+            return Choice(name, "; ".join(reasons))
+        reasons.append(f"{name} {problem}")
+    return Choice("xla", "; ".join(reasons))
+
+
+_WANTED: dict[str, tuple[Implementation, ...]] = {
+    "tpu": ("splash", "blocked"),
+    "gpu": ("triton", "blocked"),
+    "cpu": ("blocked",),
+}
+"""What `auto` tries on each platform before `xla`, which runs everywhere."""
+
+
+def _drawback(name: Implementation, shapes: Shapes) -> str:
+    """Why `auto` does without an implementation that could run, in words that follow its name."""
+    if name == "blocked" and shapes.query_length <= BLOCK:
+        return f"gains nothing in rows of one block of {BLOCK} tokens"
+    if name == "triton" and shapes.dtype == "float32":
+        return "makes float32 products without tensor cores"
+    return ""
+
+
+def _indivisible(shapes: Shapes) -> str:
+    """What the devices of the mesh in use cannot share out, in words that follow a name; nothing where they can."""
+    if shapes.query_length != shapes.key_length:
+        return f"needs whole rows, got {shapes.query_length} queries for {shapes.key_length} keys"
+    counts = (("rows", shapes.rows, "batch"), ("key/value heads", shapes.num_kv_heads, "kv_heads"))
+    for what, count, axis in counts:
+        if count % (parts := sharding.size_of(axis)):
+            return f"needs {what} that {parts} devices divide, got {count}"
+    if shapes.query_length % piece_count():
+        return f"needs rows in multiples of {piece_count()} tokens, got {shapes.query_length}"
+    return ""
+
+
+def _problem_of_blocked(shapes: Shapes) -> str:
+    if problem := _indivisible(shapes):
+        return problem
+    if block_size(shapes.query_length) is None:
+        return f"needs rows in blocks of up to {BLOCK} tokens, which do not divide {shapes.query_length}"
+    return ""
+
+
+def _problem_of_splash(shapes: Shapes) -> str:
+    if sharding.platform() == "gpu":
+        return "is a kernel for TPUs, and this is a GPU"
+    if problem := _indivisible(shapes):
+        return problem
+    if splash_block(shapes.query_length) is None:
+        return f"needs rows in multiples of {SPLASH_MULTIPLE * piece_count()} tokens, got {shapes.query_length}"
+    return ""
+
+
+def _problem_of_triton(shapes: Shapes) -> str:
+    if sharding.platform() == "tpu":
+        return "is a kernel for GPUs, and this is a TPU"
+    if problem := _indivisible(shapes):
+        return problem
+    if shapes.query_length % TRITON_MULTIPLE:
+        return f"needs rows in multiples of {TRITON_MULTIPLE} tokens, got {shapes.query_length}"
+    if head_bytes(shapes.head_size, shapes.dtype) > TRITON_HEAD_BYTES:
+        return f"needs heads of at most {TRITON_HEAD_BYTES} bytes, got {shapes.head_size} numbers in {shapes.dtype}"
+    heads, parts = shapes.num_heads // sharding.size_of("heads"), sharding.size_of("length")
+    if heads % parts:
+        return f"needs heads that the {parts} devices of mesh.sequence divide, got {heads} on each"
+    return ""
+
+
+_PROBLEMS: dict[Implementation, Callable[[Shapes], str]] = {
+    "xla": lambda _: "",
+    "blocked": _problem_of_blocked,
+    "splash": _problem_of_splash,
+    "triton": _problem_of_triton,
+}
+"""Why an implementation cannot run, in words that follow its name; nothing where it can."""
+
+
+def attention(
+    query_BTNH: Float[Array, "B T N H"],
+    key_BSKH: Float[Array, "B S K H"],
+    value_BSKH: Float[Array, "B S K H"],
+    *,
+    query_segments: Int[Array, "B T"] | None = None,
+    key_segments: Int[Array, "B S"] | None = None,
+    query_start: Int[Array, "B"] | None = None,
+    implementation: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """Softmax(Q K^T / sqrt(H)) V (Vaswani et al. 2017, arXiv:1706.03762, equation 1) under the causal mask.
+
+    Args:
+        query_segments: document of each query; with `key_segments`, only keys of the same document are seen. None: one
+            document.
+        query_start: index among the keys of each row's first query (decoding with a cache, which is `xla`'s whatever
+            the implementation); None: 0.
+        implementation: `auto`, or a name.
+
+    Returns:
+        The mix of values in the type of the query; scores and softmax are float32. Query head n reads key/value head
+        n // (N/K). Named `CHECKPOINT_NAME` for `jax.checkpoint`.
+
+    Raises:
+        UserError: an implementation asked for by name cannot run.
+    """
+    B, T, N, H = query_BTNH.shape
+    S, K = key_BSKH.shape[1:3]
+    segments = None if query_segments is None or key_segments is None else (query_segments, key_segments)
+    arrays = (query_BTNH, key_BSKH, value_BSKH, segments)
+    if query_start is not None:
+        return _xla(*arrays, query_start[:, None] + jnp.arange(T))
+    shapes = Shapes(B, T, S, N, K, H, query_BTNH.dtype.name)
+    chosen = choose(implementation, shapes).name
+    if chosen == "splash":
+        return splash(*arrays)
+    if chosen == "triton":
+        return triton(*arrays)
+    if chosen == "blocked":
+        return blocked(*arrays)
+    if piece_count() == 1 or _indivisible(shapes):
+        mixed = _xla(*arrays, jnp.arange(T)[None])
+    else:
+        positions = jnp.asarray(query_positions(T))[None]
+        mixed = by_device(_xla, *arrays, (positions,), (length_spec(1),))
+    return checkpoint_name(mixed, CHECKPOINT_NAME)
+
+
+def _visible(
+    positions: Int[Array, "#B T"], keys: int, segments: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None
+) -> Bool[Array, "#B T S"]:
+    visible = positions[:, :, None] >= jnp.arange(keys)
+    if segments is not None:
+        visible &= segments[0][:, :, None] == segments[1][:, None, :]
+    return visible
+
+
+def _xla(
+    query_BTNH: Float[Array, "B T N H"],
+    key_BSKH: Float[Array, "B S K H"],
+    value_BSKH: Float[Array, "B S K H"],
+    segments: Segments,
+    positions: Int[Array, "#B T"],
+) -> Float[Array, "B T N H"]:
+    """All scores at once, of queries at the given positions among the keys."""
+    B, T, N, H = query_BTNH.shape
+    S, K = key_BSKH.shape[1:3]
+    G = N // K
+    # One batch of plain matrix products for each row and key/value head, the queries of its group below each other:
+    # contractions over more axes than that are several times slower on CPU, and no faster elsewhere.
+    query = jnp.moveaxis(query_BTNH.reshape(B, T, K, G, H), 1, 3).reshape(B, K, G * T, H)
+    key, value = (jnp.moveaxis(array, 1, 2) for array in (key_BSKH, value_BSKH))
+    scores = jnp.einsum("BKTH,BKSH->BKTS", query, key, preferred_element_type=jnp.float32) * H**-0.5
+    visible = _visible(positions, S, segments)[:, None, None]
+    weights = jax.nn.softmax(jnp.where(visible, scores.reshape(B, K, G, T, S), MASKED), axis=-1)
+    mixed = jnp.einsum("BKTS,BKSH->BKTH", weights.astype(value.dtype).reshape(B, K, G * T, S), value)
+    return jnp.moveaxis(mixed.reshape(B, K, G, T, H), 3, 1).reshape(B, T, N, H)

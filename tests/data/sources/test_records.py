@@ -1,0 +1,98 @@
+"""Records of evaluations: the same from every kind of file, and a broken one is named with its place."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from llama_jax.core.errors import UserError
+from llama_jax.data.sources.records import Record, read_records
+
+RECORDS = [{"question": "è vero?", "choices": ["sì", "no"], "answer": 0}, {"question": "2 > 1?", "n": [1.5, None]}]
+
+
+def test_lines_and_an_array_hold_the_same_records(tmp_path) -> None:
+    lines, array = tmp_path / "a.jsonl", tmp_path / "a.json"
+    lines.write_text("\ufeff" + json.dumps(RECORDS[0]) + "\n\n" + json.dumps(RECORDS[1], ensure_ascii=False))
+    array.write_text(json.dumps(RECORDS, indent=2))
+    assert read_records(str(lines)) == [Record(f"{lines}:1", RECORDS[0]), Record(f"{lines}:3", RECORDS[1])]
+    places = [f"{array}: record 1", f"{array}: record 2"]
+    assert read_records(str(array)) == [Record(*both) for both in zip(places, RECORDS, strict=True)]
+
+
+MISTAKES = {
+    "not JSON": ("a.jsonl", b'{"a": 1}\n{"a": }\n', "a.jsonl:2: not JSON: Expecting value, column 7"),
+    "no object": ("a.jsonl", b"[1]\n", "a.jsonl:1: a JSON list; each record must be an object"),
+    "not UTF-8": ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl:1: not UTF-8 at byte 7"),
+    "half a surrogate pair": ("a.jsonl", b'{"a": ["\\ud800"]}\n', "a.jsonl:1: holds half a surrogate pair"),
+    "nested too deep": ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl:1: not JSON that can be read"),
+    "a number without end": ("a.jsonl", b"1" * 10_000 + b"\n", "a.jsonl:1: not JSON that can be read"),
+    "a line without end": ("a.jsonl", b'{"a": "' + b"x" * 2**24, "a.jsonl:1: longer than 16777216 bytes"),
+    "no array": ("a.json", b'{"a": 1}', "a.json: a JSON dict; an array of objects is needed"),
+    "a broken array": ("a.json", b'[{"a": 1},\n{"a"}]', "a.json: not JSON: Expecting ':' delimiter, line 2, column 5"),
+    "something else in an array": ("a.json", b'[{"a": 1}, "b"]', "a.json: record 2: a JSON str"),
+    "nothing": ("a.jsonl", b"\n", "--data a.jsonl: holds no record"),
+    "another kind": ("a.csv", b"a,b\n", "--data a.csv: is of no known kind"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_broken_record_is_named_with_its_place(mistake, tmp_path, monkeypatch) -> None:
+    name, content, said = MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"^{re.escape(said)}") as raised:
+        read_records(name)
+    assert "\n" not in str(raised.value)
+
+
+BUILDER = """
+import tensorflow_datasets as tfds
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        text, label = tfds.features.Text(), tfds.features.ClassLabel(names=["A", "B"])
+        choices = tfds.features.Sequence({"text": text, "label": label})
+        features = tfds.features.FeaturesDict({"question": text, "choices": choices, "answerKey": label})
+        return self.dataset_info_from_configs(features=features)
+
+    def _split_generators(self, manager):
+        return {"test": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield 0, {"question": "hot?", "choices": {"text": ["ice", "é"], "label": ["A", "B"]}, "answerKey": "B"}
+"""
+
+
+def test_a_prepared_data_set_is_read_by_its_name(tmp_path) -> None:
+    package = tmp_path / "small_questions"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "small_questions_dataset_builder.py").write_text(BUILDER)
+    prepare = (
+        "from small_questions.small_questions_dataset_builder import Builder; "
+        f"Builder(data_dir={str(tmp_path / 'tfds')!r}, file_format='array_record').download_and_prepare()"
+    )
+    subprocess.run([sys.executable, "-c", prepare], cwd=tmp_path, check=True, capture_output=True)
+    program = (
+        "from llama_jax.core.errors import UserError; from llama_jax.data.sources.records import read_records\n"
+        "print(read_records('tfds:small_questions:test')[0])\n"
+        "for wrong in ('tfds:small_questions:train', 'tfds:nowhere:test', 'tfds:small_questions'):\n"
+        "    try: read_records(wrong)\n"
+        "    except UserError as error: print(error)\n"
+    )
+    # In a process of its own: the library reads its directory from the environment once.
+    environment = {"TFDS_DATA_DIR": str(tmp_path / "tfds"), "PATH": "", "PYTHONPATH": ":".join(sys.path)}
+    printed = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+    )
+    record, *errors = printed.stdout.splitlines()
+    values = {"answerKey": 1, "choices": {"label": [0, 1], "text": ["ice", "é"]}, "question": "hot?"}
+    assert record == f"Record(place='tfds:small_questions:test[0]', values={values})"
+    assert errors[0].startswith("--data tfds:small_questions:train: Unknown split 'train'")
+    assert errors[1].startswith("--data tfds:nowhere:test: Dataset nowhere not found")
+    assert errors[2] == "--data tfds:small_questions: write tfds:NAME:SPLIT or tfds:NAME/CONFIG:SPLIT"
