@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from small_llamas import BASE, SHAPES, TOKENS, weight
 from small_weights import FLOAT32
 
 from llama_jax.checkpoints.formats.weights import WeightName, to_ours
 from llama_jax.model.config import LlamaConfig
 
 ORACLE = Path(__file__).parents[1] / "oracle"
-
-from small_llamas import BASE, SHAPES, TOKENS, weight
 
 __all__ = ["BASE", "ORACLE", "SHAPES", "TOKENS", "FormulaWeights"]
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_adapters import ADAPTERS, factors, stretch
+from small_llamas import BASE, SHAPES, TOKENS
 from test_transformers import parameters
 
 from llama_jax.core import tree
@@ -16,9 +18,6 @@ from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
 
 ORACLE = Path(__file__).parents[1] / "oracle"
-
-from small_adapters import ADAPTERS, factors, stretch
-from small_llamas import BASE, SHAPES, TOKENS
 
 RECORDED = np.load(ORACLE / "peft_gradients.npz")
 CONFIG = LlamaConfig.from_json(BASE | SHAPES["grouped_query"])

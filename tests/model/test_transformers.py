@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_llamas import BASE, SHAPES, TOKENS, weight
 
 from llama_jax.checkpoints.formats.weights import padded, to_ours, weight_names
 from llama_jax.core import tree
@@ -16,8 +17,6 @@ from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 
 ORACLE = Path(__file__).parents[1] / "oracle"
-
-from small_llamas import BASE, SHAPES, TOKENS, weight
 
 RECORDED = np.load(ORACLE / "transformers_logits.npz")
 

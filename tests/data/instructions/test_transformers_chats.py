@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from small_chats import CONVERSATIONS, TEMPLATES, tokenizer_json
 
 from llama_jax.data.instructions.chat import encode_chat
 from llama_jax.data.instructions.records import conversation_of
@@ -13,8 +14,6 @@ from llama_jax.data.sources.record_text import Record
 from llama_jax.data.tokenizers import HuggingFaceTokenizer
 
 ORACLE = Path(__file__).parents[2] / "oracle"
-
-from small_chats import CONVERSATIONS, TEMPLATES, tokenizer_json
 
 RECORDED = json.loads((ORACLE / "transformers_chats.json").read_text())
 CASES = [(name, number) for name in TEMPLATES for number in range(len(CONVERSATIONS))]
