@@ -1,0 +1,36 @@
+"""What every run can be told, whatever it trains."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llama_jax.checkpoints.config import CheckpointConfig
+from llama_jax.core.config import DistributedConfig, MeshConfig, TrackingConfig
+from llama_jax.model.config import ComputeConfig
+from llama_jax.training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What pretraining and fine-tuning have in common."""
+
+    run_dir: str = "runs/run"
+    """Folder of the run: configuration, metrics, checkpoints, curves."""
+    resume: int | Literal["auto", "never"] = "auto"
+    """`auto` goes on from the newest checkpoint that verifies; a number, from that step, dropping later ones; `never`
+    insists on a fresh run."""
+    seed: int = 0
+    """Seed of the parameters that are drawn, of the order of the data and of dropout."""
+    dry_run: bool = False
+    """Lay the run out over the mesh, compile it, print parameters, bytes and FLOPs, and stop; needs no data."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """How the model is executed."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Optimization."""
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """What the run records about itself."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """The device mesh."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Several processes."""
