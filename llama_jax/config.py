@@ -1,6 +1,6 @@
 """Everything each command can be told: one frozen dataclass a command, composed of the parts' sections."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llama_jax.checkpoints.config import StepChoice
@@ -8,79 +8,9 @@ from llama_jax.core.config import DistributedConfig, MeshConfig
 from llama_jax.core.errors import UserError, nearest
 from llama_jax.data.config import DataConfig
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.model.config import SIZES, AdapterConfig, ModelConfig, sized
+from llama_jax.model.config import SIZES, AdapterConfig, sized
 from llama_jax.planning.config import PlannedConfig
-from llama_jax.runs.config import RunConfig
-from llama_jax.supervised.config import ALPACA_TRAINING, FineTuningConfig
-from llama_jax.training.config import TrainingConfig
-
-
-@dataclass(frozen=True)
-class PretrainConfig(RunConfig):
-    """Train a LLaMA from scratch on text. The same command again goes on where it stopped."""
-
-    run_dir: str = "runs/pretrain"
-    """Folder of the run: configuration, metrics, checkpoints, curves."""
-    model: ModelConfig = field(default_factory=lambda: sized("small"))
-    """The model."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """The text."""
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(
-            steps=600, batch_size=8, peak_learning_rate=6e-3, warmup_steps=60, evaluate_every=150
-        )
-    )
-    """Optimization."""
-
-
-@dataclass(frozen=True)
-class SftConfig(FineTuningConfig):
-    """Fine-tune all parameters of a model on instructions and answers. The same command again goes on where it
-    stopped."""
-
-    run_dir: str = "runs/sft"
-    """Folder of the run: configuration, metrics, checkpoints, curves, answers to fixed prompts."""
-
-
-@dataclass(frozen=True)
-class LoraConfig(FineTuningConfig):
-    """Fine-tune a small adapter (LoRA) beside a model on instructions and answers. The model stays as it is. The same
-    command again goes on where it stopped."""
-
-    run_dir: str = "runs/lora"
-    """Folder of the run: configuration, metrics, checkpoints of the adapter, curves, answers to fixed prompts."""
-    model_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
-    """Type in which the model is kept; `nf4`: 4 bits a weight as in QLoRA (arXiv:2305.14314)."""
-    lora: AdapterConfig = field(default_factory=AdapterConfig)
-    """The adapter."""
-    training: TrainingConfig = field(default_factory=lambda: replace(ALPACA_TRAINING, peak_learning_rate=3e-4))
-    """Optimization."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.training.trainable is not None:
-            raise UserError("training.trainable: is for sft; what LoRA trains is said by lora.target_modules")
-
-
-FREE_ON_RESUME = (
-    "run_dir",
-    "resume",
-    "dry_run",
-    "epochs",
-    "samples",
-    "training.steps",
-    "training.evaluate_every",
-    "checkpoints",
-    "tracking",
-    "mesh",
-    "distributed",
-    "compute",
-    "data.bad_records",
-    "data.max_bad_fraction",
-    "data.prefetch_batches",
-    "data.workers",
-)
-"""Settings that may differ when a run goes on; all others decide what is learnt."""
+from llama_jax.supervised.config import LoraConfig, PretrainConfig, SftConfig
 
 
 @dataclass(frozen=True)

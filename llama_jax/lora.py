@@ -13,7 +13,6 @@ from typing import Any
 import jax
 
 from llama_jax.checkpoints.adapters.adapter import ADAPTER_FILE
-from llama_jax.config import FREE_ON_RESUME, LoraConfig
 from llama_jax.core import tree
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.core.errors import UserError
@@ -22,6 +21,8 @@ from llama_jax.model.llama import LanguageModel
 from llama_jax.model.lora import adapter_axes, init_adapter, is_trainable, with_adapter, without_adapter
 from llama_jax.model.lora import partition as parted
 from llama_jax.model.quantized import StorageType, store_as, stored_axes
+from llama_jax.runs.config import FREE_ON_RESUME
+from llama_jax.supervised.config import LoraConfig
 from llama_jax.supervised.fine_tuning import Method, architecture_of, fine_tune
 from llama_jax.supervised.fine_tuning import build as build_run
 from llama_jax.training.program import Partition, Program

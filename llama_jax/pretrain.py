@@ -12,10 +12,9 @@ from typing import Any
 
 import jax
 
-from llama_jax.config import FREE_ON_RESUME, PretrainConfig
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.distributed import is_main_process, made_once, start_up
+from llama_jax.core.distributed import from_main_process, is_main_process, start_up
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
 from llama_jax.core.run import RunDirectory, open_run
@@ -26,8 +25,10 @@ from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.evals.perplexity import perplexity
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
+from llama_jax.runs.config import FREE_ON_RESUME
 from llama_jax.runs.description import compiled_report, description
 from llama_jax.runs.run import Task, raise_if_stopped, train, with_schedule
+from llama_jax.supervised.config import PretrainConfig
 from llama_jax.training.loop import Record
 from llama_jax.training.program import Program, make_program
 from llama_jax.training.state import TrainState
@@ -122,7 +123,7 @@ def _tokenizer(config: PretrainConfig, run: RunDirectory, training: Mixture) -> 
                 write_whole(kept, trained.to_bytes())
             return kept.read_bytes()
 
-        tokenizer = load_tokenizer(kept, made_once(keep))
+        tokenizer = load_tokenizer(kept, from_main_process(keep))
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"data.tokenizer: {named or kept} has {tokenizer.vocab_size} tokens, more than "

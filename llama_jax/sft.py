@@ -8,9 +8,10 @@ if __name__ == "__main__":
 from collections.abc import Sequence
 from typing import Any
 
-from llama_jax.config import FREE_ON_RESUME, SftConfig
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.model.lora import merge
+from llama_jax.runs.config import FREE_ON_RESUME
+from llama_jax.supervised.config import SftConfig
 from llama_jax.supervised.fine_tuning import Method, architecture_of, fine_tune
 from llama_jax.supervised.fine_tuning import build as build_run
 from llama_jax.training.program import Partition, Program

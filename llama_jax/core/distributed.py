@@ -4,8 +4,6 @@ import contextlib
 import itertools
 import os
 import signal
-import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from llama_jax.core.config import DistributedConfig
 from llama_jax.core.errors import UserError
+from llama_jax.core.signals import StopSignal
 
 _CLUSTER_VARIABLES = ("MEGASCALE_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri")
 """Set where JAX itself finds the other processes: several TPU slices, Slurm, Open MPI."""
@@ -77,7 +76,7 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def made_once(make: Callable[[], bytes]) -> bytes:
+def from_main_process(make: Callable[[], bytes]) -> bytes:
     """The bytes that `make` gives on process 0, on every process; the others do not call it, and wait however long it
     takes.
 
@@ -87,7 +86,7 @@ def made_once(make: Callable[[], bytes]) -> bytes:
     if jax.process_count() == 1:
         return make()
     client: Any = distributed.global_state.client
-    key = f"llama_jax/made_once/{next(_calls)}"
+    key = f"llama_jax/from_main_process/{next(_calls)}"
     content = b""
     # Not by a collective: those give up after half a minute on some networks.
     if is_main_process():
@@ -126,49 +125,22 @@ def wait_for_leavers(seconds: float) -> None:
         client.wait_at_barrier("llama_jax/leaving", int(1000 * seconds))
 
 
-class StopSignal:
-    """SIGTERM and Ctrl-C as a request to save and leave, agreed on by all processes at the same step.
+class JobStopSignal(StopSignal):
+    """A `StopSignal` on which all processes of a job agree at the same step.
 
-    The first signal is a request; a second one ends the process at once, even while it compiles. (With several
-    processes that holds for Ctrl-C; there SIGTERM is the runtime's.) Used as a context manager on the main thread.
+    (With several processes only Ctrl-C is heard here, and a second one ends the process at once; SIGTERM is the
+    runtime's.)
     """
 
     def __init__(self) -> None:
-        self._received = threading.Event()
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            handled = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
-            for number in handled:
-                self._previous[number] = signal.signal(number, lambda *_: None)
-            # Python calls its handlers between two lines of the main thread, which compiling keeps waiting for
-            # minutes; a thread that reads the numbers of the signals hears them at once.
-            reader, self._writer = socket.socketpair()
-            self._writer.setblocking(False)
-            self._previous_writer = signal.set_wakeup_fd(self._writer.fileno())
-            threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if self._previous:
-            signal.set_wakeup_fd(self._previous_writer)
-            self._writer.close()
-
-    def _listen(self, reader: socket.socket) -> None:
-        with reader:
-            while number := reader.recv(1):
-                if self._received.is_set():
-                    os._exit(128 + number[0])
-                self._received.set()
-                if jax.process_count() > 1:
-                    # The runtime's own SIGTERM handler is what tells the other processes.
-                    os.kill(os.getpid(), signal.SIGTERM)
+        if jax.process_count() == 1:
+            super().__init__()
+        else:
+            # The runtime's own SIGTERM handler is what tells the other processes.
+            super().__init__((signal.SIGINT,), lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def requested(self, step: int) -> bool:
         """Whether to stop after this step. All processes get the same answer for the same step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._received.is_set()
+        return self.received

@@ -1,23 +1,22 @@
 """The run directory: its configuration, where its files are, who may write to it, and its log."""
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
-import socket
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from etils import epath
 
 from llama_jax.core.errors import UserError
-from llama_jax.core.files import GrowingFile, is_remote, write_whole
+from llama_jax.core.files import GrowingFile, write_whole
+from llama_jax.core.lock import WriterLock
 from llama_jax.core.settings.command_line import to_yaml
 
 _PACKAGES = ("llama_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -30,7 +29,7 @@ class RunDirectory:
         """Name the paths; nothing is read or written."""
         self.path = epath.Path(path)
         self.is_main_process = is_main_process
-        self._lock: IO[str] | None = None
+        self._lock: WriterLock | None = None
         self._log: GrowingFile | None = None
 
     @property
@@ -89,31 +88,13 @@ class RunDirectory:
         return recorded or (self.checkpoints.exists() and any(_steps(self.checkpoints)))
 
     def lock(self) -> None:
-        """Become the one writer of this run until `close` or the end of the process, however it ends.
-
-        Remote paths, and file systems without locks, are not protected.
+        """Become the one writer of this run until `close` or the end of the process; see `WriterLock`.
 
         Raises:
             UserError: another process writes to this run.
         """
-        if self._lock is not None or is_remote(self.path):
-            return
-        file = Path(self.path / "lock").open("a+")  # noqa: SIM115 - held until close()
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise UserError(
-                f"--run_dir {self.path}: in use by {holder}; wait for it to end, or choose another --run_dir"
-            ) from None
-        except OSError:
-            pass  # no locks here, as on some network and bucket mounts
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        self._lock = file
+        if self._lock is None:
+            self._lock = WriterLock(self.path, f"--run_dir {self.path}")
 
     def say(self, text: str) -> None:
         """Print a line and add it to the log; only the main process does anything."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from llama_jax.core.distributed import is_main_process, made_once
+from llama_jax.core.distributed import from_main_process, is_main_process
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import GrowingFile, write_whole
 from llama_jax.evals.tasks import Sample
@@ -47,7 +47,7 @@ class KeptSamples:
         if output is None:
             return
         partial = self._partial_file(output)
-        lines = made_once(lambda: partial.read_bytes() if partial.exists() else b"").splitlines(keepends=True)
+        lines = from_main_process(lambda: partial.read_bytes() if partial.exists() else b"").splitlines(keepends=True)
         opening = _line({"key": key})
         ours = bool(lines) and lines[0] == f"{opening}\n".encode()
         if lines and not ours:

@@ -1,1 +1,1 @@
-"""What every run shares, whatever it trains: its settings, restoring, recording, saving. Knows no loss and no data set."""
+"""What every run shares, whatever it trains: its settings, restoring, recording, saving. Knows no loss and no data."""

@@ -34,3 +34,24 @@ class RunConfig:
     """The device mesh."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """Several processes."""
+
+
+FREE_ON_RESUME = (
+    "run_dir",
+    "resume",
+    "dry_run",
+    "epochs",
+    "samples",
+    "training.steps",
+    "training.evaluate_every",
+    "checkpoints",
+    "tracking",
+    "mesh",
+    "distributed",
+    "compute",
+    "data.bad_records",
+    "data.max_bad_fraction",
+    "data.prefetch_batches",
+    "data.workers",
+)
+"""Settings that may differ when a run goes on; all others decide what is learnt."""

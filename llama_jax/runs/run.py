@@ -17,12 +17,12 @@ from llama_jax.checkpoints.steps.store import Checkpoints, Restored, restore
 from llama_jax.core import sharding
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import TokenBatch
-from llama_jax.core.recording.curves import draw_curves
-from llama_jax.core.distributed import StopSignal, gathered, is_main_process
+from llama_jax.core.distributed import JobStopSignal, gathered, is_main_process
 from llama_jax.core.errors import SavedAfterSignal, SaveFailedError, UserError
+from llama_jax.core.recording.curves import draw_curves
 from llama_jax.core.recording.profiling import Profiler
-from llama_jax.core.run import RunDirectory, load_config
 from llama_jax.core.recording.sinks import JsonLines, TensorBoard, Terminal, WeightsAndBiases, read_metrics
+from llama_jax.core.run import RunDirectory, load_config
 from llama_jax.data.rows.loader import State
 from llama_jax.data.rows.streams import Batch
 from llama_jax.runs.config import RunConfig
@@ -101,7 +101,7 @@ def train(config: RunConfig, run: RunDirectory, task: Task) -> Outcome | None:
         SaveFailedError: the last checkpoint could not be saved.
     """
     program, data = task.program, task.data
-    with StopSignal() as signal:
+    with JobStopSignal() as signal:
         state, frozen, position = _initial_state(config, run, task)
         first = int(state.batches)
         if first == config.training.steps:

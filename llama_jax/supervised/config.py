@@ -1,13 +1,32 @@
-"""What every supervised run can be told, and what fine-tuning can beside."""
+"""What pretraining and fine-tuning can be told, beside what every run can."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from llama_jax.checkpoints.config import CheckpointConfig, StepChoice
 from llama_jax.core.errors import UserError
-from llama_jax.data.config import InstructionDataConfig
-from llama_jax.model.config import sized
+from llama_jax.data.config import DataConfig, InstructionDataConfig
+from llama_jax.model.config import AdapterConfig, ModelConfig, sized
 from llama_jax.runs.config import RunConfig
 from llama_jax.training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """Train a LLaMA from scratch on text. The same command again goes on where it stopped."""
+
+    run_dir: str = "runs/pretrain"
+    """Folder of the run: configuration, metrics, checkpoints, curves."""
+    model: ModelConfig = field(default_factory=lambda: sized("small"))
+    """The model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The text."""
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            steps=600, batch_size=8, peak_learning_rate=6e-3, warmup_steps=60, evaluate_every=150
+        )
+    )
+    """Optimization."""
 
 
 @dataclass(frozen=True)
@@ -70,3 +89,32 @@ class FineTuningConfig(RunConfig):
             raise UserError(f"--epochs {self.epochs}: must be greater than 0")
         if self.size is not None:
             sized(self.size)
+
+
+@dataclass(frozen=True)
+class SftConfig(FineTuningConfig):
+    """Fine-tune all parameters of a model on instructions and answers. The same command again goes on where it
+    stopped."""
+
+    run_dir: str = "runs/sft"
+    """Folder of the run: configuration, metrics, checkpoints, curves, answers to fixed prompts."""
+
+
+@dataclass(frozen=True)
+class LoraConfig(FineTuningConfig):
+    """Fine-tune a small adapter (LoRA) beside a model on instructions and answers. The model stays as it is. The same
+    command again goes on where it stopped."""
+
+    run_dir: str = "runs/lora"
+    """Folder of the run: configuration, metrics, checkpoints of the adapter, curves, answers to fixed prompts."""
+    model_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
+    """Type in which the model is kept; `nf4`: 4 bits a weight as in QLoRA (arXiv:2305.14314)."""
+    lora: AdapterConfig = field(default_factory=AdapterConfig)
+    """The adapter."""
+    training: TrainingConfig = field(default_factory=lambda: replace(ALPACA_TRAINING, peak_learning_rate=3e-4))
+    """Optimization."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.training.trainable is not None:
+            raise UserError("training.trainable: is for sft; what LoRA trains is said by lora.target_modules")
