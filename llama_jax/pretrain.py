@@ -15,8 +15,8 @@ import jax
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.distributed import from_main_process, is_main_process, start_up
-from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
+from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run import RunDirectory, open_run
 from llama_jax.data.rows.loader import Loader, text_bytes, validation_batches, zlib_bits_per_byte
 from llama_jax.data.rows.mixture import Mixture, open_mixture
@@ -29,7 +29,6 @@ from llama_jax.runs.config import FREE_ON_RESUME
 from llama_jax.runs.description import compiled_report, description
 from llama_jax.runs.run import Task, raise_if_stopped, train, with_schedule
 from llama_jax.supervised.config import PretrainConfig
-from llama_jax.training.loop import Record
 from llama_jax.training.program import Program, make_program
 from llama_jax.training.state import TrainState
 
@@ -102,34 +101,18 @@ def _train(config: PretrainConfig, run: RunDirectory) -> None:
 
 
 def _tokenizer(config: PretrainConfig, run: RunDirectory, training: Mixture) -> Tokenizer:
-    """The tokenizer named, or that of the prepared sources, or the run's own, trained at its start.
+    """The tokenizer named, or that of the prepared sources, or the run's own, trained at its start."""
+    vocab_size, kept = config.model.vocab_size, run.path / "tokenizer.model"
 
-    Raises:
-        UserError: it has more tokens than the model.
-    """
-    vocab_size = config.model.vocab_size
-    kept = run.path / "tokenizer.model"
-    named = config.data.tokenizer or training.tokenizer_directory
-    if named is not None:
-        tokenizer = load_tokenizer(named)
-    else:
+    def keep() -> bytes:
+        # Before the first step the configuration may still change, so a tokenizer from then is made anew.
+        if not kept.exists() or not run.has_progress():
+            count = sum(len(source.documents) for source in training.sources)
+            run.say(f"training a tokenizer of {vocab_size} pieces on {count} documents")
+            write_whole(kept, train_tokenizer(training.texts(), vocab_size).to_bytes())
+        return kept.read_bytes()
 
-        def keep() -> bytes:
-            # Before the first step the configuration may still change, so a tokenizer from then is made anew.
-            if not kept.exists() or not run.has_progress():
-                count = sum(len(source.documents) for source in training.sources)
-                run.say(f"training a tokenizer of {vocab_size} pieces on {count} documents")
-                trained = train_tokenizer(training.texts(), vocab_size)
-                write_whole(kept, trained.to_bytes())
-            return kept.read_bytes()
-
-        tokenizer = load_tokenizer(kept, from_main_process(keep))
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"data.tokenizer: {named or kept} has {tokenizer.vocab_size} tokens, more than "
-            f"model.vocab_size {vocab_size}"
-        )
-    return tokenizer
+    return training.tokenizer(config.data.tokenizer, vocab_size, lambda: load_tokenizer(kept, from_main_process(keep)))
 
 
 def _model_files(config: PretrainConfig, tokenizer: Tokenizer) -> dict[str, bytes]:
@@ -145,14 +128,14 @@ class _Validation:
 
     def __init__(self, config: PretrainConfig, program: Program, tokenizer: Tokenizer, documents: Documents) -> None:
         self.documents = documents
-        self.last: Record | None = None
+        self.last: MetricsRecord | None = None
         self.tokenizer = tokenizer
         self._model = program.model
         self._bytes = text_bytes(documents, tokenizer)
         rows = config.training.batch_size // config.training.microbatches
         self._batches = lambda: validation_batches(documents, tokenizer, config.data, rows)
 
-    def __call__(self, state: TrainState, frozen: PyTree) -> Record:
+    def __call__(self, state: TrainState, frozen: PyTree) -> MetricsRecord:
         params = tree.join(state.trainable, frozen)
         self.last = perplexity(self._model, params, self._batches(), self._bytes)
         return {"validation_loss": self.last["loss"], "validation_bits_per_byte": self.last["bits_per_byte"]}

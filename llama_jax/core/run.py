@@ -49,7 +49,7 @@ class RunDirectory:
 
     @property
     def metrics(self) -> epath.Path:
-        """One JSON object a step; see `tracking.JsonLines`."""
+        """One JSON object a step; see `recording.metrics.JsonLines`."""
         return self.path / "metrics.jsonl"
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.distributed import is_main_process
-from llama_jax.core.recording.sinks import JsonLines
+from llama_jax.core.recording.metrics import JsonLines
 from llama_jax.core.run import RunDirectory
 from llama_jax.data.instructions.loader import Prompt
 from llama_jax.data.tokenizers import Tokenizer

@@ -12,10 +12,10 @@ import numpy as np
 from llama_jax.core.arrays import Array, Float, PyTree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.files import write_whole
+from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run import RunDirectory
 from llama_jax.core.sharding import local_rows, place_batch, replicated
 from llama_jax.model.llama import LanguageModel
-from llama_jax.training.loop import Record
 
 _CHUNK = 64
 
@@ -54,7 +54,7 @@ class HeldOut:
     ) -> None:
         self._model, self._batches, self._run = model, batches, run
         self._before: np.ndarray | None = None
-        self.last: Record | None = None
+        self.last: MetricsRecord | None = None
         """The last result."""
 
     def begin(self, params: PyTree | None) -> float | None:
@@ -76,7 +76,7 @@ class HeldOut:
             self._before = np.array(json.loads(self._run.losses_before.read_text()))
         return None if self._before is None else float(self._before.sum() / self._tokens.sum())
 
-    def __call__(self, params: PyTree) -> Record:
+    def __call__(self, params: PyTree) -> MetricsRecord:
         """`validation_loss`, nats per loss-bearing token; where losses before training are known also
         `validation_gain`, how much lower it is, and the standard error of that, paired by example. Nothing where no
         example is held out."""

@@ -20,13 +20,16 @@ from llama_jax.core.batches import TokenBatch
 from llama_jax.core.distributed import JobStopSignal, gathered, is_main_process
 from llama_jax.core.errors import SavedAfterSignal, SaveFailedError, UserError
 from llama_jax.core.recording.curves import draw_curves
+from llama_jax.core.recording.dashboards import TensorBoard, WeightsAndBiases
+from llama_jax.core.recording.metrics import JsonLines, read_metrics
+from llama_jax.core.recording.metrics import MetricsRecord as Record
 from llama_jax.core.recording.profiling import Profiler
-from llama_jax.core.recording.sinks import JsonLines, TensorBoard, Terminal, WeightsAndBiases, read_metrics
+from llama_jax.core.recording.terminal import Terminal
 from llama_jax.core.run import RunDirectory, load_config
 from llama_jax.data.rows.loader import State
 from llama_jax.data.rows.streams import Batch
 from llama_jax.runs.config import RunConfig
-from llama_jax.training.loop import Hooks, Record, fit
+from llama_jax.training.loop import Hooks, fit
 from llama_jax.training.program import Program, checkpoint_items, from_checkpoint_items
 from llama_jax.training.state import TrainState
 

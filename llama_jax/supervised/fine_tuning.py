@@ -19,6 +19,7 @@ from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
+from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run import RunDirectory, keep_config, open_run
 from llama_jax.data.instructions.loader import ExampleLoader
 from llama_jax.data.instructions.templates import Layout
@@ -33,7 +34,6 @@ from llama_jax.runs.description import compiled_report, description
 from llama_jax.runs.held_out import HeldOut
 from llama_jax.runs.run import Task, begun_config, begun_schedule, raise_if_stopped, train, with_schedule
 from llama_jax.supervised.config import FineTuningConfig
-from llama_jax.training.loop import Record
 from llama_jax.training.program import Partition, Program, make_program
 from llama_jax.training.state import TrainState
 
@@ -175,7 +175,7 @@ def _fine_tune(config: FineTuningConfig, method: Method, run: RunDirectory, mesh
                 run.say(f"held-out loss before training: {before:.4f} nats per loss-bearing token")
             samples.take(0, params)
 
-    def evaluate(state: TrainState, frozen: PyTree) -> Record:
+    def evaluate(state: TrainState, frozen: PyTree) -> MetricsRecord:
         params = tree.join(state.trainable, frozen)
         samples.take(int(state.batches), params)
         return held_out(params)

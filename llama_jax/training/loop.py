@@ -9,25 +9,24 @@ import jax
 
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import TokenBatch
+from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.objectives.objective import Metrics
 from llama_jax.training.program import Program
 from llama_jax.training.state import TrainState
 from llama_jax.training.throughput import peak_flops, rates
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Hooks:
     """What the loop calls. Each gets numbers or arrays and knows what to do with them; the loop knows when."""
 
-    record: Callable[[Record], None]
+    record: Callable[[MetricsRecord], None]
     """Takes the metrics of a step, each step once and in order."""
-    evaluate: Callable[[TrainState, PyTree], Record]
+    evaluate: Callable[[TrainState, PyTree], MetricsRecord]
     """Gives the metrics of a held-out evaluation."""
-    worth_keeping: Callable[[Record], bool]
+    worth_keeping: Callable[[MetricsRecord], bool]
     """Whether a state is to be saved for what its evaluation gave."""
-    save: Callable[[TrainState, PyTree, Any, Record], None]
+    save: Callable[[TrainState, PyTree, Any, MetricsRecord], None]
     """Takes state, frozen parameters, data position and the record of the step; returns once the arrays may be
     donated."""
     stop: Callable[[int], bool]
@@ -50,7 +49,7 @@ class _Steps:
         """Leave the time since the last record out of the next step's."""
         self._finished = time.perf_counter()
 
-    def record(self, step: int, new_tokens: int, metrics: Metrics, data_wait_seconds: float) -> Record:
+    def record(self, step: int, new_tokens: int, metrics: Metrics, data_wait_seconds: float) -> MetricsRecord:
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         seconds, self._finished = now - self._finished, now

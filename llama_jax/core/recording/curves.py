@@ -17,7 +17,7 @@ _LINE, _MEDIAN, _POINT = "#9db8d9", "#1f4e8c", "#d1495b"
 
 
 def draw_curves(records: Iterable[Mapping[str, Any]], path: epath.PathLike) -> None:
-    """Draw the records of a run (see `tracking.read_metrics`) as a PNG of four panels.
+    """Draw the records of a run (see `metrics.read_metrics`) as a PNG of four panels.
 
     Each panel shows every step thin and a centred running median thick; missing and non-finite values are left out.
     Nothing is drawn when there is no record.

@@ -6,7 +6,7 @@ Knows nothing of rows and batches beyond their numbers.
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.ledger import mixed
 from llama_jax.data.sources.documents import BadRecordError, Documents, hold_out, in_order, read_many
 from llama_jax.data.sources.opening import open_source
-from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.data.tokenizers import Tokenizer, load_tokenizer
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 """Its fraction times 2^64. Multiples of it modulo 1 spread more evenly than those of any other number."""
@@ -105,6 +105,26 @@ class Mixture:
     def tokenizer_directory(self) -> epath.Path | None:
         """Where the tokenizer of prepared sources is, if there are any."""
         return next((source.tokenizer_directory for source in self.sources if source.tokenizer_directory), None)
+
+    def tokenizer(self, named: str | None, vocab_size: int, trained: Callable[[], Tokenizer]) -> Tokenizer:
+        """The tokenizer that was named, or that of prepared sources, or else a trained one.
+
+        Args:
+            named: `data.tokenizer`.
+            vocab_size: of the model.
+            trained: gives the trained one, such as `train_tokenizer(mixture.texts(), vocab_size)`.
+
+        Raises:
+            UserError: it has more tokens than the model.
+        """
+        path = named or self.tokenizer_directory
+        tokenizer = trained() if path is None else load_tokenizer(path)
+        if tokenizer.vocab_size > vocab_size:
+            raise UserError(
+                f"data.tokenizer: {path or 'the one trained'} has {tokenizer.vocab_size} tokens, more than "
+                f"model.vocab_size {vocab_size}"
+            )
+        return tokenizer
 
     def description(self) -> list[str]:
         """A line for each source: how much there is of it."""

@@ -13,7 +13,9 @@ import pytest
 from rich.console import Console
 
 from llama_jax.core.errors import UserError
-from llama_jax.core.recording.sinks import JsonLines, Sink, TensorBoard, Terminal, WeightsAndBiases, read_metrics
+from llama_jax.core.recording.dashboards import TensorBoard, WeightsAndBiases
+from llama_jax.core.recording.metrics import JsonLines, Sink, read_metrics
+from llama_jax.core.recording.terminal import LiveLine, Terminal
 
 
 def record(step, **more):
@@ -68,7 +70,7 @@ def test_broken_lines_are_dropped_at_opening(tmp_path):
 
 def test_a_new_run_empties_the_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n')
+    path.write_text('{"step": 0}\n{"step": 1}\n')
     JsonLines(path, 0).close()
     assert read_metrics(path) == []
     assert read_metrics(tmp_path / "missing") == []
@@ -77,7 +79,7 @@ def test_a_new_run_empties_the_file(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from llama_jax.core.recording.sinks import JsonLines
+from llama_jax.core.recording.metrics import JsonLines
 sink = JsonLines(sys.argv[1], int(sys.argv[2]))
 for step in range(int(sys.argv[2]) + 1, 10**9):
     sink.write({"step": step, "loss": 1 / step})
@@ -186,6 +188,18 @@ def test_a_terminal_shows_one_live_line_and_notes_above_it():
     assert "step 3/3 (100%) | loss 2.5000 | 12,346 tokens/s | MFU 41.2%" in last
     assert "step 2" not in last
     assert "a note\n" in output.getvalue()
+
+
+def test_a_live_line_without_a_terminal_is_a_line_now_and_then_and_the_last_one():
+    said = []
+    line = LiveLine(said.append, seconds_between_lines=1000, console=Console(file=io.StringIO()))
+    line.update(lambda: pytest.fail())
+    assert not said
+    line.close("3 of 3")
+    often = LiveLine(said.append, seconds_between_lines=0, console=Console(file=io.StringIO()))
+    often.update(lambda: "again")
+    often.close()
+    assert said == ["3 of 3", "again"]
 
 
 def test_a_missing_wandb_is_one_line_that_names_the_extra(tmp_path, monkeypatch):
