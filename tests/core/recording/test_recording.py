@@ -192,11 +192,11 @@ def test_a_terminal_shows_one_live_line_and_notes_above_it():
 
 def test_a_live_line_without_a_terminal_is_a_line_now_and_then_and_the_last_one():
     said = []
-    line = LiveLine(said.append, seconds_between_lines=1000, console=Console(file=io.StringIO()))
+    line = LiveLine(said.append, seconds_between_lines=1000.0, console=Console(file=io.StringIO()))
     line.update(lambda: pytest.fail())
     assert not said
     line.close("3 of 3")
-    often = LiveLine(said.append, seconds_between_lines=0, console=Console(file=io.StringIO()))
+    often = LiveLine(said.append, seconds_between_lines=0.0, console=Console(file=io.StringIO()))
     often.update(lambda: "again")
     often.close()
     assert said == ["3 of 3", "again"]
