@@ -30,8 +30,8 @@ from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.loader import text_bytes, texts_of, validation_batches, zlib_bits_per_byte
 from llama_jax.data.rows.mixture import open_mixture
 from llama_jax.data.sources.documents import Documents, SelectedDocuments
-from llama_jax.data.sources.opening import open_source
-from llama_jax.data.sources.records import Record, read_records
+from llama_jax.data.sources.opening import open_source, read_records
+from llama_jax.data.sources.record_text import Record
 from llama_jax.evals import exact_match, instructions, last_word, multiple_choice
 from llama_jax.evals.answers import Answerer
 from llama_jax.evals.perplexity import per_unit, perplexity, window_samples, word_perplexity
@@ -284,7 +284,7 @@ def _few_shot(
     count = config.num_fewshot
     if config.fewshot_data is None:
         return documents[:count], documents[count:]
-    known, _ = read_documents(read_records(config.fewshot_data), task)
+    known, _ = read_documents(read_records(config.fewshot_data, "--fewshot_data"), task)
     if len(known) < count:
         raise UserError(f"--fewshot_data {config.fewshot_data}: has {len(known)} examples, not {count}")
     # RandomState, unlike numpy's newer generators, promises the same numbers in every version.

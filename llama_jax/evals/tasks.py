@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from llama_jax.core.errors import UserError
-from llama_jax.data.sources.records import Record
+from llama_jax.data.sources.record_text import Record
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.evals.answers import Answerer
 from llama_jax.evals.scoring import Request, Score, Scorer, encode_pair

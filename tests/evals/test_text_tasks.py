@@ -6,7 +6,7 @@ import re
 import pytest
 
 from llama_jax.core.errors import UserError
-from llama_jax.data.sources.records import Record
+from llama_jax.data.sources.record_text import Record
 from llama_jax.evals.exact_match import problem_sample, read_problem
 from llama_jax.evals.instructions import instruction_metrics, instruction_sample, load_judge, read_instructions
 from llama_jax.evals.last_word import passage_metrics, passage_sample, read_passage

@@ -16,8 +16,8 @@ from llama_jax.data.config import Format, InstructionDataConfig
 from llama_jax.data.instructions.records import Conversation, conversation_of, format_of, unknown_format
 from llama_jax.data.instructions.starter import STARTER, starter_records
 from llama_jax.data.instructions.templates import Layout
-from llama_jax.data.sources.documents import BadRecordError, dealt, held_out_count
-from llama_jax.data.sources.opening import Opened, open_records
+from llama_jax.data.sources.documents import BadRecordError, RecordSource, held_out_count, split_indices
+from llama_jax.data.sources.opening import open_records
 from llama_jax.data.sources.record_text import Record
 
 NOTES = 5
@@ -119,7 +119,7 @@ class InstructionData:
         training, validation = _Collected(), _Collected()
         self.counts, self.prompts = [], []
         for (name, records), held_out in zip(opened, _held_out(config, opened), strict=True):
-            numbers, others = dealt(len(records), held_out)
+            numbers, others = split_indices(len(records), held_out)
             reading = self._begun(name, records)
             reading.counts.examples = self._collect(reading, numbers, training)
             reading.counts.held_out = self._collect(reading, others, validation, keep_prompts=True)
@@ -153,7 +153,7 @@ class InstructionData:
             f"{longest:,} places of a row",
         ]
 
-    def _begun(self, name: str, records: Opened[Record]) -> "_Reading":
+    def _begun(self, name: str, records: RecordSource[Record]) -> "_Reading":
         form = self._config.format if self._config.format != "auto" else _form(name, records)
         if len(records) > _MANY:
             self._say(f"encoding {len(records):,} records of {name}")
@@ -240,7 +240,7 @@ class InstructionData:
 
 @dataclass(frozen=True)
 class _Reading:
-    records: Opened[Record]
+    records: RecordSource[Record]
     form: Format
     counts: SourceCounts
 
@@ -281,11 +281,11 @@ def _end_of_learned(learned: Sequence[bool]) -> int:
     return next((stop for stop in range(len(learned), 0, -1) if learned[stop - 1]), 0)
 
 
-def _open(name: str) -> Opened[Record]:
+def _open(name: str) -> RecordSource[Record]:
     return starter_records() if name == STARTER else open_records(name)
 
 
-def _form(name: str, records: Opened[Record]) -> Format:
+def _form(name: str, records: RecordSource[Record]) -> Format:
     """The format of the first record that is of one."""
     fields: list[str] = []
     for number in range(min(len(records), _RECORDS_LOOKED_AT)):
@@ -299,7 +299,7 @@ def _form(name: str, records: Opened[Record]) -> Format:
     raise unknown_format(name, fields)
 
 
-def _held_out(config: InstructionDataConfig, opened: Sequence[tuple[str, Opened[Record]]]) -> list[int]:
+def _held_out(config: InstructionDataConfig, opened: Sequence[tuple[str, RecordSource[Record]]]) -> list[int]:
     """Records of each source to hold out."""
     counts = [len(records) for _, records in opened]
     if config.validation_source is not None:

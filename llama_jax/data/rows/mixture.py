@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.ledger import mixed
-from llama_jax.data.sources.documents import BadRecordError, Documents, hold_out, in_order, read_many
+from llama_jax.data.sources.documents import Documents, JoinedDocuments, hold_out, in_order
 from llama_jax.data.sources.opening import open_source
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer
 
@@ -151,39 +150,6 @@ class Mixture:
     def __len__(self) -> int:
         """Number of sources."""
         return len(self.sources)
-
-
-class JoinedDocuments:
-    """The documents of several sources, one source after the other."""
-
-    def __init__(self, parts: Sequence[Documents]) -> None:
-        self._parts = parts
-        self._ends = list(itertools.accumulate(map(len, parts)))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, index: int) -> str | np.ndarray:
-        if not 0 <= index < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
-        number = bisect.bisect_right(self._ends, index)
-        part = self._parts[number]
-        return part[index - (self._ends[number] - len(part))]
-
-    def read_many(self, indices: Sequence[int]) -> Sequence[str | np.ndarray | BadRecordError]:
-        """See `documents.read_many`."""
-        owners = [bisect.bisect_right(self._ends, index) for index in indices]
-        found: list[Any] = [None] * len(owners)
-        for number, part in enumerate(self._parts):
-            first = self._ends[number] - len(part)
-            places = [place for place, owner in enumerate(owners) if owner == number]
-            read = read_many(part, [indices[place] - first for place in places])
-            for place, document in zip(places, read, strict=True):
-                found[place] = document
-        return found
-
-    def identity(self) -> str:
-        return "; ".join(part.identity() for part in self._parts)
 
 
 def open_mixture(config: DataConfig) -> Mixture:

@@ -1,8 +1,10 @@
 """array_record files: records by number, and as documents."""
 
 import os
+import resource
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from array_record.python.array_record_module import ArrayRecordReader
@@ -10,18 +12,16 @@ from etils import epath
 
 from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.file_bytes import sampled_digest, unreadable
-from llama_jax.data.sources.record_text import MAX_RECORD_BYTES, Reading, too_long
+from llama_jax.data.sources.record_text import MAX_RECORD_BYTES, RecordParser, too_long
 
-_OPEN_FILES = 256
-_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER_BYTES = 32 * 1024
 _DAMAGE = ("Corrupted", "Invalid")
 
 _T = TypeVar("_T")
 
 
-class _Readers:
-    """The readers last used in the process: each holds a file open and 8 bytes a record."""
+class _ReaderCache:
+    """The readers of the process that were used last: each holds a file open and 8 bytes a record."""
 
     def __init__(self) -> None:
         self.forget()
@@ -31,19 +31,27 @@ class _Readers:
         self._readers: OrderedDict[str, ArrayRecordReader] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: str) -> ArrayRecordReader:
-        """A reader that may be used by several threads at once."""
+    def get(self, path: str, open_reader: Callable[[], ArrayRecordReader]) -> ArrayRecordReader:
+        """A reader that may be used by several threads at once; opened if it is not kept."""
         with self._lock:
             if path not in self._readers:
-                self._readers[path] = ArrayRecordReader(path, options=_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES)
-                if len(self._readers) > _OPEN_FILES:
+                self._readers[path] = open_reader()
+                # Half of the files that the process may open are left to others.
+                limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+                if len(self._readers) > (2**16 if limit == resource.RLIM_INFINITY else max(8, limit // 2)):
                     self._readers.popitem(last=False)  # closed when the last thread lets go of it
             self._readers.move_to_end(path)
             return self._readers[path]
 
 
-_readers = _Readers()
-os.register_at_fork(after_in_child=_readers.forget)
+READERS = _ReaderCache()
+os.register_at_fork(after_in_child=READERS.forget)
+
+
+def open_reader(path: str, *, parallel: bool = False) -> ArrayRecordReader:
+    """A reader of records at random; `parallel`: one call for several records reads them with threads of its own."""
+    options = "readahead_buffer_size:0" + ",max_parallelism:0" * (not parallel)
+    return ArrayRecordReader(path, options=options, file_reader_buffer_size=_BUFFER_BYTES)
 
 
 class ArrayRecordFile:
@@ -53,12 +61,12 @@ class ArrayRecordFile:
         path: The file, which may be in a bucket.
 
     Raises:
-        UserError: the file cannot be read, is no array_record or was cut short.
+        UserError: the file cannot be read, is not an array_record file or was cut short.
     """
 
     def __init__(self, path: epath.Path) -> None:
         self._path = path
-        reader = ArrayRecordReader(str(path), options=_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES)
+        reader = open_reader(str(path))
         if not reader.ok():
             try:
                 reader.close()  # the only way to ask what is wrong
@@ -77,8 +85,9 @@ class ArrayRecordFile:
         Raises:
             BadRecordError: the bytes that hold it are damaged.
         """
+        path = str(self._path)
         try:
-            return _readers.get(str(self._path)).read([index])[0]
+            return READERS.get(path, lambda: open_reader(path)).read([index])[0]
         except RuntimeError as error:
             message = str(error).strip().splitlines()[0]
             if not message.startswith(_DAMAGE):
@@ -97,14 +106,14 @@ class ArrayRecordDocuments(Generic[_T]):
 
     Args:
         path: The file.
-        reading: What of a record is the document.
+        parser: What of a record is the document.
 
     Raises:
         UserError: as `ArrayRecordFile` has it.
     """
 
-    def __init__(self, path: epath.Path, reading: Reading[_T]) -> None:
-        self._path, self._reading = path, reading
+    def __init__(self, path: epath.Path, parser: RecordParser[_T]) -> None:
+        self._path, self._parser = path, parser
         self._records = ArrayRecordFile(path)
 
     def __len__(self) -> int:
@@ -120,20 +129,20 @@ class ArrayRecordDocuments(Generic[_T]):
         if len(content) > MAX_RECORD_BYTES:
             raise too_long(len(content), where)
         if content.lstrip()[:1] == b"{" and content.lstrip()[1:].lstrip()[:1] in (b'"', b"}"):
-            return self._reading.of_json(content, where)
-        if _is_example(content):
+            return self._parser.of_json(content, where)
+        if _is_tf_example(content):
             message = "a tf.train.Example; open the data set it is from as tfds:NAME or tfds:DIRECTORY"
             raise BadRecordError("tf_example", where, message)
-        return self._reading.of_text(content, where)
+        return self._parser.of_text(content, where)
 
     def identity(self) -> str:
         """As `ArrayRecordFile` has it."""
         return self._records.identity()
 
 
-def _is_example(content: bytes) -> bool:
+def _is_tf_example(content: bytes) -> bool:
     """Whether a record is one protocol buffer message of length-delimited field 1 from its first byte to its last, as
-    tf.train.Example is and no text is but by chance."""
+    tf.train.Example is, and a text only by chance."""
     if content[:1] != b"\n":
         return False
     length = 0

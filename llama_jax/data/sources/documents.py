@@ -1,8 +1,10 @@
 """What a source of documents is, wherever they come from: random access, a count and an identity. Knows no format."""
 
+import bisect
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -10,7 +12,10 @@ from llama_jax.core.arrays import Int
 from llama_jax.core.errors import UserError
 
 _HELD_OUT_SEED = 0
-_READ_TOGETHER = 64
+_READ_CHUNK = 64
+
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
 
 
 class BadRecordError(ValueError):
@@ -33,22 +38,27 @@ class BadRecordError(ValueError):
 
 
 @runtime_checkable
-class Documents(Protocol):
-    """Documents by number: texts, or ids of tokens (int32, BOS and EOS included) where they were prepared."""
+class RecordSource(Protocol[_T_co]):
+    """Records by number, whatever they are."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> str | np.ndarray:
-        """A document.
+    def __getitem__(self, index: int, /) -> _T_co:
+        """A record.
 
         Raises:
-            BadRecordError: this document cannot be used; others can.
+            BadRecordError: this record cannot be used; others can.
         """
         ...
 
     def identity(self) -> str:
-        """One line that changes when a document, its place or the way of reading it does, and on no other ground."""
+        """One line that changes when a record, its place or the way of reading it does, and for no other reason."""
         ...
+
+
+@runtime_checkable
+class Documents(RecordSource[str | np.ndarray], Protocol):
+    """Documents by number: texts, or ids of tokens (int32, BOS and EOS included) where they were prepared."""
 
 
 class TextDocuments:
@@ -99,12 +109,58 @@ class SelectedDocuments:
         return f"{self._documents.identity()}, {self._name}"
 
 
-def read_many(documents: Documents, indices: Sequence[int]) -> Sequence[str | np.ndarray | BadRecordError]:
+class JoinedDocuments(Generic[_T]):
+    """Several sources laid end to end.
+
+    Args:
+        parts: The sources in their order; some may be empty.
+    """
+
+    def __init__(self, parts: Sequence[RecordSource[_T]]) -> None:
+        self.parts = parts
+        self._ends = list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> _T:
+        number, within = self._place(index)
+        return self.parts[number][within]
+
+    def read_many(self, indices: Sequence[int]) -> Sequence[_T | BadRecordError]:
+        """See the function `read_many`; each part is asked once."""
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for position, index in enumerate(indices):
+            number, within = self._place(index)
+            wanted.setdefault(number, []).append((position, within))
+        found: list[Any] = [None] * len(indices)
+        for number, pairs in wanted.items():
+            documents = read_many(self.parts[number], [within for _, within in pairs])
+            for (position, _), document in zip(pairs, documents, strict=True):
+                found[position] = document
+        return found
+
+    def identity(self) -> str:
+        return "; ".join(part.identity() for part in self.parts)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Number of the part that holds a document, and the document's number there."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        number = bisect.bisect_right(self._ends, index)
+        return number, int(index) - (self._ends[number - 1] if number else 0)
+
+
+def read_many(documents: RecordSource[_T], indices: Sequence[int]) -> Sequence[_T | BadRecordError]:
     """Several documents, in the order asked for, with the error in place of those that cannot be used. A source that
     can read several faster than one by one has a method of this name."""
-    if (together := getattr(documents, "read_many", None)) is not None:
-        return together(indices)
-    found: list[str | np.ndarray | BadRecordError] = []
+    method = getattr(documents, "read_many", None)
+    return read_one_by_one(documents, indices) if method is None else method(indices)
+
+
+def read_one_by_one(documents: RecordSource[_T], indices: Sequence[int]) -> Sequence[_T | BadRecordError]:
+    """`read_many` of a source that has no faster way."""
+    found: list[_T | BadRecordError] = []
     for index in indices:
         try:
             found.append(documents[index])
@@ -115,12 +171,12 @@ def read_many(documents: Documents, indices: Sequence[int]) -> Sequence[str | np
 
 def in_order(documents: Documents) -> Iterator[str | np.ndarray | BadRecordError]:
     """All documents, with the error in place of those that cannot be used."""
-    for start in range(0, len(documents), _READ_TOGETHER):
-        yield from read_many(documents, range(start, min(start + _READ_TOGETHER, len(documents))))
+    for start in range(0, len(documents), _READ_CHUNK):
+        yield from read_many(documents, range(start, min(start + _READ_CHUNK, len(documents))))
 
 
 def hold_out(documents: Documents, fraction: float) -> tuple[Documents, Documents]:
-    """Deal whole documents to (training, validation), in their order. Depends on the number of documents and the
+    """Split whole documents into (training, validation), in their order. Depends on the number of documents and the
     fraction alone: every run and every host holds out the same.
 
     Args:
@@ -130,7 +186,7 @@ def hold_out(documents: Documents, fraction: float) -> tuple[Documents, Document
         UserError: there are fewer than two documents.
     """
     count = len(documents)
-    training, validation = dealt(count, held_out_count(count, fraction))
+    training, validation = split_indices(count, held_out_count(count, fraction))
     return (
         SelectedDocuments(documents, training, f"all but {fraction} held out"),
         SelectedDocuments(documents, validation, f"{fraction} held out"),
@@ -150,7 +206,7 @@ def held_out_count(count: int, fraction: float) -> int:
     return min(max(1, round(count * fraction)), count - 1)
 
 
-def dealt(count: int, held_out: int) -> tuple[Int[np.ndarray, "training"], Int[np.ndarray, "validation"]]:
+def split_indices(count: int, held_out: int) -> tuple[Int[np.ndarray, "training"], Int[np.ndarray, "validation"]]:
     """Numbers of the documents to train on and of so many to hold out, each in order."""
     # RandomState, unlike numpy's newer generators, promises the same numbers in every version.
     order = np.random.RandomState(_HELD_OUT_SEED).permutation(count)

@@ -1,5 +1,4 @@
-"""Bytes of files that documents are cut from, local or in a bucket. Knows no format, but those it can name in a
-refusal."""
+"""Bytes of files that documents are cut from, local or in a bucket. Knows formats only to name them in a refusal."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from llama_jax.core.files import is_remote
 
 CHUNK_BYTES = 4 * 2**20
 _SAMPLE_BYTES = 128 * 1024
-_BOM = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SIGNATURES = {
     b"\x1f\x8b": "compressed by gzip; unpack it, as documents are read at random",
     b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it, as documents are read at random",
@@ -30,7 +29,7 @@ def chunks(path: epath.Path) -> Iterator[tuple[int, bytes]]:
     """(position, bytes) of a text file from its start to its end, 4 MiB at a time, a byte order mark included.
 
     Raises:
-        UserError: the file cannot be read, or starts as no text does.
+        UserError: the file cannot be read, or starts as a file of another format.
     """
     try:
         with path.open("rb") as file:
@@ -46,7 +45,7 @@ def chunks(path: epath.Path) -> Iterator[tuple[int, bytes]]:
 
 def mark_bytes(first_chunk: bytes) -> int:
     """The length of the byte order mark that a file starts with."""
-    return len(_BOM) if first_chunk.startswith(_BOM) else 0
+    return len(BYTE_ORDER_MARK) if first_chunk.startswith(BYTE_ORDER_MARK) else 0
 
 
 def read_range(path: epath.Path, start: int, end: int) -> bytes:
@@ -70,7 +69,8 @@ def read_range(path: epath.Path, start: int, end: int) -> bytes:
 def sampled_digest(path: epath.Path, footer_bytes: int = 0) -> str:
     """SHA-256 over the length of a file, its first 128 KiB and its last 128 KiB, or `footer_bytes` where that is more.
 
-    Sees whatever changes a length or one of these; a change within the bulk of a file, of the same length, it does not.
+    Sees whatever changes the length or one of these parts; a change of the same length elsewhere in the file, it does
+    not.
     """
     size = path.stat().length
     tail = max(_SAMPLE_BYTES, footer_bytes)

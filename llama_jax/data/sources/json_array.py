@@ -1,5 +1,5 @@
-"""Where the elements of a JSON array stand in a file that is too large to parse at once. Looks at brackets, commas and
-quotes alone: an element between them may still be no JSON."""
+"""Where the elements of a JSON array lie in a file that is too large to parse at once. Looks at brackets, commas and
+quotes alone: an element between them may still not be JSON."""
 
 from collections.abc import Iterable, Iterator
 

@@ -4,18 +4,18 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from etils import epath
 
 from llama_jax.core.errors import UserError, nearest
 from llama_jax.data.sources.array_records import ArrayRecordFile
-from llama_jax.data.sources.documents import BadRecordError
+from llama_jax.data.sources.documents import BadRecordError, JoinedDocuments, RecordSource
 from llama_jax.data.sources.parquet_files import ParquetValues
-from llama_jax.data.sources.record_text import Reading, missing_field
+from llama_jax.data.sources.record_text import RecordParser, missing_field
 
-_FILES_AT_ONCE = 16
+_FILE_THREADS = 16
 _SAMPLES = 256
 # A name may hold a scheme and a version after colons of their own, a split colons between brackets.
 _TFDS = re.compile(r"(?P<name>(?:[a-z0-9]+://)?[^:]+(?::\d[\d.*]*)?)(?::(?P<split>[^/]+))?")
@@ -25,25 +25,16 @@ _DEFAULT_SPLIT = "train"
 _T = TypeVar("_T")
 
 
-@runtime_checkable
-class _Rows(Protocol):
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-    def identity(self) -> str: ...
-
-
 class _Slice:
     """Some consecutive rows of a file."""
 
-    def __init__(self, rows: _Rows, first: int, count: int) -> None:
+    def __init__(self, rows: RecordSource[Any], first: int, count: int) -> None:
         self._rows, self._first, self._count = rows, first, count
 
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int, /) -> Any:
         return self._rows[self._first + index]
 
     def identity(self) -> str:
@@ -69,8 +60,8 @@ class _HubRows:
         return f"{len(self)} {[self[int(index)] for index in np.unique(sample)]!r}"
 
 
-class _Example:
-    """What stands in a serialised tf.train.Example: the value of one field, parsing no other, or a dictionary."""
+class _TfExample:
+    """The content of a serialised tf.train.Example: the value of one field, parsing no other, or a dictionary."""
 
     def __init__(self, features: Any, field: str | None) -> None:
         self._features, self._field = features, field
@@ -87,19 +78,22 @@ class DataSetDocuments(Generic[_T]):
 
     Args:
         parts: Rows, one after the other.
-        parsed: Gives what `reading` reads from what stands in a row; None where that is the same.
-        reading: What of an example is the document.
+        decode: Gives what `parser` reads from what is stored in a row; None where that is the same.
+        parser: What of an example is the document.
         name: Name and split, for messages and the identity.
     """
 
     def __init__(
-        self, parts: Sequence[_Rows], parsed: Callable[[Any], Any] | None, reading: Reading[_T], name: str
+        self,
+        parts: Sequence[RecordSource[Any]],
+        decode: Callable[[Any], Any] | None,
+        parser: RecordParser[_T],
+        name: str,
     ) -> None:
-        self._parts, self._parsed, self._reading, self._name = parts, parsed, reading, name
-        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        self._rows, self._decode, self._parser, self._name = JoinedDocuments(parts), decode, parser, name
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> _T:
         """The document in an example, counted from 0.
@@ -107,25 +101,22 @@ class DataSetDocuments(Generic[_T]):
         Raises:
             BadRecordError: the example cannot be used.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
-        part, where = int(np.searchsorted(self._ends, index, side="right")), f"{self._name} example {index}"
-        row = self._parts[part][index - (int(self._ends[part - 1]) if part else 0)]
+        row, where = self._rows[index], f"{self._name} example {index}"
         try:
-            value = row if self._parsed is None else self._parsed(row)
-        except Exception as error:  # whatever a parser raises over bytes that are no example
+            value = row if self._decode is None else self._decode(row)
+        except Exception as error:  # whatever a parser raises over bytes that are not an example
             raise BadRecordError("damaged", where, f"cannot be decoded: {_first_line(error)}") from None
-        return self._reading.of_value(value, where)
+        return self._parser.of_value(value, where)
 
     def identity(self) -> str:
         """Follows name, split and field, and each part as far as its own identity does."""
         digest = hashlib.sha256()
-        for part in self._parts:
+        for part in self._rows.parts:
             digest.update(part.identity().encode(errors="surrogatepass") + b"\0")
-        return f"{self._name} {self._reading.field or 'records'} sha256:{digest.hexdigest()}"
+        return f"{self._name} {self._parser.field or 'records'} sha256:{digest.hexdigest()}"
 
 
-def open_tfds(spec: str, reading: Reading[_T]) -> DataSetDocuments[_T]:
+def open_tfds(spec: str, parser: RecordParser[_T]) -> DataSetDocuments[_T]:
     """The documents of `tfds:NAME[/CONFIG][:SPLIT]` or `tfds:DIRECTORY[:SPLIT]`.
 
     The directory is that of one version, which holds dataset_info.json. A named data set that is not prepared yet is
@@ -142,22 +133,22 @@ def open_tfds(spec: str, reading: Reading[_T]) -> DataSetDocuments[_T]:
     name, split_name = found["name"], found["split"] or _DEFAULT_SPLIT
     builder, directory = _builder(tfds, spec, name), f"{name}:{split_name}"
     features: Any = builder.info.features
-    if reading.field is not None:
-        features = tfds.features.FeaturesDict({reading.field: _text_feature(features, reading.field, directory)})
+    if parser.field is not None:
+        features = tfds.features.FeaturesDict({parser.field: _text_feature(features, parser.field, directory)})
     # Sources of the library read parquet whole and pass over the ends of a part of a split, so files are read here.
     try:
         instructions = builder.info.splits[split_name].file_instructions
     except (ValueError, KeyError) as error:
         raise UserError(f"data.source: tfds:{directory}: {_first_line(error)}") from None
     file_format = getattr(builder.info.file_format, "value", str(builder.info.file_format))
-    readers: dict[str, Callable[[epath.Path], _Rows]] = {
+    readers: dict[str, Callable[[epath.Path], RecordSource[Any]]] = {
         "array_record": ArrayRecordFile,
         "parquet": lambda path: ParquetValues(path, None),
     }
     if file_format not in readers:
         raise UserError(
             f"data.source: tfds:{directory}: its files are {file_format}, which only TensorFlow reads; prepare it "
-            "anew with file_format='array_record'"
+            "again with file_format='array_record'"
         )
 
     def part(instruction: Any) -> _Slice:
@@ -167,10 +158,10 @@ def open_tfds(spec: str, reading: Reading[_T]) -> DataSetDocuments[_T]:
             raise UserError(f"data.source: {instruction.filename}: holds {len(rows)} examples, fewer than its data set")
         return _Slice(rows, instruction.skip, count)
 
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
+    with ThreadPoolExecutor(_FILE_THREADS) as threads:
         parts = list(threads.map(part, instructions))
     name = f"tfds:{builder.info.full_name}:{split_name}"
-    return DataSetDocuments(parts, _Example(features, reading.field), reading, name)
+    return DataSetDocuments(parts, _TfExample(features, parser.field), parser, name)
 
 
 def _text_feature(features: Any, field: str, directory: str) -> Any:
@@ -179,7 +170,7 @@ def _text_feature(features: Any, field: str, directory: str) -> Any:
         raise UserError(f"data.source: tfds:{directory}: {missing_field(field, fields)}")
     feature = features[field]
     if getattr(feature, "shape", None) != () or getattr(feature, "np_dtype", None) not in (object, str, bytes):
-        raise UserError(f"data.source: tfds:{directory}: field '{field}' (data.text_field) is no feature of text")
+        raise UserError(f"data.source: tfds:{directory}: field '{field}' (data.text_field) is not a feature of text")
     return feature
 
 
@@ -205,7 +196,17 @@ def _builder(tfds: Any, spec: str, name: str) -> Any:
     return builder
 
 
-def open_hugging_face(spec: str, reading: Reading[_T]) -> DataSetDocuments[_T]:
+def check_has_split(spec: str) -> None:
+    """Refuse a data set of tensorflow-datasets without a split.
+
+    Raises:
+        UserError: it has none.
+    """
+    if (found := _TFDS.fullmatch(spec.removeprefix("tfds:"))) is None or found["split"] is None:
+        raise UserError(f"data.source: {spec}: write tfds:NAME:SPLIT or tfds:NAME/CONFIG:SPLIT")
+
+
+def open_hugging_face(spec: str, parser: RecordParser[_T]) -> DataSetDocuments[_T]:
     """The documents of `hf:[ORGANISATION/]NAME[:SPLIT]`, `hf:ORGANISATION/NAME/CONFIG[:SPLIT]` or
     `hf:DIRECTORY[:SPLIT]`: what `save_to_disk` wrote, or files that `load_dataset` knows.
 
@@ -226,11 +227,11 @@ def open_hugging_face(spec: str, reading: Reading[_T]) -> DataSetDocuments[_T]:
         raise
     except Exception as error:  # the library raises whatever its many parts raise
         raise UserError(f"data.source: {spec}: {_first_line(error)}") from None
-    if reading.field is not None:
-        _check_strings(rows, reading.field, spec)
+    if parser.field is not None:
+        _check_strings(rows, parser.field, spec)
     directory = epath.Path(name).expanduser()
     shown = directory.name if directory.is_dir() else name  # a corpus may be moved
-    return DataSetDocuments([_HubRows(rows, reading.field)], None, reading, f"hf:{shown}:{split}")
+    return DataSetDocuments([_HubRows(rows, parser.field)], None, parser, f"hf:{shown}:{split}")
 
 
 def _check_strings(rows: Any, column: str, spec: str) -> None:

@@ -1,43 +1,30 @@
-"""Where documents come from: what `data.source` may name, and who reads it. Knows no format itself."""
+"""Where documents and records come from: what `data.source` may name, and who reads it. Reads no format itself."""
 
-import bisect
+import contextlib
 import functools
 import hashlib
-import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from etils import epath
 
 from llama_jax.core.errors import UserError, nearest
-from llama_jax.data.sources.documents import Documents, TextDocuments
+from llama_jax.data.sources.documents import BadRecordError, Documents, JoinedDocuments, RecordSource, TextDocuments
 from llama_jax.data.sources.file_bytes import COMPRESSED_SUFFIXES
 from llama_jax.data.sources.record_files import LineFile, open_json
-from llama_jax.data.sources.record_text import Reading, Record, TextField, WholeRecord
+from llama_jax.data.sources.record_text import Record, RecordParser, TextField, WholeRecord
 from llama_jax.data.sources.text_files import TextFile
 
-_FILES_AT_ONCE = 16
+_FILE_THREADS = 16
 _TEXT_SUFFIXES = (".txt", ".md")
 _SUFFIXES = (*_TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".array_record")
 
-
 _T = TypeVar("_T")
-_T_co = TypeVar("_T_co", covariant=True)
 
 
-@runtime_checkable
-class Opened(Protocol[_T_co]):
-    """Documents by number, whatever they are; see `Documents`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> _T_co: ...
-
-    def identity(self) -> str: ...
-
-
-class FileDocuments(Generic[_T]):
+class FileDocuments(JoinedDocuments[_T]):
     """The documents of several files, one file after the other.
 
     Args:
@@ -46,30 +33,14 @@ class FileDocuments(Generic[_T]):
         read_as: What is read of records, for the identity; None where no file holds records.
     """
 
-    def __init__(self, files: Sequence[tuple[str, Opened[_T]]], read_as: str | None) -> None:
-        self._files = files
+    def __init__(self, files: Sequence[tuple[str, RecordSource[_T]]], read_as: str | None) -> None:
+        super().__init__([documents for _, documents in files])
+        self._names = [name for name, _ in files]
         self._read_as = read_as
-        self._ends = list(itertools.accumulate(len(documents) for _, documents in files))
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def __getitem__(self, index: int) -> _T:
-        """A document.
-
-        Raises:
-            BadRecordError: the record is bad.
-            UserError: a file was changed after it had been opened.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
-        number = bisect.bisect_right(self._ends, index)
-        _, documents = self._files[number]
-        return documents[index - (self._ends[number] - len(documents))]
 
     def identity(self) -> str:
         digest = hashlib.sha256()
-        for name, documents in self._files:
+        for name, documents in zip(self._names, self.parts, strict=True):
             digest.update(f"{name}\0{documents.identity()}\n".encode())
         if self._read_as is not None:
             digest.update(self._read_as.encode())
@@ -87,7 +58,7 @@ def open_source(source: str, text_field: str = "text") -> Documents:
         text_field: The field, or column, that holds the text of a record.
 
     Raises:
-        UserError: nothing is found, a file is of an unknown kind or cannot be read, or there is no text at all.
+        UserError: nothing is found, a file has an unsupported extension or cannot be read, or there is no text.
     """
     if source == "pydoc":
         from llama_jax.data.sources.standard_library import standard_library_documents
@@ -100,7 +71,7 @@ def open_source(source: str, text_field: str = "text") -> Documents:
     return _open_named(source, TextField(text_field))
 
 
-def open_records(source: str) -> Opened[Record]:
+def open_records(source: str) -> RecordSource[Record]:
     """The records that a source names, with all their fields.
 
     Args:
@@ -108,19 +79,54 @@ def open_records(source: str) -> Opened[Record]:
             `text`.
 
     Raises:
-        UserError: nothing is found, a file is of an unknown kind or cannot be read, or there is no record at all.
+        UserError: nothing is found, a file has an unsupported extension or cannot be read, or there is no record.
     """
     if source == "pydoc":
         return _AsRecords(open_source(source))
     if not source.startswith(("tfds:", "hf:")) and _is_prepared(epath.Path(source).expanduser()):
-        raise UserError(f"data.source: {source} holds ids that `prepare` made; name the records it was made of")
+        raise UserError(f"data.source: {source} holds token ids that `prepare` wrote; name the records it read")
     return _open_named(source, WholeRecord())
+
+
+def read_records(source: str, setting: str = "--data") -> list[Record]:
+    """All records of a source, for those who can do without none.
+
+    Args:
+        source: As for `open_records`; a data set of tensorflow-datasets with its split.
+        setting: The setting that named the source, for messages.
+
+    Raises:
+        UserError: as `open_records` has it, or a record is bad; names its place.
+    """
+    with _errors_of(setting):
+        if source.startswith("tfds:"):
+            from llama_jax.data.sources.named_data_sets import check_has_split
+
+            check_has_split(source)
+        records = open_records(source)
+        found = [records[index] for index in range(len(records))]
+        for place, values in found:
+            try:
+                json.dumps(values, ensure_ascii=False, default=str).encode()
+            except UnicodeEncodeError:
+                message = "holds an unpaired surrogate, which is not valid text"
+                raise BadRecordError("surrogate", place, message) from None
+    return found
+
+
+@contextlib.contextmanager
+def _errors_of(setting: str) -> Iterator[None]:
+    """Bad records as errors, and those of `data.source` as of another setting."""
+    try:
+        yield
+    except (UserError, BadRecordError) as error:
+        raise UserError(str(error).replace("data.source", setting, 1)) from None
 
 
 class _AsRecords:
     """Texts as records."""
 
-    def __init__(self, documents: Opened[Any]) -> None:
+    def __init__(self, documents: RecordSource[Any]) -> None:
         self._documents = documents
 
     def __len__(self) -> int:
@@ -133,36 +139,36 @@ class _AsRecords:
         return self._documents.identity()
 
 
-def _open_named(source: str, reading: Reading[_T]) -> Opened[_T]:
+def _open_named(source: str, parser: RecordParser[_T]) -> RecordSource[_T]:
     """Documents of a data set by name, or of files."""
     if source.startswith(("tfds:", "hf:")):
         from llama_jax.data.sources.named_data_sets import open_hugging_face, open_tfds
 
-        documents = (open_tfds if source.startswith("tfds:") else open_hugging_face)(source, reading)
+        documents = (open_tfds if source.startswith("tfds:") else open_hugging_face)(source, parser)
         if not len(documents):
             raise UserError(f"data.source: no text in {source}")
         return documents
     files = _files_of(source)
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
-        opened = list(threads.map(functools.partial(_open_file, reading=reading), (file for _, file in files)))
+    with ThreadPoolExecutor(_FILE_THREADS) as threads:
+        opened = list(threads.map(functools.partial(_open_file, parser=parser), (file for _, file in files)))
     has_records = any(file.suffix.lower() not in _TEXT_SUFFIXES for _, file in files)
     documents = FileDocuments(
         [(name, documents) for (name, _), documents in zip(files, opened, strict=True)],
-        (reading.field or "records") if has_records else None,
+        (parser.field or "records") if has_records else None,
     )
     if not len(documents):
         raise UserError(f"data.source: no text in {source} ({len(files)} files)")
     return documents
 
 
-def _open_file(path: epath.Path, reading: Reading[Any]) -> Opened[Any]:
+def _open_file(path: epath.Path, parser: RecordParser[Any]) -> RecordSource[Any]:
     suffix = path.suffix.lower()
     if suffix in _TEXT_SUFFIXES:
-        return TextFile(path) if reading.field is not None else _AsRecords(TextFile(path))
-    return _opener_of_records(suffix)(path, reading)
+        return TextFile(path) if parser.field is not None else _AsRecords(TextFile(path))
+    return _opener_of_records(suffix)(path, parser)
 
 
-def _opener_of_records(suffix: str) -> Callable[[epath.Path, Reading[Any]], Opened[Any]]:
+def _opener_of_records(suffix: str) -> Callable[[epath.Path, RecordParser[Any]], RecordSource[Any]]:
     """Libraries are imported only by those who have files of their kind."""
     if suffix == ".parquet":
         from llama_jax.data.sources.parquet_files import ParquetFile
@@ -186,7 +192,7 @@ def _is_prepared(directory: epath.Path) -> bool:
 
 
 def _files_of(source: str) -> list[tuple[str, epath.Path]]:
-    """(name below the directory named, path) of each file, in the order of the names; hidden files are passed over."""
+    """(name below the directory named, path) of each file, in the order of the names; hidden files are skipped."""
     path = epath.Path(source).expanduser()
     if path.is_dir():
         if (path / "dataset_info.json").is_file() and (path / "features.json").is_file():
@@ -221,7 +227,7 @@ def _refuse_unknown(path: epath.Path) -> None:
     if path.suffix.lower() in COMPRESSED_SUFFIXES and _kind(path) in _SUFFIXES:
         raise UserError(f"data.source: {path} is compressed; unpack it, as documents are read at random")
     if path.suffix.lower() not in _SUFFIXES:
-        raise UserError(f"data.source: {path} is of no known kind; use {', '.join(_SUFFIXES)}")
+        raise UserError(f"data.source: {path} has an unsupported extension; use {', '.join(_SUFFIXES)}")
 
 
 def _below(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:

@@ -15,7 +15,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote
 from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.file_bytes import read_range, sampled_digest, unreadable
-from llama_jax.data.sources.record_text import Reading, missing_field
+from llama_jax.data.sources.record_text import RecordParser, missing_field
 
 _CACHE_BYTES = 256 * 2**20
 
@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 
 class _Cache:
-    """Decoded row groups of all files of the process, the latest used, of 256 MiB together or of one alone."""
+    """Decoded row groups of all files of the process, those used last, of 256 MiB together or of one alone."""
 
     def __init__(self) -> None:
         self.forget()
@@ -58,14 +58,14 @@ class ParquetValues:
     the process keeps decoded.
 
     Rows at random, of files that hold more than the 256 MiB that are kept decoded, decode a row group for each: let
-    `prepare` write such a corpus anew first.
+    `prepare` write such a corpus again first.
 
     Args:
         path: The file.
         column: The name of a column of strings or bytes; None takes all.
 
     Raises:
-        UserError: the file cannot be read, is no parquet or was cut short, or has no such column of strings.
+        UserError: the file cannot be read, is not a parquet file or was cut short, or has no such column of strings.
     """
 
     def __init__(self, path: epath.Path, column: str | None) -> None:
@@ -126,15 +126,15 @@ class ParquetFile(Generic[_T]):
 
     Args:
         path: The file.
-        reading: What of a row is the document.
+        parser: What of a row is the document.
 
     Raises:
         UserError: as `ParquetValues` has it.
     """
 
-    def __init__(self, path: epath.Path, reading: Reading[_T]) -> None:
-        self._path, self._reading = path, reading
-        self._values = ParquetValues(path, reading.field)
+    def __init__(self, path: epath.Path, parser: RecordParser[_T]) -> None:
+        self._path, self._parser = path, parser
+        self._values = ParquetValues(path, parser.field)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -145,7 +145,7 @@ class ParquetFile(Generic[_T]):
         Raises:
             BadRecordError: the row cannot be used.
         """
-        return self._reading.of_value(self._values[index], f"{self._path} row {index}")
+        return self._parser.of_value(self._values[index], f"{self._path} row {index}")
 
     def identity(self) -> str:
         """As `ParquetValues` has it."""

@@ -5,15 +5,11 @@
     DIR/tokenizer.model …                     the tokenizer that gave the ids
     DIR/dropped.jsonl                         one line for each document of the source that was left out
 
-Knows nothing of text, and nothing of how the ids came about."""
+Independent of text and of how the ids came about."""
 
-import bisect
 import hashlib
-import itertools
 import json
 import os
-import resource
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,7 +23,8 @@ from llama_jax.core.arrays import Int
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote
 from llama_jax.core.json_files import read_json, shown
-from llama_jax.data.sources.documents import BadRecordError
+from llama_jax.data.sources.array_records import READERS, open_reader
+from llama_jax.data.sources.documents import BadRecordError, JoinedDocuments, read_one_by_one
 
 FORMAT, VERSION = "llama_jax.prepared", 1
 MANIFEST = "manifest.json"
@@ -35,10 +32,8 @@ DROPPED = "dropped.jsonl"
 
 _LARGEST_MANIFEST = 2**28  # bytes; a shard takes 250
 _DTYPES = ("uint16", "uint32")
-# A group of several records would be read and decompressed whole for one of them; ids hardly compress.
+# Of a group of several records all would be read and decompressed for one of them; ids hardly compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
-_READER_OPTIONS = "readahead_buffer_size:0"
-_READER_BUFFER = 2**15  # bytes
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a prepared directory says of itself. Nothing in it depends on when, where or by how many processes the
+    """What a prepared directory says about itself. Nothing in it depends on when, where or by how many processes the
     directory was written."""
 
     tokenizer: str
@@ -104,11 +99,11 @@ def read_manifest(path: epath.PathLike) -> Manifest:
     """
     file = epath.Path(path) / MANIFEST
     if not file.is_file():
-        raise UserError(f"{path}: holds no {MANIFEST}; it is not a prepared directory, or one that is not finished")
+        raise UserError(f"{path}: holds no {MANIFEST}; it is not a prepared directory, or not a finished one")
     values = read_json(file, max_bytes=_LARGEST_MANIFEST)
     found = values.get("format"), values.get("version")
     if found != (FORMAT, VERSION):
-        raise UserError(f"{file}: is of format {shown(found[0])} {shown(found[1])}; {FORMAT} {VERSION} is read here")
+        raise UserError(f"{file}: has format {shown(found[0])} {shown(found[1])}; {FORMAT} {VERSION} is supported")
     shards = values.get("shards")
     if not isinstance(shards, list):
         raise UserError(f"{file}: shards is {shown(shards)}; a list is expected")
@@ -146,7 +141,7 @@ def _checked(values: Mapping[str, Any], kind: Any, where: str) -> dict[str, Any]
 
 
 class ShardWriter:
-    """Writes one shard to a local file. A context manager; the file counts for nothing until `finish` was called."""
+    """Writes one shard to a local file. A context manager; the file is not valid until `finish` was called."""
 
     def __init__(self, path: Path, dtype: str) -> None:
         self._path = path
@@ -174,7 +169,7 @@ class ShardWriter:
         self._text_bytes += text_bytes
 
     def finish(self, name: str) -> Shard:
-        """Bring the file to disk and describe it; `name` is what it will be called."""
+        """Write the file to disk and describe it; `name` is what it will be called."""
         self._writer.close()
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
@@ -187,7 +182,7 @@ def open_prepared(path: epath.PathLike) -> "PreparedDocuments":
     """The documents of a prepared directory.
 
     Raises:
-        UserError: the directory is not in the prepared form, or (where that is quick to tell, on a local disk) a shard
+        UserError: the directory is not in the prepared form, or (where that is quick to check, on a local disk) a shard
             is missing or has another size than the manifest says.
     """
     directory, manifest = epath.Path(path), read_manifest(path)
@@ -199,138 +194,82 @@ def open_prepared(path: epath.PathLike) -> "PreparedDocuments":
 
 def _check_size(path: epath.Path, shard: Shard) -> None:
     if not path.exists():
-        raise UserError(f"{path}: is missing; copy it again, or prepare the directory anew")
+        raise UserError(f"{path}: is missing; copy it again, or prepare the directory again")
     if (size := path.stat().length) != shard.bytes:
-        raise UserError(f"{path}: has {size} bytes where {MANIFEST} says {shard.bytes}; copy it again")
+        raise UserError(f"{path}: has {size} bytes, but {MANIFEST} says {shard.bytes}; copy it again")
 
 
-class PreparedDocuments:
-    """Token ids by number of the document. Shards are opened when first asked for.
+class _ShardDocuments:
+    """Token ids of the documents of one shard, which is opened when first asked for."""
 
-    May be used from several threads, pickled, and used on both sides of a fork.
+    def __init__(self, directory: epath.Path, shard: Shard, dtype: np.dtype) -> None:
+        self._path, self._shard, self._dtype = os.fspath(directory / shard.file), shard, dtype
+
+    def __len__(self) -> int:
+        return self._shard.documents
+
+    def __getitem__(self, index: int) -> Int[np.ndarray, "ids"]:
+        try:
+            (record,) = self._reader().read([index])
+        except (RuntimeError, ValueError):
+            message = "its checksum does not match; copy the shard again"
+            raise BadRecordError("damaged", f"{self._path} record {index}", message) from None
+        return np.frombuffer(record, self._dtype).astype(np.int32)
+
+    def read_many(self, indices: Sequence[int]) -> Sequence[Int[np.ndarray, "ids"] | BadRecordError]:
+        """See `documents.read_many`: by one call, whose threads are several times as fast as one call a document."""
+        try:
+            records = self._reader().read(list(indices))
+        except (RuntimeError, ValueError):
+            records = []
+        if len(records) < len(indices):
+            return read_one_by_one(self, indices)
+        return [np.frombuffer(record, self._dtype).astype(np.int32) for record in records]
+
+    def identity(self) -> str:
+        return f"{self._shard.documents} {self._shard.sha256}"
+
+    def _reader(self) -> ArrayRecordReader:
+        return READERS.get(self._path, self._open)
+
+    def _open(self) -> ArrayRecordReader:
+        _check_size(epath.Path(self._path), self._shard)
+        try:
+            reader = open_reader(self._path, parallel=True)
+            documents = reader.num_records()  # a file that it cannot make sense of counts as empty
+        except RuntimeError:
+            reader, documents = None, 0
+        if reader is None or documents != len(self):
+            raise UserError(
+                f"{self._path}: is damaged, its index lists {documents} documents, but {MANIFEST} says {len(self)}; "
+                "copy it again, or prepare the directory again"
+            )
+        return reader
+
+
+class PreparedDocuments(JoinedDocuments[np.ndarray]):
+    """Token ids by number of the document, int32, BOS and EOS included.
+
+    May be used from several threads, pickled, and used on both sides of a fork. A damaged record gives a
+    BadRecordError, a damaged shard a UserError.
     """
 
     def __init__(self, directory: epath.Path, manifest: Manifest) -> None:
         self.directory = directory
         self.manifest = manifest
-        self._ends = list(itertools.accumulate(shard.documents for shard in manifest.shards))
-        self._dtype = np.dtype(manifest.dtype).newbyteorder("<")
-        self._forget_readers()
-
-    def __len__(self) -> int:
-        return self.manifest.documents
-
-    def __getitem__(self, index: int) -> Int[np.ndarray, "ids"]:
-        """The ids of a document, int32, BOS and EOS included.
-
-        Raises:
-            BadRecordError: its record is damaged.
-            UserError: its shard is.
-        """
-        number, within = self._place(index)
-        try:
-            (record,) = self._reader(number).read([within])
-        except (RuntimeError, ValueError):
-            raise self._damaged(number, within) from None
-        return np.frombuffer(record, self._dtype).astype(np.int32)
-
-    def read_many(self, indices: Sequence[int]) -> list[Int[np.ndarray, "ids"] | BadRecordError]:
-        """Several documents at once, several times as fast as one by one: each shard is asked once, and reads with its
-        own threads.
-
-        Returns:
-            The ids of each, in the order of `indices`; for a damaged record the error that `__getitem__` would raise.
-        """
-        wanted: dict[int, list[tuple[int, int]]] = {}
-        for place, index in enumerate(indices):
-            number, within = self._place(index)
-            wanted.setdefault(number, []).append((place, within))
-        found: list[Any] = [None] * len(indices)
-        for number, pairs in wanted.items():
-            try:
-                records = self._reader(number).read([within for _, within in pairs])
-            except (RuntimeError, ValueError):
-                records = []
-            if len(records) == len(pairs):
-                for (place, _), record in zip(pairs, records, strict=True):
-                    found[place] = np.frombuffer(record, self._dtype).astype(np.int32)
-                continue
-            for place, _ in pairs:
-                try:
-                    found[place] = self[indices[place]]
-                except BadRecordError as error:
-                    found[place] = error
-        return found
+        dtype = np.dtype(manifest.dtype).newbyteorder("<")
+        super().__init__([_ShardDocuments(directory, shard, dtype) for shard in manifest.shards])
 
     def identity(self) -> str:
         digest = hashlib.sha256(self.manifest.tokenizer.encode())
-        for shard in self.manifest.shards:
-            digest.update(f"\n{shard.documents} {shard.sha256}".encode())
+        for part in self.parts:
+            digest.update(f"\n{part.identity()}".encode())
         return f"prepared sha256:{digest.hexdigest()}"
 
     @property
     def tokenizer_fingerprint(self) -> str:
         """Of the tokenizer that gave the ids; the tokenizer itself is in `directory`, for `load_tokenizer`."""
         return self.manifest.tokenizer
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all documents, BOS and EOS included."""
-        return self.manifest.tokens
-
-    @property
-    def text_bytes(self) -> int:
-        """Bytes of the texts of all documents."""
-        return self.manifest.text_bytes
-
-    def _place(self, index: int) -> tuple[int, int]:
-        """Shard of a document and its number there."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
-        number = bisect.bisect_right(self._ends, index)
-        return number, int(index) - (self._ends[number] - self.manifest.shards[number].documents)
-
-    def _reader(self, number: int) -> ArrayRecordReader:
-        if self._process != os.getpid():
-            self._forget_readers()  # the threads of the parent's readers did not come along
-        reader = self._readers.get(number)
-        return self._opened(number) if reader is None else reader
-
-    def _opened(self, number: int) -> ArrayRecordReader:
-        with self._lock:
-            if number in self._readers:
-                return self._readers[number]
-            shard = self.manifest.shards[number]
-            path = self.directory / shard.file
-            _check_size(path, shard)
-            try:
-                reader = ArrayRecordReader(
-                    os.fspath(path), options=_READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER
-                )
-                documents = reader.num_records()  # a file that it cannot make sense of counts as empty
-            except RuntimeError:
-                reader, documents = None, 0
-            if reader is None or documents != shard.documents:
-                raise UserError(
-                    f"{path}: is damaged, its index tells of {documents} documents where {MANIFEST} says "
-                    f"{shard.documents}; copy it again, or prepare the directory anew"
-                )
-            while len(self._readers) >= self._most_readers:
-                del self._readers[next(iter(self._readers))]  # not closed: another thread may be reading
-            self._readers[number] = reader
-            return reader
-
-    def _damaged(self, number: int, within: int) -> BadRecordError:
-        where = f"{self.directory / self.manifest.shards[number].file} record {within}"
-        return BadRecordError("damaged", where, "its checksum does not fit; copy the shard again")
-
-    def _forget_readers(self) -> None:
-        self._process = os.getpid()
-        self._lock = threading.Lock()
-        self._readers: dict[int, Any] = {}
-        # A reader holds its file open: leave half of what the process may open to others.
-        open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most_readers = 2**16 if open_files == resource.RLIM_INFINITY else max(8, open_files // 2)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedDocuments, (self.directory, self.manifest)

@@ -1,5 +1,5 @@
 """Files of JSON records as documents: one object a line (.jsonl), or one array of objects (.json). Holds where each
-record stands; knows nothing of what makes it good."""
+record is; independent of what makes it good."""
 
 import hashlib
 from array import array
@@ -14,7 +14,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.file_bytes import chunks, mark_bytes, read_range
 from llama_jax.data.sources.json_array import array_bounds
-from llama_jax.data.sources.record_text import MAX_RECORD_BYTES, Reading, parsed_json, too_long
+from llama_jax.data.sources.record_text import MAX_RECORD_BYTES, RecordParser, parsed_json, too_long
 
 _NEWLINE = ord("\n")
 
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class _IndexedFile:
-    """What both kinds of file have in common: where each record stands, and the hash of everything."""
+    """What both kinds of file have in common: where each record is, and the hash of everything."""
 
     _path: epath.Path
     _bounds: Int[np.ndarray, "documents two"]
@@ -45,35 +45,35 @@ class _IndexedFile:
 
 
 class LineFile(_IndexedFile, Generic[_T]):
-    """The documents of a file of JSON lines; blank lines are passed over. Holds 16 bytes a line.
+    """The documents of a file of JSON lines; blank lines are skipped. Holds 16 bytes a line.
 
     Args:
         path: Read once from its start to its end, never more than 4 MiB of it at a time.
-        reading: What of each object is the document.
+        parser: What of each object is the document.
 
     Raises:
         UserError: the file cannot be read, or is compressed or UTF-16.
     """
 
-    def __init__(self, path: epath.Path, reading: Reading[_T]) -> None:
-        self._path, self._reading = path, reading
-        self._bounds, self._passed_over, self._digest = _index_lines(path)
+    def __init__(self, path: epath.Path, parser: RecordParser[_T]) -> None:
+        self._path, self._parser = path, parser
+        self._bounds, self._skipped, self._digest = _index_lines(path)
 
     def __getitem__(self, index: int) -> _T:
         """The document in a line.
 
         Raises:
-            BadRecordError: the line is no good record, or is longer than 64 MiB and therefore not read.
+            BadRecordError: the line is not a good record, or is longer than 64 MiB and therefore not read.
             UserError: the file was changed.
         """
         where = f"{self._path}:{self._line_number(index)}"
         content = self._content(index, where)
-        return self._reading.of_json(content, where, whole=content.endswith(b"\n"))
+        return self._parser.of_json(content, where, whole=content.endswith(b"\n"))
 
     def _line_number(self, index: int) -> int:
-        """From 1, counting lines that were passed over."""
-        place = int(np.searchsorted(self._passed_over[:, 0], index, side="right"))
-        return index + 1 + (int(self._passed_over[place - 1, 1]) if place else 0)
+        """From 1, counting lines that were skipped."""
+        place = int(np.searchsorted(self._skipped[:, 0], index, side="right"))
+        return index + 1 + (int(self._skipped[place - 1, 1]) if place else 0)
 
 
 class ArrayFile(_IndexedFile, Generic[_T]):
@@ -81,14 +81,14 @@ class ArrayFile(_IndexedFile, Generic[_T]):
 
     Args:
         path: Read once from its start to its end, never more than 4 MiB of it at a time.
-        reading: What of each object is the document.
+        parser: What of each object is the document.
 
     Raises:
-        UserError: the file cannot be read, or is no whole JSON array.
+        UserError: the file cannot be read, or is not a whole JSON array.
     """
 
-    def __init__(self, path: epath.Path, reading: Reading[_T]) -> None:
-        self._path, self._reading = path, reading
+    def __init__(self, path: epath.Path, parser: RecordParser[_T]) -> None:
+        self._path, self._parser = path, parser
         digest, bounds = hashlib.sha256(), array("q")
 
         def hashed() -> Iterator[tuple[int, bytes]]:
@@ -112,14 +112,14 @@ class ArrayFile(_IndexedFile, Generic[_T]):
         """The document in an element.
 
         Raises:
-            BadRecordError: the element is no good record, or is longer than 64 MiB and therefore not read.
+            BadRecordError: the element is not a good record, or is longer than 64 MiB and therefore not read.
             UserError: the file was changed.
         """
         where = f"{self._path}[{index}]"
-        return self._reading.of_json(self._content(index, where), where)
+        return self._parser.of_json(self._content(index, where), where)
 
 
-def open_json(path: epath.Path, reading: Reading[_T]) -> LineFile[_T] | ArrayFile[_T]:
+def open_json(path: epath.Path, parser: RecordParser[_T]) -> LineFile[_T] | ArrayFile[_T]:
     """A .json file: an array of objects or, as many data sets have it in spite of the name, an object a line.
 
     Raises:
@@ -128,15 +128,15 @@ def open_json(path: epath.Path, reading: Reading[_T]) -> LineFile[_T] | ArrayFil
     start = next((chunk for _, chunk in chunks(path)), b"")
     start = start[mark_bytes(start) :].lstrip()
     if not start.startswith(b"{"):
-        return ArrayFile(path, reading)
+        return ArrayFile(path, parser)
     line, newline, _ = start.partition(b"\n")
     if newline:
         try:
             parsed_json(line, str(path))
         except BadRecordError:
-            message = "starts with a line that is no JSON object; give an array of objects, or JSON lines (.jsonl)"
+            message = "starts with a line that is not a JSON object; give an array of objects, or JSON lines (.jsonl)"
             raise UserError(f"data.source: {path}: {message}") from None
-    return LineFile(path, reading)
+    return LineFile(path, parser)
 
 
 def _index_lines(path: epath.Path) -> tuple[Int[np.ndarray, "lines two"], Int[np.ndarray, "gaps two"], str]:

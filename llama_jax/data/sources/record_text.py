@@ -9,17 +9,17 @@ import numpy as np
 
 from llama_jax.core.errors import nearest
 from llama_jax.data.sources.documents import BadRecordError
+from llama_jax.data.sources.file_bytes import BYTE_ORDER_MARK
 
 MAX_RECORD_BYTES = 64 * 2**20
 """A record that is longer is bad, and is never read."""
-_BOM = b"\xef\xbb\xbf"
 _MAX_FIELDS_SHOWN = 8
 
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Record(NamedTuple):
-    """One record and where it stands."""
+    """One record and where it is from."""
 
     place: str
     """For messages: `file:line`, or what else leads to the record."""
@@ -28,7 +28,7 @@ class Record(NamedTuple):
 
 
 @runtime_checkable
-class Reading(Protocol[T_co]):
+class RecordParser(Protocol[T_co]):
     """What of a record is the document, and when it is good; each method raises BadRecordError where it is not."""
 
     @property
@@ -41,11 +41,11 @@ class Reading(Protocol[T_co]):
         ...
 
     def of_value(self, value: Any, where: str) -> T_co:
-        """The document in a row of a table: what stands in the field, or a dictionary of all fields."""
+        """The document in a row of a table: the value of the field, or a dictionary of all fields."""
         ...
 
     def of_text(self, text: Any, where: str) -> T_co:
-        """The document in a record that has no fields but is a text."""
+        """The document in a record that is a text without fields."""
         ...
 
 
@@ -87,10 +87,10 @@ class WholeRecord:
 def record_text(content: bytes, text_field: str, where: str, *, whole: bool = True) -> str:
     """The text of one JSON record.
 
-    What stands in other fields does not matter: not NaN or Infinity, which JSON does not know, nor a key twice.
+    What is in other fields does not matter: not NaN or Infinity, which JSON does not know, nor a key twice.
 
     Args:
-        content: The bytes of an object; white space and a byte order mark around it are passed over.
+        content: The bytes of an object; white space and a byte order mark around it are ignored.
         text_field: The field that holds the text.
         where: What leads to the record, for the error.
         whole: False when the file ends right after the record, without the end of a line: what is wrong with it is
@@ -131,14 +131,14 @@ def parsed_json(content: bytes, where: str) -> Any:
     Raises:
         BadRecordError: it cannot be read.
     """
-    content = content.strip().removeprefix(_BOM)
+    content = content.strip().removeprefix(BYTE_ORDER_MARK)
     try:
         return json.loads(content.decode())
     except UnicodeDecodeError as error:
         raise BadRecordError("not_utf8", where, f"not UTF-8 at byte {error.start} of the record") from None
     except json.JSONDecodeError as error:
         if b"\0" in content:
-            reason, message = "nul", "not JSON: holds NUL bytes, as a file does that was not written to its end"
+            reason, message = "nul", "not JSON: holds NUL bytes, like a file that was not written to its end"
         elif error.msg == "Extra data":
             reason, message = "trailing_data", f"not JSON: more than one value, from {_place(error)}"
         else:
@@ -155,7 +155,7 @@ def good_text(value: Any, text_field: str, where: str) -> str:
     """The value of a text field as a text of Unicode that is not blank; bytes are taken for UTF-8.
 
     Raises:
-        BadRecordError: it is none.
+        BadRecordError: it is not such a text.
     """
     if value is None:
         raise BadRecordError("null_field", where, f"field '{text_field}' is null; it must be a string")
@@ -172,11 +172,11 @@ def good_text(value: Any, text_field: str, where: str) -> str:
     if not value.strip():
         raise BadRecordError("empty", where, f"field '{text_field}' is empty; remove the record")
     if (nul := value.find("\0")) >= 0:
-        raise BadRecordError("nul", where, f"field '{text_field}' holds NUL at character {nul}, which is no text")
+        raise BadRecordError("nul", where, f"field '{text_field}' holds NUL at character {nul}; remove it")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        message = f"field '{text_field}' holds half a surrogate pair at character {error.start}"
+        message = f"field '{text_field}' holds an unpaired surrogate at character {error.start}"
         raise BadRecordError("surrogate", where, message) from None
     return value
 
@@ -211,7 +211,7 @@ def _is_twice(content: bytes, text_field: str) -> bool:
         last[:] = [sum(key == text_field for key, _ in pairs)]
         return {}
 
-    json.loads(content.strip().removeprefix(_BOM).decode(), object_pairs_hook=count)
+    json.loads(content.strip().removeprefix(BYTE_ORDER_MARK).decode(), object_pairs_hook=count)
     return last[0] > 1
 
 
@@ -224,7 +224,7 @@ def _field_twice(content: bytes) -> str | None:
         if len(set(names)) < len(names):
             twice.extend(name for name in names if names.count(name) > 1)
 
-    json.loads(content.strip().removeprefix(_BOM).decode(), object_pairs_hook=look)
+    json.loads(content.strip().removeprefix(BYTE_ORDER_MARK).decode(), object_pairs_hook=look)
     return twice[0] if twice else None
 
 

@@ -17,7 +17,7 @@ _BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
 
 
 class TextFile:
-    """The documents of a text file. Holds their offsets only, 16 bytes each; a file of white space has none.
+    """The documents of a text file. Holds their offsets only, 16 bytes each; a file of white space alone has none.
 
     Args:
         path: Read once from its start to its end.
@@ -47,7 +47,7 @@ class TextFile:
         except UnicodeDecodeError as error:
             raise BadRecordError("not_utf8", where, f"not UTF-8 at byte {start + error.start}") from None
         if (nul := content.find(b"\0")) >= 0:
-            raise BadRecordError("nul", where, f"holds NUL at byte {start + nul}, which is no text")
+            raise BadRecordError("nul", where, f"holds NUL at byte {start + nul}; remove it")
         return text
 
     def identity(self) -> str:

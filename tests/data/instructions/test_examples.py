@@ -40,7 +40,7 @@ def write(path, values):
 
 BAD_LINES = {
     "UTF-8": (b'{"instruction": "a", "output": "\xff"}', "not_utf8", "not UTF-8 at byte 32"),
-    "surrogate": (b'{"instruction": "a", "output": "\\ud800"}', "surrogate", "half a surrogate pair"),
+    "surrogate": (b'{"instruction": "a", "output": "\\ud800"}', "surrogate", "an unpaired surrogate"),
     "surrogate in the question": (
         b'{"instruction": "\\udc00", "output": "b"}',
         "surrogate",

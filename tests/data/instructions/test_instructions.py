@@ -93,7 +93,7 @@ BAD = {
         "wrong_type",
         "'input' is of",
     ),
-    "surrogate": ("alpaca", {"instruction": "Hi", "output": "a\ud800"}, "surrogate", "half a surrogate pair"),
+    "surrogate": ("alpaca", {"instruction": "Hi", "output": "a\ud800"}, "surrogate", "an unpaired surrogate"),
     "NUL": ("alpaca", {"instruction": "H\0", "output": "Ho"}, "nul", "field 'instruction' holds NUL at character 1"),
     "history": (
         "alpaca",

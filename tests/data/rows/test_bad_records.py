@@ -38,10 +38,10 @@ BAD_LINES = {
     "an overlong form": (b'{"text": "\xc0\xaf"}', "not_utf8", "not UTF-8 at byte 10"),
     "Latin-1": ('{"text": "café"}'.encode("latin-1"), "not_utf8", "not UTF-8 at byte 13"),
     "a surrogate in UTF-8": (b'{"text": "\xed\xa0\x80"}', "not_utf8", "not UTF-8 at byte 10"),
-    "high surrogate": (b'{"text": "ab\\ud800"}', "surrogate", "holds half a surrogate pair at character 2"),
-    "low surrogate": (b'{"text": "\\udc00"}', "surrogate", "holds half a surrogate pair at character 0"),
+    "high surrogate": (b'{"text": "ab\\ud800"}', "surrogate", "holds an unpaired surrogate at character 2"),
+    "low surrogate": (b'{"text": "\\udc00"}', "surrogate", "holds an unpaired surrogate at character 0"),
     "NUL": (b'{"text": "a\x00b"}', "nul", "holds NUL bytes"),
-    "a line of NUL": (b"\0" * 4096, "nul", "holds NUL bytes, as a file does that was not written to its end"),
+    "a line of NUL": (b"\0" * 4096, "nul", "holds NUL bytes, like a file that was not written to its end"),
     "escaped NUL": (b'{"text": "a\\u0000b"}', "nul", "field 'text' holds NUL at character 1"),
     "control character": (b'{"text": "a\x01b"}', "not_json", "not JSON: Invalid control character"),
     "no end": (b'{"text": "x"', "not_json", "not JSON: Expecting ',' delimiter, column 13"),
@@ -152,7 +152,7 @@ def test_a_record_of_100_mb_is_counted_but_never_read(tmp_path, name, monkeypatc
 
 
 BAD_ARRAYS = {
-    "an object": (b'{\n "data": []\n}', "starts with a line that is no JSON object; give an array"),
+    "an object": (b'{\n "data": []\n}', "starts with a line that is not a JSON object; give an array"),
     "a string": (b'"x"', "not a JSON array"),
     "nothing": (b"", "holds no JSON"),
     "white space": (b" \n", "holds no JSON"),
@@ -199,7 +199,7 @@ def test_one_piece_of_a_text_is_bad_where_a_byte_is_not_utf8(tmp_path, offset):
 def test_nul_in_a_text_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"some\0words")
     error = bad(open_source(str(tmp_path / "a.txt")), 0)
-    assert (error.reason, error.message) == ("nul", "holds NUL at byte 4, which is no text")
+    assert (error.reason, error.message) == ("nul", "holds NUL at byte 4; remove it")
 
 
 OTHER_FILES = {

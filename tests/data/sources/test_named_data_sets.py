@@ -86,8 +86,8 @@ def test_bad_examples_are_named(tfds_directory):
         (":test", "text", "Unknown split 'test'. Should be one of"),
         (":train[:x%]", "text", "Error parsing split"),
         ("", "txt", r"no field 'txt' \(data.text_field\); it has .*did you mean 'text'"),
-        ("", "n", r"field 'n' \(data.text_field\) is no feature of text"),
-        ("", "words", r"field 'words' \(data.text_field\) is no feature of text"),
+        ("", "n", r"field 'n' \(data.text_field\) is not a feature of text"),
+        ("", "words", r"field 'words' \(data.text_field\) is not a feature of text"),
         ("/..", "text", "no dataset_info.json in .*; name the directory of one version"),
     ],
 )

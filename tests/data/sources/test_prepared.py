@@ -71,8 +71,8 @@ def test_documents_come_back_by_number(prepared) -> None:
     for index in (6, 0, 3, 2, 5, 1, 4):
         assert documents[index].dtype == np.int32
         assert documents[index].tolist() == written[index]
-    assert documents.tokens == 3 + 1 + 400 + 2 + 70_000 + 5 + 1
-    assert (documents.text_bytes, documents.tokenizer_fingerprint) == (2 * documents.tokens, "f" * 64)
+    assert documents.manifest.tokens == 3 + 1 + 400 + 2 + 70_000 + 5 + 1
+    assert (documents.manifest.text_bytes, documents.tokenizer_fingerprint) == (2 * 70_412, "f" * 64)
     for index in (-1, 7):
         with pytest.raises(IndexError):
             documents[index]
@@ -160,8 +160,8 @@ def test_a_flipped_bit_spoils_one_record_and_says_which(prepared) -> None:
     ("damage", "message"),
     [
         (Path.unlink, "is missing"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "has [0-9]+ bytes where manifest.json says"),
-        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "has [0-9]+ bytes where manifest.json says"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "has [0-9]+ bytes, but manifest.json says"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "has [0-9]+ bytes, but manifest.json says"),
     ],
     ids=["missing", "truncated", "too long"],
 )
@@ -177,14 +177,14 @@ def test_a_shard_without_its_index_is_refused_when_it_is_read(prepared) -> None:
     path.write_bytes(bytes(path.stat().st_size))
     documents = open_prepared(prepared[0])
     documents[0]
-    with pytest.raises(UserError, match=r"shard-00002-of-00003\.array_record: is damaged, .* 0 documents .* 4;"):
+    with pytest.raises(UserError, match=r"shard-00002-of-00003\.array_record: is damaged, .* 0 documents, .* 4;"):
         documents[3]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "is of format 'llama_jax.prepared' 2"),
+        ({"version": 2}, "has format 'llama_jax.prepared' 2"),
         ({"tokens": "many"}, "tokens is 'many'; a whole number"),
         ({"documents": True}, "documents is True; a whole number"),
         ({"documents": 8}, "documents is 8, which is not the sum"),

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from llama_jax.core.errors import UserError
-from llama_jax.data.sources.records import Record, read_records
+from llama_jax.data.sources.opening import read_records
+from llama_jax.data.sources.record_text import Record
 
 RECORDS = [{"question": "è vero?", "choices": ["sì", "no"], "answer": 0}, {"question": "2 > 1?", "n": [1.5, None]}]
 
@@ -18,7 +19,7 @@ def test_lines_and_an_array_hold_the_same_records(tmp_path) -> None:
     lines.write_text("\ufeff" + json.dumps(RECORDS[0]) + "\n\n" + json.dumps(RECORDS[1], ensure_ascii=False))
     array.write_text(json.dumps(RECORDS, indent=2))
     assert read_records(str(lines)) == [Record(f"{lines}:1", RECORDS[0]), Record(f"{lines}:3", RECORDS[1])]
-    places = [f"{array}: record 1", f"{array}: record 2"]
+    places = [f"{array}[0]", f"{array}[1]"]
     assert read_records(str(array)) == [Record(*both) for both in zip(places, RECORDS, strict=True)]
 
 
@@ -26,15 +27,19 @@ MISTAKES = {
     "not JSON": ("a.jsonl", b'{"a": 1}\n{"a": }\n', "a.jsonl:2: not JSON: Expecting value, column 7"),
     "no object": ("a.jsonl", b"[1]\n", "a.jsonl:1: a JSON list; each record must be an object"),
     "not UTF-8": ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl:1: not UTF-8 at byte 7"),
-    "half a surrogate pair": ("a.jsonl", b'{"a": ["\\ud800"]}\n', "a.jsonl:1: holds half a surrogate pair"),
+    "an unpaired surrogate": ("a.jsonl", b'{"a": ["\\ud800"]}\n', "a.jsonl:1: holds an unpaired surrogate"),
     "nested too deep": ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl:1: not JSON that can be read"),
     "a number without end": ("a.jsonl", b"1" * 10_000 + b"\n", "a.jsonl:1: not JSON that can be read"),
-    "a line without end": ("a.jsonl", b'{"a": "' + b"x" * 2**24, "a.jsonl:1: longer than 16777216 bytes"),
-    "no array": ("a.json", b'{"a": 1}', "a.json: a JSON dict; an array of objects is needed"),
-    "a broken array": ("a.json", b'[{"a": 1},\n{"a"}]', "a.json: not JSON: Expecting ':' delimiter, line 2, column 5"),
-    "something else in an array": ("a.json", b'[{"a": 1}, "b"]', "a.json: record 2: a JSON str"),
-    "nothing": ("a.jsonl", b"\n", "--data a.jsonl: holds no record"),
-    "another kind": ("a.csv", b"a,b\n", "--data a.csv: is of no known kind"),
+    "a line without end": ("a.jsonl", b'{"a": "' + b"x" * 2**24, "a.jsonl:1: the file ends within the record"),
+    "no array": ("a.json", b'"a"', "--data: a.json: not a JSON array; give an array of objects"),
+    "a broken array": (
+        "a.json",
+        b'[{"a": 1},\n{"a"}]',
+        "a.json[1]: not JSON: Expecting ':' delimiter",
+    ),
+    "something else in an array": ("a.json", b'[{"a": 1}, "b"]', "a.json[1]: a JSON string"),
+    "nothing": ("a.jsonl", b"\n", "--data: no text in a.jsonl (1 files)"),
+    "another kind": ("a.csv", b"a,b\n", "--data: a.csv has an unsupported extension"),
 }
 
 
@@ -79,7 +84,7 @@ def test_a_prepared_data_set_is_read_by_its_name(tmp_path) -> None:
     )
     subprocess.run([sys.executable, "-c", prepare], cwd=tmp_path, check=True, capture_output=True)
     program = (
-        "from llama_jax.core.errors import UserError; from llama_jax.data.sources.records import read_records\n"
+        "from llama_jax.core.errors import UserError; from llama_jax.data.sources.opening import read_records\n"
         "print(read_records('tfds:small_questions:test')[0])\n"
         "for wrong in ('tfds:small_questions:train', 'tfds:nowhere:test', 'tfds:small_questions'):\n"
         "    try: read_records(wrong)\n"
@@ -92,7 +97,7 @@ def test_a_prepared_data_set_is_read_by_its_name(tmp_path) -> None:
     )
     record, *errors = printed.stdout.splitlines()
     values = {"answerKey": 1, "choices": {"label": [0, 1], "text": ["ice", "é"]}, "question": "hot?"}
-    assert record == f"Record(place='tfds:small_questions:test[0]', values={values})"
-    assert errors[0].startswith("--data tfds:small_questions:train: Unknown split 'train'")
-    assert errors[1].startswith("--data tfds:nowhere:test: Dataset nowhere not found")
-    assert errors[2] == "--data tfds:small_questions: write tfds:NAME:SPLIT or tfds:NAME/CONFIG:SPLIT"
+    assert record == f"Record(place='tfds:small_questions/1.0.0:test example 0', values={values})"
+    assert errors[0].startswith("--data: tfds:small_questions:train: Unknown split 'train'")
+    assert errors[1].startswith("--data: tfds:nowhere:test: Dataset nowhere not found")
+    assert errors[2] == "--data: tfds:small_questions: write tfds:NAME:SPLIT or tfds:NAME/CONFIG:SPLIT"

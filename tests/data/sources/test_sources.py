@@ -121,8 +121,8 @@ def test_a_directory_is_taken_with_all_below_it_by_name(tmp_path):
     [
         ("gone.txt", "no file or directory .*gone.txt"),
         ("*.txt", r"nothing matches .*\*.txt"),
-        ("*.csv", ".*c.csv is of no known kind; use .txt, .md, .jsonl, .json, .parquet, .array_record"),
-        ("c.csv", ".*c.csv is of no known kind"),
+        ("*.csv", ".*c.csv has an unsupported extension; use .txt, .md, .jsonl, .json, .parquet, .array_record"),
+        ("c.csv", ".*c.csv has an unsupported extension"),
         ("**/*.csv", r"\*\* is not understood in .*; name the directory"),
         (".", "no .txt, .md, .jsonl, .json, .parquet, .array_record file below the directory"),
         ("blank", r"no text in .* \(3 files\)"),
