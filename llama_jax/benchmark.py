@@ -23,10 +23,11 @@ from llama_jax import lora, pretrain
 from llama_jax.benchmarks import scaling, turns
 from llama_jax.benchmarks.step import MeasuredStep
 from llama_jax.config import COMMANDS, PRESETS, BenchmarkConfig
-from llama_jax.core import sharding, tree
+from llama_jax.core import placing, tree
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
+from llama_jax.core.mesh import make_mesh
 from llama_jax.core.settings.command_line import parse, to_yaml
 from llama_jax.data.rows.loader import Loader
 from llama_jax.data.rows.mixture import Mixture, open_mixture
@@ -202,7 +203,7 @@ def _data(config: BenchmarkConfig) -> dict[str, Any]:
     """Tokens per second that the loader delivers on this host, by number of workers."""
     mixture, _ = open_mixture(config.data).hold_out(config.data.validation_fraction)
     tokenizer = _tokenizer(config, mixture)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     result: dict[str, Any] = {"source": [source.name for source in mixture.sources], "workers": {}}
     for workers in config.workers:
         loader = Loader(
@@ -211,7 +212,7 @@ def _data(config: BenchmarkConfig) -> dict[str, Any]:
             dataclasses.replace(config.data, workers=workers),
             config.seed,
             batch_size_at=lambda step: config.training.batch_size,
-            rows_of=functools.partial(sharding.local_rows, mesh),
+            rows_of=functools.partial(placing.local_rows, mesh),
         )
         loader.start()
         try:

@@ -30,10 +30,11 @@ from llama_jax.checkpoints.formats.weights import Weights, tensors_of, weight_na
 from llama_jax.checkpoints.opening import find_model, open_params, with_adapters
 from llama_jax.checkpoints.steps.manifest import files_below
 from llama_jax.config import ConvertConfig
-from llama_jax.core import sharding, tree
+from llama_jax.core import placing, sharding, tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import CannotGoOnError, UserError
+from llama_jax.core.mesh import make_mesh
 from llama_jax.data.tokenizers import has_tokenizer, load_tokenizer, tokenizer_from_files
 from llama_jax.model.config import ComputeConfig
 
@@ -252,13 +253,13 @@ def _logits(
     path: str, step: StepChoice | None, adapter: str | None, tokens: np.ndarray, say: Callable[[str], None]
 ) -> np.ndarray:
     """Logits [T, V] of the model at a path; with an adapter, over whatever base it is."""
-    mesh = sharding.make_mesh(MeshConfig())
+    mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         opened = open_params(path, ComputeConfig(), mesh, step=step, say=say, identify=False)
         if adapter is not None:
             read = open_adapter(adapter, step=None, say=say).read(opened.model.config)
             opened = with_adapters(opened, [read], any_base=True)
-        rows = sharding.placed(np.tile(tokens, (sharding.batch_parts(mesh), 1)), sharding.row_sharding(mesh))
+        rows = placing.placed(np.tile(tokens, (sharding.batch_parts(mesh), 1)), sharding.row_sharding(mesh))
         logits: PyTree = jax.jit(opened.model.logits)(opened.params, rows)
         return np.asarray(logits[0])
 

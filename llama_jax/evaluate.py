@@ -25,6 +25,7 @@ from llama_jax.core.arrays import PyTree
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
+from llama_jax.core.mesh import make_mesh
 from llama_jax.core.run import load_config
 from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.loader import text_bytes, texts_of, validation_batches, zlib_bits_per_byte
@@ -34,7 +35,7 @@ from llama_jax.data.sources.opening import open_source, read_records
 from llama_jax.data.sources.record_text import Record
 from llama_jax.evals import exact_match, instructions, last_word, multiple_choice
 from llama_jax.evals.answers import Answerer
-from llama_jax.evals.perplexity import per_unit, perplexity, window_samples, word_perplexity
+from llama_jax.evals.perplexity import window_samples, word_perplexity
 from llama_jax.evals.progress import shown_progress
 from llama_jax.evals.samples import KeptSamples, output_file
 from llama_jax.evals.scoring import Scorer
@@ -48,6 +49,7 @@ from llama_jax.evals.tasks import (
     scored_samples,
 )
 from llama_jax.model.config import ComputeConfig
+from llama_jax.runs.held_out import per_unit, perplexity
 
 Document = TypeVar("Document")
 
@@ -98,7 +100,7 @@ def evaluate(config: EvaluateConfig) -> None:
             print(text, file=stream, flush=True)
 
     who = start_up(config.distributed)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     output = output_file(config.output)
     records = []
     if config.data is not None and config.task != "perplexity":

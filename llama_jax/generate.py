@@ -14,9 +14,9 @@ from etils import epath
 
 from llama_jax.checkpoints.opening import find_model, open_model
 from llama_jax.config import GenerateConfig
-from llama_jax.core import sharding
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
+from llama_jax.core.mesh import make_mesh
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.data.tokenizers.stream_decoding import StreamDecoder
 from llama_jax.inference.config import SamplingConfig
@@ -36,7 +36,7 @@ def generate(config: GenerateConfig) -> None:
     who = start_up(config.distributed)
     prompts = _prompts(config)
     sampling = SamplingConfig(config.max_new_tokens, config.temperature, config.top_k, config.top_p)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         path = find_model(config.model, say, config.adapters)
         compute = ComputeConfig(dtype=config.model_dtype)

@@ -16,9 +16,10 @@ from llama_jax.checkpoints.adapters.adapter import ADAPTER_FILE
 from llama_jax.core import tree
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.core.errors import UserError
+from llama_jax.model import paths
 from llama_jax.model.config import AdapterConfig
 from llama_jax.model.llama import LanguageModel
-from llama_jax.model.lora import adapter_axes, init_adapter, is_trainable, with_adapter, without_adapter
+from llama_jax.model.lora import adapter_axes, adapter_decays, init_adapter, is_trainable, with_adapter, without_adapter
 from llama_jax.model.lora import partition as parted
 from llama_jax.model.quantized import StorageType, store_as, stored_axes
 from llama_jax.runs.config import FREE_ON_RESUME
@@ -63,11 +64,12 @@ def method(config: AdapterConfig, store: StorageType, peak_learning_rate: float)
 
         base, adapter = without_adapter(jax.eval_shape(lambda: init(jax.random.key(0))))
         axes = with_adapter(stored_axes(model.axes, base), adapter_axes(adapter, model.axes))
-        return Partition(init, axes, trains, None if config.learning_rate is None else rate_of)
+        decays = model.decays | adapter_decays(adapter)
+        return Partition(init, axes, decays, trains, None if config.learning_rate is None else rate_of)
 
     def rate_of(path: str) -> float:
         own = config.learning_rate
-        return own / peak_learning_rate if own is not None and path.startswith("lora/") else 1.0
+        return own / peak_learning_rate if own is not None and paths.is_adapter(path) else 1.0
 
     return Method(
         partition=partition,
@@ -75,6 +77,6 @@ def method(config: AdapterConfig, store: StorageType, peak_learning_rate: float)
         store=store,
         dropout=config.dropout,
         item="adapter",
-        is_saved=lambda path: path.startswith("lora/") or trains(path),
+        is_saved=lambda path: paths.is_adapter(path) or trains(path),
         files={ADAPTER_FILE: json.dumps(dataclasses.asdict(config), indent=1).encode()},
     )

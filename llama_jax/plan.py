@@ -18,8 +18,9 @@ import jax
 
 from llama_jax import lora, pretrain, sft
 from llama_jax.config import PlanConfig, PlanLoraConfig, PlanSftConfig
-from llama_jax.core import sharding, tree
+from llama_jax.core import tree
 from llama_jax.core.chips import CHIPS, Chip
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.attention.blocks import blocks_visited
 from llama_jax.model.attention.choice import Shapes, choose
 from llama_jax.model.config import LlamaConfig
@@ -173,7 +174,7 @@ def _decode(config: Planned, devices: Sequence[Any]) -> tuple[dict[str, Any], Lo
     """One token for each row, with weights in the type of computation."""
     architecture = _architecture(config)
     model = language_model(architecture, config.compute)
-    mesh = sharding.make_mesh(config.mesh, devices)
+    mesh = make_mesh(config.mesh, devices)
     program = lower_decode(model, mesh, config.decode_rows, config.decode_slots)
     facts = {
         "what": "decode step",

@@ -12,21 +12,22 @@ from typing import Any
 
 import jax
 
-from llama_jax.core import sharding, tree
+from llama_jax.core import placing, tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.distributed import from_main_process, is_main_process, start_up
 from llama_jax.core.files import write_whole
+from llama_jax.core.mesh import make_mesh
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run import RunDirectory, open_run
 from llama_jax.data.rows.loader import Loader, text_bytes, validation_batches, zlib_bits_per_byte
 from llama_jax.data.rows.mixture import Mixture, open_mixture
 from llama_jax.data.sources.documents import Documents
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-from llama_jax.evals.perplexity import perplexity
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
 from llama_jax.runs.config import FREE_ON_RESUME
 from llama_jax.runs.description import compiled_report, description
+from llama_jax.runs.held_out import perplexity
 from llama_jax.runs.run import Task, raise_if_stopped, train, with_schedule
 from llama_jax.supervised.config import PretrainConfig
 from llama_jax.training.program import Program, make_program
@@ -36,10 +37,10 @@ from llama_jax.training.state import TrainState
 def build(config: PretrainConfig, devices: Sequence[Any] | None = None) -> Program:
     """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
     model = language_model(config.model.architecture, config.compute)
-    mesh = sharding.make_mesh(config.mesh, devices)
+    mesh = make_mesh(config.mesh, devices)
     objective = next_token(model, config.training.z_loss)
     with jax.set_mesh(mesh):
-        return make_program(mesh, model, objective, config.training, config.data.sequence_length, config.seed)
+        return make_program(model, objective, config.training, config.data.sequence_length, config.seed)
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -80,7 +81,7 @@ def _train(config: PretrainConfig, run: RunDirectory) -> None:
         config.data,
         config.seed,
         batch_size_at=config.training.batch_size_at,
-        rows_of=functools.partial(sharding.local_rows, program.mesh),
+        rows_of=functools.partial(placing.local_rows, program.mesh),
         # Each process reads streams of its own, and only it knows their bad records.
         say=run.say if is_main_process() else functools.partial(print, flush=True),
     )

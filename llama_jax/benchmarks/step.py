@@ -11,8 +11,9 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from llama_jax.benchmarks.turns import peak_host_bytes, summary, timed
-from llama_jax.core import sharding
-from llama_jax.core.batches import TokenBatch
+from llama_jax.core import placing
+from llama_jax.core.batches import Batch, TokenBatch
+from llama_jax.data.rows.packing import lay
 from llama_jax.training.program import Program
 from llama_jax.training.throughput import peak_flops, rates
 
@@ -55,7 +56,7 @@ class MeasuredStep:
             seconds: those of a step, by turn.
         """
         program = self.program
-        tokens = program.config.batch_size * program.sequence_length
+        tokens = self._batch.token_count
         device = program.mesh.devices.flat[0]
         times = summary(seconds)
         speed = rates(
@@ -91,21 +92,16 @@ class MeasuredStep:
         }
 
 
-def synthetic_batch(program: Program) -> TokenBatch:
+def synthetic_batch(program: Program) -> Batch:
     """Full rows of random tokens, one document each."""
     size, length = program.config.batch_size, program.sequence_length
-    rows = sharding.local_rows(program.mesh, size)
     # Drawn for the whole batch, so that every process agrees on it.
-    ids = np.random.default_rng(0).integers(0, program.model.config.vocab_size, (size, length + 1), np.int32)[rows]
-    one = np.ones((len(rows), length), np.int32)
-    arrays = {
-        "tokens": ids[:, :-1],
-        "targets": ids[:, 1:],
-        "loss_weights": one.astype(np.float32),
-        "segment_ids": one,
-        "positions": np.cumsum(one, axis=1, dtype=np.int32) - 1,
-    }
-    return sharding.place_batch(program.mesh, arrays, size)
+    ids = np.random.default_rng(0).integers(0, program.model.config.vocab_size, (size, length + 1), np.int32)
+    rows = [TokenBatch.empty_row(length) for _ in range(size)]
+    for row, own in zip(rows, ids, strict=True):
+        lay(row, 0, 1, own)
+    mine = [rows[number] for number in placing.local_rows(program.mesh, size)]
+    return program.place_batch({name: np.stack([row[name] for row in mine]) for name in mine[0]}, size)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from llama_jax.checkpoints.formats.weights import WeightName, Weights, weight_na
 from llama_jax.checkpoints.steps.manifest import LeafRecord, describe
 from llama_jax.checkpoints.steps.store import Verified
 from llama_jax.checkpoints.steps.verification import check_fit
-from llama_jax.core import sharding, tree
+from llama_jax.core import placing, sharding, tree
 from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.files import is_remote
 from llama_jax.model.config import ComputeConfig
@@ -140,7 +140,7 @@ def _read(weights: Weights, row: WeightName, layer: int | None, base: StoredBase
     """One tensor on the mesh as it was read; that of a layer has an axis for it."""
     tensor = as_stored(weights.read(row, layer), row, weights.config)
     tensor = tensor if layer is None else tensor[None]
-    leaf = sharding.placed(tensor, base.place(row.ours, tensor.shape))
+    leaf = placing.placed(tensor, base.place(row.ours, tensor.shape))
     if prints is not None:
         prints.add(row, layer, leaf)
     return leaf

@@ -20,10 +20,11 @@ from llama_jax.checkpoints.base_loading import base_from_run, base_from_weights
 from llama_jax.checkpoints.config import StepChoice
 from llama_jax.checkpoints.detection import Kind, base_of, find_format, lasting_name, open_adapter, open_weights
 from llama_jax.checkpoints.steps.store import find_verified
-from llama_jax.core import sharding, tree
+from llama_jax.core import placing, sharding, tree
 from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
+from llama_jax.core.mesh import make_mesh
 from llama_jax.core.run import newest_run
 from llama_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer, tokenizer_from_files
 from llama_jax.model.config import ComputeConfig, LlamaConfig
@@ -117,7 +118,7 @@ def load(
         UserError: the path names nothing that can be opened, no tokenizer is known, or an adapter belongs to another
             base.
     """
-    mesh = sharding.make_mesh(MeshConfig()) if mesh is None else mesh
+    mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     compute = ComputeConfig(dtype=dtype)
     with jax.set_mesh(mesh):
         opened = open_model(path, compute, mesh, step=step, tokenizer=tokenizer, say=print, adapters=adapters)
@@ -267,4 +268,4 @@ def with_adapters(opened: OpenParams, adapters: Sequence[Adapter], *, any_base: 
 
 
 def _put(leaf: np.ndarray | Array, place: Any) -> Array:
-    return sharding.placed(leaf, place) if isinstance(leaf, np.ndarray) else jax.device_put(leaf, place)
+    return placing.placed(leaf, place) if isinstance(leaf, np.ndarray) else jax.device_put(leaf, place)

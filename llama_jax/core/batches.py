@@ -1,47 +1,128 @@
-"""Batches: the joint between data and objectives. Whatever a loss needs beside the parameters is a field here."""
+"""Batches: the joint between data and objectives. Whatever a loss needs beside the parameters is a field here.
 
-from typing import Annotated, Any
+A batch class declares its fields, and all else follows from the declarations: how it is placed on a mesh, cut into
+microbatches, compiled for and counted. Independent of JAX until a batch is made, so that processes that only lay rows
+do without it."""
 
-import jax
-import jax.numpy as jnp
-from flax import struct
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any, Self, dataclass_transform
 
-from llama_jax.core.arrays import Array, Float, Int
+import numpy as np
 
 
-class TokenBatch(struct.PyTreeNode):
+@dataclass(frozen=True)
+class ArrayField:
+    """What an array of a batch is."""
+
+    dtype: np.dtype
+    axes: tuple[str | int, ...]
+    """Logical axes (`core.sharding.TABLE`): `batch`, if any, is the first; `length` is that of a row. A number is the
+    size of an axis that is never split."""
+    is_read: bool = False
+    """Its elements are the tokens that the model reads: they are counted, and hashed to tell batches apart."""
+    total_of: str | None = None
+    """The field whose sum this is, over the whole batch of one update."""
+
+    def shape(self, rows: int, length: int) -> tuple[int, ...]:
+        """Of a batch of so many rows of so many tokens."""
+        return tuple({"batch": rows, "length": length}[axis] if isinstance(axis, str) else axis for axis in self.axes)
+
+
+def array(dtype: Any, *axes: str | int, is_read: bool = False) -> Any:
+    """Declare a field; see `ArrayField`. `array(np.int32, "batch", 2, "length")` is a pair of rows in each row."""
+    return dataclasses.field(metadata={"array": ArrayField(np.dtype(dtype), axes, is_read)})
+
+
+def per_token(dtype: Any, *, is_read: bool = False) -> Any:
+    """Declare a field `[B, T]`."""
+    return array(dtype, "batch", "length", is_read=is_read)
+
+
+def per_row(dtype: Any) -> Any:
+    """Declare a field `[B]`."""
+    return array(dtype, "batch")
+
+
+def total(of: str) -> Any:
+    """Declare a normaliser: the sum of another field over the whole batch of one update, counted before it is cut into
+    microbatches and over all devices, so that losses and gradients of microbatches only need to be added. At least 1,
+    so that a batch of nothing but padding has loss 0 instead of 0/0."""
+    return dataclasses.field(metadata={"array": ArrayField(np.dtype(np.float32), (), total_of=of)})
+
+
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(array, per_token, per_row, total))
+class Batch:
+    """Base of the batch classes, which become frozen dataclasses and pytrees. Their fields hold arrays, or what stands
+    for them: shapes, shardings; microbatches have an axis before all others."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        dataclass(frozen=True, eq=False)(cls)
+
+    def __post_init__(self) -> None:
+        _register(type(self))
+
+    @classmethod
+    def arrays(cls) -> dict[str, ArrayField]:
+        """The declarations by name, in their order."""
+        return {field.name: field.metadata["array"] for field in dataclasses.fields(cls)}  # pyright: ignore
+
+    @classmethod
+    def read_fields(cls) -> list[str]:
+        """Names of the fields that hold the tokens that the model reads."""
+        return [name for name, field in cls.arrays().items() if field.is_read]
+
+    @classmethod
+    def empty_row(cls, length: int) -> dict[str, np.ndarray]:
+        """One row of nothing but padding, as data lays it: zeros, without the axis of the batch."""
+        by_row = {name: field for name, field in cls.arrays().items() if "batch" in field.axes}
+        return {name: np.zeros(field.shape(1, length)[1:], field.dtype) for name, field in by_row.items()}
+
+    @classmethod
+    def tokens_per_row(cls, length: int) -> int:
+        """How many tokens the model reads of a row."""
+        return sum(int(np.prod(cls.arrays()[name].shape(1, length))) for name in cls.read_fields())
+
+    @classmethod
+    def row_bytes(cls, length: int) -> int:
+        """Bytes of a row, all its fields together."""
+        return sum(row.nbytes for row in cls.empty_row(length).values())
+
+    @property
+    def token_count(self) -> int:
+        """How many tokens the model reads of this batch."""
+        return sum(getattr(self, name).size for name in self.read_fields())
+
+    def replace(self, **fields: Any) -> Self:
+        """The batch with other arrays in some fields."""
+        return dataclasses.replace(self, **fields)  # pyright: ignore[reportArgumentType]
+
+
+@functools.cache
+def _register(kind: type[Batch]) -> None:
+    import jax
+
+    jax.tree_util.register_dataclass(kind, data_fields=list(kind.arrays()), meta_fields=[])
+
+
+class TokenBatch(Batch):
     """Packed rows of tokens and what to predict at each position.
 
     Targets are a field, never `tokens[:, 1:]`: a shifted slice would break a sharded sequence axis, and packed
-    documents need the end of one to predict nothing of the next. (Fields of trees are annotated, not checked: a tree of
-    shapes or of shardings has the same class.)
+    documents need the end of one to predict nothing of the next.
     """
 
-    tokens: Annotated[Any, Int[Array, "*M B T"]]
+    tokens: Any = per_token(np.int32, is_read=True)
     """Input ids; 0 where `segment_ids` is 0."""
-    targets: Annotated[Any, Int[Array, "*M B T"]]
+    targets: Any = per_token(np.int32)
     """The id to predict at each position."""
-    loss_weights: Annotated[Any, Float[Array, "*M B T"]]
+    loss_weights: Any = per_token(np.float32)
     """Weight of each position in the loss; 0 on padding and on positions that are only read."""
-    segment_ids: Annotated[Any, Int[Array, "*M B T"]]
+    segment_ids: Any = per_token(np.int32)
     """Document number within the row, from 1; 0 is padding. Attention never crosses segments."""
-    positions: Annotated[Any, Int[Array, "*M B T"]]
+    positions: Any = per_token(np.int32)
     """Position within the document, from 0; drives the rotary embedding."""
-    normalizer: Annotated[Any, Float[Array, "*M"]]
-    """Sum of `loss_weights` over the whole batch of one update, counted before it is cut into microbatches and over
-    all devices, so that losses and gradients of microbatches only need to be added."""
-
-
-def microbatches(batch: TokenBatch, count: int) -> TokenBatch:
-    """Cut the batch into `count` microbatches along a new leading axis, keeping the normaliser of the whole.
-
-    Row r of the batch goes to microbatch r mod count: consecutive rows live on the same device, so a strided cut
-    leaves every device with rows of each microbatch and moves no data.
-    """
-
-    def cut(leaf: Array) -> Array:
-        if leaf.ndim == 0:
-            return jnp.broadcast_to(leaf, (count,))
-        return jnp.moveaxis(leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:]), 1, 0)
-
-    return jax.tree.map(cut, batch)
+    normalizer: Any = total("loss_weights")
+    """Sum of `loss_weights`."""

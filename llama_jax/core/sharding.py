@@ -1,24 +1,21 @@
-"""Where every array lives: the mesh, and the one table from logical axes to mesh axes.
+"""Where every array lives: the one table from logical axes to mesh axes, and the constraints made with it.
 
 Modules name the logical axes of what they make; only this file knows the mesh axes behind the names."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, PyTree
-from llama_jax.core.batches import TokenBatch
-from llama_jax.core.config import MESH_AXES, MeshConfig
 from llama_jax.core.errors import UserError
+from llama_jax.core.mesh import mesh_in_use, platform
 
 Axes: TypeAlias = tuple[str | None, ...]
 """Logical name of each axis of an array; None for an axis that is never split."""
@@ -56,63 +53,11 @@ TABLE: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over the given devices (all by default), in an order that suits the interconnect. Several TPU slices lie
-    along `data`, the axis that sends least.
-
-    Raises:
-        UserError: the axes do not multiply to the number of devices, or `data` is no multiple of the slices.
-    """
-    devices = jax.devices() if devices is None else devices
-    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
-    known = math.prod(size for size in sizes.values() if size != -1)
-    sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}
-    if math.prod(sizes.values()) != len(devices):
-        asked = " x ".join(f"{axis} {getattr(config, axis)}" for axis in MESH_AXES)
-        raise UserError(f"mesh: {asked} does not make {len(devices)} devices; -1 takes what is left")
-    # (Of GPUs a slice is a machine, and `fsdp` may well span several.)
-    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
-    if sizes["data"] % slices:
-        raise UserError(f"mesh.data: {sizes['data']} is no multiple of the {slices} slices; slices lie along this axis")
-    if config.fsdp_stages and math.prod(config.fsdp_stages) != sizes["fsdp"]:
-        raise UserError(f"mesh.fsdp_stages: {list(config.fsdp_stages)} does not make mesh.fsdp {sizes['fsdp']}")
-    if config.fsdp_stages:
-        stages = {f"fsdp_{number}": size for number, size in enumerate(config.fsdp_stages)}
-        sizes = {"data": sizes["data"], **stages, "sequence": sizes["sequence"], "tensor": sizes["tensor"]}
-    # Auto: the compiler propagates shardings from the constraints. The default, Explicit, makes constraints assertions.
-    return Mesh(_arranged(sizes, devices, slices), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-
-
-def _arranged(sizes: Mapping[str, int], devices: Sequence[Any], slices: int) -> np.ndarray:
-    """The devices in the shape of the mesh: neighbours along an axis are neighbours in the torus."""
-    inner = {**sizes, "data": sizes["data"] // slices}
-    outer = [slices if axis == "data" else 1 for axis in sizes]
-    make = functools.partial(mesh_utils.create_hybrid_device_mesh, dcn_mesh_shape=outer)
-    if slices == 1:
-        make = mesh_utils.create_device_mesh
-    try:
-        return make(tuple(inner.values()), devices=devices)
-    except NotImplementedError:
-        # An axis that is no product of whole torus dimensions takes part of one.
-        return make(tuple(inner.values()), devices=devices, allow_split_physical_axes=True)
-
-
 def _names(axis: str, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     """The mesh axes that split a logical axis, those of one device left out."""
     stages = {name: name.partition("_")[0] for name in mesh.axis_names}
     wanted = TABLE[axis]
     return tuple(name for part in wanted for name in stages if stages[name] == part and mesh.shape[name] > 1)
-
-
-def _in_use() -> AbstractMesh:
-    return jax.sharding.get_abstract_mesh()
-
-
-def platform() -> Literal["cpu", "gpu", "tpu"]:
-    """Where programs run under the mesh in use, or will where they are only compiled; without a mesh, JAX's default."""
-    device = _in_use().abstract_device
-    name = jax.default_backend() if device is None else device.platform
-    return "gpu" if name in ("cuda", "rocm") else name  # pyright: ignore[reportReturnType]
 
 
 def mesh_axes(
@@ -126,7 +71,7 @@ def mesh_axes(
     Raises:
         KeyError: an axis is not in the table; `name` says whose.
     """
-    mesh = _in_use() if mesh is None else mesh
+    mesh = mesh_in_use() if mesh is None else mesh
     for axis in axes:
         if axis is not None and axis not in TABLE:
             raise KeyError(f"{name} has a logical axis '{axis}' that core.sharding.TABLE does not know")
@@ -136,7 +81,7 @@ def mesh_axes(
 
 def size_of(axis: str, mesh: Mesh | AbstractMesh | None = None) -> int:
     """Number of parts that a logical axis is split into; of the mesh in use, if none is given."""
-    mesh = _in_use() if mesh is None else mesh
+    mesh = mesh_in_use() if mesh is None else mesh
     return math.prod(mesh.shape[name] for name in _names(axis, mesh))
 
 
@@ -150,7 +95,7 @@ def _fitting(shape: tuple[int, ...], axes: Axes) -> Axes:
 
 def constrain(array: Array, axes: Axes) -> Array:
     """Fix the layout of an intermediate array under the mesh in use (`jax.set_mesh`); without a mesh, do nothing."""
-    if _in_use().empty:
+    if mesh_in_use().empty:
         return array
     return jax.lax.with_sharding_constraint(array, mesh_axes(_fitting(array.shape, axes)))
 
@@ -187,7 +132,7 @@ def with_gathered(
     each torus dimension, the first of which leaves little for the others. For that the product has to be made by each
     part of the batch: the gradients that the compiler's own partitioning hands out are reduced already.
     """
-    mesh = _in_use()
+    mesh = mesh_in_use()
     # What is no batch for training (one token, to declare the parameters or to decode) has no gradient to reduce.
     divided = not mesh.empty and x.shape[0] % size_of("batch") == x.shape[1] % size_of("length") == 0
     if not (divided and any(name.startswith("fsdp_") for name in mesh.axis_names)):
@@ -260,7 +205,7 @@ def over_parts(
         inputs: leading logical axes of each argument; None: the same for all parts.
         outputs: the same of each result.
     """
-    mesh = _in_use()
+    mesh = mesh_in_use()
     manual = set() if mesh.empty else _manual(mesh)
     if not manual:
         return function
@@ -359,52 +304,6 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, mesh_axes(("batch",), mesh))
 
 
-def token_sharding(mesh: Mesh) -> NamedSharding:
-    """The same, and each row split over the devices that split its length: `[B, T]`."""
-    return NamedSharding(mesh, mesh_axes(("batch", "length"), mesh))
-
-
-def placed(array: np.ndarray, place: NamedSharding) -> Array:
-    """A whole array that every process has, as an array with the given sharding."""
-    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
-
-
 def batch_parts(mesh: Mesh) -> int:
     """Number of parts the rows of a batch are split into."""
     return size_of("batch", mesh)
-
-
-def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
-    """Row numbers of a global batch that the devices of this process hold, in order.
-
-    Raises:
-        UserError: the mesh does not divide the batch.
-    """
-    if batch_size % batch_parts(mesh):
-        raise UserError(
-            f"training.batch_size: {batch_size} rows are not divided by the {batch_parts(mesh)} devices of "
-            "mesh.data x mesh.fsdp"
-        )
-    slices = row_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return sorted({row for (rows,) in filter(None, slices) for row in range(*rows.indices(batch_size))})
-
-
-def place_batch(mesh: Mesh, rows: Mapping[str, np.ndarray], batch_size: int) -> TokenBatch:
-    """The global batch made from the rows that each process holds (`local_rows`), with its normaliser."""
-    position = {row: index for index, row in enumerate(local_rows(mesh, batch_size))}
-
-    def place(local: np.ndarray) -> Array:
-        def block(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None
-            return local[[position[row] for row in range(*index[0].indices(batch_size))], index[1]]
-
-        return jax.make_array_from_callback((batch_size, *local.shape[1:]), token_sharding(mesh), block)
-
-    placed = {name: place(local) for name, local in rows.items()}
-    return TokenBatch(**placed, normalizer=_total(placed["loss_weights"]))
-
-
-@jax.jit
-def _total(weights: Array) -> Array:
-    # At least 1, so that a batch of nothing but padding has loss 0 instead of 0/0.
-    return jax.numpy.maximum(weights.sum(dtype=jax.numpy.float32), 1.0)

@@ -1,6 +1,6 @@
 """Parameter trees: nested dictionaries of arrays, addressed by paths such as `layers/attention/q_proj/kernel`.
 
-Knows nothing of what the arrays mean."""
+Independent of what the arrays mean."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,10 +13,10 @@ import numpy as np
 from llama_jax.core.arrays import Array, PyTree, UInt32
 
 
-def flatten(tree: PyTree) -> dict[str, Any]:
+def flatten(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Leaves by path, in the order of the tree. Works on any pytree; sequence indices and field names become parts of
     the path."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 

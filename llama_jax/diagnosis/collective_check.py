@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llama_jax.core.arrays import Array
-from llama_jax.core.sharding import placed
+from llama_jax.core.placing import placed
 
 REPETITIONS = 5
 """The same number on every process, as all take part."""

@@ -105,7 +105,7 @@ class _Probe:
         import jax
         from jax._src import distributed, xla_bridge  # neither the client nor the errors have a public name
 
-        from llama_jax.core.sharding import make_mesh, platform
+        from llama_jax.core.mesh import make_mesh, platform
 
         devices = jax.devices()
         self._mesh = make_mesh(self._task.mesh)

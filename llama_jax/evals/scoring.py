@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama_jax.core import sharding
+from llama_jax.core import placing, sharding
 from llama_jax.core.arrays import Array, Bool, Float, Int, PyTree
-from llama_jax.core.batches import TokenBatch
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.model.llama import LanguageModel
-from llama_jax.objectives.next_token import CHUNK_BYTES
+from llama_jax.objectives.cross_entropy import logprobs_of
+from llama_jax.objectives.token_logprobs import by_chunks
 
 SHORTEST_ROW = 16
 """Rows are padded to this many tokens, to half as many more, to twice as many, and so on: few programs are compiled."""
@@ -152,7 +152,7 @@ def padded_length(tokens: int, longest: int) -> int:
 
 def _placed(array: np.ndarray) -> Array:
     mesh = jax.sharding.get_mesh()
-    return jnp.asarray(array) if mesh.empty else sharding.placed(array, sharding.row_sharding(mesh))
+    return jnp.asarray(array) if mesh.empty else placing.placed(array, sharding.row_sharding(mesh))
 
 
 def _read(batch: list[_Row], results: tuple[Array, Array]) -> Iterator[tuple[int, Score]]:
@@ -176,24 +176,12 @@ def _target_logprobs(
     """Log-probability of each of C targets a row, given the tokens up to its position, in nats (float32), and whether
     it is the most likely token there; whole on every process."""
 
-    def on_rows(head: Array, hidden: Array, positions: Array, targets: Array) -> tuple[Array, Array]:
-        def at_position(hidden_and_targets: tuple[Array, Array]) -> tuple[Array, Array]:
-            hidden, targets = hidden_and_targets
-            logits = model.unembed(head, hidden)
-            chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-            return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == targets
+    def of_chunk(logits: Array, targets: Array) -> tuple[Array, Array]:
+        return logprobs_of(logits, targets)[0], jnp.argmax(logits, axis=-1) == targets
 
-        wanted = jnp.take_along_axis(hidden, positions[..., None], axis=1)
-        # The logits of all positions together would be the largest array by far.
-        at_once = max(1, CHUNK_BYTES // (4 * hidden.shape[0] * head.shape[-1]))
-        by_position = jnp.moveaxis(wanted, 1, 0), targets.T
-        logprobs, greedy = jax.lax.map(at_position, by_position, batch_size=min(at_once, targets.shape[1]))
-        return logprobs.T, greedy.T
-
-    places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    head = model.head(params)
     # Padding lies behind all that is scored, where the causal mask hides it: there are no segments to keep apart.
-    batch = TokenBatch(tokens, None, None, None, places, None)
-    rows = ("batch",)
-    by_rows = sharding.over_parts(on_rows, (None, rows, rows, rows), (rows, rows))
-    logprobs, greedy = by_rows(model.head(params), model.hidden(params, batch), positions, targets)
+    hidden = sharding.constrain(model.hidden(params, tokens), ("batch",))
+    wanted = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+    logprobs, greedy = by_chunks(of_chunk, model.unembed, head, wanted, targets)
     return sharding.constrain(logprobs, (None, None)), sharding.constrain(greedy, (None, None))

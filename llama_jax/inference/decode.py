@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from llama_jax.core import sharding
+from llama_jax.core import placing, sharding
 from llama_jax.core.arrays import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.inference.config import SamplingConfig
@@ -202,7 +202,7 @@ def _placed_prompts(
     def place(array: np.ndarray | None) -> Any:
         if array is None or mesh.empty:
             return None if array is None else jnp.asarray(array)
-        return sharding.placed(array, sharding.row_sharding(mesh))
+        return placing.placed(array, sharding.row_sharding(mesh))
 
     return place(tokens), place(lengths), place(adapters)
 

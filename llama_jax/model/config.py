@@ -233,5 +233,5 @@ def sized(size: str) -> ModelConfig:
         UserError: there is no such size.
     """
     if size not in SIZES:
-        raise UserError(f"model.size: unknown size '{size}'{nearest(size, SIZES)} Known: {', '.join(SIZES)}")
+        raise UserError(f"model.size: unknown size '{size}'{nearest(size, SIZES)}. Known sizes: {', '.join(SIZES)}")
     return replace(ModelConfig(size=size), **vars(SIZES[size]))

@@ -2,6 +2,7 @@
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
+from llama_jax.model import paths
 from llama_jax.model.llama import LanguageModel
 
 CONVENTION = (
@@ -28,6 +29,6 @@ def flops_per_token(model: LanguageModel, sequence_length: int, trained: PyTree 
     if trained is None:
         return 6 * products + attention
     sizes = {path: tree.size(leaf) for path, leaf in tree.flatten(trained).items()}
-    added = sum(size for path, size in sizes.items() if path.startswith("lora/"))
-    table = 0 if config.tie_embeddings else sizes.get("embedding/table", 0)
+    added = sum(size for path, size in sizes.items() if paths.is_adapter(path))
+    table = 0 if config.tie_embeddings else sizes.get(paths.TABLE, 0)
     return 4 * products + 2 * (sum(sizes.values()) - added - table) + 6 * added + attention

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from llama_jax.core.arrays import Array, Float, Int
+from llama_jax.core import tree
+from llama_jax.core.arrays import Array, Float, Int, PyTree
 from llama_jax.core.sharding import Axes, constrain, with_gathered
 from llama_jax.model.low_rank import Factors, adapted, dropped, ready
 from llama_jax.model.quantized import Weight, gathered_weight, is_quantized, quantized_matmul
@@ -17,16 +18,31 @@ from llama_jax.model.rope import Rotation
 Initializer = Callable[..., Any]
 
 
-def param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes) -> Any:
+class Declared(nn.LogicallyPartitioned):
+    """A parameter with what was declared of it."""
+
+    decays: bool = struct.field(pytree_node=False, default=False)
+
+
+def param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes, *, decays: bool) -> Any:
     """The one door between modules and parameters.
 
-    At initialisation it declares the parameter to Linen with its logical axes; at apply it hands out whatever the
-    tree holds under that name, which need not be a plain array (Linen's own lookup would insist on the declared
-    shape).
+    At initialisation it declares the parameter to Linen; at apply it hands out whatever the tree holds under that name,
+    which need not be a plain array (Linen's own lookup would insist on the declared shape).
+
+    Args:
+        axes: Logical axes.
+        decays: Whether weight decay applies to it, as it should to matrices, and not to vectors such as scales.
     """
     if module.is_initializing():
-        return nn.unbox(module.param(name, nn.with_logical_partitioning(init, axes), shape))
+        return nn.unbox(module.param(name, lambda key: Declared(init(key, shape), axes, decays=decays)))
     return module.get_variable("params", name)
+
+
+def decaying(declared: PyTree) -> frozenset[str]:
+    """Paths of the declared parameters that weight decay applies to."""
+    leaves = tree.flatten(declared, is_leaf=lambda node: isinstance(node, Declared))
+    return frozenset(path for path, leaf in leaves.items() if leaf.decays)
 
 
 def matmul(x: Float[Array, "*batch I"], weight: Weight) -> Float[Array, "*batch O"]:
@@ -73,7 +89,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T I"], rows: Rows) -> Float[Array, "B T O"]:
         shape = (x.shape[-1], self.features)
-        kernel = param(self, "kernel", normal(self.scale * shape[0] ** -0.5), shape, self.axes)
+        kernel = param(self, "kernel", normal(self.scale * shape[0] ** -0.5), shape, self.axes, decays=True)
 
         def gathered() -> Weight:
             return gathered_weight(kernel, self.axes, self.dtype)
@@ -99,7 +115,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        scale = param(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",))
+        scale = param(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",), decays=False)
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         return (x * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)
@@ -113,7 +129,8 @@ class Embedding(nn.Module):
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        self.table = param(self, "table", normal(self.width**-0.5), (self.rows, self.width), ("vocab", "embed"))
+        shape = (self.rows, self.width)
+        self.table = param(self, "table", normal(self.width**-0.5), shape, ("vocab", "embed"), decays=True)
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         # The table is not gathered: each device of an fsdp group looks the tokens of the whole group up in its part of

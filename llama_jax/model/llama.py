@@ -12,12 +12,11 @@ import jax.numpy as jnp
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Float, Int, PRNGKeyArray, PyTree
-from llama_jax.core.batches import TokenBatch
 from llama_jax.core.sharding import constrain, gathered
 from llama_jax.model.attention.choice import CHECKPOINT_NAME, MASKED, attention
 from llama_jax.model.cache import LayerCache
 from llama_jax.model.config import ComputeConfig, LlamaConfig
-from llama_jax.model.layers import Embedding, Linear, RMSNorm, Rows, matmul, normal, param
+from llama_jax.model.layers import Embedding, Linear, RMSNorm, Rows, decaying, matmul, normal, param
 from llama_jax.model.lora import without_adapter
 from llama_jax.model.rope import rotate, rotation
 
@@ -108,7 +107,8 @@ class Head(nn.Module):
     width: int
 
     def setup(self) -> None:
-        self.kernel = param(self, "kernel", normal(self.width**-0.5), (self.width, self.rows), ("embed", "vocab"))
+        shape = (self.width, self.rows)
+        self.kernel = param(self, "kernel", normal(self.width**-0.5), shape, ("embed", "vocab"), decays=True)
 
     def __call__(self) -> None:
         """Declare the kernel."""
@@ -124,7 +124,7 @@ def _saves_all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
 _SAVED = {
     "none": _saves_all_but_weights,
     "full": jax.checkpoint_policies.nothing_saveable,
-    # The attention outputs are no results of products with weights, but without them `o_proj` would have to wait for
+    # The attention outputs are not products with weights, but without them `o_proj` would have to wait for
     # the whole attention to be made again.
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -201,35 +201,40 @@ class LanguageModel:
     """Fresh float32 parameters, scanned layout."""
     axes: PyTree
     """Logical axes of each parameter, as a `PartitionSpec` of names."""
-
+    decays: frozenset[str]
+    """Paths of the parameters that weight decay applies to."""
     dropout: float = 0.0
     """Rate of the dropout before the factors of an adapter, in training only."""
 
     def hidden(
         self,
         params: PyTree,
-        batch: TokenBatch,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
         rng: PRNGKeyArray | None = None,
         adapter_ids: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """The normalised residual stream at each position of packed rows (scanned layout).
+        """The normalised residual stream at each position of a row (scanned layout).
 
         Args:
+            positions: Of each token in its document, from 0; None: its place in the row.
+            segment_ids: Document of each token in its row, across which attention never looks; None: one document a
+                row, padded if at all behind its end.
             rng: Key of the dropout; None: there is none.
             adapter_ids: The adapter of each row, where `params` holds several.
         """
         network = Llama(self.config, self.compute)
         dropout = 0.0 if rng is None else self.dropout
-        rows = Rows(rotation(self.config, batch.positions), batch.segment_ids, None, adapter_ids, dropout)
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        rows = Rows(rotation(self.config, positions), segment_ids, None, adapter_ids, dropout)
         rngs = {"dropout": rng} if dropout else None
-        return network.apply(_collections(params), batch.tokens, rows, rngs=rngs)[0]  # pyright: ignore
+        return network.apply(_collections(params), tokens, rows, rngs=rngs)[0]  # pyright: ignore
 
     def logits(self, params: PyTree, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Logits of the next token after each position, float32, one document a row (scanned layout)."""
-        ones = jnp.ones(tokens.shape, jnp.int32)
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        batch = TokenBatch(tokens, tokens, ones.astype(jnp.float32), ones, positions, jnp.float32(1))
-        return self.unembed(self.head(params), self.hidden(params, batch))[..., : self.config.vocab_size]
+        return self.unembed(self.head(params), self.hidden(params, tokens))[..., : self.config.vocab_size]
 
     def head(self, params: PyTree) -> Float[Array, "D V"]:
         """The output matrix as `unembed` multiplies by it, cast and gathered. Call it once, outside of any loop."""
@@ -280,8 +285,9 @@ def language_model(config: LlamaConfig, compute: ComputeConfig, dropout: float =
     def boxed(key: PRNGKeyArray) -> PyTree:
         return network.init(key, token, Rows(rotation(config, token)))["params"]
 
-    axes = nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
-    return LanguageModel(config, compute, init=lambda key: nn.unbox(boxed(key)), axes=axes, dropout=dropout)
+    declared = jax.eval_shape(boxed, jax.random.key(0))
+    axes = nn.get_partition_spec(declared)
+    return LanguageModel(config, compute, lambda key: nn.unbox(boxed(key)), axes, decaying(declared), dropout)
 
 
 def _collections(params: PyTree) -> dict[str, PyTree]:

@@ -20,11 +20,10 @@ from jax.sharding import PartitionSpec
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Float, PRNGKeyArray, PyTree
 from llama_jax.core.errors import UserError, nearest
+from llama_jax.model import paths
 from llama_jax.model.config import ALL_LINEAR, AdapterConfig
 from llama_jax.model.low_rank import Factors, rescaling, squared_lengths
 from llama_jax.model.quantized import Weight, block_kernels, dequantize, is_quantized, kernel_shape, map_kernels
-
-_SAVED_PATHS = {"embedding": "embedding/table", "lm_head": "lm_head/kernel"}
 
 
 def with_adapter(params: PyTree, adapter: PyTree) -> PyTree:
@@ -39,8 +38,8 @@ def without_adapter(params: PyTree) -> tuple[PyTree, PyTree | None]:
 
 def is_trainable(config: AdapterConfig) -> Callable[[str], bool]:
     """Whether the parameter at a path is trained: the factors, magnitudes, and the modules to save."""
-    saved = {_SAVED_PATHS[name] for name in config.modules_to_save}
-    return lambda path: path in saved or (path.startswith("lora/") and not path.endswith("/scale"))
+    saved = {paths.SAVED_MODULES[name] for name in config.modules_to_save}
+    return lambda path: path in saved or (paths.is_adapter(path) and paths.name_of(path) != "scale")
 
 
 def partition(params: PyTree, config: AdapterConfig) -> tuple[PyTree, PyTree]:
@@ -59,8 +58,8 @@ def target_paths(config: AdapterConfig, base: PyTree) -> list[str]:
     Raises:
         UserError: a pattern matches nothing, or a module to save does not exist.
     """
-    modules = [path.removesuffix("/kernel") for path in block_kernels(base)]
-    names = [module.rsplit("/", 1)[-1] for module in modules]
+    modules = [paths.module_of(path) for path in block_kernels(base)]
+    names = [paths.name_of(module) for module in modules]
     chosen: set[str] = set()
     for pattern in config.target_modules:
         found = {
@@ -70,8 +69,8 @@ def target_paths(config: AdapterConfig, base: PyTree) -> list[str]:
         }
         if not found:
             raise UserError(
-                f"lora.target_modules: '{pattern}' matches no Linear{nearest(pattern, [*names, ALL_LINEAR])} "
-                f"There are {', '.join(names)}, in {', '.join(sorted({m.rsplit('/', 1)[0] for m in modules}))}"
+                f"lora.target_modules: '{pattern}' matches no Linear{nearest(pattern, [*names, ALL_LINEAR])}; there "
+                f"are {', '.join(names)}, in {', '.join(sorted(set(map(paths.module_of, modules))))}"
             )
         chosen |= found
     for name in config.modules_to_save:
@@ -95,7 +94,7 @@ def init_adapter(config: AdapterConfig, base: PyTree, key: PRNGKeyArray) -> PyTr
     kernels = block_kernels(base)
     leaves: dict[str, Array] = {}
     for module in target_paths(config, base):
-        kernel = kernels[f"{module}/kernel"]
+        kernel = kernels[paths.kernel_of(module)]
         layers, inputs, outputs = kernel_shape(kernel)
         own = jax.random.fold_in(key, zlib.crc32(module.encode()))
         bound = inputs**-0.5
@@ -116,8 +115,8 @@ def adapter_axes(adapter: PyTree, base_axes: PyTree) -> PyTree:
     axes = tree.flatten(base_axes)
     leaves = {}
     for path, leaf in tree.flatten(adapter).items():
-        module, name = path.rsplit("/", 1)
-        layers, inputs, outputs = axes[f"{module}/kernel"]
+        name = paths.name_of(path)
+        layers, inputs, outputs = axes[paths.kernel_of(paths.module_of(path))]
         # A magnitude is as small as a norm's scale, and is kept whole like one.
         own = {"a": (inputs, "rank"), "b": ("rank", outputs), "scale": (), "magnitude": (None,)}[name]
         several = ("adapters",) * (len(leaf.shape) - 1 - len(own))
@@ -125,12 +124,17 @@ def adapter_axes(adapter: PyTree, base_axes: PyTree) -> PyTree:
     return tree.unflatten(leaves)
 
 
+def adapter_decays(adapter: PyTree) -> frozenset[str]:
+    """Paths, beside those of the base, of the parameters of an adapter that weight decay applies to."""
+    decaying = (path for path in tree.flatten(adapter) if paths.name_of(path) in Factors.DECAYING)
+    return frozenset(map(paths.of_adapter, decaying))
+
+
 def _factors(adapter: PyTree) -> dict[str, Factors]:
     """The factors of each adapted module by its path."""
     modules: dict[str, dict[str, Array]] = {}
     for path, leaf in tree.flatten(adapter).items():
-        module, name = path.rsplit("/", 1)
-        modules.setdefault(module, {})[name] = leaf
+        modules.setdefault(paths.module_of(path), {})[paths.name_of(path)] = leaf
     return {module: Factors(**leaves) for module, leaves in modules.items()}
 
 
@@ -173,7 +177,7 @@ def _with_kernels(change: Callable[[Array, Factors], Array], base: PyTree, adapt
         return (kernel if layer[1] is None else change(kernel, layer[1])).astype(result)
 
     def kernel(path: str, weight: Weight) -> Weight:
-        own = factors.get(path.removesuffix("/kernel"))
+        own = factors.get(paths.module_of(path))
         if own is None and not is_quantized(weight):
             return weight
         result = dtype if is_quantized(weight) else weight.dtype

@@ -4,7 +4,7 @@ arXiv:2106.09685, equation 3), and how a magnitude rescales it (DoRA, arXiv:2402
 A product with W + scale A B is never formed by making that matrix."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from llama_jax.model.quantized import Weight, dequantize
 
 class Factors(struct.PyTreeNode):
     """The factors of one Linear, float32. Of several adapters, each array has their axis first."""
+
+    DECAYING: ClassVar = ("a", "b")
+    """The fields that weight decay applies to."""
 
     a: Annotated[Any, Float[Array, "*A I R"]]
     b: Annotated[Any, Float[Array, "*A R O"]]

@@ -14,6 +14,7 @@ from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Float, Integer, PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.sharding import Axes, constrain, gathered
+from llama_jax.model import paths
 
 Quantization: TypeAlias = Literal["int8", "nf4"]
 StorageType: TypeAlias = Literal["float32", "bfloat16", "int8", "nf4"]
@@ -206,11 +207,11 @@ def _kernels(params: PyTree) -> tuple[dict[str, Weight], dict[str, Any]]:
     kernels: dict[str, Any] = {}
     rest = {}
     for path, leaf in tree.flatten(params).items():
-        before, found, part = path.partition("/kernel")
-        if not found or not path.startswith("layers/"):
+        kernel, part = paths.split_kernel(path) or ("", "")
+        if not kernel:
             rest[path] = leaf
         elif part:
-            kernels.setdefault(before + found, {})[part[1:]] = leaf
+            kernels.setdefault(kernel, {})[part] = leaf
         else:
             kernels[path] = leaf
     return kernels, rest
@@ -252,7 +253,7 @@ def cast_plain(params: PyTree, dtype: jnp.dtype) -> PyTree:
     is small, and needs to be."""
 
     def cast(path: str, leaf: Array) -> Array:
-        kept = path.startswith("lora/") or "/kernel/" in path
+        kept = paths.is_adapter(path) or paths.is_quantized(path)
         return leaf if kept or not jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(dtype)
 
     return tree.unflatten({path: cast(path, leaf) for path, leaf in tree.flatten(params).items()})

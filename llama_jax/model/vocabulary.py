@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Float, PyTree
 from llama_jax.core.errors import UserError
+from llama_jax.model import paths
 from llama_jax.model.config import LlamaConfig
 
-_TOKEN_AXIS = {"embedding/table": 0, "lm_head/kernel": 1}
+_TOKEN_AXIS = {paths.TABLE: 0, paths.HEAD: 1}
 
 
 def grow_vocabulary(params: PyTree, config: LlamaConfig, vocab_size: int) -> tuple[LlamaConfig, PyTree]:
@@ -27,7 +28,9 @@ def grow_vocabulary(params: PyTree, config: LlamaConfig, vocab_size: int) -> tup
         UserError: the vocabulary would shrink.
     """
     if vocab_size < config.vocab_size:
-        raise UserError(f"vocab_size: {vocab_size} is less than the model's {config.vocab_size}; none are dropped")
+        raise UserError(
+            f"vocab_size: {vocab_size} is less than the model's {config.vocab_size}; a vocabulary can only grow"
+        )
     grown = replace(config, vocab_size=vocab_size)
 
     def rows_of(old: Float[Array, "V D"]) -> Float[Array, "W D"]:

@@ -1,20 +1,29 @@
-"""What an objective is: the contract between losses and the training step."""
+"""What an objective is, and what it may ask of a model: the contracts between losses, models and the training step."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from llama_jax.core.arrays import Array, Float, Int, PRNGKeyArray, PyTree, UInt32
+from llama_jax.core.batches import Batch
 
 Metrics = dict[str, Float[Array, ""] | Int[Array, ""] | UInt32[Array, ""]]
 """Numbers by name; counts and hashes are integers."""
 
+Loss: TypeAlias = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray | None], tuple[Float[Array, ""], Metrics]]
+"""`(trainable, frozen, batch, rng) -> (loss, metrics)`."""
 
-@runtime_checkable
-class Objective(Protocol):
-    """A pure function from parameters and a batch to a loss.
+
+@dataclass(frozen=True)
+class Objective:
+    """A pure function from parameters and a batch to a loss, and the class of the batches it takes.
 
     The loss and every metric are sums over the batch divided by a normaliser the batch carries, so that those of
     microbatches only need to be added.
     """
+
+    loss: Loss
+    batch: type[Batch]
 
     def __call__(
         self, trainable: PyTree, frozen: PyTree, batch: PyTree, rng: PRNGKeyArray | None
@@ -22,4 +31,20 @@ class Objective(Protocol):
         """The loss to differentiate with respect to `trainable`, and what to report. `metrics["loss"]` is required.
 
         Without `rng` (evaluation) nothing is random."""
-        ...
+        return self.loss(trainable, frozen, batch, rng)
+
+
+@runtime_checkable
+class Model(Protocol):
+    """The functions of a model that a loss over tokens needs."""
+
+    def hidden(
+        self,
+        params: PyTree,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T D"]: ...
+    def head(self, params: PyTree) -> Float[Array, "D V"]: ...
+    def unembed(self, head: Float[Array, "D V"], hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]: ...

@@ -9,8 +9,10 @@ from jax.sharding import Mesh, PartitionSpec
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
+from llama_jax.core.placing import indivisible_rows
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.decode import DecodeState, decode_step, prefill
+from llama_jax.model import paths
 from llama_jax.model.llama import LanguageModel, unstacked
 from llama_jax.model.quantized import cast_plain
 
@@ -37,11 +39,8 @@ def lower_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> Dec
         UserError: the mesh does not divide the rows or a parameter, or the slots exceed the model's context.
     """
     config = model.config
-    if rows % sharding.batch_parts(mesh):
-        raise UserError(
-            f"--decode_rows: {rows} rows are not divided by the {sharding.batch_parts(mesh)} devices of mesh.data x "
-            "mesh.fsdp"
-        )
+    if problem := indivisible_rows(rows, sharding.batch_parts(mesh)):
+        raise UserError(f"--decode_rows: {problem}")
     if slots > config.context_length:
         raise UserError(f"--decode_slots: {slots} exceeds model.context_length {config.context_length}")
     dtype = jnp.dtype(model.compute.dtype)
@@ -71,9 +70,9 @@ def _by_layer(model: LanguageModel) -> PyTree:
     """Logical axes of the list layout."""
     rest: dict[str, PartitionSpec] = {}
     for path, axes in tree.flatten(model.axes).items():
-        inside = path.removeprefix("layers/")
-        if inside == path:
-            rest[path] = axes
+        if paths.in_layers(path):
+            own = PartitionSpec(*axes[1:])
+            rest |= {paths.of_layer(path, layer): own for layer in range(model.config.num_layers)}
         else:
-            rest |= {f"layers_{layer}/{inside}": PartitionSpec(*axes[1:]) for layer in range(model.config.num_layers)}
+            rest[path] = axes
     return tree.unflatten(rest)

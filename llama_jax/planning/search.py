@@ -10,10 +10,11 @@ from typing import Any, TypeAlias, get_args
 from llama_jax.core.chips import Chip
 from llama_jax.core.config import MeshConfig
 from llama_jax.model.quantized import StorageType
-from llama_jax.planning.estimates.layout import StepPlan
+from llama_jax.planning.estimates.layout import StepPlan, parameters, parts
 from llama_jax.planning.estimates.memory_model import MemoryEstimate, memory_estimate
 from llama_jax.planning.estimates.time_model import StepTime, step_time
 from llama_jax.planning.hardware import Topology
+from llama_jax.training.divisibility import indivisible
 
 REMAT = ("none", "dots", "attention", "full")
 """Policies from the one that keeps most to the one that recomputes most."""
@@ -70,11 +71,11 @@ def _divisors(number: int) -> list[int]:
 def _meshes(plan: StepPlan, topology: Topology, sequence: bool) -> Iterator[MeshConfig]:
     total = topology.num_devices
     splits = _divisors(total) if sequence else [plan.mesh.sequence]
-    for tensor, parts in itertools.product(_divisors(total), splits):
-        if total % (tensor * parts):
+    for tensor, split in itertools.product(_divisors(total), splits):
+        if total % (tensor * split):
             continue
-        for fsdp in _divisors(total // tensor // parts):
-            sizes = {"data": total // tensor // parts // fsdp, "fsdp": fsdp, "sequence": parts, "tensor": tensor}
+        for fsdp in _divisors(total // tensor // split):
+            sizes = {"data": total // tensor // split // fsdp, "fsdp": fsdp, "sequence": split, "tensor": tensor}
             # The torus dimensions of the plan's own mesh say nothing about another one.
             stages = plan.mesh.fsdp_stages if fsdp == plan.mesh.fsdp else ()
             mesh = MeshConfig(**sizes, fsdp_stages=stages)
@@ -84,20 +85,15 @@ def _meshes(plan: StepPlan, topology: Topology, sequence: bool) -> Iterator[Mesh
 
 def is_possible(plan: StepPlan, topology: Topology) -> bool:
     """Whether the mesh divides what it splits, slices lie along `data`, and `tensor` stays within one host's GPUs."""
-    model, mesh = plan.model, plan.mesh
-    length, parts = plan.sequence_length, mesh.sequence
-    batches = (rows // plan.training.microbatches for _, rows in plan.training.stages)
+    mesh, length = plan.mesh, plan.sequence_length
     return (
         plan.num_devices == topology.num_devices
         and mesh.data % topology.num_slices == 0
         and (topology.platform == "tpu" or mesh.tensor <= topology.shape[1])
-        and model.num_kv_heads % mesh.tensor == 0
-        and model.mlp_width % mesh.tensor == 0
-        and model.padded_vocab_size % mesh.tensor == 0
-        and model.width % plan.weight_parts == 0
         # Each device of those that share a row takes one piece from its first half and one from its second.
-        and (parts == 1 or length % (2 * parts) == 0)
-        and all(rows % (mesh.data * mesh.fsdp) == 0 for rows in batches)
+        and (mesh.sequence == 1 or length % (2 * mesh.sequence) == 0)
+        and not indivisible(plan.model, plan.training, length, lambda axis: parts(axis, mesh))
+        and all(parameter.is_divisible(mesh) for parameter in parameters(plan).values())
     )
 
 

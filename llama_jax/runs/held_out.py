@@ -1,9 +1,11 @@
-"""The loss on held-out examples, one by one, so that a change can be told from chance."""
+"""The loss on what training never sees: of a text as a whole, and of examples one by one, so that a change can be told
+from chance."""
 
 import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,32 +14,78 @@ import numpy as np
 from llama_jax.core.arrays import Array, Float, PyTree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.files import write_whole
+from llama_jax.core.placing import place_whole_batch
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run import RunDirectory
-from llama_jax.core.sharding import local_rows, place_batch, replicated
+from llama_jax.core.sharding import replicated
 from llama_jax.model.llama import LanguageModel
+from llama_jax.objectives.next_token import next_token
+from llama_jax.objectives.token_logprobs import token_logprobs
 
 _CHUNK = 64
+"""Positions of a row that are added up together, and then one sum after the other."""
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def row_losses(model: LanguageModel, params: PyTree, batch: TokenBatch) -> Float[Array, "B"]:
     """Sum of -log p(target) over the weighted targets of each row, in nats."""
-    head, hidden = model.head(params), model.hidden(params, batch)
-    B, T = batch.tokens.shape
-    chunk = math.gcd(T, _CHUNK)
+    head = model.head(params)
+    hidden = model.hidden(params, batch.tokens, batch.positions, batch.segment_ids)
+    nll = batch.loss_weights * -token_logprobs(model.unembed, head, hidden, batch.targets)
+    B, T = nll.shape
+    chunks = jnp.moveaxis(nll.reshape(B, -1, math.gcd(T, _CHUNK)), 1, 0)
+    return jax.lax.scan(lambda total, chunk: (total + chunk.sum(axis=1), None), jnp.zeros(B), chunks)[0]
 
-    def sums(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        hidden, targets, weights = part
-        logits = model.unembed(head, hidden)
-        found = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return total + jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - found), axis=1), None
 
-    def cut(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
+@functools.partial(jax.jit, static_argnums=0)
+def summed_loss(model: LanguageModel, params: PyTree, batch: TokenBatch) -> Float[Array, ""]:
+    """Sum of -log p(target) over the weighted targets of a batch, in nats."""
+    sums = batch.replace(normalizer=jnp.ones_like(batch.normalizer))
+    return next_token(model)(params, {}, sums, None)[1]["loss"]
 
-    total, _ = jax.lax.scan(sums, jnp.zeros(B), (cut(hidden), cut(batch.targets), cut(batch.loss_weights)))
-    return total
+
+def perplexity(
+    model: LanguageModel, params: PyTree, batches: Iterable[Mapping[str, np.ndarray]], text_bytes: int
+) -> dict[str, Any]:
+    """Score every target of the batches once.
+
+    Args:
+        params: scanned layout, on the mesh in use.
+        batches: rows of each global batch, whole on every process, all of one size.
+        text_bytes: UTF-8 bytes of the text that the targets cover.
+
+    Returns:
+        See `per_unit`.
+    """
+    nats, tokens = 0.0, 0
+    for rows in batches:
+        nats += float(summed_loss(model, params, _placed(rows)))
+        tokens += int(rows["loss_weights"].sum())
+    return per_unit(nats, tokens, text_bytes)
+
+
+def per_unit(nats: float, tokens: int, text_bytes: int) -> dict[str, Any]:
+    """The total -log p of a text by its units.
+
+    Returns:
+        `loss` (nats per token, the ends of documents included), `perplexity`, `bits_per_byte`, `tokens`, `bytes`.
+    """
+    return {
+        "loss": nats / tokens,
+        "perplexity": bounded_exp(nats / tokens),
+        "bits_per_byte": nats / math.log(2) / text_bytes,
+        "tokens": tokens,
+        "bytes": text_bytes,
+    }
+
+
+def bounded_exp(nats: float) -> float:
+    """exp, but for numbers that have none as a float."""
+    return math.exp(min(nats, 700.0))
+
+
+def _placed(rows: Mapping[str, np.ndarray]) -> TokenBatch:
+    return place_whole_batch(jax.sharding.get_mesh(), TokenBatch, rows, len(rows["tokens"]))
 
 
 class HeldOut:
@@ -99,10 +147,7 @@ class HeldOut:
         mesh = jax.sharding.get_mesh()
         found = []
         for rows in self._batches():
-            size = len(rows["tokens"])
-            mine = local_rows(mesh, size)
-            batch = place_batch(mesh, {name: array[mine] for name, array in rows.items()}, size)
-            losses = jax.device_put(row_losses(self._model, params, batch), replicated(mesh))
+            losses = jax.device_put(row_losses(self._model, params, _placed(rows)), replicated(mesh))
             found.append(np.asarray(losses, np.float64)[rows["loss_weights"].sum(axis=1) > 0])
         return np.concatenate(found)
 

@@ -14,9 +14,8 @@ import jax
 from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.checkpoints.steps.folders import VALIDATION, best_step, delete_after, validation_loss
 from llama_jax.checkpoints.steps.store import Checkpoints, Restored, restore
-from llama_jax.core import sharding
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.batches import TokenBatch
+from llama_jax.core.batches import Batch as AnyBatch
 from llama_jax.core.distributed import JobStopSignal, gathered, is_main_process
 from llama_jax.core.errors import SavedAfterSignal, SaveFailedError, UserError
 from llama_jax.core.recording.curves import draw_curves
@@ -224,11 +223,11 @@ def _initial_state(config: RunConfig, run: RunDirectory, task: Task) -> tuple[Tr
     return state, frozen, position
 
 
-def _placed(program: Program, batches: Iterable[tuple[Batch, State]]) -> Iterator[tuple[TokenBatch, State]]:
+def _placed(program: Program, batches: Iterable[tuple[Batch, State]]) -> Iterator[tuple[AnyBatch, State]]:
     """The loader's batches on the mesh."""
     for rows, position in batches:
         size = program.config.batch_size_at(position["step"] - 1)
-        yield sharding.place_batch(program.mesh, rows, size), position
+        yield program.place_batch(rows, size), position
 
 
 class _Consumed:

@@ -15,10 +15,11 @@ from llama_jax.checkpoints.adapters.base_identity import BASE_FILE
 from llama_jax.checkpoints.detection import open_weights
 from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import OpenParams, find_model, open_params, tokenizer_for
-from llama_jax.core import sharding, tree
+from llama_jax.core import placing, tree
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
+from llama_jax.core.mesh import make_mesh
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run import RunDirectory, keep_config, open_run
 from llama_jax.data.instructions.loader import ExampleLoader
@@ -72,11 +73,11 @@ def build(
 ) -> Program:
     """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
     model = language_model(architecture, config.compute, method.dropout)
-    mesh = sharding.make_mesh(config.mesh, devices)
+    mesh = make_mesh(config.mesh, devices)
     objective = next_token(model, config.training.z_loss)
     with jax.set_mesh(mesh):
         partition = method.partition(model)
-        return make_program(mesh, model, objective, config.training, sequence_length, config.seed, partition)
+        return make_program(model, objective, config.training, sequence_length, config.seed, partition)
 
 
 def open_examples(
@@ -120,7 +121,7 @@ def fine_tune(config: FineTuningConfig, method: Method, *, command: str, free: S
     )
     try:
         run.say(who)
-        mesh = sharding.make_mesh(config.mesh)
+        mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
             _fine_tune(config, method, run, mesh, command)
     finally:
@@ -130,7 +131,7 @@ def fine_tune(config: FineTuningConfig, method: Method, *, command: str, free: S
 def _fine_tune(config: FineTuningConfig, method: Method, run: RunDirectory, mesh: Mesh, command: str) -> None:
     """Everything between opening the run and closing it."""
     path = str(config.model)
-    rows_of = functools.partial(sharding.local_rows, mesh)
+    rows_of = functools.partial(placing.local_rows, mesh)
     weights, tokenizer, loader = open_examples(config, path, rows_of=rows_of, say=run.say)
     _check_size(config, weights.config, path)
     for line in loader.description():

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.batches import TokenBatch
+from llama_jax.core.batches import Batch
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.objectives.objective import Metrics
 from llama_jax.training.program import Program
@@ -64,7 +64,7 @@ def fit(
     program: Program,
     state: TrainState,
     frozen: PyTree,
-    data: Iterator[tuple[TokenBatch, Any]],
+    data: Iterator[tuple[Batch, Any]],
     hooks: Hooks,
     save_every: int,
     tokens: int,
@@ -90,7 +90,7 @@ def fit(
         state, metrics = program.step(state, frozen, batch)
         if unread is not None:
             hooks.record(steps.record(*unread))
-        unread = (step, batch.tokens.size, metrics, waited)
+        unread = (step, batch.token_count, metrics, waited)
         stopping = step < last and hooks.stop(step)
         # The seconds that are left after a signal are for saving.
         evaluating = step == last or (step % program.config.evaluate_every == 0 and not stopping)

@@ -1,6 +1,6 @@
 """AdamW with linear warm-up and cosine decay, as LLaMA uses it (arXiv:2302.13971, section 2.3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TypeAlias
 
 import jax
@@ -31,22 +31,27 @@ def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
 
 
 def adamw(
-    config: TrainingConfig, schedule: optax.Schedule, rate_of: RateOf | None = None
+    config: TrainingConfig, decays: Container[str], rate_of: RateOf | None = None
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW (arXiv:1711.05101) with decay on matrices only.
+    """Clip by global norm, then AdamW (arXiv:1711.05101) on the schedule of the configuration.
 
     Args:
+        decays: paths of the parameters that weight decay applies to.
         rate_of: factor on the learning rate of a parameter, by its path; None: the same rate for all.
     """
+
+    def mask(params: PyTree) -> PyTree:
+        return jax.tree.unflatten(jax.tree.structure(params), [path in decays for path in tree.flatten(params)])
+
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            schedule,
+            learning_rate_schedule(config),
             b1=config.beta1,
             b2=config.beta2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            mask=_is_matrix,
+            mask=mask,
         ),
         *([] if rate_of is None else [_scaled(rate_of)]),
     )
@@ -60,8 +65,3 @@ def _scaled(rate_of: RateOf) -> optax.GradientTransformation:
         return jax.tree.map(lambda update, rate: update * rate, updates, rates)
 
     return optax.stateless(scale)
-
-
-def _is_matrix(params: PyTree) -> PyTree:
-    # By name: stacked over the layers, vectors have as many axes as matrices.
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("scale", "magnitude"), params)

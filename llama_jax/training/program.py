@@ -3,23 +3,24 @@ benchmarks take."""
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from llama_jax.core import sharding, tree
+from llama_jax.core import placing, sharding, tree
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
-from llama_jax.core.batches import TokenBatch
+from llama_jax.core.batches import Batch
 from llama_jax.core.errors import UserError
 from llama_jax.model.flops import flops_per_token
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.objective import Objective
 from llama_jax.training.config import TrainingConfig
-from llama_jax.training.optimizer import RateOf
+from llama_jax.training.divisibility import indivisible
+from llama_jax.training.optimizer import RateOf, adamw
 from llama_jax.training.state import TrainState
 from llama_jax.training.step import Step, init_state, make_step
 
@@ -36,6 +37,8 @@ class Partition:
     """Fresh parameters; traced for their shapes."""
     axes: PyTree
     """Logical axes of each, as a `PartitionSpec` of names."""
+    decays: Container[str]
+    """Paths of those that weight decay applies to, where they train."""
     is_trainable: Callable[[str], bool]
     """By path."""
     rate_of: RateOf | None = None
@@ -46,9 +49,9 @@ class Partition:
         """The parameters of a model, of which those train whose path matches the regular expression; None: all.
 
         Raises:
-            UserError: it is no regular expression, or matches nothing.
+            UserError: it is not a regular expression, or matches nothing.
         """
-        return Partition(model.init, model.axes, _selector(pattern, model.axes))
+        return Partition(model.init, model.axes, model.decays, _selector(pattern, model.axes))
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Program:
     model: LanguageModel
     config: TrainingConfig
     sequence_length: int
+    batch: type[Batch]
+    """Class of the batches that the objective takes."""
     init: Callable[[PRNGKeyArray], tuple[TrainState, PyTree]]
     """Fresh state and frozen parameters, made where they live."""
     begin: Callable[[PyTree], tuple[TrainState, PyTree]]
@@ -71,16 +76,13 @@ class Program:
     frozen_shapes: PyTree
     """The same of the frozen parameters."""
 
-    def batch_shapes(self, rows: int) -> TokenBatch:
+    def batch_shapes(self, rows: int) -> Batch:
         """Shape, type and sharding of a batch."""
-        place = sharding.token_sharding(self.mesh)
+        return placing.batch_shapes(self.mesh, self.batch, rows, self.sequence_length)
 
-        def field(dtype: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((rows, self.sequence_length), dtype, sharding=place)
-
-        ids = field(jnp.int32)
-        normalizer = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(self.mesh))
-        return TokenBatch(ids, ids, field(jnp.float32), ids, ids, normalizer)
+    def place_batch(self, rows: Mapping[str, np.ndarray], batch_size: int) -> Batch:
+        """A batch on the mesh, made from the rows of this process; see `core.placing.place_batch`."""
+        return placing.place_batch(self.mesh, self.batch, rows, batch_size)
 
     @functools.cached_property
     def flops_per_token(self) -> int:
@@ -98,11 +100,10 @@ class Program:
         stages = self.config.stages
         ends = [start for start, _ in stages[1:]] + [step]
         rows = sum(rows * max(min(end, step) - start, 0) for (start, rows), end in zip(stages, ends, strict=True))
-        return rows * self.sequence_length
+        return rows * self.batch.tokens_per_row(self.sequence_length)
 
 
 def make_program(
-    mesh: Mesh,
     model: LanguageModel,
     objective: Objective,
     config: TrainingConfig,
@@ -110,7 +111,7 @@ def make_program(
     seed: int,
     partition: Partition | None = None,
 ) -> Program:
-    """Lay the run out over the mesh; called under `jax.set_mesh(mesh)`.
+    """Lay the run out over the mesh in use (`jax.set_mesh`).
 
     Args:
         partition: the parameters and which of them train; None: those of the model, by `config.trainable`.
@@ -119,24 +120,8 @@ def make_program(
         UserError: the mesh does not divide the batch or a parameter, the rows are longer than the model's context,
             or `config.trainable` selects nothing.
     """
-    if sequence_length > model.config.context_length:
-        raise UserError(
-            f"data.sequence_length: {sequence_length} exceeds model.context_length {model.config.context_length}"
-        )
-    if sequence_length % sharding.size_of("length", mesh):
-        raise UserError(
-            f"mesh.sequence: {mesh.shape['sequence']} does not divide data.sequence_length {sequence_length}"
-        )
-    if model.config.num_kv_heads % mesh.shape["tensor"]:
-        raise UserError(
-            f"mesh.tensor: {mesh.shape['tensor']} does not divide model.num_kv_heads {model.config.num_kv_heads}"
-        )
-    for _, rows in config.stages:
-        if (rows // config.microbatches) % sharding.batch_parts(mesh):
-            raise UserError(
-                f"training.batch_size: {rows} rows in {config.microbatches} microbatches are not divided by the "
-                f"{sharding.batch_parts(mesh)} devices of mesh.data x mesh.fsdp"
-            )
+    mesh = jax.sharding.get_mesh()
+    _check_rows(mesh, model, config, sequence_length)
     partition = partition or Partition.of(model, config.trainable)
     select = partition.is_trainable
     # The key within: on devices that are only compiled for, none can be made.
@@ -144,9 +129,10 @@ def make_program(
     places = sharding.shardings_of(mesh, shapes, partition.axes)
     trainable_shapes, frozen_shapes = tree.split(shapes, select)
     frozen_places = tree.split(places, select)[1]
-
-    def fresh(trainable: PyTree) -> TrainState:
-        return init_state(config, trainable, partition.rate_of)
+    optimizer = adamw(config, partition.decays, partition.rate_of)
+    fresh = functools.partial(init_state, optimizer, config)
+    state_shapes = jax.eval_shape(fresh, trainable_shapes)
+    state_places = sharding.shardings_like(mesh, state_shapes, places)
 
     def init(key: PRNGKeyArray) -> tuple[TrainState, PyTree]:
         trainable, frozen = tree.split(partition.init(key), select)
@@ -157,25 +143,33 @@ def make_program(
         trainable, frozen = tree.split(jax.device_put(params, places), select)
         return jax.jit(fresh, out_shardings=state_places, donate_argnums=0)(trainable), frozen
 
-    state_shapes = jax.eval_shape(fresh, trainable_shapes)
-    state_places = sharding.shardings_like(mesh, state_shapes, places)
-    step = make_step(objective, config, seed, partition.rate_of)
+    step = jax.jit(
+        make_step(objective, optimizer, config, seed),
+        donate_argnums=0,
+        out_shardings=(state_places, sharding.replicated(mesh)),
+        compiler_options=_compiler_options(mesh, frozen_shapes),
+    )
     return Program(
         mesh=mesh,
         model=model,
         config=config,
         sequence_length=sequence_length,
+        batch=objective.batch,
         init=jax.jit(init, out_shardings=(state_places, frozen_places)),
         begin=begin,
-        step=jax.jit(
-            step,
-            donate_argnums=0,
-            out_shardings=(state_places, sharding.replicated(mesh)),
-            compiler_options=_compiler_options(mesh, frozen_shapes),
-        ),
+        step=step,
         state_shapes=sharding.with_shardings(state_shapes, state_places),
         frozen_shapes=sharding.with_shardings(frozen_shapes, frozen_places),
     )
+
+
+def _check_rows(mesh: Mesh, model: LanguageModel, config: TrainingConfig, sequence_length: int) -> None:
+    longest = model.config.context_length
+    if sequence_length > longest:
+        raise UserError(f"data.sequence_length: {sequence_length} exceeds model.context_length {longest}")
+    problem = indivisible(model.config, config, sequence_length, lambda axis: sharding.size_of(axis, mesh))
+    if problem:
+        raise UserError(problem)
 
 
 def _compiler_options(mesh: Mesh, frozen_shapes: PyTree) -> dict[str, str] | None:

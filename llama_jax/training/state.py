@@ -41,9 +41,9 @@ class TrainState(struct.PyTreeNode):
 
 
 # A standard deviation is not known from fewer values than this.
-_ENOUGH = 8
-# Early losses fall fast and gradient norms are skewed: below these fractions of the mean a rise is no spike, however
-# small the recent deviation.
+_MIN_HISTORY = 8
+# Early losses fall fast and gradient norms are skewed: below these fractions of the mean a rise is not a spike,
+# however small the recent deviation.
 _LOSS_MARGIN, _GRAD_NORM_MARGIN = 0.25, 1.0
 
 
@@ -76,7 +76,7 @@ def judge(
 
 
 def _limit(window: Float[Array, "W"], seen: Int[Array, ""], sigma: float, margin: float) -> Float[Array, ""]:
-    """The largest value that is no spike; infinite while too little was seen, or when `sigma` is 0."""
+    """The largest value that is not a spike; infinite while too little was seen, or when `sigma` is 0."""
     if not sigma:
         return jnp.full((), jnp.inf)
     valid = jnp.arange(window.shape[0]) < seen
@@ -84,7 +84,7 @@ def _limit(window: Float[Array, "W"], seen: Int[Array, ""], sigma: float, margin
     mean = jnp.sum(jnp.where(valid, window, 0)) / count
     variance = jnp.sum(jnp.where(valid, jnp.square(window - mean), 0)) / jnp.maximum(count - 1, 1)
     limit = mean + jnp.maximum(sigma * jnp.sqrt(variance), margin * jnp.abs(mean))
-    return jnp.where(seen >= _ENOUGH, limit, jnp.inf)
+    return jnp.where(seen >= _MIN_HISTORY, limit, jnp.inf)
 
 
 def select(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:

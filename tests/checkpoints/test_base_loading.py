@@ -21,6 +21,7 @@ from llama_jax.checkpoints.steps import store as store_module
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError
 from llama_jax.core import sharding, tree
 from llama_jax.core.config import MeshConfig
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.quantized import store_as, stored_axes
 
@@ -29,7 +30,7 @@ SIZE: dict[str, Any] = {"width": 64, "mlp_width": 128, "num_layers": 6, "head_si
 
 
 def opened(path: Path, store: Any, devices: int = 1) -> Any:
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
         return open_params(str(path), ComputeConfig(), mesh, step=None, say=pytest.fail, store=store, identify=False)
 
@@ -62,7 +63,7 @@ def test_each_parameter_is_stored_as_the_whole_would_be(base, store) -> None:
 
 
 def test_the_type_is_that_of_computation_where_none_is_asked_for(base) -> None:
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         compute = ComputeConfig(dtype="bfloat16")
         found = open_params(str(base), compute, mesh, step=None, say=pytest.fail, identify=False)
@@ -103,7 +104,7 @@ def test_beside_what_is_stored_there_is_one_tensor(store) -> None:
         most = max(most, live_bytes() - before)
 
     weights = Watched(of_kind(FLOAT32, **SIZE), look)
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         _, params, identity = base_from_weights(weights, "watched", ComputeConfig(), mesh, store, True)
     leaves = jax.tree.leaves(params)

@@ -15,8 +15,8 @@ from llama_jax import inference, load
 from llama_jax.checkpoints.detection import open_weights
 from llama_jax.checkpoints.formats.weights import tensors_of
 from llama_jax.checkpoints.opening import open_params
-from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import ComputeConfig
 
 GREEDY = ("--temperature", 0, "--max_new_tokens", 12)
@@ -35,7 +35,7 @@ def last_line(capfd, *arguments: object) -> dict:
 def adapters(tiny_run, tmp_path_factory) -> dict[str, Path]:
     """Runs of lora over the tiny run."""
     folder = tmp_path_factory.mktemp("adapters")
-    mesh = sharding.make_mesh(MeshConfig())
+    mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         base = open_params(str(tiny_run), ComputeConfig(), mesh, step=None, say=pytest.fail)
     return {

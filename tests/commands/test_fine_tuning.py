@@ -15,8 +15,9 @@ from command_runs import call, checkpoint, ended, metrics, run, started, steps
 from test_restart import wait_for_steps
 
 from llama_jax.checkpoints.opening import open_params
-from llama_jax.core import sharding, tree
+from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import ComputeConfig
 
 STEPS = 12
@@ -119,7 +120,7 @@ def test_a_checkpoint_of_lora_holds_the_adapter_alone(tuned_lora):
 
 
 def opened_on(devices: int, path: Path):
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
         return open_params(str(path), ComputeConfig(), mesh, step=None, say=pytest.fail)
 

@@ -11,8 +11,9 @@ import pytest
 from command_runs import UNOPTIMIZED, call, checkpoint, ended, metrics, run, run_two, steps, two_started
 
 from llama_jax.checkpoints.opening import open_model
-from llama_jax.core import sharding, tree
+from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import ComputeConfig
 
 STEPS = 20
@@ -132,7 +133,7 @@ def test_two_processes_give_the_losses_of_one_device(tiny_run, tmp_path):
 
 @pytest.mark.parametrize("devices", [4, 1])
 def test_a_checkpoint_of_eight_devices_opens_with_the_same_bits_on_fewer(devices, eight_device_run):
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
         opened = open_model(str(eight_device_run), ComputeConfig(), mesh, step=STEPS, tokenizer=None, say=pytest.fail)
         found = tree.fingerprints(tree.flatten(opened.params))

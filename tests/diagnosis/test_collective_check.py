@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llama_jax.core.config import MeshConfig
-from llama_jax.core.sharding import make_mesh
+from llama_jax.core.mesh import make_mesh
 from llama_jax.diagnosis.collective_check import COLLECTIVES, Checked, Collective, check, expected_everywhere, groups
 
 BY_NAME = {collective.name: collective for collective in COLLECTIVES}

@@ -8,6 +8,7 @@ import pytest
 
 from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
+from llama_jax.core.mesh import make_mesh
 from llama_jax.data.tokenizers import Tokenizer, train_tokenizer
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import LanguageModel, language_model
@@ -38,6 +39,6 @@ def small() -> Small:
 @pytest.fixture
 def one_device(small):
     """A mesh of one device, in use, and the small model's parameters on it."""
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         yield small.params(mesh)

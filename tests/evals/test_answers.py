@@ -3,9 +3,9 @@
 import jax
 import pytest
 
-from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
+from llama_jax.core.mesh import make_mesh
 from llama_jax.evals.answers import Answerer
 from llama_jax.inference.config import SamplingConfig
 
@@ -24,7 +24,7 @@ def test_batches_and_meshes_change_no_answer(small, one_device) -> None:
     expected = [answers(small, one_device, [prompt])[0] for prompt in PROMPTS]
     assert answers(small, one_device, PROMPTS) == expected
     assert len({answer.text for answer in expected}) > 1
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:4])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:4])
     with jax.set_mesh(mesh):
         assert answers(small, small.params(mesh), PROMPTS) == expected
 

@@ -8,14 +8,16 @@ import pytest
 
 from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
+from llama_jax.core.mesh import make_mesh
 from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.loader import text_bytes, validation_batches
 from llama_jax.data.sources.documents import TextDocuments
 from llama_jax.data.tokenizers import train_tokenizer
-from llama_jax.evals.perplexity import perplexity, window_samples, windows, word_perplexity
+from llama_jax.evals.perplexity import window_samples, windows, word_perplexity
 from llama_jax.evals.scoring import Scorer
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
+from llama_jax.runs.held_out import perplexity
 
 TEXTS = [f"Document {number} says that {number} times two is {2 * number}, and no more. " * 4 for number in range(40)]
 DOCUMENTS = TextDocuments(TEXTS)
@@ -25,7 +27,7 @@ MODEL = language_model(CONFIG, ComputeConfig())
 
 
 def measured(rows: int, shape: tuple[int, ...], uniform: bool = False) -> dict:
-    mesh = sharding.make_mesh(MeshConfig(*shape))
+    mesh = make_mesh(MeshConfig(*shape))
     with jax.set_mesh(mesh):
         shardings = sharding.shardings_of(mesh, MODEL.shapes(), MODEL.axes)
         params = jax.jit(MODEL.init, out_shardings=shardings)(jax.random.key(0))
@@ -65,7 +67,7 @@ def test_windows_score_every_token_once_with_enough_context() -> None:
 
 
 def test_a_window_as_long_as_the_documents_gives_the_loss_of_whole_documents() -> None:
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         params = jax.jit(MODEL.init)(jax.random.key(0))
         whole = [TextDocuments([text]) for text in TEXTS[:3]]

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.core import sharding
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
+from llama_jax.core.mesh import make_mesh
 from llama_jax.evals.scoring import Scorer, encode_pair, padded_length, request_of
 
 RANDOM = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def test_greedy_means_that_every_token_is_the_most_likely(small, one_device) -> 
 @pytest.mark.parametrize("shape", [(1, 4), (1, 8), (2, 2, 1, 2), (1, 2, 4)])
 def test_mesh_and_batch_change_nothing(shape, small, one_device) -> None:
     expected, _ = scored(small, one_device, REQUESTS)
-    mesh = sharding.make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
     with jax.set_mesh(mesh):
         found, _ = scored(small, small.params(mesh), REQUESTS, rows=3)
     assert [score.logprob for score in found] == pytest.approx([score.logprob for score in expected], rel=1e-6)

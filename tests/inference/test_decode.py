@@ -9,6 +9,7 @@ from llama_jax.core import sharding
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
+from llama_jax.core.mesh import make_mesh
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.decode import decoding_params, generate
 from llama_jax.model.config import SIZES, ComputeConfig
@@ -68,7 +69,7 @@ def test_an_answer_ends_with_the_end_token_and_others_go_on(params, expected) ->
 
 @pytest.mark.parametrize("shape", [(1, 8), (2, 2, 1, 2), (1, 2, 4), (1, 4, 1, 2, (2, 2))])
 def test_answers_are_the_same_on_any_mesh(params, expected, shape) -> None:
-    mesh = sharding.make_mesh(MeshConfig(*shape))
+    mesh = make_mesh(MeshConfig(*shape))
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.shardings_of(mesh, MODEL.shapes(), MODEL.axes))
         assert generate(MODEL, decoding_params(MODEL, placed), PROMPTS, GREEDY) == expected

@@ -9,7 +9,7 @@ import pytest
 
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
-from llama_jax.core.sharding import make_mesh
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import SIZES, ComputeConfig
 from llama_jax.model.llama import LanguageModel, language_model
 

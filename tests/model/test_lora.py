@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from adapted_models import CONFIG, EVERY_LINEAR, MODEL, adapter, base
 
-from llama_jax.core import sharding, tree
+from llama_jax.core import placing, sharding, tree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
+from llama_jax.core.mesh import make_mesh
 from llama_jax.inference.decode import decoding_params
 from llama_jax.model import lora, low_rank, quantized
 from llama_jax.model.cache import empty_cache
@@ -236,11 +237,11 @@ def test_sharded_gradients_equal_unsharded_ones(params, packed_batch, kind, stor
     gradient = jax.jit(jax.grad(next_token(model), has_aux=True))
     expected = gradient(*lora.partition(full, config), batch, rng)
     axes = lora.with_adapter(quantized.stored_axes(MODEL.axes, stored), lora.adapter_axes(full["lora"], MODEL.axes))
-    devices = sharding.make_mesh(mesh)
+    devices = make_mesh(mesh)
     with jax.set_mesh(devices):
         placed = jax.device_put(full, sharding.shardings_of(devices, full, axes))
         rows = {name: np.asarray(leaf) for name, leaf in vars(batch).items() if name != "normalizer"}
-        result = gradient(*lora.partition(placed, config), sharding.place_batch(devices, rows, 8), rng)
+        result = gradient(*lora.partition(placed, config), placing.place_batch(devices, rows, 8), rng)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=3e-7, rtol=2e-4), result, expected)
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.core import sharding, tree
+from llama_jax.core import placing, sharding, tree
 from llama_jax.core.config import MeshConfig
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import SIZES, ComputeConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives import next_token as module
@@ -52,11 +53,11 @@ def test_sharded_loss_and_gradients_equal_unsharded(monkeypatch, packed_batch, s
     gradient = jax.value_and_grad(lambda p, b: next_token(model, 0.01)(p, {}, b, KEY)[0])
     params = jax.jit(model.init)(KEY)
     expected = jax.jit(gradient)(params, batch)
-    mesh = sharding.make_mesh(MeshConfig(*shape))
+    mesh = make_mesh(MeshConfig(*shape))
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.shardings_of(mesh, model.shapes(), model.axes))
         rows = {name: np.asarray(leaf) for name, leaf in vars(batch).items() if name != "normalizer"}
-        found = jax.jit(gradient)(placed, sharding.place_batch(mesh, rows, 8))
+        found = jax.jit(gradient)(placed, placing.place_batch(mesh, rows, 8))
     np.testing.assert_allclose(found[0], expected[0], rtol=2e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), jax.device_get(found[1]), expected[1])
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model import lora, quantized
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig, LlamaConfig
 from llama_jax.model.llama import LanguageModel, language_model
@@ -41,9 +41,9 @@ def program(mesh: jax.sharding.Mesh, model: LanguageModel, storage: str, length:
     shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
     base, adapter = lora.without_adapter(shapes)
     axes = lora.with_adapter(quantized.stored_axes(model.axes, base), lora.adapter_axes(adapter, model.axes))
-    partition = Partition(init, axes, lora.is_trainable(ADAPTER))
+    partition = Partition(init, axes, model.decays, lora.is_trainable(ADAPTER))
     training = TrainingConfig(batch_size=DEVICES)
-    return make_program(mesh, model, next_token(model), training, length, seed=0, partition=partition)
+    return make_program(model, next_token(model), training, length, seed=0, partition=partition)
 
 
 def lowered(program: Program) -> jax.stages.Lowered:
@@ -55,7 +55,7 @@ def lowered(program: Program) -> jax.stages.Lowered:
 def test_a_7b_step_holds_the_base_once_as_it_is_stored(storage) -> None:
     """Two layers more take their own stored bytes, their adapter and moments, and the activations between them: no
     copy in float32, no gradient, no moment and no matrix turned back, each of which would be larger."""
-    mesh = sharding.make_mesh(MeshConfig(fsdp=DEVICES))
+    mesh = make_mesh(MeshConfig(fsdp=DEVICES))
     memory, stored, state = {}, {}, {}
     with jax.set_mesh(mesh):
         for layers in (2, 4):
@@ -88,7 +88,7 @@ SMALL = LlamaConfig(V, D, F, L, num_heads=4, num_kv_heads=4, head_size=64, conte
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel here")
 @pytest.mark.parametrize(("storage", "dtype", "part"), [("bfloat16", "bf16", 2), ("nf4", "u8", 0.5)])
 def test_on_tpu_the_base_is_gathered_as_it_is_stored_and_never_reduced(storage, dtype, part) -> None:
-    mesh = sharding.make_mesh(MeshConfig(fsdp=DEVICES), devices=absent_devices("v5e:2x4"))
+    mesh = make_mesh(MeshConfig(fsdp=DEVICES), devices=absent_devices("v5e:2x4"))
     model = model_of(SMALL)
     with jax.set_mesh(mesh):
         run = program(mesh, model, storage, LENGTH)

@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from llama_jax.core import sharding
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
-from llama_jax.core.sharding import make_mesh
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.attention.choice import attention
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model

@@ -7,8 +7,8 @@ import pytest
 from llama_jax.config import COMMANDS, PRESETS, PlanConfig, PlanLoraConfig
 from llama_jax.core.chips import CHIPS, Chip
 from llama_jax.core.config import MeshConfig
+from llama_jax.core.mesh import make_mesh
 from llama_jax.core.settings.command_line import parse
-from llama_jax.core.sharding import make_mesh
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
@@ -99,7 +99,7 @@ def test_what_is_called_possible_can_be_built(mesh):
     model = language_model(config, ComputeConfig())
     built = make_mesh(sizes)
     with jax.set_mesh(built):
-        make_program(built, model, next_token(model), training, 128, seed=0)
+        make_program(model, next_token(model), training, 128, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llama_jax.core.config import MeshConfig
-from llama_jax.core.sharding import make_mesh
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
@@ -85,7 +85,7 @@ def test_a_step_compiles_for_two_hosts_of_four_gpus():
     model = language_model(config, ComputeConfig(dtype="bfloat16", remat="full", attention="xla"))
     mesh = make_mesh(MeshConfig(fsdp=8), devices=absent_devices("h100:2x4"))
     with jax.set_mesh(mesh):
-        program = make_program(mesh, model, next_token(model), TrainingConfig(batch_size=8), 256, seed=0)
+        program = make_program(model, next_token(model), TrainingConfig(batch_size=8), 256, seed=0)
         shapes = program.state_shapes, program.frozen_shapes, program.batch_shapes(8)
         lowered = program.step.lower(*shapes)  # pyright: ignore[reportFunctionMemberAccess]
         compiled = compile_without_devices(lowered)

@@ -10,7 +10,7 @@ import pytest
 
 import llama_jax.objectives.next_token as next_token_module
 from llama_jax.core.config import MeshConfig
-from llama_jax.core.sharding import make_mesh
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
@@ -38,7 +38,7 @@ def compiled_for(topology: str, mesh: MeshConfig, config: LlamaConfig, rows: int
     model = language_model(config, ComputeConfig(dtype="bfloat16", remat="full", attention="xla"))
     with jax.set_mesh(made):
         training = TrainingConfig(batch_size=rows)
-        program = make_program(made, model, next_token(model), training, config.context_length, seed=0)
+        program = make_program(model, next_token(model), training, config.context_length, seed=0)
         lowered = program.step.lower(  # pyright: ignore[reportFunctionMemberAccess]
             program.state_shapes, program.frozen_shapes, program.batch_shapes(rows)
         )

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
+from llama_jax.core.mesh import make_mesh
 from llama_jax.core.run import RunDirectory
 from llama_jax.model.config import SIZES, ComputeConfig
 from llama_jax.model.llama import language_model
@@ -47,7 +47,7 @@ def rows_of(packed_batch, seed: int, padded: int) -> dict[str, np.ndarray]:
 def test_the_first_losses_are_kept_for_later_lives_of_a_run(packed_batch, tmp_path) -> None:
     batches = [rows_of(packed_batch, 0, padded=0), rows_of(packed_batch, 1, padded=3)]
     run = RunDirectory(tmp_path)
-    mesh = sharding.make_mesh(MeshConfig())
+    mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         before, after = (jax.jit(MODEL.init)(jax.random.key(seed)) for seed in range(2))
         held_out = HeldOut(MODEL, lambda: batches, run)

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from llama_jax.core import sharding, tree
+from llama_jax.core import placing, tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import SIZES, ComputeConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
@@ -127,9 +128,9 @@ def test_weight_decay_spares_norms() -> None:
 def program_of(**changes):
     config = dataclasses.replace(CONFIG, **changes)
     model = language_model(dataclasses.replace(SIZES["tiny"], num_layers=2), ComputeConfig())
-    mesh = sharding.make_mesh(MeshConfig(2, 2, 1, 2))
+    mesh = make_mesh(MeshConfig(2, 2, 1, 2))
     with jax.set_mesh(mesh):
-        return make_program(mesh, model, next_token(model), config, 32, seed=0)
+        return make_program(model, next_token(model), config, 32, seed=0)
 
 
 def test_only_selected_parameters_train_and_have_moments(packed_batch) -> None:
@@ -142,7 +143,7 @@ def test_only_selected_parameters_train_and_have_moments(packed_batch) -> None:
         state, frozen = program.init(KEY)
         before = jax.device_get(frozen)
         rows = {k: np.asarray(v) for k, v in vars(packed_batch(8, 32, 512)).items() if k != "normalizer"}
-        state, _ = program.step(state, frozen, sharding.place_batch(program.mesh, rows, 8))
+        state, _ = program.step(state, frozen, placing.place_batch(program.mesh, rows, 8))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(frozen), before)
 
 

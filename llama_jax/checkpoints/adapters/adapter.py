@@ -12,6 +12,7 @@ from llama_jax.checkpoints.formats.weights import WEIGHTS, WeightName
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_object, shown
+from llama_jax.model import paths
 from llama_jax.model.config import AdapterConfig, LlamaConfig
 
 ADAPTER_ITEM = "adapter"
@@ -19,9 +20,6 @@ ADAPTER_ITEM = "adapter"
 parameters (`lora/layers/…`, and the modules that were trained whole)."""
 ADAPTER_FILE = "model/adapter.json"
 """Plain file of such a checkpoint that holds the `AdapterConfig`."""
-
-SAVED_MODULES: Mapping[str, str] = {"embedding": "embedding/table", "lm_head": "lm_head/kernel"}
-"""Path of each matrix that `AdapterConfig.modules_to_save` may name."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def linears(config: LlamaConfig) -> Iterator[tuple[str, WeightName, tuple[int, i
     for name in WEIGHTS:
         if name.per_layer and name.transposed:
             inputs, outputs = name.shape(config)
-            yield name.ours.removeprefix("layers/").removesuffix("/kernel"), name, (inputs, outputs)
+            yield paths.within_layer(paths.module_of(name.ours)), name, (inputs, outputs)
 
 
 def as_numpy(array: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ from llama_jax.checkpoints.formats.weights import WeightName, Weights
 from llama_jax.core import tree
 from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers import has_tokenizer
+from llama_jax.model import paths
 from llama_jax.model.config import LlamaConfig
 
 TOKENIZER_FILES = ("tokenizer", "special_tokens", "chat_template")
@@ -52,7 +53,7 @@ class MergedWeights:
             whole = as_numpy(self.adapter.saved_modules[name.ours])
             return self._cast(name, layer, whole[tuple(map(slice, name.shape(self.config)))])
         weight = self.base.read(name, layer)
-        module = name.ours.removesuffix("/kernel")
+        module = paths.module_of(name.ours)
         if f"{module}/a" not in self._factors:
             return weight
         a, b, scale = (as_numpy(self._factors[f"{module}/{part}"][layer]) for part in ("a", "b", "scale"))
@@ -91,7 +92,7 @@ def unmerged(weights: Weights, adapter: Adapter) -> MergedWeights:
     """
     if adapter.saved_modules:
         raise UserError(f"--unmerge: {adapter.source} replaces {' and '.join(adapter.saved_modules)}; keep the base")
-    if any(path.endswith("/magnitude") for path in tree.flatten(adapter.factors)):
+    if any(paths.name_of(path) == "magnitude" for path in tree.flatten(adapter.factors)):
         raise UserError(f"--unmerge: {adapter.source} is a DoRA, which replaces the length of columns; keep the base")
     return MergedWeights(f"{weights.source} without {adapter.source}", weights.files, weights, adapter, -1.0)
 

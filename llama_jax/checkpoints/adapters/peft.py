@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from llama_jax.checkpoints.adapters.adapter import SAVED_MODULES, Adapter, as_numpy, linears
+from llama_jax.checkpoints.adapters.adapter import Adapter, as_numpy, linears
 from llama_jax.checkpoints.adapters.peft_config import (
     PEFT_CONFIG,
     PREFIX,
@@ -35,6 +35,7 @@ from llama_jax.checkpoints.formats.weights import WEIGHTS, is_floating, padded
 from llama_jax.core import tree
 from llama_jax.core.errors import UserError, nearest
 from llama_jax.core.files import write_whole
+from llama_jax.model import paths
 from llama_jax.model.config import AdapterConfig, LlamaConfig
 
 _SAFETENSORS, _PYTORCH = "adapter_model.safetensors", "adapter_model.bin"
@@ -72,22 +73,22 @@ def read_peft(path: epath.PathLike, config: LlamaConfig) -> Adapter:
         layers = _layers_of(told, file.tensors, left, name.hugging_face, sizes, config.num_layers)
         if layers:
             stacked = _stacked(told, _reader(file), layers, sizes, config.num_layers)
-            leaves |= {f"layers/{inner}/{part}": array for part, array in stacked.items()}
+            leaves |= {paths.of_layers(f"{inner}/{part}"): array for part, array in stacked.items()}
     saved = _saved_modules(file.path, told, file.tensors, left, _reader(file), config)
     if left:
         some = ", ".join(sorted(left)[:3])
         raise UserError(f"{file.path}: has {len(left)} tensors that no adapter of this base has: {some}")
     if not leaves:
         raise UserError(f"{told.where}: adapts no module of this base, which has {', '.join(_short_names(config))}")
-    modules = sorted({path.split("/")[2] for path in leaves})
+    modules = sorted({paths.name_of(paths.module_of(path)) for path in leaves})
     adapter_config = AdapterConfig(
-        rank=max(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith("/a")),
+        rank=max(leaf.shape[-1] for path, leaf in leaves.items() if paths.name_of(path) == "a"),
         alpha=told.alpha,
         dropout=told.dropout,
         target_modules=tuple(modules),
         rank_stabilized=told.rank_stabilized,
         dora=told.dora,
-        modules_to_save=tuple(key for key, place in SAVED_MODULES.items() if place in saved),  # pyright: ignore[reportArgumentType]
+        modules_to_save=tuple(key for key, place in paths.SAVED_MODULES.items() if place in saved),  # pyright: ignore[reportArgumentType]
     )
     files = read_bundle(directory)
     return Adapter(tree.unflatten(leaves), adapter_config, saved, str(path), base_name=told.base_name, files=files)
@@ -189,7 +190,7 @@ def _saved_modules(
     """Matrices that were trained whole, or stored because they were, in our layout."""
     found: dict[str, np.ndarray] = {}
     for row in WEIGHTS:
-        key = next((key for key, place in SAVED_MODULES.items() if place == row.ours), None)
+        key = next((key for key, place in paths.SAVED_MODULES.items() if place == row.ours), None)
         if key is None:
             continue
         theirs = PREFIX + row.hugging_face
@@ -207,7 +208,7 @@ def _saved_modules(
         found[row.ours] = padded(array.T if row.transposed else array, row, config)
     if not config.tie_embeddings or not found:
         return found
-    table, head = found.get(SAVED_MODULES["embedding"]), found.pop(SAVED_MODULES["lm_head"], None)
+    table, head = found.get(paths.SAVED_MODULES["embedding"]), found.pop(paths.SAVED_MODULES["lm_head"], None)
     if table is None or (head is not None and not same_bits(table, head.T)):
         raise UserError(f"{path}: trains the head apart from the embedding, which are one matrix in this base")
     if head is None and SAVED_NAMES["embedding"] in told.saved_modules and not told.tied:
@@ -216,7 +217,7 @@ def _saved_modules(
 
 
 def _short_names(config: LlamaConfig) -> list[str]:
-    return [inner.split("/")[1] for inner, _, _ in linears(config)]
+    return [paths.name_of(inner) for inner, _, _ in linears(config)]
 
 
 def write_peft(target: epath.PathLike, adapter: Adapter, config: LlamaConfig) -> None:
@@ -293,7 +294,7 @@ def _config_bytes(
 ) -> bytes:
     everywhere = all(len(layers) == config.num_layers for layers in modules.values())
     rank, alpha = (max(set(all_of.values()), key=list(all_of.values()).count) for all_of in (ranks, alphas))
-    saved = [SAVED_NAMES[key] for key, place in SAVED_MODULES.items() if place in adapter.saved_modules]
+    saved = [SAVED_NAMES[key] for key, place in paths.SAVED_MODULES.items() if place in adapter.saved_modules]
     if saved and config.tie_embeddings:
         saved = list(SAVED_NAMES.values())
     return peft_config_bytes(

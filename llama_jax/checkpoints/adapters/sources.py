@@ -22,7 +22,7 @@ from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
-from llama_jax.model.lora import adapter_axes
+from llama_jax.model.lora import adapter_axes, with_adapter, without_adapter
 
 
 def holds_adapter(run: epath.Path) -> bool:
@@ -66,10 +66,11 @@ class AdapterRun:
         target = _placed(tree.unflatten(shapes), config)
         arrays = self.verified.restore({ADAPTER_ITEM: target})[ADAPTER_ITEM]
         where, files = f"{self.source}: {ADAPTER_FILE}", self.verified.files
+        saved_modules, factors = without_adapter(arrays)
         return Adapter(
-            factors=arrays["lora"],
+            factors=factors,
             config=adapter_config_from_json(files[ADAPTER_FILE], where),
-            saved_modules=tree.flatten({name: subtree for name, subtree in arrays.items() if name != "lora"}),
+            saved_modules=tree.flatten(saved_modules),
             source=self.source,
             base=self.base,
             base_name=self.base.name,
@@ -85,7 +86,7 @@ def _placed(shapes: PyTree, config: LlamaConfig) -> PyTree:
         alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return sharding.with_shardings(shapes, jax.tree.map(lambda _: alone, shapes))
     axes = language_model(config, ComputeConfig()).axes
-    axes = axes | {"lora": adapter_axes(shapes["lora"], axes)}
+    axes = with_adapter(axes, adapter_axes(without_adapter(shapes)[1], axes))
     return sharding.with_shardings(shapes, sharding.shardings_of(mesh, shapes, axes))
 
 

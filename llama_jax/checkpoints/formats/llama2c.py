@@ -12,6 +12,7 @@ from etils import epath
 from llama_jax.checkpoints.formats.weights import WeightName, Weights, foreign_weights, from_ours, weight_names
 from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers import has_tokenizer, llama2c_bytes, tokenizer_from_files
+from llama_jax.model import paths
 from llama_jax.model.config import LlamaConfig
 
 _HEADER = struct.Struct("<7i")
@@ -32,8 +33,8 @@ class _Part:
 
 def _layout(config: LlamaConfig) -> tuple[list[_Part], int]:
     """The parts in the order of the file, and the length of the file in bytes."""
-    body = [name for name in weight_names(config) if name.ours != "lm_head/kernel"]
-    head = [name for name in weight_names(config) if name.ours == "lm_head/kernel"]
+    body = [name for name in weight_names(config) if name.ours != paths.HEAD]
+    head = [name for name in weight_names(config) if name.ours == paths.HEAD]
     parts, offset = [], _HEADER.size
     for name in (*body, None, *head):
         if name is None:

@@ -35,6 +35,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.files import absolute
 from llama_jax.core.json_files import json_object
 from llama_jax.core.tree import part_fingerprint, unflatten
+from llama_jax.model import paths
 from llama_jax.model.config import LlamaConfig
 
 _STEP = 0
@@ -264,7 +265,7 @@ def _open_array(params: epath.Path, path: str, record: LeafRecord) -> Any:
     if (array.shape, str(array.dtype.numpy_dtype)) != (record.shape, record.dtype):
         found = describe(array.shape, str(array.dtype.numpy_dtype))
         raise CheckpointDamagedError(f"params/{path}: is {found}, not {describe(record.shape, record.dtype)}")
-    if path.startswith("layers/") and array.chunk_layout.read_chunk.shape[0] > 1:
+    if paths.in_layers(path) and array.chunk_layout.read_chunk.shape[0] > 1:
         # A run stores all layers in one piece, which is then decoded once and not once a layer.
         return opened(2 * array.domain.size * array.dtype.numpy_dtype.itemsize)
     return array

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from llama_jax.core.errors import UserError, nearest
+from llama_jax.model import paths
 from llama_jax.model.config import LlamaConfig
 
 
@@ -36,15 +37,17 @@ class WeightName:
     @property
     def per_layer(self) -> bool:
         """Whether there is one for each layer."""
-        return self.ours.startswith("layers/")
+        return paths.in_layers(self.ours)
 
     def shape(self, config: LlamaConfig) -> tuple[int, ...]:
         """Shape of one tensor in our orientation, vocabulary not padded."""
         D, F, V = config.width, config.mlp_width, config.vocab_size
         queries, keys = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
         return {
-            "table": (V, D),
-            "scale": (D,),
+            "embedding": (V, D),
+            "attention_norm": (D,),
+            "mlp_norm": (D,),
+            "final_norm": (D,),
             "q_proj": (D, queries),
             "k_proj": (D, keys),
             "v_proj": (D, keys),
@@ -53,15 +56,11 @@ class WeightName:
             "up_proj": (D, F),
             "down_proj": (F, D),
             "lm_head": (D, V),
-        }[self.ours.split("/")[-2 if self.ours.endswith("kernel") else -1]]
-
-
-def _norm(ours: str, hugging_face: str, meta: str, gguf: str) -> WeightName:
-    return WeightName(ours, hugging_face, meta, gguf, transposed=False)
+        }[paths.name_of(paths.module_of(self.ours))]
 
 
 def _of_layer(ours: str, hugging_face: str, meta: str, gguf: str, **changes: bool) -> WeightName:
-    prefixes = ("layers/", "model.layers.{}.", "layers.{}.", "blk.{}.")
+    prefixes = (paths.of_layers(""), "model.layers.{}.", "layers.{}.", "blk.{}.")
     suffixes = ("", ".weight", ".weight", ".weight")
     inner = (ours, hugging_face, meta, gguf)
     names = [f"{prefix}{name}{suffix}" for prefix, name, suffix in zip(prefixes, inner, suffixes, strict=True)]
@@ -70,7 +69,7 @@ def _of_layer(ours: str, hugging_face: str, meta: str, gguf: str, **changes: boo
 
 WEIGHTS = (
     WeightName(
-        "embedding/table", "model.embed_tokens.weight", "tok_embeddings.weight", "token_embd.weight", transposed=False
+        paths.TABLE, "model.embed_tokens.weight", "tok_embeddings.weight", "token_embd.weight", transposed=False
     ),
     _of_layer("attention_norm/scale", "input_layernorm", "attention_norm", "attn_norm", transposed=False),
     _of_layer("attention/q_proj/kernel", "self_attn.q_proj", "attention.wq", "attn_q", rotary=True),
@@ -82,7 +81,7 @@ WEIGHTS = (
     _of_layer("mlp/down_proj/kernel", "mlp.down_proj", "feed_forward.w2", "ffn_down"),
     _of_layer("mlp/up_proj/kernel", "mlp.up_proj", "feed_forward.w3", "ffn_up"),
     WeightName("final_norm/scale", "model.norm.weight", "norm.weight", "output_norm.weight", transposed=False),
-    WeightName("lm_head/kernel", "lm_head.weight", "output.weight", "output.weight"),
+    WeightName(paths.HEAD, "lm_head.weight", "output.weight", "output.weight"),
 )
 
 Naming = Literal["hugging_face", "meta", "gguf"]
@@ -92,7 +91,7 @@ INTERLEAVED: Mapping[Naming, bool] = {"hugging_face": False, "meta": True, "gguf
 
 def weight_names(config: LlamaConfig) -> tuple[WeightName, ...]:
     """The rows of the table that a model of this configuration has."""
-    return tuple(name for name in WEIGHTS if not (config.tie_embeddings and name.ours == "lm_head/kernel"))
+    return tuple(name for name in WEIGHTS if not (config.tie_embeddings and name.ours == paths.HEAD))
 
 
 def stored_shape(config: LlamaConfig, name: WeightName) -> tuple[int, ...]:
@@ -246,5 +245,5 @@ def join_pairs(rows: np.ndarray, head_size: int) -> np.ndarray:
 def padded(array: np.ndarray, name: WeightName, config: LlamaConfig) -> np.ndarray:
     """A tensor in our orientation, zeros added along the vocabulary up to what is stored."""
     missing = config.padded_vocab_size - config.vocab_size
-    rows, columns = {"embedding/table": (missing, 0), "lm_head/kernel": (0, missing)}.get(name.ours, (0, 0))
+    rows, columns = {paths.TABLE: (missing, 0), paths.HEAD: (0, missing)}.get(name.ours, (0, 0))
     return np.pad(array, ((0, rows), (0, columns))) if rows or columns else array

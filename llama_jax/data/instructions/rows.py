@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama_jax.core.arrays import Int
+from llama_jax.core.batches import TokenBatch
 from llama_jax.data.config import InstructionDataConfig
 from llama_jax.data.instructions.examples import Examples
 from llama_jax.data.rows.ledger import mixed
-from llama_jax.data.rows.packing import Row, empty_row, lay
+from llama_jax.data.rows.packing import Row, lay
 
 ROWS_VERSION = 1
 """Part of the pipeline's fingerprint: raise it when the same examples come to give other rows."""
@@ -180,7 +181,7 @@ def _grouped(
 
 def row_of(examples: Examples, numbers: Sequence[int], row_length: int) -> Row:
     """Whole examples, one after the other, and padding behind them; each begins again at position 0."""
-    row = empty_row(row_length)
+    row = TokenBatch.empty_row(row_length)
     filled = 0
     for segment, number in enumerate(numbers, 1):
         ids, bears_loss = examples[number]

@@ -1,7 +1,6 @@
 """Documents to rows: ids between BOS and EOS, laid end to end and cut into rows of equal length.
 
-Knows nothing of batches, steps or processes. A row is a dictionary of numpy arrays [T]: `tokens`, `targets`,
-`segment_ids` and `positions` (int32) and `loss_weights` (float32), with the meaning of the fields of `TokenBatch`.
+Knows nothing of steps or processes. A row is a dictionary of numpy arrays [T], by the fields of `TokenBatch`.
 Positions start again from 0 in each row, also where it opens in the middle of a document.
 """
 
@@ -14,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from llama_jax.core.arrays import Int
+from llama_jax.core.batches import TokenBatch
 from llama_jax.core.errors import UserError
 from llama_jax.data.rows.ledger import entered
 from llama_jax.data.sources.documents import BadRecordError, Documents, in_order
@@ -159,7 +159,7 @@ class PackedRows:
         Raises:
             UserError: no document can be used, or the one under way is not what it was.
         """
-        position, row = self._position, empty_row(self._length)
+        position, row = self._position, TokenBatch.empty_row(self._length)
         filled = segment = 0
         while filled < self._length:
             ids = self._begin() if self._ids is None else self._ids
@@ -239,7 +239,7 @@ class PackedRows:
 
 def validation_rows(documents: Documents, tokenizer: Tokenizer, sequence_length: int) -> Iterator[Row]:
     """All documents once, in their order, but for those that cannot be used. The last row is padded."""
-    row = empty_row(sequence_length)
+    row = TokenBatch.empty_row(sequence_length)
     filled = segment = 0
     for ids in _usable_ids(documents, tokenizer):
         start = 0
@@ -250,7 +250,7 @@ def validation_rows(documents: Documents, tokenizer: Tokenizer, sequence_length:
             filled, start = filled + stop - start, stop
             if filled == sequence_length:
                 yield row
-                row, filled, segment = empty_row(sequence_length), 0, 0
+                row, filled, segment = TokenBatch.empty_row(sequence_length), 0, 0
     if filled:
         yield row
 
@@ -288,12 +288,6 @@ def _usable_ids(documents: Documents, tokenizer: Tokenizer) -> Iterator[np.ndarr
     for number, document in enumerate(in_order(documents)):
         with contextlib.suppress(BadRecordError):
             yield token_ids(document, tokenizer, number)
-
-
-def empty_row(sequence_length: int) -> Row:
-    """A row of nothing but padding."""
-    row = {name: np.zeros(sequence_length, np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
-    return {**row, "loss_weights": np.zeros(sequence_length, np.float32)}
 
 
 def lay(row: Row, start: int, segment: int, ids: Int[np.ndarray, "ids"]) -> None:

@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llama_jax.core import sharding
 from llama_jax.core.arrays import Array, Bool, Float, Int
 from llama_jax.core.errors import UserError
+from llama_jax.core.mesh import platform
 from llama_jax.model.attention.blocks import BLOCK, MASKED, block_size, blocked
 from llama_jax.model.attention.kernels import (
     SPLASH_MULTIPLE,
@@ -78,7 +79,7 @@ def choose(implementation: str, shapes: Shapes) -> Choice:
             raise UserError(f"compute.attention: {implementation} {problem}")
         return Choice(implementation, "")  # pyright: ignore[reportArgumentType]
     reasons = []
-    for name in _WANTED[sharding.platform()]:
+    for name in _WANTED[platform()]:
         problem = _PROBLEMS[name](shapes) or _drawback(name, shapes)
         if not problem:
             return Choice(name, "; ".join(reasons))
@@ -125,7 +126,7 @@ def _problem_of_blocked(shapes: Shapes) -> str:
 
 
 def _problem_of_splash(shapes: Shapes) -> str:
-    if sharding.platform() == "gpu":
+    if platform() == "gpu":
         return "is a kernel for TPUs, and this is a GPU"
     if problem := _indivisible(shapes):
         return problem
@@ -135,7 +136,7 @@ def _problem_of_splash(shapes: Shapes) -> str:
 
 
 def _problem_of_triton(shapes: Shapes) -> str:
-    if sharding.platform() == "tpu":
+    if platform() == "tpu":
         return "is a kernel for GPUs, and this is a TPU"
     if problem := _indivisible(shapes):
         return problem

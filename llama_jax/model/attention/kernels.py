@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding
 
 from llama_jax.core import sharding
 from llama_jax.core.arrays import Array, Float
+from llama_jax.core.mesh import platform
 from llama_jax.model.attention.sequence import (
     CHECKPOINT_NAME,
     Segments,
@@ -106,7 +107,7 @@ def _splash_kernel(length: int, heads: int) -> splash_attention_kernel.SplashAtt
         head_shards=1,
         q_seq_shards=sharding.size_of("length"),
         residual_checkpoint_name=CHECKPOINT_NAME,
-        interpret=sharding.platform() == "cpu",
+        interpret=platform() == "cpu",
     )
 
 
@@ -175,7 +176,7 @@ def _triton_settings(query: Array) -> dict[str, Any]:
         block_q_dq=backward_block,
         block_kv_dq=backward_block,
     )
-    interpret = sharding.platform() == "cpu"
+    interpret = platform() == "cpu"
     return {"sm_scale": query.shape[3] ** -0.5, "causal": True, "block_sizes": blocks, "interpret": interpret}
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 from llama_jax.core import tree
 from llama_jax.core.config import MESH_AXES, MeshConfig
 from llama_jax.core.sharding import TABLE
-from llama_jax.model import lora
+from llama_jax.model import lora, paths
 from llama_jax.model.config import AdapterConfig, ComputeConfig, LlamaConfig
 from llama_jax.model.quantized import BLOCK, StorageType
 from llama_jax.training.config import TrainingConfig
@@ -70,6 +70,10 @@ class Parameter(NamedTuple):
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    def is_divisible(self, mesh: MeshConfig) -> bool:
+        """Whether the mesh divides what it splits."""
+        return not any(size % parts(axis, mesh) for size, axis in zip(self.shape, self.axes, strict=True))
 
     def held(self, mesh: MeshConfig) -> float:
         """Elements on one device."""
@@ -135,15 +139,18 @@ def _shapes(model: LlamaConfig) -> dict[str, Shape]:
     }
     depth = model.num_layers
     shapes: dict[str, Shape] = {
-        "embedding/table": ((sizes["vocab"], sizes["embed"]), ("vocab", "embed")),
+        paths.TABLE: ((sizes["vocab"], sizes["embed"]), ("vocab", "embed")),
         "final_norm/scale": ((sizes["embed"],), ("norm",)),
-        "layers/attention_norm/scale": ((depth, sizes["embed"]), ("layers", "norm")),
-        "layers/mlp_norm/scale": ((depth, sizes["embed"]), ("layers", "norm")),
+        paths.of_layers("attention_norm/scale"): ((depth, sizes["embed"]), ("layers", "norm")),
+        paths.of_layers("mlp_norm/scale"): ((depth, sizes["embed"]), ("layers", "norm")),
     }
     if not model.tie_embeddings:
-        shapes["lm_head/kernel"] = (sizes["embed"], sizes["vocab"]), ("embed", "vocab")
+        shapes[paths.HEAD] = (sizes["embed"], sizes["vocab"]), ("embed", "vocab")
     for module, (inputs, outputs) in _KERNEL_AXES.items():
-        shapes[f"layers/{module}/kernel"] = (depth, sizes[inputs], sizes[outputs]), ("layers", inputs, outputs)
+        shapes[paths.kernel_of(paths.of_layers(module))] = (
+            (depth, sizes[inputs], sizes[outputs]),
+            ("layers", inputs, outputs),
+        )
     return shapes
 
 
@@ -151,7 +158,7 @@ def _stored(base: StorageType, path: str, shape: tuple[int, ...]) -> float:
     """Bytes an element of a base."""
     if base == "float32":
         return 4.0
-    if base == "bfloat16" or not path.startswith("layers/") or not path.endswith("/kernel"):
+    if base == "bfloat16" or paths.split_kernel(path) is None:
         return 2.0
     # A scale in float32 for each output, or of one byte for each block (what those scales have in common is little).
     return 1 + 4 / shape[1] if base == "int8" else 0.5 + 1 / BLOCK
@@ -162,7 +169,8 @@ def _factors(adapter: AdapterConfig, base: Mapping[str, Parameter]) -> dict[str,
     trains = lora.is_trainable(adapter)
     # Their paths are all that is asked of the parameters.
     for module in lora.target_paths(adapter, tree.unflatten(dict(base))):
-        (depth, inputs, outputs), (_, in_axis, out_axis) = base[f"{module}/kernel"].shape, base[f"{module}/kernel"].axes
+        kernel = base[paths.kernel_of(module)]
+        (depth, inputs, outputs), (_, in_axis, out_axis) = kernel.shape, kernel.axes
         leaves: dict[str, Shape] = {
             "a": ((depth, inputs, adapter.rank), ("layers", in_axis, "rank")),
             "b": ((depth, adapter.rank, outputs), ("layers", "rank", out_axis)),
@@ -171,6 +179,6 @@ def _factors(adapter: AdapterConfig, base: Mapping[str, Parameter]) -> dict[str,
         if adapter.dora:
             leaves["magnitude"] = (depth, outputs), ("layers", None)
         for name, (shape, axes) in leaves.items():
-            path = f"lora/{module}/{name}"
+            path = paths.of_adapter(f"{module}/{name}")
             found[path] = Parameter(shape, axes, 4.0, trains(path))
     return found

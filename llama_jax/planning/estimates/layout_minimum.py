@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from llama_jax.core import sharding, tree
+from llama_jax.model import paths
 from llama_jax.planning.compiled.collectives import Collective, Phase
 from llama_jax.planning.compiled.device_groups import along, span
 from llama_jax.training.program import Program
@@ -85,7 +86,7 @@ class _Layout:
             sums: dict[tuple[tuple[str, ...], str], int] = {}
             for path, leaf, _ in self.leaves():
                 split = self.split_storage(path, leaf)
-                if _is_in_layers(path) == in_layers and split:
+                if paths.in_layers(path) == in_layers and split:
                     dtype = self.sent_as(path, leaf)
                     size = self.part_bytes(leaf, dtype, kept=split) // (self.layers if in_layers else 1)
                     key = (split, _NAMES[dtype.name])
@@ -102,8 +103,8 @@ class _Layout:
         for path, leaf, trains in self.leaves():
             if not trains:
                 continue
-            in_layers = _is_in_layers(path)
-            is_matrix = any(_flat(part) for part in leaf.sharding.spec) or "lora/" in path  # pyright: ignore
+            in_layers = paths.in_layers(path)
+            is_matrix = any(_flat(part) for part in leaf.sharding.spec) or paths.is_adapter(path)  # pyright: ignore
             dtype = self.dtype if is_matrix else jnp.dtype("float32")
             split = self.split_storage(path, leaf)
             if split:
@@ -149,18 +150,17 @@ class _Layout:
 
     def passes_of_table(self) -> tuple[Phase, ...]:
         trained = {path for path, _, trains in self.leaves() if trains}
-        return ("forward", "backward") if _TABLE in trained else ("forward",)
+        return ("forward", "backward") if paths.TABLE in trained else ("forward",)
 
     def split_storage(self, path: str, leaf: jax.ShapeDtypeStruct) -> tuple[str, ...]:
         """The axes along which a parameter is gathered for use and its gradient scattered. The table of an embedding is
         not, except as the head."""
-        if path == _TABLE and not self.program.model.config.tie_embeddings:
+        if path == paths.TABLE and not self.program.model.config.tie_embeddings:
             return ()
         return tuple(axis for axis in self.axes("embed") if axis in _spec_axes(leaf))
 
     def sent_as(self, path: str, leaf: jax.ShapeDtypeStruct) -> jnp.dtype:
-        is_quantized = "/kernel/" in path
-        return jnp.dtype(leaf.dtype) if is_quantized else self.dtype
+        return jnp.dtype(leaf.dtype) if paths.is_quantized(path) else self.dtype
 
     def part_bytes(self, leaf: jax.ShapeDtypeStruct, dtype: jnp.dtype, kept: tuple[str, ...] = ()) -> int:
         """Of what one device holds of a parameter, when it has all parts along the axes `kept`."""
@@ -186,13 +186,6 @@ class _Layout:
             slices=slices,
             hosts=hosts,
         )
-
-
-_TABLE = "embedding/table"
-
-
-def _is_in_layers(path: str) -> bool:
-    return path.removeprefix("lora/").startswith("layers/")
 
 
 def _flat(names: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from llama_jax.objectives.next_token import CHUNK_BYTES
+from llama_jax.core.batches import TokenBatch
+from llama_jax.model import paths
+from llama_jax.objectives.cross_entropy import CHUNK_BYTES
 from llama_jax.planning.estimates.layout import StepPlan, parameters, parts
 from llama_jax.planning.estimates.time_model import attention_kind
 
@@ -54,8 +56,7 @@ def _kept(plan: StepPlan) -> dict[str, Number]:
     return {
         "parameters": sum(p.held(plan.mesh) * p.stored for p in found),
         "optimizer": 2 * FLOAT32 * _trained(plan),
-        # Tokens, targets, weights, segments, positions.
-        "batch": 5 * 4 * rows * plan.sequence_length / plan.mesh.sequence,
+        "batch": rows * TokenBatch.row_bytes(plan.sequence_length) / plan.mesh.sequence,
     }
 
 
@@ -82,7 +83,7 @@ def _adapted(plan: StepPlan) -> Number:
     return sum(
         p.shape[-1] / parts(p.axes[-1], plan.mesh)
         for path, p in parameters(plan).items()
-        if path.startswith("lora/") and path.endswith("/b")
+        if paths.is_adapter(path) and paths.name_of(path) == "b"
     )
 
 
@@ -107,7 +108,7 @@ def _saved_bytes(plan: StepPlan) -> Number:
 def _at_the_loss(plan: StepPlan) -> dict[str, Number]:
     found, model = parameters(plan), plan.model
     matrix = model.width * model.padded_vocab_size / plan.mesh.tensor
-    trains = found["embedding/table" if model.tie_embeddings else "lm_head/kernel"].trains
+    trains = found[paths.TABLE if model.tie_embeddings else paths.HEAD].trains
     logits = min(CHUNK_BYTES, plan.tokens * model.padded_vocab_size * FLOAT32) / plan.mesh.tensor
     return {
         "gradients": FLOAT32 * _trained(plan) if plan.training.microbatches > 1 else 0,
@@ -136,7 +137,7 @@ def _casts(plan: StepPlan) -> Number:
     return sum(
         p.held(plan.mesh) * plan.compute_bytes
         for path, p in parameters(plan).items()
-        if path.startswith("layers/") and "embed" in p.axes and p.stored > plan.compute_bytes
+        if paths.split_kernel(path) and "embed" in p.axes and p.stored > plan.compute_bytes
     )
 
 
@@ -145,7 +146,7 @@ def _gathered_layer(plan: StepPlan) -> Number:
     cast one matrix at a time."""
     codes, used = 0.0, []
     for path, parameter in parameters(plan).items():
-        if path.startswith("layers/") and "embed" in parameter.axes:
+        if paths.split_kernel(path) and "embed" in parameter.axes:
             elements = parameter.held(plan.mesh) * plan.weight_parts / plan.model.num_layers
             used.append(elements * plan.compute_bytes)
             if parameter.stored < BFLOAT16:

@@ -5,6 +5,7 @@ bound that no run reaches, of use only beside another one."""
 from dataclasses import dataclass
 
 from llama_jax.core.chips import Chip
+from llama_jax.model import paths
 from llama_jax.planning.estimates.layout import StepPlan, parameters
 from llama_jax.planning.hardware import Topology
 
@@ -61,17 +62,15 @@ def flops(plan: StepPlan) -> int:
     """FLOPs of a step of the whole batch as it is executed, recomputation included."""
     model, remat = plan.model, plan.compute.remat
     found = parameters(plan)
-    table = 0 if model.tie_embeddings else found["embedding/table"].size
+    table = 0 if model.tie_embeddings else found[paths.TABLE].size
     matrices = {path: p for path, p in found.items() if len(p.shape) > 1 and not path.endswith(("scale", "magnitude"))}
     products = sum(p.size for p in matrices.values()) - table
-    of_weights = sum(p.size for path, p in matrices.items() if p.trains) - (
-        table if found["embedding/table"].trains else 0
-    )
+    of_weights = sum(p.size for path, p in matrices.items() if p.trains) - (table if found[paths.TABLE].trains else 0)
     forward, backward = _ATTENTION_PRODUCTS[attention_kind(plan)]
     again = 0
     if remat in ("full", "attention"):
         # What `down_proj` makes is the input of the next layer, which is kept.
-        again = sum(p.size for path, p in matrices.items() if "layers/" in path and "down_proj" not in path)
+        again = sum(p.size for path, p in matrices.items() if paths.in_layers(path) and "down_proj" not in path)
     mixing = model.num_layers * model.num_heads * model.head_size * plan.sequence_length
     mixing *= forward + backward + (forward if remat == "full" else 0)
     per_token = 2 * (2 * products + of_weights + again) + mixing
@@ -90,12 +89,12 @@ def _gather_seconds(plan: StepPlan, chip: Chip, topology: Topology) -> float:
     group = _weights_group(plan, chip, topology)
     total = 0.0
     for path, parameter in parameters(plan).items():
-        if "embed" not in parameter.axes or (path == "embedding/table" and not plan.model.tie_embeddings):
+        if "embed" not in parameter.axes or (path == paths.TABLE and not plan.model.tie_embeddings):
             continue
         # Codes travel as they are stored, anything else in the type of the products.
         width = parameter.stored if parameter.stored < 2 else plan.compute_bytes
         full = parameter.held(plan.mesh) * plan.weight_parts * width
-        total += group.seconds(full) * (2 if "layers/" in path else 1)
+        total += group.seconds(full) * (2 if paths.in_layers(path) else 1)
     return total
 
 

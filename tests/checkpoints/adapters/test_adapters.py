@@ -20,10 +20,11 @@ from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import tensors_of
 from llama_jax.checkpoints.opening import OpenParams, open_params
-from llama_jax.core import sharding, tree
+from llama_jax.core import tree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import AdapterConfig, ComputeConfig
 from llama_jax.model.lora import merge, unmerge
 
@@ -36,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def opened(path: Path, adapters: tuple[Path, ...] = (), devices: int = 1, **arguments: Any) -> OpenParams:
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     names = tuple(map(str, adapters))
     with jax.set_mesh(mesh):
         settings = {"step": None, "say": pytest.fail, "identify": False} | arguments

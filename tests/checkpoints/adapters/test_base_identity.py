@@ -17,14 +17,15 @@ from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import open_orbax, write_orbax
 from llama_jax.checkpoints.formats.weights import WeightName
 from llama_jax.checkpoints.opening import open_params
-from llama_jax.core import sharding, tree
+from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import ComputeConfig
 
 
 def identity(path: Path, store: Any = "float32", devices: int = 1) -> BaseIdentity:
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
         return open_params(str(path), ComputeConfig(), mesh, step=None, say=pytest.fail, store=store).identity
 
@@ -58,7 +59,7 @@ def test_the_same_weights_are_the_same_base_in_any_format_and_on_any_mesh(bases)
 
 @pytest.mark.parametrize("store", ["float32", "bfloat16", "int8", "nf4"])
 def test_what_is_stored_has_the_fingerprints_of_the_parameters(bases, store) -> None:
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         opened = open_params(str(bases["hf"]), ComputeConfig(), mesh, step=None, say=pytest.fail, store=store)
     words = jax.device_get(tree.flatten(tree.fingerprints(opened.params)))

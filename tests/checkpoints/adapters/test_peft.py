@@ -20,9 +20,10 @@ from llama_jax.checkpoints.detection import open_weights
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.opening import open_params
-from llama_jax.core import sharding, tree
+from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 
 RECORDED = np.load(ORACLE / "peft_directories.npz")
@@ -50,7 +51,7 @@ def base_directory(name: str, folder: Path) -> Path:
 
 def logits_over(base: Path, adapters: list[str], devices: int = 1) -> np.ndarray:
     """Of the first row of tokens, base and adapter side by side."""
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
         opened = open_params(str(base), ComputeConfig(), mesh, step=None, say=print, adapters=adapters)
         rows = np.tile(TOKENS[:1], (devices, 1)).astype(np.int32)

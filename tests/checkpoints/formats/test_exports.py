@@ -17,8 +17,8 @@ from llama_jax.checkpoints.formats.meta import write_meta
 from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import open_params
-from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
+from llama_jax.core.mesh import make_mesh
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.decode import decoding_params, generate
 from llama_jax.model.config import ComputeConfig, LlamaConfig
@@ -54,7 +54,7 @@ def test_transformers_opens_the_export_and_computes_and_writes_the_same(tmp_path
     transformers = pytest.importorskip("transformers")
     write_hugging_face(tmp_path, FormulaWeights(LlamaConfig.from_json(BASE | SHAPES[shape])))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with torch.no_grad(), jax.set_mesh(mesh):
         ours = open_params(str(tmp_path), ComputeConfig(), mesh, step=None, say=print)
         expected = theirs(torch.tensor(TOKENS)).logits.numpy()

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
 
-from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
-from llama_jax.core.sharding import make_mesh
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.attention import kernels as attention_kernels
 from llama_jax.model.attention.blocks import block_size
 from llama_jax.model.attention.choice import CHECKPOINT_NAME, Shapes, attention, choose

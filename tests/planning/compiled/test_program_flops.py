@@ -9,7 +9,7 @@ import pytest
 from jax.experimental import pallas
 
 from llama_jax.core.config import MeshConfig
-from llama_jax.core.sharding import make_mesh
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model.attention.choice import attention
 from llama_jax.model.config import SIZES, ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
@@ -40,7 +40,7 @@ def traced(
     layout = make_mesh(mesh or MeshConfig(), devices=jax.devices() if mesh else jax.devices()[:1])
     with jax.set_mesh(layout):
         training = TrainingConfig(batch_size=rows, microbatches=microbatches)
-        program = make_program(layout, network, next_token(network), training, length, seed=0)
+        program = make_program(network, next_token(network), training, length, seed=0)
         shapes = program.state_shapes, program.frozen_shapes, program.batch_shapes(rows)
         jaxpr = program.step.trace(*shapes).jaxpr  # pyright: ignore[reportFunctionMemberAccess]
     return program, program_flops(jaxpr, loop_turns)

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from memory_cases import CASES, Case
 
-from llama_jax.core.sharding import make_mesh
+from llama_jax.core.mesh import make_mesh
 from llama_jax.lora import method
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
@@ -28,7 +28,7 @@ def compiled_bytes(case: Case) -> dict[str, int]:
     with jax.set_mesh(mesh):
         partition = None if plan.adapter is None else method(plan.adapter, plan.base, 1e-4).partition(model)
         settings = plan.training, plan.sequence_length, 0, partition
-        program = make_program(mesh, model, next_token(model), *settings)
+        program = make_program(model, next_token(model), *settings)
         shapes = program.state_shapes, program.frozen_shapes, program.batch_shapes(plan.training.batch_size)
         compiled = compile_without_devices(program.step.lower(*shapes))  # pyright: ignore[reportFunctionMemberAccess]
     memory = compiled.memory_analysis()

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from llama_jax.core.config import MESH_AXES, MeshConfig
-from llama_jax.core.sharding import make_mesh
+from llama_jax.core.mesh import make_mesh
 from llama_jax.model import lora, quantized
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig, LlamaConfig
 from llama_jax.model.llama import LanguageModel, language_model
@@ -33,7 +33,7 @@ def program(
     model = language_model(config, ComputeConfig(dtype="bfloat16", remat=remat, attention="xla"))
     training = TrainingConfig(batch_size=rows, microbatches=microbatches)
     with jax.set_mesh(mesh):
-        return make_program(mesh, model, next_token(model), training, config.context_length, seed=0)
+        return make_program(model, next_token(model), training, config.context_length, seed=0)
 
 
 def minimum(mesh: MeshConfig, **settings) -> list[Collective]:
@@ -164,6 +164,6 @@ def adapted(mesh: Mesh, model: LanguageModel, adapter: AdapterConfig, storage: A
 
     base, factors = lora.without_adapter(jax.eval_shape(lambda: init(jax.random.key(0))))
     axes = lora.with_adapter(quantized.stored_axes(model.axes, base), lora.adapter_axes(factors, model.axes))
-    partition = Partition(init, axes, lora.is_trainable(adapter))
+    partition = Partition(init, axes, model.decays, lora.is_trainable(adapter))
     training = TrainingConfig(batch_size=ROWS)
-    return make_program(mesh, model, next_token(model), training, T, seed=0, partition=partition)
+    return make_program(model, next_token(model), training, T, seed=0, partition=partition)
