@@ -7,9 +7,11 @@ do without it."""
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any, Self, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 
 import numpy as np
+
+AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Batch:
         """How many tokens the model reads of this batch."""
         return sum(getattr(self, name).size for name in self.read_fields())
 
-    def replace(self, **fields: Any) -> Self:
+    def replace(self: AnyBatch, **fields: Any) -> AnyBatch:
         """The batch with other arrays in some fields."""
         return dataclasses.replace(self, **fields)  # pyright: ignore[reportArgumentType]
 

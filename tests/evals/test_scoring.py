@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.evals.scoring import Scorer, encode_pair, padded_length, request_of
@@ -32,9 +31,7 @@ def scored(small, params, requests, *, rows=8, context_length=64):
 
 @functools.partial(jax.jit, static_argnums=0)
 def every_logprob(model, params, tokens):
-    places = jnp.arange(tokens.shape[1])[None]
-    hidden = model.hidden(params, TokenBatch(tokens, None, None, None, places, None))
-    return jax.nn.log_softmax(model.unembed(model.head(params), hidden))
+    return jax.nn.log_softmax(model.unembed(model.head(params), model.hidden(params, tokens)))
 
 
 def logprobs(small, params, tokens):

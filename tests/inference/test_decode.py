@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from llama_jax.core import sharding
-from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
@@ -30,10 +29,7 @@ def params():
 def expected(params) -> list[list[int]]:
     @jax.jit
     def logits(tokens):
-        ones = jnp.ones(tokens.shape, jnp.int32)
-        positions = jnp.arange(tokens.shape[1])[None]
-        batch = TokenBatch(tokens, ones, ones.astype(jnp.float32), ones, positions, jnp.float32(1))
-        return MODEL.unembed(MODEL.head(params), MODEL.hidden(params, batch))[0]
+        return MODEL.unembed(MODEL.head(params), MODEL.hidden(params, tokens))[0]
 
     answers = []
     for prompt in PROMPTS:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import SIZES, ComputeConfig
@@ -34,8 +33,8 @@ def test_hidden_depends_on_no_later_token_and_no_other_document(model, params, p
     def output(rows: jax.Array, position: jax.Array) -> jax.Array:
         # Token i is given row i of a table of its own, so that the gradient tells positions apart.
         own = params | {"embedding": {"table": table.at[:24].set(rows)}}
-        numbered = batch.replace(tokens=jnp.arange(24)[None])
-        return jnp.sum(model.hidden(own, numbered)[0, position] * jnp.arange(CONFIG.width))
+        hidden = model.hidden(own, jnp.arange(24)[None], batch.positions, batch.segment_ids)
+        return jnp.sum(hidden[0, position] * jnp.arange(CONFIG.width))
 
     influence = jax.jit(jax.vmap(jax.grad(output), in_axes=(None, 0)))(table[batch.tokens[0]], jnp.arange(24))
     touched = np.abs(influence).max(axis=-1) > 0
@@ -47,12 +46,11 @@ def test_hidden_depends_on_no_later_token_and_no_other_document(model, params, p
 
 def test_packed_documents_equal_separate_ones(model, params, packed_batch) -> None:
     batch = packed_batch(2, 24, CONFIG.vocab_size)
-    packed = jax.jit(model.hidden)(params, batch)
+    packed = jax.jit(model.hidden)(params, batch.tokens, batch.positions, batch.segment_ids)
     for segment in (1, 2):
         places = np.flatnonzero(np.asarray(batch.segment_ids[0]) == segment)
-        alone: TokenBatch = jax.tree.map(lambda leaf, at=places: leaf[:, at] if leaf.ndim else leaf, batch)
-        alone = alone.replace(segment_ids=jnp.ones_like(alone.segment_ids))
-        np.testing.assert_allclose(jax.jit(model.hidden)(params, alone), packed[:, places], atol=2e-6)
+        alone = jax.jit(model.hidden)(params, batch.tokens[:, places])
+        np.testing.assert_allclose(alone, packed[:, places], atol=2e-6)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots", "attention"])
@@ -60,7 +58,7 @@ def test_remat_changes_no_gradient(model, params, packed_batch, remat) -> None:
     batch = packed_batch(2, 24, CONFIG.vocab_size)
 
     def gradient(which: LanguageModel):
-        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(which.hidden(p, batch)))))(params)
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(which.hidden(p, batch.tokens)))))(params)
 
     other = language_model(CONFIG, ComputeConfig(remat=remat))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), gradient(other), gradient(model))

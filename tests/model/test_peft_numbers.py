@@ -56,7 +56,14 @@ def test_gradients_equal_those_of_peft(name: str) -> None:
     ones = jnp.ones(TOKENS.shape, jnp.int32)
     weights = ones.astype(jnp.float32).at[:, -1].set(0)
     positions = jnp.tile(jnp.arange(TOKENS.shape[1]), (2, 1))
-    batch = TokenBatch(tokens[:, :-1], tokens[:, 1:], weights, ones, positions, weights.sum())
+    batch = TokenBatch(
+        tokens=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        loss_weights=weights,
+        segment_ids=ones,
+        positions=positions,
+        normalizer=weights.sum(),
+    )
     trainable, frozen = lora.partition(params, config)
     gradients, metrics = jax.jit(jax.grad(next_token(MODEL), has_aux=True))(trainable, frozen, batch, None)
     np.testing.assert_allclose(metrics["loss"], RECORDED[f"{name}/loss"], rtol=1e-6)

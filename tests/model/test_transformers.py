@@ -10,7 +10,6 @@ from small_llamas import BASE, SHAPES, TOKENS, weight
 
 from llama_jax.checkpoints.formats.weights import padded, to_ours, weight_names
 from llama_jax.core import tree
-from llama_jax.core.batches import TokenBatch
 from llama_jax.inference.decode import decoding_params
 from llama_jax.model.cache import empty_cache
 from llama_jax.model.config import ComputeConfig, LlamaConfig
@@ -35,18 +34,12 @@ def parameters(config: LlamaConfig) -> dict:
     return tree.unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
 
 
-def one_document(tokens: np.ndarray) -> TokenBatch:
-    ones = jnp.ones(tokens.shape, jnp.int32)
-    positions = jnp.tile(jnp.arange(tokens.shape[1]), (tokens.shape[0], 1))
-    return TokenBatch(jnp.asarray(tokens), ones, ones.astype(jnp.float32), ones, positions, jnp.float32(1))
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_equal_those_of_transformers(name: str) -> None:
     config = LlamaConfig.from_json(BASE | SHAPES[name])
     model = language_model(config, ComputeConfig())
     params = parameters(config)
-    hidden = jax.jit(model.hidden)(params, one_document(TOKENS))
+    hidden = jax.jit(model.hidden)(params, jnp.asarray(TOKENS))
     logits = model.unembed(model.head(params), hidden)[..., : config.vocab_size]
     np.testing.assert_allclose(logits, RECORDED[name], atol=2e-5, rtol=0)
 

@@ -9,24 +9,31 @@ import numpy as np
 import pytest
 
 from llama_jax.core import placing, sharding, tree
+from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import SIZES, ComputeConfig
 from llama_jax.model.llama import language_model
-from llama_jax.objectives import next_token as module
-from llama_jax.objectives.next_token import next_token, summed_cross_entropy
+from llama_jax.objectives import cross_entropy
+from llama_jax.objectives.cross_entropy import summed_cross_entropy
+from llama_jax.objectives.next_token import next_token
+from llama_jax.objectives.token_logprobs import token_logprobs
 
 CONFIG = dataclasses.replace(SIZES["tiny"], vocab_size=500, num_layers=1)
 KEY = jax.random.key(0)
 
 
+def hidden_of(model, params, batch):
+    return model.hidden(params, batch.tokens, batch.positions, batch.segment_ids)
+
+
 def plain(model, z_loss):
-    """The whole logits at once."""
+    """By `token_logprobs`, and the whole logits at once for log(Z)."""
 
     def objective(params, batch):
-        logits = model.unembed(model.head(params), model.hidden(params, batch))
-        log_z = jax.nn.logsumexp(logits, axis=-1)
-        nll = log_z - jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
+        head, hidden = model.head(params), hidden_of(model, params, batch)
+        nll = -token_logprobs(model.unembed, head, hidden, batch.targets)
+        log_z = jax.nn.logsumexp(model.unembed(head, hidden), axis=-1)
         return jnp.sum((nll + z_loss * log_z**2) * batch.loss_weights) / batch.normalizer
 
     return objective
@@ -35,7 +42,7 @@ def plain(model, z_loss):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 def test_chunks_change_neither_loss_nor_gradients(monkeypatch, packed_batch, tied, z_loss) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 4 * 512 * 8)
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 4 * 512 * 8)
     model = language_model(dataclasses.replace(CONFIG, tie_embeddings=tied), ComputeConfig())
     params = jax.jit(model.init)(KEY)
     batch = packed_batch(8, 64, 500)
@@ -47,7 +54,7 @@ def test_chunks_change_neither_loss_nor_gradients(monkeypatch, packed_batch, tie
 
 @pytest.mark.parametrize("shape", [(1, 8), (2, 2, 1, 2), (2, 2, 2, 1), (1, 4, 2, 1, (2, 2))])
 def test_sharded_loss_and_gradients_equal_unsharded(monkeypatch, packed_batch, shape) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 512 * 16)
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 512 * 16)
     model = language_model(CONFIG, ComputeConfig())
     batch = packed_batch(8, 64, 500)
     gradient = jax.value_and_grad(lambda p, b: next_token(model, 0.01)(p, {}, b, KEY)[0])
@@ -57,7 +64,7 @@ def test_sharded_loss_and_gradients_equal_unsharded(monkeypatch, packed_batch, s
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.shardings_of(mesh, model.shapes(), model.axes))
         rows = {name: np.asarray(leaf) for name, leaf in vars(batch).items() if name != "normalizer"}
-        found = jax.jit(gradient)(placed, placing.place_batch(mesh, rows, 8))
+        found = jax.jit(gradient)(placed, placing.place_batch(mesh, TokenBatch, rows, 8))
     np.testing.assert_allclose(found[0], expected[0], rtol=2e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), jax.device_get(found[1]), expected[1])
 

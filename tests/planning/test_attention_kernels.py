@@ -12,7 +12,6 @@ import pytest
 from jax.experimental import topologies
 
 from llama_jax.core import sharding
-from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.model.attention.choice import attention
@@ -167,7 +166,7 @@ def test_in_a_scanned_layer_a_policy_keeps_what_the_kernel_made(implementation, 
     with jax.set_mesh(mesh):
 
         def loss(params, ids):
-            return jnp.sum(model.hidden(params, TokenBatch(ids, None, None, ids, ids, None)).astype(jnp.float32))
+            return jnp.sum(model.hidden(params, ids, ids, ids).astype(jnp.float32))
 
         program = compile_without_devices(jax.jit(jax.grad(loss)).lower(params, ids))
     forward, again, backward = 1, remat == "full", 2

@@ -30,7 +30,7 @@ def test_the_gain_is_a_ratio_of_sums_with_the_error_of_one() -> None:
 def test_losses_of_rows_are_those_of_the_full_logits(packed_batch) -> None:
     params = MODEL.init(jax.random.key(0))
     batch = packed_batch(4, 96, 512)
-    logits = MODEL.unembed(MODEL.head(params), MODEL.hidden(params, batch))
+    logits = MODEL.unembed(MODEL.head(params), MODEL.hidden(params, batch.tokens, batch.positions, batch.segment_ids))
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.targets[..., None], axis=-1)[..., 0]
     expected = -(logprobs * batch.loss_weights).sum(axis=1)
     np.testing.assert_allclose(row_losses(MODEL, params, batch), expected, rtol=1e-5)

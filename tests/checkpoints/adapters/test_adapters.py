@@ -21,7 +21,6 @@ from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import tensors_of
 from llama_jax.checkpoints.opening import OpenParams, open_params
 from llama_jax.core import tree
-from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
@@ -47,13 +46,10 @@ def opened(path: Path, adapters: tuple[Path, ...] = (), devices: int = 1, **argu
 def computed(found: OpenParams, adapter_ids: list[int] | None = None) -> np.ndarray:
     """Logits of TOKENS."""
     model = found.model
-    ones = jnp.ones(TOKENS.shape, jnp.int32)
-    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    batch = TokenBatch(jnp.asarray(TOKENS), ones, ones.astype(jnp.float32), ones, positions, jnp.float32(1))
     ids = None if adapter_ids is None else jnp.asarray(adapter_ids, jnp.int32)
     mesh = jax.tree.leaves(found.params)[0].sharding.mesh
     with jax.set_mesh(mesh):
-        hidden = jax.jit(model.hidden)(found.params, batch, None, ids)
+        hidden = jax.jit(model.hidden)(found.params, jnp.asarray(TOKENS), adapter_ids=ids)
         return np.asarray(model.unembed(model.head(found.params), hidden)[..., : model.config.vocab_size])
 
 

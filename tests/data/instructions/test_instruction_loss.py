@@ -85,8 +85,8 @@ def test_an_example_in_a_packed_row_sees_no_other(model, params, batches):
     def losses(rows):
         # Token i is given row i of a table of its own, so that the gradient tells positions apart.
         own = params | {"embedding": {"table": table.at[:length].set(rows)}}
-        numbered = one.replace(tokens=jnp.arange(length)[None], targets=jnp.zeros_like(one.targets))
-        logits = model.unembed(model.head(params), model.hidden(own, numbered))[0]
+        hidden = model.hidden(own, jnp.arange(length)[None], one.positions, one.segment_ids)
+        logits = model.unembed(model.head(params), hidden)[0]
         nats = -jax.nn.log_softmax(logits)[:, 0] * one.loss_weights[0]
         return jax.ops.segment_sum(nats, segments, count + 1)
 
