@@ -20,9 +20,10 @@ from llama_jax.config import PreviewConfig, PreviewInstructionsConfig
 from llama_jax.core.errors import UserError
 from llama_jax.data.instructions.inspection import examples_report, first_rows, report_lines
 from llama_jax.data.rows.inspection import Lengths, RowStatistics, Segment, measure_lengths, segments_of
-from llama_jax.data.rows.loader import Loader, State, streams_of_batch
+from llama_jax.data.rows.loader import Loader, streams_of_batch
 from llama_jax.data.rows.mixture import Mixture, open_mixture
 from llama_jax.data.rows.packing import Row
+from llama_jax.data.rows.positions import RowsPosition
 from llama_jax.data.rows.progress import Progress, progress
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.supervised.fine_tuning import open_examples
@@ -118,11 +119,11 @@ def _read(
     sources = _sources(config, mixture)
     examples: list[tuple[str, Row]] = []
     statistics = RowStatistics()
-    state: State = {"streams": {}}
+    position = RowsPosition()
     loader.start()
     try:
         while statistics.rows < wanted:
-            rows, state = next(loader)
+            rows, position = next(loader)
             names = next(sources)
             for number in range(len(rows["tokens"])):
                 row = {name: array[number] for name, array in rows.items()}
@@ -131,7 +132,7 @@ def _read(
                     examples.append((names[number], row))
     finally:
         loader.close()
-    return examples, statistics, progress(state["streams"], mixture)
+    return examples, statistics, progress(position.streams, mixture)
 
 
 def _sources(config: PreviewConfig, mixture: Mixture) -> Iterator[list[str]]:

@@ -14,8 +14,9 @@ import tensorflow_datasets as tfds
 from test_restart import wait_for_steps
 
 from llama_jax.data.config import DataConfig
-from llama_jax.data.rows.loader import Loader, merge_states
+from llama_jax.data.rows.loader import Loader
 from llama_jax.data.rows.mixture import open_mixture
+from llama_jax.data.rows.positions import merge_positions
 from llama_jax.data.rows.progress import progress
 from llama_jax.data.tokenizers import load_tokenizer
 
@@ -90,7 +91,7 @@ def read(sources, tokenizer, workers: int, processes: int):
         finally:
             loader.close()
     rows = np.concatenate([part[0]["tokens"] for parts in zip(*shares, strict=True) for part in parts])
-    return rows, merge_states([share[-1][1] for share in shares])["streams"]
+    return rows, merge_positions([share[-1][1] for share in shares]).streams
 
 
 def test_each_of_five_formats_has_its_share_whoever_reads(sources, small_run):

@@ -119,6 +119,6 @@ def test_a_reader_process_that_dies_ends_the_run_with_one_line(small_run, files,
         result = command_runs.ended(process, output, timeout=60)
     assert result.code == 1
     assert result.errors == (
-        "error: data.workers: reader process 0 of 1 was killed by signal 9; the same command goes on from the last "
-        "checkpoint\n"
+        "error: data.workers: reader process 0 of 1 was killed by signal 9; run the same command to resume "
+        "from the last checkpoint\n"
     )

@@ -17,8 +17,8 @@ def first_rows(loader: ExampleLoader, count: int) -> list[Row]:
     No more than those of the first epoch."""
     rows: list[Row] = []
     try:
-        for batch, state in loader.start():
-            if state["epoch"] or len(rows) >= count:
+        for batch, position in loader.start():
+            if position.epoch or len(rows) >= count:
                 break
             made = [{name: array[number] for name, array in batch.items()} for number in range(len(batch["tokens"]))]
             rows += [row for row in made if row["segment_ids"].any()]

@@ -3,23 +3,25 @@
 Every process knows all rows, so any number of them reads the same batches, and a run may go on with another number.
 Knows nothing of devices."""
 
+import dataclasses
 import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.data.config import InstructionDataConfig
 from llama_jax.data.instructions.examples import Examples, InstructionData
 from llama_jax.data.instructions.records import Turn
 from llama_jax.data.instructions.rows import ROWS_VERSION, Planner, padded_length, row_of
 from llama_jax.data.instructions.templates import Layout
-from llama_jax.data.rows.loader import State
-from llama_jax.data.rows.prefetching import Ahead
-from llama_jax.data.rows.streams import Batch
+from llama_jax.data.rows.prefetching import Prefetcher
+from llama_jax.data.rows.streams import Rows
 from llama_jax.data.tokenizers import Tokenizer
 
 
@@ -34,11 +36,36 @@ class Prompt(NamedTuple):
     """The answer in the data."""
 
 
+@dataclass(frozen=True)
+class ExamplesPosition:
+    """Where the examples stand between two batches. Checkpoints keep it as JSON, so the names must not change."""
+
+    step: int = 0
+    """Batches given."""
+    row: int = 0
+    """Rows of these batches, those of all processes."""
+    tokens: int = 0
+    """Places for tokens in these rows."""
+    epoch: int = 0
+    """Epoch that the last of these rows is of."""
+    epoch_rows: int = 0
+    """Rows of this epoch that were given."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "ExamplesPosition":
+        """The position that `to_json` gave."""
+        return cls(**record)
+
+
 class ExampleLoader:
     """Batches of instructions and answers, prepared ahead by a thread.
 
     ```
-    for rows, state in loader.start(state): ...
+    for rows, position in loader.start(position): ...
     ```
 
     No batch has examples of two epochs: the last of an epoch is filled up with rows of padding.
@@ -61,8 +88,8 @@ class ExampleLoader:
     layout: Layout
     """The template."""
     fingerprint: str
-    """SHA-256 in hexadecimal of all that decides the order of rows, but for batch sizes. Only a state that was recorded
-    under the same fingerprint may be given to `start`."""
+    """SHA-256 in hexadecimal of all that decides the order of rows, but for batch sizes. Only a position that was
+    recorded under the same fingerprint may be given to `start`."""
 
     def __init__(
         self,
@@ -80,63 +107,66 @@ class ExampleLoader:
         self._batch_size_at = batch_size_at
         self._rows_of = range if rows_of is None else rows_of
         self._planner = Planner(self.data.training, self.data.shares, config, seed, batch_size_at(0))
-        self._ahead: Ahead[tuple[Batch, State]] | None = None
+        self._prefetcher: Prefetcher[tuple[Rows, ExamplesPosition]] | None = None
         self.fingerprint = _fingerprint(self.data, config, tokenizer, seed)
 
     def description(self) -> list[str]:
         """Lines that say what there is to learn, and what could not be used."""
         return self.data.description()
 
-    def start(self, state: State | None = None) -> "ExampleLoader":
-        """Begin after the batch that `state` was given with; at the first batch when it is None.
+    def start(self, position: ExamplesPosition | None = None) -> "ExampleLoader":
+        """Begin after the batch that `position` was given with; at the first batch when it is None.
 
         Returns:
-            The loader itself, an endless iterator of `(rows, state)`: this process's rows, arrays [local rows, T], and
-            the state after this batch, the same on all processes. A state is a snapshot that later batches do not
-            change: `step`, batches given; `row` and `tokens`, rows of the global batches before and the places for
-            tokens in them; `epoch`, and how many rows of it have been given.
+            The loader itself, an endless iterator of `(rows, position)`: this process's rows, arrays [local rows, T],
+            and the position after this batch, the same on all processes.
         """
         self.close()
-        self._ahead = Ahead(self._batches(state), self._config.prefetch_batches)
+        batches = self._batches(position or ExamplesPosition())
+        self._prefetcher = Prefetcher(batches, self._config.prefetch_batches)
         return self
 
-    def __iter__(self) -> Iterator[tuple[Batch, State]]:
+    def __iter__(self) -> Iterator[tuple[Rows, ExamplesPosition]]:
         return self
 
-    def __next__(self) -> tuple[Batch, State]:
+    def __next__(self) -> tuple[Rows, ExamplesPosition]:
         """The next batch."""
-        if self._ahead is None:
+        if self._prefetcher is None:
             raise RuntimeError("the loader gives batches between start() and close()")
-        return next(self._ahead)
+        return next(self._prefetcher)
 
     def close(self) -> None:
         """Stop the thread. `start` may be called again."""
-        if self._ahead is not None:
-            self._ahead.stop()
-            self._ahead.join()
-        self._ahead = None
+        if self._prefetcher is not None:
+            self._prefetcher.stop()
+            self._prefetcher.join()
+        self._prefetcher = None
 
-    def merged(self, states: Sequence[State]) -> State:
-        """The state that all processes of a run recorded after the same batch.
+    def position_of(self, records: Sequence[Mapping[str, Any]]) -> ExamplesPosition:
+        """The position that all processes of a run recorded after the same batch.
 
         Raises:
             ValueError: they are of different batches.
         """
-        if any(state != states[0] for state in states):
-            raise ValueError(f"states of different batches cannot be merged: {list(states)}")
-        return states[0]
+        if any(record != records[0] for record in records):
+            raise ValueError(f"positions after different batches cannot be merged: {list(records)}")
+        return ExamplesPosition.from_json(records[0])
 
-    def progress_record(self, state: State) -> dict[str, Any]:
+    def tokens_before(self, position: ExamplesPosition) -> int:
+        """Tokens in the global batches before a position, those of padding among them."""
+        return position.tokens
+
+    def progress_record(self, position: ExamplesPosition) -> MetricsRecord:
         """Epochs of each source, and what was dropped or cut when the examples were read."""
         planner, sources = self._planner, self.data.training.sources
-        given = planner.examples_before(state["epoch"])
-        if state["epoch_rows"]:
-            plan = planner.plan(state["epoch"])
-            begun = plan.examples[: int(plan.starts[state["epoch_rows"]])]
+        given = planner.examples_before(position.epoch)
+        if position.epoch_rows:
+            plan = planner.plan(position.epoch)
+            begun = plan.examples[: int(plan.starts[position.epoch_rows])]
             given = given + np.bincount(planner.source_of(begun), minlength=len(given))
         epochs = (given / np.diff(sources)).tolist()
         names = [counts.name for counts in self.data.counts]
-        record: dict[str, Any] = {"epochs": dict(zip(names, epochs, strict=False))}
+        record: MetricsRecord = {"epochs": dict(zip(names, epochs, strict=False))}
         dropped = sum((counts.dropped for counts in self.data.counts), Counter())
         truncated = sum(counts.truncated for counts in self.data.counts)
         record |= {"dropped_records": dict(sorted(dropped.items()))} if dropped else {}
@@ -150,7 +180,7 @@ class ExampleLoader:
             steps += math.ceil((epochs - whole) * -(-len(self._planner.plan(whole)) // batch_size))
         return max(1, steps)
 
-    def validation_batches(self, batch_size: int) -> Iterator[Batch]:
+    def validation_batches(self, batch_size: int) -> Iterator[Rows]:
         """All held-out examples once, in their order, one a row: whole global batches, arrays [batch_size, T]. Rows
         missing in the last batch are padding throughout (`segment_ids` and `loss_weights` 0)."""
         config, examples = self._config, self.data.validation
@@ -173,9 +203,8 @@ class ExampleLoader:
             found.append(Prompt(text, self.layout.prompt_ids(conversation), answer))
         return found
 
-    def _batches(self, state: State | None) -> Iterator[tuple[Batch, State]]:
-        state = state or {"step": 0, "row": 0, "tokens": 0, "epoch": 0, "epoch_rows": 0}
-        step, row, tokens, epoch, given = (state[name] for name in ("step", "row", "tokens", "epoch", "epoch_rows"))
+    def _batches(self, position: ExamplesPosition) -> Iterator[tuple[Rows, ExamplesPosition]]:
+        step, row, tokens, epoch, given = dataclasses.astuple(position)
         plan = self._planner.plan(epoch)
         while True:
             if given == len(plan):
@@ -188,11 +217,10 @@ class ExampleLoader:
                 length = padded_length(self.data.training, rows, self._config)
             wanted = [rows[place] if place < len(rows) else None for place in self._rows_of(size)]
             step, row, given, tokens = step + 1, row + size, given + len(rows), tokens + size * length
-            after = {"step": step, "row": row, "tokens": tokens, "epoch": epoch, "epoch_rows": given}
-            yield _stacked(self.data.training, wanted, length), after
+            yield _stacked(self.data.training, wanted, length), ExamplesPosition(step, row, tokens, epoch, given)
 
 
-def _stacked(examples: Examples, rows: Sequence[np.ndarray | None], length: int) -> Batch:
+def _stacked(examples: Examples, rows: Sequence[np.ndarray | None], length: int) -> Rows:
     """Rows of a batch; None is one of padding."""
     made = [row_of(examples, [] if row is None else row.tolist(), length) for row in rows]
     return {name: np.stack([row[name] for row in made]) for name in made[0]}

@@ -12,23 +12,22 @@ from llama_jax.core.arrays import Int
 from llama_jax.core.batches import TokenBatch
 from llama_jax.data.config import InstructionDataConfig
 from llama_jax.data.instructions.examples import Examples
-from llama_jax.data.rows.ledger import mixed
-from llama_jax.data.rows.packing import Row, lay
+from llama_jax.data.rows.ledger import GOLDEN_RATIO, mixed
+from llama_jax.data.rows.packing import Row, write_segment
 
 ROWS_VERSION = 1
 """Part of the pipeline's fingerprint: raise it when the same examples come to give other rows."""
 
-_PACKED_TOGETHER = 8192
+_PACKING_CHUNK = 8192
 """Examples among which those that share a row are chosen."""
-_GROUPED_TOGETHER = 50
+_GROUPING_CHUNK = 50
 """Batches whose examples are sorted by length; as in Hugging Face's LengthGroupedSampler."""
-_GOLDEN_RATIO = 0x9E3779B97F4A7C15
 _ORDER, _ROWS = 0, 1
 """What a generator is seeded for."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class EpochPlan:
     """The rows of an epoch."""
 
     examples: Int[np.ndarray, "examples"]
@@ -48,7 +47,7 @@ class Planner:
     """Plans the epochs of a run.
 
     An epoch of one source is each of its examples once. With several, it is as many examples as there are of all
-    sources, each source giving its share; each goes on where it was left, with epochs of its own.
+    sources, each source giving its share; each continues where it was left, with epochs of its own.
 
     Args:
         examples: What is planned.
@@ -65,7 +64,7 @@ class Planner:
         self._lengths = examples.lengths
         self._bounds = np.array([int(bound * 2**64) for bound in np.cumsum(shares)[:-1]], np.uint64)
 
-    def plan(self, epoch: int) -> Plan:
+    def plan(self, epoch: int) -> EpochPlan:
         """The rows of an epoch, counted from 0."""
         order = self._order(epoch)
         generator = np.random.RandomState([self._seed, _ROWS, epoch])
@@ -73,7 +72,7 @@ class Planner:
             return _shuffled(packed(order, self._lengths, self._config.sequence_length), generator)
         if self._config.group_by_length:
             order = _grouped(order, self._lengths, self._batch_size, generator, longest_first=epoch == 0)
-        return Plan(order, np.arange(len(order) + 1))
+        return EpochPlan(order, np.arange(len(order) + 1))
 
     def examples_before(self, epoch: int) -> Int[np.ndarray, "sources"]:
         """Examples that each source has given before an epoch."""
@@ -107,20 +106,20 @@ class Planner:
         """Number of the source that gives the example at each place of the run, as `Mixture.source_of` chooses."""
         if not len(self._bounds):
             return np.zeros(stop - start, np.int64)
-        places = np.arange(start, stop, dtype=np.uint64) * np.uint64(_GOLDEN_RATIO) + np.uint64(mixed(self._seed))
+        places = np.arange(start, stop, dtype=np.uint64) * np.uint64(GOLDEN_RATIO) + np.uint64(mixed(self._seed))
         return np.searchsorted(self._bounds, places, side="right")
 
 
-def packed(order: Int[np.ndarray, "examples"], lengths: Int[np.ndarray, "all"], row_length: int) -> Plan:
+def packed(order: Int[np.ndarray, "examples"], lengths: Int[np.ndarray, "all"], row_length: int) -> EpochPlan:
     """Whole examples laid into rows, the longest first, each into the row that it leaves the least room in (best-fit
     decreasing, Johnson 1973), among a few thousand at a time."""
     rows: list[list[int]] = []
-    for start in range(0, len(order), _PACKED_TOGETHER):
-        together = order[start : start + _PACKED_TOGETHER]
+    for start in range(0, len(order), _PACKING_CHUNK):
+        together = order[start : start + _PACKING_CHUNK]
         together = together[np.argsort(-lengths[together], kind="stable")]
         rows += _best_fit(together.tolist(), lengths[together].tolist(), row_length)
     counts = [len(row) for row in rows]
-    return Plan(
+    return EpochPlan(
         np.array([example for row in rows for example in row], np.int64), np.concatenate([[0], np.cumsum(counts)])
     )
 
@@ -148,9 +147,9 @@ def _best_fit(examples: Sequence[int], lengths: Sequence[int], row_length: int) 
     return rows
 
 
-def _shuffled(plan: Plan, generator: np.random.RandomState) -> Plan:
+def _shuffled(plan: EpochPlan, generator: np.random.RandomState) -> EpochPlan:
     rows = [plan[row] for row in generator.permutation(len(plan)).tolist()]
-    return Plan(np.concatenate(rows), np.concatenate([[0], np.cumsum([len(row) for row in rows])]))
+    return EpochPlan(np.concatenate(rows), np.concatenate([[0], np.cumsum([len(row) for row in rows])]))
 
 
 def _grouped(
@@ -168,8 +167,8 @@ def _grouped(
     """
     whole = len(order) // batch_size * batch_size
     batches: list[np.ndarray] = []
-    for start in range(0, whole, _GROUPED_TOGETHER * batch_size):
-        together = order[start : min(start + _GROUPED_TOGETHER * batch_size, whole)]
+    for start in range(0, whole, _GROUPING_CHUNK * batch_size):
+        together = order[start : min(start + _GROUPING_CHUNK * batch_size, whole)]
         together = together[np.argsort(-lengths[together], kind="stable")]
         batches += np.split(together, range(batch_size, len(together), batch_size))
     batches = [batches[number] for number in generator.permutation(len(batches))]
@@ -186,7 +185,7 @@ def row_of(examples: Examples, numbers: Sequence[int], row_length: int) -> Row:
     for segment, number in enumerate(numbers, 1):
         ids, bears_loss = examples[number]
         pairs = len(ids) - 1
-        lay(row, filled, segment, ids)
+        write_segment(row, filled, segment, ids)
         row["loss_weights"][filled : filled + pairs] = bears_loss[1:]
         filled += pairs
     return row

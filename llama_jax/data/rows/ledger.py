@@ -8,6 +8,9 @@ import functools
 
 import numpy as np
 
+GOLDEN_RATIO = 0x9E3779B97F4A7C15
+"""Its fraction times 2^64. Multiples of it modulo 1 spread more evenly than those of any other number."""
+
 _MASK = 2**64 - 1
 _TABLE_PAIRS = 2**18
 """Pairs whose running sums are kept (2 MB); only longer documents are summed pair by pair."""
@@ -27,14 +30,14 @@ def entered(ledger: int, document: int, start: int, stop: int) -> int:
 
 def mixed(number: int) -> int:
     """64 bits that look random (splitmix64, Steele et al. 2014)."""
-    number = (number + 0x9E3779B97F4A7C15) & _MASK
+    number = (number + GOLDEN_RATIO) & _MASK
     number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & _MASK
     return number ^ (number >> 31)
 
 
 def _mixed_range(start: int, stop: int) -> np.ndarray:
-    numbers = np.arange(start, stop, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    numbers = np.arange(start, stop, dtype=np.uint64) + np.uint64(GOLDEN_RATIO)
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))

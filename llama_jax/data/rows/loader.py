@@ -1,33 +1,32 @@
 """Rows to batches: which stream gives each row of the global batch, this process's share of it, and the exact position.
 
 The order of rows depends on the mixture and the number of streams only: any number of processes reads the same batches,
-and a run may go on with another number of them. Knows nothing of devices.
+and a run may be resumed with another number of them. Knows nothing of devices.
 """
 
+import dataclasses
 import hashlib
 import json
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llama_jax.core.arrays import Int
 from llama_jax.core.errors import UserError
+from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.mixture import Mixture
 from llama_jax.data.rows.packing import PACKING_VERSION, Row, validation_rows
-from llama_jax.data.rows.prefetching import Ahead
+from llama_jax.data.rows.positions import RowsPosition, StreamPositions, merge_positions
+from llama_jax.data.rows.prefetching import Prefetcher
 from llama_jax.data.rows.progress import check_dropped, dropped_in, progress
-from llama_jax.data.rows.streams import NOTES, Batch, Part, Pipeline, Share, Streams
+from llama_jax.data.rows.streams import NOTES, BatchPart, Pipeline, Rows, Share, Streams
 from llama_jax.data.rows.workers import StreamProcesses
 from llama_jax.data.sources.documents import Documents, in_order
 from llama_jax.data.tokenizers import Tokenizer
-
-State: TypeAlias = dict[str, Any]
-"""Position between two batches, as JSON values: `step`, batches given; `row`, rows of the global batches before; and
-`streams`, by number of the stream its record: see `streams.Records`."""
 
 
 def streams_of_batch(first_row: int, batch_size: int, streams: int) -> Int[np.ndarray, "B"]:
@@ -53,42 +52,21 @@ def streams_of_batch(first_row: int, batch_size: int, streams: int) -> Int[np.nd
     return (first_row + rows) % streams if batch_size <= streams else rows // (batch_size // streams)
 
 
-def merge_states(states: Sequence[State]) -> State:
-    """One state from those that the processes of a run recorded after the same batch.
-
-    Raises:
-        ValueError: the states are of different batches, or differ about a stream.
-    """
-    if len({(state["step"], state["row"]) for state in states}) != 1:
-        places = [(state["step"], state["row"]) for state in states]
-        raise ValueError(f"states of different batches cannot be merged: (step, row) are {places}")
-    streams: dict[str, Any] = {}
-    for state in states:
-        for stream, record in state["streams"].items():
-            known = streams.setdefault(stream, record)
-            # A process that has handed a stream on, when the batch grew, still records where it left it.
-            if record["rows"] > known["rows"]:
-                streams[stream] = record
-            elif record["rows"] == known["rows"] and record != known:
-                raise ValueError(f"two processes read stream {stream} differently; their documents are not the same")
-    return {"step": states[0]["step"], "row": states[0]["row"], "streams": streams}
-
-
-def _own_part(state: State, streams: int) -> State:
-    """A state without the streams that other processes have read on since it was recorded there."""
+def _own_part(position: RowsPosition, streams: int) -> RowsPosition:
+    """A position without the streams that other processes have read on since it was recorded there."""
     own = {
-        stream: record
-        for stream, record in state["streams"].items()
-        if record["rows"] == _rows_given(int(stream), state["row"], streams)
+        number: stream
+        for number, stream in position.streams.items()
+        if stream.rows == _rows_given(number, position.row, streams)
     }
-    return {**state, "streams": own}
+    return dataclasses.replace(position, streams=own)
 
 
 class Loader:
     """Training batches, prepared ahead by a thread, or by processes where `config.workers` asks for them.
 
     ```
-    for rows, state in loader.start(state): ...
+    for rows, position in loader.start(position): ...
     ```
 
     Args:
@@ -109,8 +87,8 @@ class Loader:
     """
 
     fingerprint: str
-    """SHA-256 in hexadecimal of all that decides the order of rows, but for batch sizes. Only a state that was recorded
-    under the same fingerprint may be given to `start`."""
+    """SHA-256 in hexadecimal of all that decides the order of rows, but for batch sizes. Only a position that was
+    recorded under the same fingerprint may be given to `start`."""
 
     def __init__(
         self,
@@ -131,68 +109,74 @@ class Loader:
         self._say = say
         self._said = 0
         self._readers: _InThread | StreamProcesses | None = None
-        self._ahead: Ahead[tuple[Batch, State, list[str]]] | None = None
+        self._prefetcher: Prefetcher[tuple[Rows, RowsPosition, list[str]]] | None = None
         self.fingerprint = _fingerprint(self._pipeline)
         streams_of_batch(0, batch_size_at(0), config.streams)
 
-    def start(self, state: State | None = None) -> "Loader":
-        """Begin after the batch that `state` was given with (or merged from); at the first batch when it is None.
+    def start(self, position: RowsPosition | None = None) -> "Loader":
+        """Begin after the batch that `position` was given with (or merged from); at the first batch when it is None.
 
         Returns:
-            The loader itself, an endless iterator of `(rows, state)`: this process's rows, arrays [local rows, T], and
-            the state after this batch. A state is a snapshot that later batches do not change.
+            The loader itself, an endless iterator of `(rows, position)`: this process's rows, arrays [local rows, T],
+            and the position after this batch.
         """
         self.close()
         self._readers = StreamProcesses(self._config.workers) if self._config.workers else _InThread()
-        self._ahead = Ahead(self._batches(state, self._readers), self._config.prefetch_batches)
+        batches = self._batches(position or RowsPosition(), self._readers)
+        self._prefetcher = Prefetcher(batches, self._config.prefetch_batches)
         return self
 
-    def __iter__(self) -> Iterator[tuple[Batch, State]]:
+    def __iter__(self) -> Iterator[tuple[Rows, RowsPosition]]:
         return self
 
-    def __next__(self) -> tuple[Batch, State]:
+    def __next__(self) -> tuple[Rows, RowsPosition]:
         """The next batch; raises what preparing it raised.
 
         Raises:
             UserError: too many documents cannot be used, or any where `bad_records` says so.
             CannotGoOnError: a reader process died.
         """
-        if self._ahead is None:
+        if self._prefetcher is None:
             raise RuntimeError("the loader gives batches between start() and close()")
-        rows, state, notes = next(self._ahead)
+        rows, position, notes = next(self._prefetcher)
         for note in notes[: NOTES - self._said]:
             self._said += 1
             more = "; further ones are only counted (dropped_records in the metrics)" * (self._said == NOTES)
             self._say(f"bad record skipped: {note}{more}")
-        return rows, state
+        return rows, position
 
-    def merged(self, states: Sequence[State]) -> State:
-        """One state from those that all processes recorded after the same batch; see `merge_states`."""
-        return merge_states([_own_part(state, self._config.streams) for state in states])
+    def position_of(self, records: Sequence[Mapping[str, Any]]) -> RowsPosition:
+        """One position from those that all processes recorded after the same batch; see `merge_positions`."""
+        positions = [_own_part(RowsPosition.from_json(record), self._config.streams) for record in records]
+        return merge_positions(positions)
 
-    def progress_record(self, state: State) -> dict[str, Any]:
-        """What a merged state tells of: `epochs` of each source and, if there were any, `dropped_records` by reason."""
-        told = progress(state["streams"], self._pipeline.mixture)
-        dropped = sum((source.dropped for source in told.values()), Counter())
-        epochs = {name: source.epochs for name, source in told.items()}
+    def tokens_before(self, position: RowsPosition) -> int:
+        """Tokens in the global batches before a position, those of padding among them."""
+        return position.row * self._config.sequence_length
+
+    def progress_record(self, position: RowsPosition) -> MetricsRecord:
+        """What a position, of all processes, tells: `epochs` of each source and, if there were any, `dropped_records`
+        by reason."""
+        read = progress(position.streams, self._pipeline.mixture)
+        dropped = sum((source.dropped for source in read.values()), Counter())
+        epochs = {name: source.epochs for name, source in read.items()}
         return {"epochs": epochs} | ({"dropped_records": dict(sorted(dropped.items()))} if dropped else {})
 
     def close(self) -> None:
         """Stop the thread and the processes. `start` may be called again."""
-        if self._ahead is not None and self._readers is not None:
-            self._ahead.stop()
+        if self._prefetcher is not None and self._readers is not None:
+            self._prefetcher.stop()
             self._readers.close()
-            self._ahead.join()
-        self._ahead = self._readers = None
+            self._prefetcher.join()
+        self._prefetcher = self._readers = None
 
     def _batches(
-        self, state: State | None, readers: "_InThread | StreamProcesses"
-    ) -> Iterator[tuple[Batch, State, list[str]]]:
-        state = state or {"step": 0, "row": 0, "streams": {}}
-        records = dict(state["streams"])
-        readers.begin(self._pipeline, records)
-        plans = self._plans(state["step"], state["row"])
-        asked: deque[tuple[_Plan, list[list[int]]]] = deque()
+        self, position: RowsPosition, readers: "_InThread | StreamProcesses"
+    ) -> Iterator[tuple[Rows, RowsPosition, list[str]]]:
+        streams = dict(position.streams)
+        readers.begin(self._pipeline, streams)
+        plans = self._plans(position.step, position.row)
+        asked: deque[tuple[_BatchPlan, list[list[int]]]] = deque()
         while True:
             # With processes, one question is always waiting: they work while this thread puts a batch together.
             while len(asked) <= bool(self._config.workers):
@@ -201,13 +185,13 @@ class Loader:
             plan, places = asked.popleft()
             parts = readers.answer()
             for part in parts:
-                records.update(part.records)
-            if any(dropped_in(part.records) for part in parts):
-                check_dropped(records, self._pipeline.mixture, self._config.max_bad_fraction)
-            after = {"step": plan.step + 1, "row": plan.first_row + plan.size, "streams": dict(records)}
+                streams.update(part.streams)
+            if any(dropped_in(part.streams) for part in parts):
+                check_dropped(streams, self._pipeline.mixture, self._config.max_bad_fraction)
+            after = RowsPosition(plan.step + 1, plan.first_row + plan.size, dict(streams))
             yield _assembled(plan, places, parts), after, [note for part in parts for note in part.notes]
 
-    def _plans(self, step: int, first_row: int) -> Iterator["_Plan"]:
+    def _plans(self, step: int, first_row: int) -> Iterator["_BatchPlan"]:
         while True:
             size = self._batch_size_at(step)
             streams = streams_of_batch(first_row, size, self._config.streams)
@@ -217,11 +201,11 @@ class Loader:
                 Share(stream, _rows_given(stream, first_row, self._config.streams), int((streams == stream).sum()))
                 for stream in sorted({int(streams[row]) for row in local_rows})
             ]
-            yield _Plan(step, first_row, size, streams, local_rows, shares)
+            yield _BatchPlan(step, first_row, size, streams, local_rows, shares)
             step, first_row = step + 1, first_row + size
 
 
-class _Plan(NamedTuple):
+class _BatchPlan(NamedTuple):
     """What a batch is made of."""
 
     step: int
@@ -235,21 +219,21 @@ class _Plan(NamedTuple):
 class _InThread:
     """Reads in the thread that asks; otherwise like `StreamProcesses`."""
 
-    def begin(self, pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> None:
-        self._streams = Streams(pipeline, records)
+    def begin(self, pipeline: Pipeline, positions: StreamPositions) -> None:
+        self._streams = Streams(pipeline, positions)
 
     def ask(self, shares: Sequence[Share]) -> list[list[int]]:
         self._shares = shares
         return [list(range(len(shares)))]
 
-    def answer(self) -> list[Part]:
+    def answer(self) -> list[BatchPart]:
         return [self._streams.read(self._shares)]
 
     def close(self) -> None:
         pass
 
 
-def _assembled(plan: _Plan, places: list[list[int]], parts: list[Part]) -> Batch:
+def _assembled(plan: _BatchPlan, places: list[list[int]], parts: list[BatchPart]) -> Rows:
     """The local rows of a batch, in their order."""
     found: dict[int, tuple[int, int]] = {}
     for number, mine in enumerate(places):
@@ -281,7 +265,7 @@ def _fingerprint(pipeline: Pipeline) -> str:
 
 def validation_batches(
     documents: Documents, tokenizer: Tokenizer, config: DataConfig, batch_size: int
-) -> Iterator[Batch]:
+) -> Iterator[Rows]:
     """All held-out documents once, each token a target once, arrays [batch_size, T]. Rows missing in the last batch are
     padding throughout (`segment_ids` and `loss_weights` 0)."""
     rows: list[Row] = []

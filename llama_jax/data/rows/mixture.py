@@ -14,13 +14,10 @@ from etils import epath
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import DataConfig
-from llama_jax.data.rows.ledger import mixed
+from llama_jax.data.rows.ledger import GOLDEN_RATIO, mixed
 from llama_jax.data.sources.documents import Documents, JoinedDocuments, hold_out, in_order
 from llama_jax.data.sources.opening import open_source
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer
-
-_GOLDEN_RATIO = 0x9E3779B97F4A7C15
-"""Its fraction times 2^64. Multiples of it modulo 1 spread more evenly than those of any other number."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Mixture:
             row: Number of the row in the run: that of its stream plus `streams` times its number there.
             seed: Seed of the run.
         """
-        return bisect.bisect_right(self._bounds, (row * _GOLDEN_RATIO + mixed(seed)) % 2**64)
+        return bisect.bisect_right(self._bounds, (row * GOLDEN_RATIO + mixed(seed)) % 2**64)
 
     def hold_out(self, fraction: float) -> tuple["Mixture", Documents]:
         """(what is trained on, what is held out of each source, one source after the other).

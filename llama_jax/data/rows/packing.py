@@ -7,8 +7,7 @@ Positions start again from 0 in each row, also where it opens in the middle of a
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,48 +15,22 @@ from llama_jax.core.arrays import Int
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.errors import UserError
 from llama_jax.data.rows.ledger import entered
+from llama_jax.data.rows.positions import SourcePosition
 from llama_jax.data.sources.documents import BadRecordError, Documents, in_order
 from llama_jax.data.tokenizers import Tokenizer
 
 PACKING_VERSION = 2
 """Part of the pipeline's fingerprint: raise it when the same documents come to give other rows."""
 
-_DRAWN_TOGETHER = 4096
+_DRAW_CHUNK = 4096
 """Documents: epochs smaller than this are ordered several at once, to seed a generator less often."""
 _ORDERS_KEPT = 3
 """Blocks of epochs in memory: the streams of a source are not all in the same one."""
-_HOPELESS = 10_000
+_MAX_CONSECUTIVE_BAD = 10_000
 """Documents one after another that cannot be used, after which a row is given up."""
 
 Row: TypeAlias = dict[str, np.ndarray]
 OnBad: TypeAlias = Callable[[BadRecordError], None]
-
-
-@dataclass
-class Position:
-    """Where the rows of one source in one stream stand."""
-
-    documents: int = 0
-    """Documents begun, those that could not be used among them."""
-    offset: int = 0
-    """Token pairs used of the document begun last; 0: nothing of it is left."""
-    rows: int = 0
-    """Rows given."""
-    ledger: int = 0
-    """See `ledger`: the sum over all token pairs in these rows."""
-    dropped: dict[str, int] = field(default_factory=dict)
-    """Documents that could not be used, by reason."""
-
-    def to_json(self) -> list[Any]:
-        """The fields in their order, without the last where nothing was dropped."""
-        numbers: list[Any] = [self.documents, self.offset, self.rows, self.ledger]
-        return [*numbers, dict(self.dropped)] if self.dropped else numbers
-
-    @classmethod
-    def from_json(cls, fields: list[Any]) -> "Position":
-        """The position that `to_json` gave."""
-        documents, offset, rows, ledger, *dropped = fields
-        return cls(documents, offset, rows, ledger, dict(dropped[0]) if dropped else {})
 
 
 class Epochs:
@@ -72,7 +45,7 @@ class Epochs:
     def __init__(self, count: int, seed: int, source: int = 0) -> None:
         self.count = count
         self._seed = [seed % 2**32, source]
-        self._epochs_together = max(1, _DRAWN_TOGETHER // count)
+        self._epochs_together = max(1, _DRAW_CHUNK // count)
         self._orders: dict[int, np.ndarray] = {}
 
     def __getitem__(self, place: int) -> int:
@@ -120,7 +93,7 @@ class PackedRows:
         self._epochs = epochs
         self._stream, self._streams = stream
         self._on_bad = on_bad
-        self._position = Position()
+        self._position = SourcePosition()
         self._number = -1
         self._ids: np.ndarray | None = None
         """Of the document under way, number `_number`; None at a start and between two documents."""
@@ -128,26 +101,26 @@ class PackedRows:
         """Documents read ahead, from place `_next_place` on."""
         self._pairs_seen, self._documents_seen = sequence_length, 1
 
-    def position(self) -> list[Any]:
-        """Where the rows stand, as JSON."""
-        return self._position.to_json()
+    def position(self) -> SourcePosition:
+        """Where the rows stand; a snapshot that later rows do not change."""
+        return self._position.copy()
 
-    def restore(self, position: list[Any]) -> None:
-        """Go on where `position` was recorded. The document that was under way is read again with the next row."""
-        self._position = Position.from_json(position)
+    def restore(self, position: SourcePosition) -> None:
+        """Continue where `position` was recorded. The document that was under way is read again with the next row."""
+        self._position = position.copy()
         self._ids = None
         self._at_hand.clear()
 
-    def wanted(self, rows: int) -> list[int]:
+    def lookahead(self, rows: int) -> list[int]:
         """Numbers of the documents that will make up so many more rows, by a guess, but for those at hand. To be read
-        together with those of other streams, and given to `hand`."""
+        together with those of other streams, and given to `supply`."""
         left = 0 if self._ids is None else len(self._ids) - 1 - self._position.offset
         count = -(-(rows * self._length - left) * self._documents_seen // self._pairs_seen)
         first = self._next_place
         return [self._epochs[self._place(place)] for place in range(first + len(self._at_hand), first + count)]
 
-    def hand(self, documents: Sequence[str | np.ndarray | BadRecordError]) -> None:
-        """Take the documents that were `wanted`."""
+    def supply(self, documents: Sequence[str | np.ndarray | BadRecordError]) -> None:
+        """Take the documents that `lookahead` named."""
         self._at_hand.extend(documents)
 
     def __iter__(self) -> Iterator[Row]:
@@ -166,7 +139,7 @@ class PackedRows:
             start = position.offset
             stop = min(start + self._length - filled, len(ids) - 1)
             segment += 1
-            lay(row, filled, segment, ids[start : stop + 1])
+            write_segment(row, filled, segment, ids[start : stop + 1])
             filled += stop - start
             position.ledger = entered(position.ledger, self._number, start, stop)
             position.offset = stop
@@ -174,20 +147,6 @@ class PackedRows:
                 self._ids, position.offset = None, 0
         position.rows += 1
         return row
-
-    def ledger_at(self, position: list[Any]) -> int:
-        """What the ledger of a position must be, from the documents alone. Reads all of them up to there."""
-        at = Position.from_json(position)
-        ledger = 0
-        for begun in range(1, at.documents + 1):
-            number = self._epochs[self._place(begun - 1)]
-            try:
-                pairs = len(token_ids(self._documents[number], self._tokenizer, number)) - 1
-            except BadRecordError:
-                continue
-            last = at.offset if begun == at.documents and at.offset else pairs
-            ledger = entered(ledger, number, 0, last)
-        return ledger
 
     @property
     def _next_place(self) -> int:
@@ -214,7 +173,7 @@ class PackedRows:
 
     def _read_next(self) -> Int[np.ndarray, "ids"]:
         position, last = self._position, "none"
-        for _ in range(_HOPELESS):
+        for _ in range(_MAX_CONSECUTIVE_BAD):
             try:
                 ids = self._read()
             except BadRecordError as error:
@@ -225,7 +184,9 @@ class PackedRows:
                 return ids
             finally:
                 position.documents += 1
-        raise UserError(f"data.source: {_HOPELESS} documents one after another cannot be used; the last: {last}")
+        raise UserError(
+            f"data.source: {_MAX_CONSECUTIVE_BAD} documents one after another cannot be used; the last: {last}"
+        )
 
     def _read_again(self) -> Int[np.ndarray, "ids"]:
         try:
@@ -246,7 +207,7 @@ def validation_rows(documents: Documents, tokenizer: Tokenizer, sequence_length:
         while start < len(ids) - 1:
             stop = min(start + sequence_length - filled, len(ids) - 1)
             segment += 1
-            lay(row, filled, segment, ids[start : stop + 1])
+            write_segment(row, filled, segment, ids[start : stop + 1])
             filled, start = filled + stop - start, stop
             if filled == sequence_length:
                 yield row
@@ -272,7 +233,7 @@ def token_ids(document: str | np.ndarray | BadRecordError, tokenizer: Tokenizer,
         try:
             return np.array(tokenizer.encode(document, bos=True, eos=True), np.int32)
         except UnicodeEncodeError as error:
-            message = f"holds half a surrogate pair at character {error.start}"
+            message = f"holds an unpaired surrogate at character {error.start}"
             raise BadRecordError("surrogate", f"document {number}", message) from None
     ids = document.astype(np.int32, copy=False)
     if len(ids) < 2:
@@ -290,8 +251,8 @@ def _usable_ids(documents: Documents, tokenizer: Tokenizer) -> Iterator[np.ndarr
             yield token_ids(document, tokenizer, number)
 
 
-def lay(row: Row, start: int, segment: int, ids: Int[np.ndarray, "ids"]) -> None:
-    """Put the pairs of neighbouring ids into a row, all of them to be learned."""
+def write_segment(row: Row, start: int, segment: int, ids: Int[np.ndarray, "ids"]) -> None:
+    """Write the pairs of neighbouring ids into a row, all of them to be learned."""
     pairs = slice(start, start + len(ids) - 1)
     row["tokens"][pairs] = ids[:-1]
     row["targets"][pairs] = ids[1:]

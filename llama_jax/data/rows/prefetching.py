@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 _T = TypeVar("_T")
 
 
-class Ahead(Generic[_T]):
+class Prefetcher(Generic[_T]):
     """Runs an iterator in a thread, at most `limit` items ahead of whoever asks."""
 
     def __init__(self, items: Iterator[_T], limit: int) -> None:

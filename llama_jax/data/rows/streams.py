@@ -3,9 +3,9 @@
 What is asked for is a list of rows by number; who asks, and in which process this runs, is not known here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -13,17 +13,15 @@ from llama_jax.core.errors import UserError
 from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.mixture import Mixture
 from llama_jax.data.rows.packing import Epochs, PackedRows, Row
+from llama_jax.data.rows.positions import StreamPosition, StreamPositions
 from llama_jax.data.sources.documents import BadRecordError, read_many
 from llama_jax.data.tokenizers import Tokenizer
 
 NOTES = 5
 """Bad records that are named; the others are only counted."""
 
-Batch: TypeAlias = dict[str, np.ndarray]
-"""The arrays of a row, stacked: [rows, T]."""
-
-Records: TypeAlias = dict[str, dict[str, Any]]
-"""By number of a stream: `rows`, how many it has given, and `sources`, the position of each source of the mixture."""
+Rows: TypeAlias = dict[str, np.ndarray]
+"""The arrays of some rows, stacked: [rows, T]."""
 
 
 class Share(NamedTuple):
@@ -36,12 +34,12 @@ class Share(NamedTuple):
     """Rows in this batch."""
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """Rows of a batch, as they were read together."""
 
-    rows: Batch
+    rows: Rows
     """Those of the first share, then those of the next."""
-    records: Records
+    streams: StreamPositions
     """Where the streams stand after it."""
     notes: list[str]
     """Bad records among the first few, a line each."""
@@ -62,12 +60,12 @@ class Streams:
 
     Args:
         pipeline: What is read.
-        records: Where the streams stand; those missing, at their beginning.
+        positions: Where the streams stand; those missing, at their beginning.
     """
 
-    def __init__(self, pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> None:
+    def __init__(self, pipeline: Pipeline, positions: StreamPositions) -> None:
         self._pipeline = pipeline
-        self._records = records
+        self._positions = positions
         self._epochs = [
             Epochs(len(source.documents), pipeline.seed, number)
             for number, source in enumerate(pipeline.mixture.sources)
@@ -76,7 +74,7 @@ class Streams:
         self._notes: list[str] = []
         self._bad = 0
 
-    def read(self, shares: Sequence[Share]) -> Part:
+    def read(self, shares: Sequence[Share]) -> BatchPart:
         """The rows of all shares.
 
         Raises:
@@ -88,9 +86,9 @@ class Streams:
             self._open[share.stream].advance_to(share.before)
         self._read_ahead(shares)
         rows = [self._open[share.stream].read() for share in shares for _ in range(share.rows)]
-        records = {str(share.stream): self._open[share.stream].record() for share in shares}
+        positions = {share.stream: self._open[share.stream].position() for share in shares}
         notes, self._notes = self._notes, []
-        return Part({name: np.stack([row[name] for row in rows]) for name in rows[0]}, records, notes)
+        return BatchPart({name: np.stack([row[name] for row in rows]) for name in rows[0]}, positions, notes)
 
     def _opened(self, stream: int) -> "_Stream":
         pipeline = self._pipeline
@@ -106,8 +104,8 @@ class Streams:
             for source, epochs in zip(pipeline.mixture.sources, self._epochs, strict=True)
         ]
         opened = _Stream(pipeline, stream, sources)
-        if (record := self._records.get(str(stream))) is not None:
-            opened.restore(record)
+        if (position := self._positions.get(stream)) is not None:
+            opened.restore(position)
         return opened
 
     def _read_ahead(self, shares: Sequence[Share]) -> None:
@@ -116,14 +114,14 @@ class Streams:
         needed: list[list[tuple[PackedRows, list[int]]]] = [[] for _ in self._epochs]
         for share in shares:
             for number, rows, count in self._open[share.stream].next_sources(share.rows):
-                needed[number].append((rows, rows.wanted(count)))
+                needed[number].append((rows, rows.lookahead(count)))
         for source, readers in zip(self._pipeline.mixture.sources, needed, strict=True):
             indices = [index for _, wanted in readers for index in wanted]
             if not indices:
                 continue
             documents = iter(read_many(source.documents, indices))
             for rows, wanted in readers:
-                rows.hand([next(documents) for _ in wanted])
+                rows.supply([next(documents) for _ in wanted])
 
     def _note(self, error: BadRecordError) -> None:
         if self._pipeline.config.bad_records == "fail":
@@ -142,13 +140,13 @@ class _Stream:
         self._sources = sources
         self._rows = 0
 
-    def restore(self, record: dict[str, Any]) -> None:
-        self._rows = record["rows"]
-        for source, position in zip(self._sources, record["sources"], strict=True):
-            source.restore(position)
+    def restore(self, position: StreamPosition) -> None:
+        self._rows = position.rows
+        for source, of_source in zip(self._sources, position.sources, strict=True):
+            source.restore(of_source)
 
-    def record(self) -> dict[str, Any]:
-        return {"rows": self._rows, "sources": [source.position() for source in self._sources]}
+    def position(self) -> StreamPosition:
+        return StreamPosition(self._rows, tuple(source.position() for source in self._sources))
 
     def read(self) -> Row:
         row = next(self._sources[self._source_of(self._rows)])
@@ -156,7 +154,7 @@ class _Stream:
         return row
 
     def advance_to(self, rows: int) -> None:
-        """Pass over rows that another process has read since the record was made, or that no record tells of."""
+        """Pass over rows that another process has read since the position was recorded, or that none tells of."""
         if self._rows > rows:
             raise ValueError(f"stream {self._stream} has given {self._rows} rows where {rows} belong before this batch")
         while self._rows < rows:

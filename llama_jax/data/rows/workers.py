@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
 from llama_jax.core.errors import CannotGoOnError, UserError
-from llama_jax.data.rows.streams import Part, Pipeline, Share, Streams
+from llama_jax.data.rows.positions import StreamPositions
+from llama_jax.data.rows.streams import BatchPart, Pipeline, Share, Streams
 
 _PROGRAM = "import sys; from llama_jax.data.rows.workers import serve; serve(int(sys.argv[1]))"
 _SECONDS_TO_DIE = 5.0
@@ -36,10 +37,10 @@ class StreamProcesses:
         self._asked: list[list[_Worker]] = []
         self._closed = False
 
-    def begin(self, pipeline: Pipeline, records: Mapping[str, dict[str, Any]]) -> None:
+    def begin(self, pipeline: Pipeline, positions: StreamPositions) -> None:
         """Tell the processes what to read; see `Streams`."""
         for worker in self._workers:
-            mine = {stream: record for stream, record in records.items() if self._worker_of(int(stream)) is worker}
+            mine = {stream: position for stream, position in positions.items() if self._worker_of(stream) is worker}
             worker.send((pipeline, mine))
 
     def ask(self, shares: Sequence[Share]) -> list[list[int]]:
@@ -56,7 +57,7 @@ class StreamProcesses:
         self._asked.append(list(places))
         return list(places.values())
 
-    def answer(self) -> list[Part]:
+    def answer(self) -> list[BatchPart]:
         """The parts of the oldest question that has not been answered.
 
         Raises:
@@ -97,7 +98,7 @@ class _Worker:
         except OSError:
             raise self._death() from None
 
-    def receive(self) -> Part:
+    def receive(self) -> BatchPart:
         try:
             answer = self._connection.recv()
         except (EOFError, OSError):
@@ -117,7 +118,7 @@ class _Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(_SECONDS_TO_DIE)
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
-        return CannotGoOnError(f"{self._name} {how}; the same command goes on from the last checkpoint")
+        return CannotGoOnError(f"{self._name} {how}; run the same command to resume from the last checkpoint")
 
 
 def serve(descriptor: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import InstructionDataConfig
 from llama_jax.data.instructions.inspection import examples_report, first_rows, report_lines
-from llama_jax.data.instructions.loader import ExampleLoader
+from llama_jax.data.instructions.loader import ExampleLoader, ExamplesPosition
 
 KINDS = {
     "packed": {"packing": "pack"},
@@ -73,10 +73,10 @@ def ramp(step: int) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_going_on_from_any_step_gives_the_same_batches(make, kind, batch_size):
     batches = taken(make(batch_size, **KINDS[kind]), 40)
-    assert batches[-1][1]["epoch"] >= 2 or batch_size is not ramp
+    assert batches[-1][1].epoch >= 2 or batch_size is not ramp
     loader = make(batch_size, **KINDS[kind])
     for step in range(39):
-        state = json.loads(json.dumps(batches[step][1]))
+        state = ExamplesPosition.from_json(json.loads(json.dumps(batches[step][1].to_json())))
         rest = taken(loader, 2, state)
         for (rows, after), (expected, after_expected) in zip(rest, batches[step + 1 :], strict=False):
             assert after == after_expected and same(rows, expected)
@@ -91,14 +91,14 @@ def test_any_number_of_processes_reads_the_same_batches(make, kind, parts):
     for step, (rows, state) in enumerate(whole):
         together = {name: np.concatenate([share[step][0][name] for share in shares]) for name in rows}
         assert same(rows, together)
-        assert loader.merged([share[step][1] for share in shares]) == state
+        assert loader.position_of([share[step][1].to_json() for share in shares]) == state
 
 
-def test_states_of_different_batches_are_not_merged(make):
+def test_positions_of_different_batches_are_not_merged(make):
     loader = make()
     (_, first), (_, second) = taken(loader, 2)
-    with pytest.raises(ValueError, match="states of different batches cannot be merged"):
-        loader.merged([first, second])
+    with pytest.raises(ValueError, match="positions after different batches cannot be merged"):
+        loader.position_of([first.to_json(), second.to_json()])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,7 +108,7 @@ def test_an_epoch_of_batches_has_each_example_once(make, byte_tokenizer, kind):
     batches = taken(loader, steps + 1)
     found = texts_of(batches[:steps], byte_tokenizer)
     assert len(found) == len(set(found)) == 54
-    assert [state["epoch"] for _, state in batches] == [0] * steps + [1]
+    assert [state.epoch for _, state in batches] == [0] * steps + [1]
     held_out = texts_of([(rows, None) for rows in loader.validation_batches(4)], byte_tokenizer)
     assert sorted(found + held_out) == sorted(f"Say {n}" + "x" * (n * 7 % 23 + 1) + str(n) for n in range(60))
 
@@ -119,7 +119,7 @@ def test_the_last_batch_of_an_epoch_is_filled_with_padding(make):
     rows, state = taken(loader, 9)[-1]
     assert [bool(row.any()) for row in rows["segment_ids"]] == [True] * 4 + [False] * 3
     assert not rows["loss_weights"][4:].any() and not rows["tokens"][4:].any()
-    assert (state["row"], state["epoch_rows"], state["step"]) == (63, 60, 9)
+    assert (state.row, state.epoch_rows, state.step) == (63, 60, 9)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 9), (2.0, 18), (0.5, 5), (1.5, 14), (0.01, 1), (3, 27)])

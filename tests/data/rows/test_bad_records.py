@@ -332,7 +332,7 @@ def test_all_kinds_together_lose_no_good_record_and_each_is_counted(tmp_path, by
     tokens: list[int] = []
     for rows, state in loader:
         tokens += rows["tokens"][0].tolist()
-        (told,) = progress(state["streams"], mixture).values()
+        (told,) = progress(state.streams, mixture).values()
         if told.documents > 2 * len(reasons):
             break
     loader.close()

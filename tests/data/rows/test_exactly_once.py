@@ -8,11 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 from damaged_documents import IdDocuments
+from ledgers import ledger_at
 
 from llama_jax.data.config import DataConfig
-from llama_jax.data.rows.loader import Loader, State, merge_states
+from llama_jax.data.rows.loader import Loader
 from llama_jax.data.rows.mixture import Mixture, Source
-from llama_jax.data.rows.packing import Epochs, PackedRows, Position
+from llama_jax.data.rows.packing import Epochs
+from llama_jax.data.rows.positions import RowsPosition, merge_positions
 from llama_jax.data.tokenizers import Llama2cTokenizer
 
 STREAMS, LENGTH, BATCH, SEED = 8, 16, 16, 5
@@ -36,7 +38,7 @@ def mixture() -> Mixture:
     return Mixture([Source("large", documents[0], 2.0), Source("small", documents[1], 1.0)])
 
 
-def run(mixture, tokenizer, state: State | None, processes: int, batches: int, workers: int):
+def run(mixture, tokenizer, state: RowsPosition | None, processes: int, batches: int, workers: int):
     """What a run gives until it is killed: (its batches, the state after each, merged from all processes)."""
     shares = []
     for number in range(processes):
@@ -49,24 +51,23 @@ def run(mixture, tokenizer, state: State | None, processes: int, batches: int, w
         loader.close()
     tokens = [np.concatenate([rows["tokens"] for rows, _ in parts]) for parts in zip(*shares, strict=True)]
     return tokens, [
-        merge_states([json.loads(json.dumps(state)) for _, state in parts]) for parts in zip(*shares, strict=True)
+        merge_positions([RowsPosition.from_json(json.loads(json.dumps(state.to_json()))) for _, state in parts])
+        for parts in zip(*shares, strict=True)
     ]
 
 
-def check_ledger(mixture: Mixture, tokenizer, state: State, used: Counter[int]) -> list[int]:
+def check_ledger(mixture: Mixture, tokenizer, state: RowsPosition, used: Counter[int]) -> list[int]:
     """The tokens used are those before the position of each stream, and the ledgers say so. Returns whole epochs."""
     expected, whole = Counter(), []
     for number, source in enumerate(mixture.sources):
         epochs = Epochs(len(source.documents), SEED, number)
         begun = []
-        for stream, record in state["streams"].items():
-            recorded = record["sources"][number]
-            rows = PackedRows(source.documents, tokenizer, LENGTH, epochs, (int(stream), STREAMS))
-            position = Position.from_json(recorded)
-            assert rows.ledger_at(recorded) == position.ledger
-            begun.append(int(stream) + position.documents * STREAMS - (STREAMS if position.offset else 0))
+        for stream, at in state.streams.items():
+            position = at.sources[number]
+            assert ledger_at(source.documents, tokenizer, epochs, (stream, STREAMS), position) == position.ledger
+            begun.append(stream + position.documents * STREAMS - (STREAMS if position.offset else 0))
             for place in range(position.documents):
-                ids = source.documents[epochs[int(stream) + place * STREAMS]].tolist()
+                ids = source.documents[epochs[stream + place * STREAMS]].tolist()
                 last = position.offset if position.offset and place == position.documents - 1 else len(ids) - 1
                 expected.update(ids[:last])
         whole.append(min(begun) // len(source.documents))
@@ -92,7 +93,7 @@ def kill_and_resume(mixture, tokenizer, cycles: int, workers: tuple[int, ...], s
         if state is not None:
             whole = check_ledger(mixture, tokenizer, state, used)
     assert state is not None and min(whole) >= 1, whole
-    uninterrupted, states = run(mixture, tokenizer, None, 1, state["step"], 0)
+    uninterrupted, states = run(mixture, tokenizer, None, 1, state.step, 0)
     np.testing.assert_array_equal(kept, uninterrupted)
     assert states[-1] == state
 
@@ -112,7 +113,7 @@ def test_a_token_that_is_lost_or_used_twice_is_found_out(mixture, tokenizer):
     check_ledger(mixture, tokenizer, states[-1], used)
     with pytest.raises(AssertionError):
         check_ledger(mixture, tokenizer, states[-1], used + Counter([tokens[0][0, 0].item()]))
-    records = states[-1]["streams"]
-    records["3"]["sources"][0] = states[1]["streams"]["3"]["sources"][0][:3] + records["3"]["sources"][0][3:]
+    position, earlier = (state.streams[3].sources[0] for state in (states[-1], states[1]))
+    position.documents, position.offset, position.rows = earlier.documents, earlier.offset, earlier.rows
     with pytest.raises(AssertionError):
         check_ledger(mixture, tokenizer, states[-1], used)

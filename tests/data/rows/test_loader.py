@@ -12,7 +12,6 @@ from llama_jax.core.errors import UserError
 from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.loader import (
     Loader,
-    merge_states,
     streams_of_batch,
     text_bytes,
     validation_batches,
@@ -20,6 +19,7 @@ from llama_jax.data.rows.loader import (
 )
 from llama_jax.data.rows.mixture import Mixture
 from llama_jax.data.rows.packing import Epochs, PackedRows
+from llama_jax.data.rows.positions import RowsPosition, merge_positions
 from llama_jax.data.sources.documents import TextDocuments
 from llama_jax.data.sources.opening import open_source
 
@@ -45,9 +45,14 @@ def loader(
 
 def taken(source: Loader, count: int, state=None):
     """(tokens of each batch, states as JSON text) of the next batches."""
-    batches = list(itertools.islice(source.start(state), count))
+    batches = list(itertools.islice(source.start(None if state is None else RowsPosition.from_json(state)), count))
     source.close()
-    return [rows["tokens"] for rows, _ in batches], [json.dumps(state) for _, state in batches]
+    return [rows["tokens"] for rows, _ in batches], [json.dumps(position.to_json()) for _, position in batches]
+
+
+def merged(records) -> dict:
+    """The JSON of the position merged from those that processes recorded as JSON."""
+    return merge_positions([RowsPosition.from_json(record) for record in records]).to_json()
 
 
 def ramp(step: int) -> int:
@@ -84,9 +89,9 @@ def test_two_processes_supply_the_rows_of_one(byte_tokenizer, batch_size, steps)
     halves = [taken(loader(byte_tokenizer, batch_size, share=(number, 2)), steps) for number in range(2)]
     for step in range(steps):
         np.testing.assert_array_equal(np.concatenate([half[0][step] for half in halves]), whole[step])
-        merged = merge_states([json.loads(half[1][step]) for half in halves])
+        together = merged([json.loads(half[1][step]) for half in halves])
         if not callable(batch_size):
-            assert merged == json.loads(states[step])
+            assert together == json.loads(states[step])
 
 
 def test_rows_come_in_the_order_asked_for_and_may_be_shared(byte_tokenizer):
@@ -120,7 +125,7 @@ def test_a_run_goes_on_with_another_number_of_processes(byte_tokenizer, batch_si
     for parts, count in zip((2, 1, 4), counts, strict=True):
         shares = [taken(loader(byte_tokenizer, batch_size, share=(n, parts)), count, state) for n in range(parts)]
         got += [np.concatenate(rows) for rows in zip(*(share[0] for share in shares), strict=True)]
-        state = merge_states([json.loads(share[1][-1]) for share in shares])
+        state = merged([json.loads(share[1][-1]) for share in shares])
     for rows, want in zip(got, expected, strict=True):
         np.testing.assert_array_equal(rows, want)
 
@@ -133,44 +138,44 @@ def test_a_stream_without_record_is_read_from_its_beginning(byte_tokenizer):
     np.testing.assert_array_equal(again, batches[2:])
 
 
-def test_a_state_is_a_snapshot(byte_tokenizer):
+def test_a_position_is_a_snapshot(byte_tokenizer):
     source = loader(byte_tokenizer, 8).start()
     _, state = next(source)
-    before = json.dumps(state)
+    before = json.dumps(state.to_json())
     for _ in range(12):
         next(source)
     source.close()
-    assert json.dumps(state) == before
+    assert json.dumps(state.to_json()) == before
 
 
-def test_a_state_takes_few_bytes_a_stream(byte_tokenizer):
+def test_a_position_takes_few_bytes_a_stream(byte_tokenizer):
     _, states = taken(loader(byte_tokenizer, 64), 3)
     assert len(states[-1]) < 80 * 64
 
 
-def test_a_state_ahead_of_its_step_is_refused(byte_tokenizer):
+def test_a_position_ahead_of_its_step_is_refused(byte_tokenizer):
     _, states = taken(loader(byte_tokenizer, 64), 2)
     state = json.loads(states[-1]) | {"row": 64, "step": 1}
     with pytest.raises(ValueError, match="stream 0 has given 2 rows where 1 belong"):
         taken(loader(byte_tokenizer, 64), 1, state)
 
 
-def test_states_that_contradict_each_other_are_not_merged(byte_tokenizer):
+def test_positions_that_contradict_each_other_are_not_merged(byte_tokenizer):
     _, states = taken(loader(byte_tokenizer, 8), 2)
     first, second = map(json.loads, states)
     with pytest.raises(ValueError, match="different batches"):
-        merge_states([first, second])
+        merged([first, second])
     other = json.loads(states[1])
     other["streams"]["3"]["sources"][0][0] += 1
     with pytest.raises(ValueError, match="read stream 3 differently"):
-        merge_states([second, other])
+        merged([second, other])
 
 
 def test_the_record_that_is_furthest_on_is_merged():
     def state(rows: int):
         return {"step": 9, "row": 72, "streams": {"4": {"rows": rows, "sources": [[rows, 0, 0, 0]]}}}
 
-    assert merge_states([state(1), state(3), state(2)]) == state(3)
+    assert merged([state(1), state(3), state(2)]) == state(3)
 
 
 def test_close_frees_who_waits_for_a_batch(byte_tokenizer):

@@ -62,7 +62,7 @@ def test_batches_hold_each_source_in_its_share(byte_tokenizer):
         for row in rows["tokens"]:  # BOS, a space, seven letters: each row is one document
             assert len({*row[2:].tolist()}) == 1
             found[int(row[2]) - 3] += 1
-    told = progress(batches[-1][1]["streams"], mixture)
+    told = progress(batches[-1][1].streams, mixture)
     for name, expected in {"a": 384, "b": 192, "c": 64}.items():
         assert abs(found[ord(name)] - expected) <= 2
         assert told[name].rows == found[ord(name)]

@@ -1,11 +1,14 @@
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from ledgers import ledger_at
 
 from llama_jax.core.errors import UserError
-from llama_jax.data.rows.packing import Epochs, PackedRows, Position, token_ids, validation_rows
+from llama_jax.data.rows.packing import Epochs, PackedRows, token_ids, validation_rows
+from llama_jax.data.rows.positions import SourcePosition
 from llama_jax.data.sources.documents import BadRecordError, Documents, TextDocuments
 
 FIELDS = {"tokens", "targets", "loss_weights", "segment_ids", "positions"}
@@ -157,24 +160,24 @@ def test_a_position_restores_exactly_also_across_epochs(byte_tokenizer, length):
     rows = packed(documents, byte_tokenizer, length, (1, 3))
     positions, expected = [], []
     for _ in range(30):
-        positions.append(json.dumps(rows.position()))
+        positions.append(json.dumps(rows.position().to_json()))
         expected.append(next(rows))
     assert max(map(len, positions)) < 60
     for start in range(0, 28, 5):
         again = packed(documents, byte_tokenizer, length, (1, 3))
-        again.restore(json.loads(positions[start]))
+        again.restore(SourcePosition.from_json(json.loads(positions[start])))
         for row in expected[start : start + 2]:
             assert_same(next(again), row)
-        assert json.dumps(again.position()) == positions[start + 2]
+        assert json.dumps(again.position().to_json()) == positions[start + 2]
 
 
 def test_rows_do_not_depend_on_what_was_read_ahead(byte_tokenizer):
     documents = Damaged(numbered(20), {3: "bad"})
     alone, ahead = (packed(documents, byte_tokenizer, 16, (1, 3)) for _ in range(2))
     for count in (1, 4, 2, 9, 1):
-        wanted = ahead.wanted(count)
+        wanted = ahead.lookahead(count)
         read = [BadRecordError("bad", "file:4", "is bad") if number == 3 else documents[number] for number in wanted]
-        ahead.hand(read)
+        ahead.supply(read)
         for _ in range(count):
             assert_same(next(ahead), next(alone))
         assert ahead.position() == alone.position()
@@ -188,10 +191,10 @@ def test_as_many_documents_are_read_ahead_as_the_rows_need(byte_tokenizer):
     rows = packed(documents, byte_tokenizer, 20)
     for _ in range(50):
         next(rows)
-    wanted = rows.wanted(10)
+    wanted = rows.lookahead(10)
     assert 38 <= len(wanted) <= 44
-    rows.hand([documents[number] for number in wanted])
-    assert len(rows.wanted(10)) <= 3
+    rows.supply([documents[number] for number in wanted])
+    assert len(rows.lookahead(10)) <= 3
 
 
 def test_ids_are_packed_as_they_are(byte_tokenizer):
@@ -221,7 +224,7 @@ def test_bad_documents_are_left_out_and_counted_each_time(byte_tokenizer):
     told: list[str] = []
     rows = packed(documents, byte_tokenizer, 16, on_bad=lambda error: told.append(str(error)))
     words = words_of(itertools.islice(rows, 300), byte_tokenizer)
-    position = Position.from_json(rows.position())
+    position = rows.position()
     assert len(words) > 80
     assert not {documents._documents[index] for index in (3, 8, 9)} & {*words}
     assert position.documents - position.dropped["not_json"] - position.dropped["empty"] == len(words) + (
@@ -260,21 +263,27 @@ def test_the_ledger_can_be_computed_from_the_position(byte_tokenizer):
     for number in range(24):
         next(rows)
         if number % 5 == 3:
-            assert rows.ledger_at(rows.position()) == Position.from_json(rows.position()).ledger
-    assert Position.from_json(rows.position()).documents > 20  # two epochs of ten documents
+            assert (
+                ledger_at(documents, byte_tokenizer, Epochs(30, 0), (1, 3), rows.position()) == rows.position().ledger
+            )
+    assert rows.position().documents > 20  # two epochs of ten documents
 
 
 def test_a_row_that_is_left_out_or_given_twice_shows_in_the_ledger(byte_tokenizer):
-    rows = packed(numbered(30), byte_tokenizer, 16)
+    documents = numbered(30)
+    rows = packed(documents, byte_tokenizer, 16)
+
+    def ledger(position: SourcePosition) -> int:
+        return ledger_at(documents, byte_tokenizer, Epochs(30, 0), (0, 1), position)
+
     next(rows)
     before = rows.position()
     next(rows)
     after = rows.position()
-    left_out = [*after[:3], before[3]]
-    assert rows.ledger_at(left_out) != before[3]
-    rows.restore([*before[:3], after[3]])
+    assert ledger(replace(after, ledger=before.ledger)) == after.ledger != before.ledger
+    rows.restore(replace(before, ledger=after.ledger))
     next(rows)
-    assert rows.ledger_at(rows.position()) != rows.position()[3]
+    assert ledger(rows.position()) != rows.position().ledger
 
 
 def test_the_users_error_in_a_document_comes_through(byte_tokenizer):

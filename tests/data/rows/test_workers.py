@@ -15,8 +15,9 @@ from damaged_documents import ScriptedDocuments
 
 from llama_jax.core.errors import CannotGoOnError, UserError
 from llama_jax.data.config import DataConfig
-from llama_jax.data.rows.loader import Loader, State
+from llama_jax.data.rows.loader import Loader
 from llama_jax.data.rows.mixture import Mixture, Source
+from llama_jax.data.rows.positions import RowsPosition
 from llama_jax.data.sources.documents import TextDocuments
 
 TEXTS = [f"{number}." + "abcdefgh"[: number % 9] for number in range(50)]
@@ -29,13 +30,15 @@ def loader(tokenizer, workers: int, texts: list[str] | None = None, say=print, b
     return Loader(mixture, tokenizer, config, 0, batch_size_at=lambda step: batch_size, say=say)
 
 
-def taken(source: Loader, count: int, state: State | None = None) -> tuple[list[np.ndarray], list[str]]:
+def taken(source: Loader, count: int, state: RowsPosition | None = None) -> tuple[list[np.ndarray], list[str]]:
     """(tokens of each batch, states as JSON text) of the next batches."""
     try:
         batches = list(itertools.islice(source.start(state), count))
     finally:
         source.close()
-    return [rows["tokens"] for rows, _ in batches], [json.dumps(state, sort_keys=True) for _, state in batches]
+    return [rows["tokens"] for rows, _ in batches], [
+        json.dumps(state.to_json(), sort_keys=True) for _, state in batches
+    ]
 
 
 def pids(source: Loader) -> list[int]:
@@ -68,7 +71,7 @@ def test_rows_and_states_are_the_same_with_any_number_of_workers_also_after_a_ch
         some, after = taken(reader(workers), count, state)
         rows += some
         assert after == states[len(rows) - count : len(rows)]
-        state = json.loads(after[-1])
+        state = RowsPosition.from_json(json.loads(after[-1]))
     np.testing.assert_array_equal(rows, expected)
     large = taken(reader(0, batch_size=32), 3)
     for found, wanted in zip(taken(reader(4, batch_size=32), 3), large, strict=True):
@@ -79,7 +82,7 @@ def test_a_worker_that_dies_is_named(byte_tokenizer):
     source = loader(byte_tokenizer, 2, prefetch_batches=1).start()
     next(source)
     os.kill(pids(source)[1], signal.SIGKILL)
-    with pytest.raises(CannotGoOnError, match="reader process 1 of 2 was killed by signal 9; the same command goes on"):
+    with pytest.raises(CannotGoOnError, match="reader process 1 of 2 was killed by signal 9; run the same command"):
         for _ in range(10):
             next(source)
     source.close()
