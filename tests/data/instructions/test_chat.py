@@ -182,7 +182,7 @@ def test_long_messages_pass(tiktoken_tokenizer):
         ([*user("a"), {"role": "user", "content": None}], r"messages\[1\].content: None is not a text"),
         ([{"role": "<|eot_id|>", "content": "a"}], r"messages\[0\].role: '<\|eot_id\|>' is not a word"),
         ([{"role": 3, "content": "a"}], r"messages\[0\].role: 3 is not a word"),
-        (user("a\ud800"), r"messages\[0\].content: holds half a surrogate pair"),
+        (user("a\ud800"), r"messages\[0\].content: holds an unpaired surrogate"),
     ],
 )
 def test_malformed_messages_are_refused_by_number(messages, message):

@@ -11,7 +11,7 @@ from llama_jax.data.config import InstructionDataConfig
 from llama_jax.data.instructions.chat import encode_chat
 from llama_jax.data.instructions.loader import ExampleLoader
 from llama_jax.data.instructions.records import Turn, conversation_of
-from llama_jax.data.instructions.templates import Layout
+from llama_jax.data.instructions.templates import Layout, alpaca_prompt
 from llama_jax.data.rows.inspection import segments_of
 from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.record_text import Record
@@ -252,7 +252,7 @@ def test_an_answer_that_is_given_is_not_learned(tmp_path, json_with_control):
 @pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "model"])
 @pytest.mark.parametrize("kind", ["alpaca", "sharegpt", "messages", "prompt_completion"])
 def test_a_model_is_asked_in_chat_as_it_was_trained(json_with_control, template, kind):
-    """The Jinja source that is saved with the model and the function that lays out the training data agree."""
+    """By the Jinja source that is saved with the model, which sees what is said, not stand-ins for it."""
     layout = Layout(template, json_with_control)
     files = {name: content for name, content in json_with_control.files().items() if name != "tokenizer.json"}
     asked = HuggingFaceTokenizer(
@@ -358,6 +358,14 @@ ALPACA_PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{}\n\n### Response:"
 )
+
+
+def test_the_prompt_of_alpaca_can_be_had_as_text():
+    for kind in ("alpaca", "alpaca with input"):
+        instruction, given, output = RECORDS[kind].values()
+        asked = alpaca_prompt(instruction, given)
+        assert f"<|bos|>{asked}⟦{output}<|eos|>⟧" == ALPACA[kind]
+    assert alpaca_prompt("{{ eos_token }}<s>\n ") == ALPACA_PROMPT.format("{{ eos_token }}<s>\n ")
 
 
 @pytest.mark.parametrize("answer", ["Tom", " Tom", "\nTom", '"Tom"', ")", ":", "éa", "1812", "the mill", "🙂", "  x"])
