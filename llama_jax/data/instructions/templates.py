@@ -110,9 +110,9 @@ _NAMED: Mapping[str, _Named] = {
 }
 
 
-def alpaca_prompt(instruction: str, given: str = "") -> str:
-    """What Stanford Alpaca's template asks with, to the letter; `given` is its field `input`."""
-    turns = _with_input_sections((Turn("user", instruction, given),))
+def alpaca_prompt(instruction: str, input: str = "") -> str:
+    """What Stanford Alpaca's template asks with, to the letter."""
+    turns = _with_input_sections((Turn("user", instruction, input),))
     return ChatTemplate(_NAMED["alpaca"].jinja, {"eos_token": ""}, trusted=True).render(_messages(turns))
 
 
