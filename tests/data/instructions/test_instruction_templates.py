@@ -4,7 +4,7 @@ goes through the loader of a run, from a file to a row, and was written by hand 
 import json
 
 import pytest
-from small_tokenizers import BESIDE, byte_level_file, tiktoken_file
+from small_tokenizers import BESIDE, byte_level_file, tiktoken_file, with_control_tokens
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import InstructionDataConfig
@@ -15,7 +15,7 @@ from llama_jax.data.instructions.templates import Layout, alpaca_prompt
 from llama_jax.data.rows.segments import segments_of
 from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.record_text import Record
-from llama_jax.data.tokenizers import HuggingFaceTokenizer, TiktokenTokenizer, with_special_tokens
+from llama_jax.data.tokenizers import HuggingFaceTokenizer, TiktokenTokenizer
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
@@ -28,7 +28,7 @@ OWN = """{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nBe kind.
 @pytest.fixture(scope="module")
 def json_with_control():
     beside = {**BESIDE, "chat_template.jinja": OWN.encode()}
-    return with_special_tokens(HuggingFaceTokenizer(byte_level_file(), beside), CONTROL)
+    return with_control_tokens(HuggingFaceTokenizer(byte_level_file(), beside), CONTROL)
 
 
 RECORDS = {
@@ -397,7 +397,7 @@ def test_words_after_a_control_token_have_the_ids_they_have_in_the_whole(fallbac
         content["normalizer"] = None
         content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     beside = {"tokenizer_config.json": fallback_tokenizer.files()["tokenizer_config.json"]}
-    tokenizer = with_special_tokens(HuggingFaceTokenizer(json.dumps(content).encode(), beside), CONTROL)
+    tokenizer = with_control_tokens(HuggingFaceTokenizer(json.dumps(content).encode(), beside), CONTROL)
     turns = tuple(Turn(role, text) for role, text in [("user", "the cat"), ("assistant", "the mill"), ("user", "son")])
     asked = {
         "llama2": "<s>[INST] the cat [/INST] the mill</s><s>[INST] son [/INST]",
