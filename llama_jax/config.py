@@ -6,85 +6,12 @@ from typing import Literal
 from llama_jax.checkpoints.config import StepChoice
 from llama_jax.core.config import DistributedConfig, MeshConfig
 from llama_jax.core.errors import UserError, nearest
-from llama_jax.data.config import DataConfig
+from llama_jax.data.config import ShownConfig, TokenizerConfig
+from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.model.config import SIZES, AdapterConfig, sized
 from llama_jax.planning.config import PlannedConfig
 from llama_jax.supervised.config import LoraConfig, PretrainConfig, SftConfig
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """Train a sentencepiece tokenizer as LLaMA's: BPE, byte fallback, digits split, ids 0, 1, 2 for unknown, beginning
-    and end of sequence."""
-
-    output: str = "tokenizer.model"
-    """File to write."""
-    vocab_size: int = 2048
-    """Number of pieces, of which 259 are fixed."""
-    overwrite: bool = False
-    """Replace the output file if it exists."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """The text; `data.tokenizer` is not used."""
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """Turn text into shards of token ids for training. The same command again goes on where it stopped."""
-
-    output: str = "prepared"
-    """Directory to write; name it as `data.source` to train on it."""
-    workers: int | None = None
-    """Processes; None: one for each processor, 0: a thread of this process. What is written is the same."""
-    deduplicate: bool = False
-    """Leave out every document that differs from an earlier one in nothing but white space. Reads the source twice."""
-    minimum_characters: int = 1
-    """Documents with fewer characters are left out; white space at both ends does not count."""
-    maximum_characters: int | None = None
-    """Documents with more characters are left out; None: no bound."""
-    shard_megabytes: float = 64.0
-    """Text in a shard, about. Work that is stopped loses the shards it was at."""
-    vocab_size: int = 2048
-    """Pieces of the tokenizer that is trained on the text where `data.tokenizer` names none."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """The text and the tokenizer; `source`, `text_field`, `tokenizer`, `bad_records`, `max_bad_fraction` are used."""
-
-    def __post_init__(self) -> None:
-        if self.data.mixture:
-            raise UserError("data.mixture: prepare takes one source; prepare each by itself and mix the directories")
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"--workers {self.workers}: must be at least 0")
-        if not 0 < self.shard_megabytes < 1e6:
-            raise UserError(f"--shard_megabytes {self.shard_megabytes}: must be positive and below a million")
-        if self.minimum_characters < 0:
-            raise UserError(f"--minimum_characters {self.minimum_characters}: must be at least 0")
-        if self.maximum_characters is not None and self.maximum_characters < max(1, self.minimum_characters):
-            raise UserError(
-                f"--maximum_characters {self.maximum_characters}: must be at least 1 and no less than "
-                f"--minimum_characters {self.minimum_characters}"
-            )
-
-
-@dataclass(frozen=True)
-class ShownConfig:
-    """How much of it `preview` shows."""
-
-    examples: int = 3
-    """Rows to show, the first that training would see."""
-    characters: int = 1000
-    """Characters to show of a row."""
-    measured_tokens: int = 500_000
-    """Tokens of rows to measure, about."""
-    measured_documents: int = 1000
-    """Documents of each source to measure at the most, spread evenly over it; totals are estimated from them. (Of
-    instructions all are measured.)"""
-    json: bool = False
-    """Print one JSON object as the last line."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("examples", 0), ("characters", 1), ("measured_tokens", 1), ("measured_documents", 1)):
-            if (value := getattr(self, name)) < least:
-                raise UserError(f"--{name} {value}: must be at least {least}")
 
 
 @dataclass(frozen=True)

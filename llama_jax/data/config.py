@@ -1,7 +1,7 @@
 """What can be told to the data pipeline."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llama_jax.core.errors import UserError
@@ -61,6 +61,43 @@ class DataConfig:
     def weighted_sources(self) -> tuple[tuple[str, float], ...]:
         """The sources to read and their weights, which need not sum to 1."""
         return _weighted_sources(self.source, self.mixture)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Train a sentencepiece tokenizer as LLaMA's: BPE, byte fallback, digits split, ids 0, 1, 2 for unknown, beginning
+    and end of sequence."""
+
+    output: str = "tokenizer.model"
+    """File to write."""
+    vocab_size: int = 2048
+    """Number of pieces, of which 259 are fixed."""
+    overwrite: bool = False
+    """Replace the output file if it exists."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The text; `data.tokenizer` is not used."""
+
+
+@dataclass(frozen=True)
+class ShownConfig:
+    """How much of it `preview` shows."""
+
+    examples: int = 3
+    """Rows to show, the first that training would see."""
+    characters: int = 1000
+    """Characters to show of a row."""
+    measured_tokens: int = 500_000
+    """Tokens of rows to measure, about."""
+    measured_documents: int = 1000
+    """Documents of each source to measure at the most, spread evenly over it; totals are estimated from them. (Of
+    instructions all are measured.)"""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("examples", 0), ("characters", 1), ("measured_tokens", 1), ("measured_documents", 1)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"--{name} {value}: must be at least {least}")
 
 
 Format = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]

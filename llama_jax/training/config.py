@@ -90,3 +90,8 @@ class TrainingConfig:
     def batch_size_at(self, step: int) -> int:
         """Rows in the batch of the given step (from 0)."""
         return next(rows for start, rows in reversed(self.stages) if step >= start)
+
+    def rows_until(self, step: int) -> int:
+        """Rows in the batches before the given step."""
+        ends = [start for start, _ in self.stages[1:]] + [step]
+        return sum(rows * max(min(end, step) - start, 0) for (start, rows), end in zip(self.stages, ends, strict=True))

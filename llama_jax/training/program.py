@@ -97,10 +97,7 @@ class Program:
 
     def tokens_until(self, step: int) -> int:
         """Tokens in the batches before the given step."""
-        stages = self.config.stages
-        ends = [start for start, _ in stages[1:]] + [step]
-        rows = sum(rows * max(min(end, step) - start, 0) for (start, rows), end in zip(stages, ends, strict=True))
-        return rows * self.batch.tokens_per_row(self.sequence_length)
+        return self.config.rows_until(step) * self.batch.tokens_per_row(self.sequence_length)
 
 
 def make_program(

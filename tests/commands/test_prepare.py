@@ -198,7 +198,7 @@ def test_a_signal_keeps_what_is_whole(arguments, reference, tmp_path) -> None:
         process.send_signal(signal.SIGTERM)
         result = command_runs.ended(process, output)
     assert result.code == 75
-    assert result.errors == "stopped after a signal; the shards that are whole are kept, the same command goes on\n"
+    assert result.errors == "interrupted: finished shards are kept; run the same command to resume\n"
     assert 1 <= count(folder, "progress/shard-*.json") < SHARDS
     assert not list(folder.glob("*.tmp"))
     assert command_runs.call("prepare", *arguments, "--output", folder, "--workers", 0) == 0
@@ -233,7 +233,7 @@ def test_another_tokenizer_is_refused(arguments, reference, tmp_path, capfd) -> 
     shutil.copytree(reference, tmp_path / "out")
     changed = [*arguments, "--data.tokenizer", other, "--output", tmp_path / "out"]
     assert command_runs.call("prepare", *changed) == 2
-    assert f"was begun with another tokenizer than {other}" in capfd.readouterr().err
+    assert f"was begun with a different tokenizer than {other}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -275,7 +275,7 @@ def test_two_at_a_time_are_refused(arguments, tmp_path) -> None:
         process.send_signal(signal.SIGSTOP)
         second = command_runs.run("prepare", *arguments, "--output", folder, folder=tmp_path)
     assert second.code == 2
-    assert "another process is preparing it" in second.errors
+    assert f"--output {folder}: in use by process" in second.errors
 
 
 def test_prepared_shards_and_mixtures_are_not_prepared_again(reference, tmp_path, capfd) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import tokenizers
 
+from llama_jax.data.tokenizers import HuggingFaceTokenizer, Tokenizer, hugging_face_files
+
 TALE = """The miller had three sons, his mill, a donkey, and a cat; in 1812 the sons had to grind.
 The donkey had to haul grain and carry away the flour, and the cat had to catch the mice away.
 When the miller died, the three sons divided the inheritance: the oldest took the mill,
@@ -77,3 +79,14 @@ BESIDE = {
     "tokenizer_config.json": b'{"bos_token": {"content": "<|bos|>"}, "eos_token": "<|eos|>"}',
     "generation_config.json": b'{"eos_token_id": [1, 5]}',
 }
+
+
+def with_control_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> HuggingFaceTokenizer:
+    """The tokenizer as a `tokenizer.json` with control tokens of these names after its last id."""
+    files = hugging_face_files(tokenizer)
+    content = json.loads(files.pop("tokenizer.json"))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    content["added_tokens"] += [
+        {"id": number, "content": name, **flags} for number, name in enumerate(names, tokenizer.vocab_size)
+    ]
+    return HuggingFaceTokenizer(json.dumps(content).encode(), files)

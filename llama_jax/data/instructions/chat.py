@@ -30,10 +30,12 @@ class ChatTemplate:
     Args:
         source: The template.
         names: What it knows the model's tokens by, such as `bos_token`.
+        trusted: It comes with this package, so it is rendered in this process.
     """
 
     source: str
     names: Mapping[str, str]
+    trusted: bool = False
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as text.
@@ -46,7 +48,12 @@ class ChatTemplate:
         """
         given = [dict(message) for message in messages]
         extra = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
-        return render_template(self.source, {"messages": given, **extra, **self.names})
+        variables = {"messages": given, **extra, **self.names}
+        if not self.trusted:
+            return render_template(self.source, variables)
+        from llama_jax.data.instructions.template_worker import rendered  # jinja2, for those who need it
+
+        return rendered(self.source, variables)
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
@@ -65,7 +72,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, add_genera
     if tokenizer.chat_template is None:
         raise UserError("chat: the model has no chat template; use a model tuned for conversations, or a plain prompt")
     _check(messages)
-    template = _template_of(tokenizer, tokenizer.chat_template)
+    template = ChatTemplate(tokenizer.chat_template, _token_names(tokenizer))
     hidden = _Hidden.of(tokenizer, [tokenizer.chat_template, *(message["content"] for message in messages)])
     text = _safe_text(template, messages, hidden, add_generation_prompt)[0]
     ids = _encoded(tokenizer, text, hidden)
@@ -90,28 +97,60 @@ def chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], answers: Seque
             leaves out or changes what was said before, so that no one text holds all answers as they are asked for.
     """
     assert tokenizer.chat_template is not None
-    template = _template_of(tokenizer, tokenizer.chat_template)
+    template = ChatTemplate(tokenizer.chat_template, _token_names(tokenizer))
     hidden = _Hidden.of(tokenizer, [tokenizer.chat_template, *(message["content"] for message in messages)])
     try:
         text, hide = _safe_text(template, messages, hidden, False)
-        bounds: list[tuple[int, int]] = []
-        shielded = _shielded(messages, hide)
-        for number in (number for number, is_answer in enumerate(answers) if is_answer):
-            before = template.render(shielded[:number], add_generation_prompt=True)
-            said = shielded[: number + 1]
-            after = text if len(said) == len(messages) else template.render(said, add_generation_prompt=False)
-            if not (after.startswith(before) and text.startswith(after)):
-                message = f"the chat template lays turn {number + 1} out otherwise than it asks for it"
-                raise BadRecordError("template", where, f"{message}; choose another data.template")
-            bounds.append((len(before), len(after)))
+        return _parts(tokenizer, template, _shielded(messages, hide), answers, text, hidden)
     except UserError as error:
         raise BadRecordError("template", where, str(error)) from None
+
+
+def laid_out_parts(
+    tokenizer: Tokenizer,
+    source: str,
+    messages: Sequence[Message],
+    answers: Sequence[bool],
+    *,
+    add_generation_prompt: bool,
+) -> list[Part]:
+    """The same by a template that comes with the package; names of control tokens in a message become control tokens.
+
+    Args:
+        add_generation_prompt: End with what opens the assistant's answer.
+    """
+    template = ChatTemplate(source, _token_names(tokenizer), trusted=True)
+    text = template.render(messages, add_generation_prompt=add_generation_prompt)
+    nothing_hidden = _Hidden(names_pattern(tokenizer.special_tokens), {})
+    return _parts(tokenizer, template, messages, answers, text, nothing_hidden)
+
+
+def _parts(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    answers: Sequence[bool],
+    text: str,
+    hidden: "_Hidden",
+) -> list[Part]:
+    """The parts of a conversation that its template laid out as `text`.
+
+    Raises:
+        UserError: the template does not begin with what it asks for an answer with.
+    """
     parts: list[Part] = []
     end = 0
-    for start, stop in bounds:
-        parts += [Part(part) for part in _controls_and_text(tokenizer, text[end:start], hidden)]
-        parts += _answer(_controls_and_text(tokenizer, text[start:stop], hidden), tokenizer, stop == len(text))
-        end = stop
+    for number in (number for number, is_answer in enumerate(answers) if is_answer):
+        before = template.render(messages[:number], add_generation_prompt=True)
+        said = messages[: number + 1]
+        after = text if len(said) == len(messages) else template.render(said, add_generation_prompt=False)
+        if not (after.startswith(before) and text.startswith(after)):
+            message = f"the chat template lays turn {number + 1} out otherwise than it asks for it"
+            raise UserError(f"{message}; choose another data.template")
+        parts += [Part(part) for part in _controls_and_text(tokenizer, text[end : len(before)], hidden)]
+        answer = _controls_and_text(tokenizer, text[len(before) : len(after)], hidden)
+        parts += _answer(answer, tokenizer, len(after) == len(text))
+        end = len(after)
     return [*parts, *(Part(part) for part in _controls_and_text(tokenizer, text[end:], hidden))]
 
 
@@ -130,10 +169,10 @@ def _controls_and_text(tokenizer: Tokenizer, text: str, hidden: "_Hidden") -> li
     return [tokens[part] if index % 2 else hidden.restored(part) for index, part in enumerate(parts) if part]
 
 
-def _template_of(tokenizer: Tokenizer, source: str) -> ChatTemplate:
+def _token_names(tokenizer: Tokenizer) -> dict[str, str]:
+    """What templates know the tokenizer's BOS and EOS by."""
     names = {token: name for name, token in tokenizer.special_tokens.items()}
-    known = {"bos_token": names.get(tokenizer.bos_id, ""), "eos_token": names.get(tokenizer.eos_id, "")}
-    return ChatTemplate(source, known)
+    return {"bos_token": names.get(tokenizer.bos_id, ""), "eos_token": names.get(tokenizer.eos_id, "")}
 
 
 @dataclass(frozen=True)
@@ -215,4 +254,4 @@ def _check(messages: Sequence[Message]) -> None:
         try:
             content.encode()
         except UnicodeEncodeError:
-            raise UserError(f"messages[{number}].content: holds half a surrogate pair, which is no text") from None
+            raise UserError(f"messages[{number}].content: holds an unpaired surrogate") from None

@@ -1,5 +1,5 @@
-"""What the examples of a run amount to, as numbers and as lines for people; for `preview`. Rows as text are
-`inspection.segments_of`."""
+"""The report on the examples of a run: what came of the records, how long they are, how they fill rows. For
+`preview`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llama_jax.data.instructions.loader import ExampleLoader
-from llama_jax.data.rows.inspection import PERCENTILES, RowStatistics
+from llama_jax.data.rows.inspection import PERCENTILES, RowStatistics, counted
 from llama_jax.data.rows.packing import Row
 from llama_jax.data.tokenizers import Tokenizer
 
@@ -28,7 +28,7 @@ def first_rows(loader: ExampleLoader, count: int) -> list[Row]:
 
 
 def examples_report(loader: ExampleLoader, tokenizer: Tokenizer, batch_size: int, measured_rows: int) -> dict[str, Any]:
-    """Everything that is told of the data, as JSON: of each source what came of its records, of the examples their
+    """Everything that is said about the data, as JSON: of each source what came of its records, of the examples their
     lengths and what bears loss, of the first rows how they are filled."""
     data, training = loader.data, loader.data.training
     statistics = RowStatistics()
@@ -62,7 +62,7 @@ def examples_report(loader: ExampleLoader, tokenizer: Tokenizer, batch_size: int
     }
 
 
-def report_lines(report: dict[str, Any]) -> Iterator[str]:
+def examples_report_lines(report: dict[str, Any]) -> Iterator[str]:
     """The report for people."""
     for name, source in report["sources"].items():
         yield (
@@ -71,9 +71,8 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         )
         if source["truncated"]:
             yield f"  cut, without an end of sequence to learn: {source['truncated']:,}"
-        if source["dropped"]:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in source["dropped"].items())
-            yield f"  dropped: {reasons}"
+        if dropped := counted(source["dropped"]):
+            yield f"  dropped: {dropped}"
     percentiles = ", ".join(f"{name}% {length:,}" for name, length in report["length_percentiles"].items())
     yield f"template {report['template']}; tokens of an example at percentiles: {percentiles}"
     yield (

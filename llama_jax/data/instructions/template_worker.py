@@ -57,7 +57,12 @@ def _compiled(template: str) -> jinja2.Template:
     return _environment().from_string(template)
 
 
-def _render(template: str, variables: dict[str, Any]) -> str:
+def rendered(template: str, variables: dict[str, Any]) -> str:
+    """The text that a template gives, in this process.
+
+    Raises:
+        jinja2.TemplateError: the template is wrong, raises an exception, or gives too much.
+    """
     parts: list[str] = []
     length = 0
     for part in _compiled(template).generate(variables):
@@ -99,7 +104,7 @@ def main() -> None:
         request = json.loads(line)
         _limit(request["seconds"])
         try:
-            answer = {"text": _render(request["template"], request["variables"])}
+            answer = {"text": rendered(request["template"], request["variables"])}
         except Exception as error:  # whatever a template does, it is the template's error
             answer = {"error": _complaint(error)}
         print(json.dumps(answer), flush=True)

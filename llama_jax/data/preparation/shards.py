@@ -1,47 +1,32 @@
-"""The work of `prepare`: documents, dealt in consecutive ranges to processes, become shards of token ids.
+"""The work of `prepare` on one shard: documents of a consecutive range become token ids, or are left out for a reason.
 
-Each range is one shard and is acknowledged by a small file once the shard is whole, so that work that is stopped
-anywhere goes on without doubt; what is written depends on the documents and the settings alone. Knows the processes,
-not the command line."""
+What is written depends on the documents and the settings alone. Independent of processes and of the command line."""
 
 import contextlib
 import io
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
-import signal
 import tempfile
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from llama_jax.core.arrays import Int
-from llama_jax.core.errors import CannotGoOnError, UserError
+from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote, write_whole
+from llama_jax.data.preparation.acknowledgements import acknowledgement_path, hashes_path
 from llama_jax.data.preparation.cleaning import Cleaning, cleaned, text_hash
+from llama_jax.data.preparation.duplicates import Duplicates
 from llama_jax.data.sources.documents import BadRecordError, Documents
-from llama_jax.data.sources.prepared import Shard, ShardWriter, id_dtype, shard_name
+from llama_jax.data.sources.prepared import ShardWriter, id_dtype, shard_name
 from llama_jax.data.tokenizers import Tokenizer
-
-PROGRESS = "progress"
-"""Folder of the acknowledgements within the prepared directory, deleted at the end."""
 
 _SAMPLED_DOCUMENTS = 1000
 _COUNTED_DOCUMENTS = 32  # between two looks at what the processes share
-
-
-class Stopped(Exception):
-    """The work was asked to stop; the shard it was at will be made anew."""
 
 
 @dataclass(frozen=True)
@@ -60,36 +45,6 @@ class Job:
     @property
     def shards(self) -> int:
         return len(self.bounds) - 1
-
-
-class Acknowledged(NamedTuple):
-    """A shard that is whole."""
-
-    shard: Shard
-    dropped: list[dict[str, Any]]
-    """Documents left out, in order: `document`, `reason`, and what else is known."""
-
-    @property
-    def bad(self) -> list[dict[str, Any]]:
-        """Those whose record could not be used, in contrast to what cleaning left out."""
-        return [each for each in self.dropped if "where" in each]
-
-
-class Duplicates(NamedTuple):
-    """Documents that are the same as an earlier one."""
-
-    documents: Int[np.ndarray, "duplicates"]
-    """Their numbers, ascending."""
-    first: Int[np.ndarray, "duplicates"]
-    """Of each, the number of the first document that is the same."""
-
-    def within(self, start: int, stop: int) -> "Duplicates":
-        """Those with numbers from `start` to before `stop`."""
-        left, right = np.searchsorted(self.documents, (start, stop))
-        return Duplicates(self.documents[left:right], self.first[left:right])
-
-
-NO_DUPLICATES = Duplicates(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 def shard_bounds(documents: Documents, megabytes: float) -> list[int]:
@@ -117,41 +72,31 @@ def as_text(document: Any) -> str:
     return document
 
 
-class Meter:
-    """What all processes have done since the work began, and whether to stop."""
-
-    def __init__(self) -> None:
-        self.counts = multiprocessing.get_context("spawn").Array("q", 4)
-
-    def add(self, documents: int, text_bytes: int, tokens: int) -> None:
-        """Count; called every now and then.
-
-        Raises:
-            Stopped: the work is to stop.
-        """
-        with self.counts.get_lock():
-            for place, amount in enumerate((documents, text_bytes, tokens)):
-                self.counts[place] += amount
-            stop = self.counts[3]
-        if stop:
-            raise Stopped
-
-    def read(self) -> tuple[int, int, int]:
-        """Documents, bytes of text and tokens."""
-        documents, text_bytes, tokens, _ = self.counts[:]
-        return documents, text_bytes, tokens
-
-    def stop(self) -> None:
-        """Make every process stop at its next document but a few."""
-        self.counts[3] = 1
+def sampled_texts(documents: Documents, max_bytes: int) -> Iterator[str]:
+    """Documents from all over the source, at most so many bytes of them."""
+    count = len(documents)
+    left = max_bytes
+    # A step that shares no factor with the count comes to each document once, far apart at first.
+    step = next(step for step in range(max(1, round(count * 0.618)), count + 2) if np.gcd(step, count) == 1)
+    for number in range(count):
+        with contextlib.suppress(BadRecordError):
+            text = as_text(documents[number * step % count])
+            left -= len(text.encode())
+            if left < 0:
+                return
+            yield text
 
 
-class _Worker:
-    """The work on one shard after another, within one process."""
+class ShardWork:
+    """The work on one shard after another, within one process.
 
-    def __init__(self, job: Job, meter: Meter) -> None:
+    Args:
+        count: Told documents, bytes of text and tokens that were done since it was told last; may raise, to stop.
+    """
+
+    def __init__(self, job: Job, count: Callable[[int, int, int], None]) -> None:
         self._job = job
-        self._meter = meter
+        self._count = count
 
     def hash_shard(self, number: int) -> int:
         """Write the hashes of a shard's documents, zeros for those that cannot be used."""
@@ -206,12 +151,12 @@ class _Worker:
             except BadRecordError as error:
                 bad = self._bad(error)
             except UnicodeEncodeError as error:
-                message = f"holds half a surrogate pair at character {error.start}"
+                message = f"holds an unpaired surrogate at character {error.start}"
                 bad = self._bad(BadRecordError("surrogate", f"document {index}", message))
             yield index, text, bad
             documents += 1
             if documents == _COUNTED_DOCUMENTS or index == stop - 1:
-                self._meter.add(documents, text_bytes, self._tokens)
+                self._count(documents, text_bytes, self._tokens)
                 documents = text_bytes = self._tokens = 0
 
     def _bad(self, error: BadRecordError) -> dict[str, Any]:
@@ -238,140 +183,3 @@ def _move(path: Path, target: epath.Path) -> None:
         return
     with path.open("rb") as source, target.open("wb") as copy:  # an object appears when its upload is complete
         shutil.copyfileobj(source, copy, 2**24)
-
-
-def hashes_path(directory: epath.Path, number: int) -> epath.Path:
-    """Where the hashes of a shard's documents are."""
-    return directory / PROGRESS / f"hashes-{number:05}.npy"
-
-
-def acknowledgement_path(directory: epath.Path, number: int) -> epath.Path:
-    """The file that says that a shard is whole."""
-    return directory / PROGRESS / f"shard-{number:05}.json"
-
-
-def acknowledged(directory: epath.Path, number: int) -> Acknowledged:
-    """What the acknowledgement of a shard says."""
-    values = json.loads(acknowledgement_path(directory, number).read_bytes())
-    return Acknowledged(Shard(**values["shard"]), values["dropped"])
-
-
-def duplicates_of(hashes: Sequence[Callable[[], Int[np.ndarray, "documents two"]]], at_once: int) -> Duplicates:
-    """Every document that has the hash of an earlier one.
-
-    Args:
-        hashes: For each range of documents, in order, a function that loads their hashes.
-        at_once: Documents to compare at once, at 40 bytes each; their hashes are loaded once for every so many.
-    """
-    counts = [len(load()) for load in hashes]
-    parts = max(1, -(-sum(counts) // at_once))
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    for part in range(parts):
-        pieces, numbers, start = [], [], 0
-        for load, count in zip(hashes, counts, strict=True):
-            each = load()
-            chosen = np.flatnonzero((each[:, 0] % np.uint64(parts) == part) & each.any(axis=1))
-            pieces.append(each[chosen])
-            numbers.append(chosen + start)
-            start += count
-        values, documents = np.concatenate(pieces), np.concatenate(numbers)
-        order = np.lexsort((values[:, 1], values[:, 0]))  # stable: of equal ones the first document comes first
-        values, documents = values[order], documents[order]
-        same = np.zeros(len(values), bool)
-        same[1:] = (values[1:] == values[:-1]).all(axis=1)
-        firsts = documents[~same][np.cumsum(~same) - 1]
-        found.append((documents[same], firsts[same]))
-    documents, firsts = (np.concatenate([pair[side] for pair in found]) for side in (0, 1))
-    order = np.argsort(documents)
-    return Duplicates(documents[order], firsts[order])
-
-
-class Workers:
-    """Processes that share the shards among them; a context manager.
-
-    Args:
-        job: The work.
-        count: Number of processes; 0 works in a thread of this one.
-        meter: Counts what they do.
-    """
-
-    def __init__(self, job: Job, count: int, meter: Meter) -> None:
-        self._meter = meter
-        self._bounds = job.bounds
-        self._ahead = count + 1  # a task more than are at work, so that none waits; not all, for their duplicates
-        self._executor: Executor
-        if count == 0:
-            self._executor = ThreadPoolExecutor(1, initializer=_start, initargs=(job, meter, False))
-        else:
-            self._executor = ProcessPoolExecutor(
-                count, multiprocessing.get_context("spawn"), initializer=_start, initargs=(job, meter, True)
-            )
-
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._meter.stop()
-        self._executor.shutdown(wait=True, cancel_futures=True)
-
-    def hash_shards(self, numbers: Iterable[int], tick: Callable[[], None]) -> Iterator[int]:
-        """Write the hashes of shards; gives the number of each when it is done. `tick` is called often."""
-        yield from self._results(((_hash_shard, number) for number in numbers), tick)
-
-    def write_shards(self, numbers: Iterable[int], duplicates: Duplicates, tick: Callable[[], None]) -> Iterator[int]:
-        """Write shards; gives the number of each when it is acknowledged. `tick` is called often."""
-        bounds = self._bounds
-        tasks = ((_write_shard, number, duplicates.within(*bounds[number : number + 2])) for number in numbers)
-        yield from self._results(tasks, tick)
-
-    def _results(self, tasks: Iterator[tuple[Any, ...]], tick: Callable[[], None]) -> Iterator[int]:
-        pending: set[Future[int]] = set()
-        while True:
-            while len(pending) < self._ahead and (task := next(tasks, None)) is not None:
-                pending.add(self._executor.submit(*task))
-            if not pending:
-                return
-            done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
-            tick()
-            for future in done:
-                try:
-                    yield future.result()
-                except BrokenProcessPool:
-                    raise CannotGoOnError(
-                        "a worker process died, perhaps for want of memory; the same command goes on, with fewer "
-                        "--workers if need be"
-                    ) from None
-
-
-_worker: _Worker
-
-
-def _start(job: Job, meter: Meter, is_process: bool) -> None:
-    """Make this process ready for `_hash_shard` and `_write_shard`."""
-    global _worker
-    _worker = _Worker(job, meter)
-    if is_process:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent says when to stop
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot say so, and its workers would wait for it for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-def _hash_shard(number: int) -> int:
-    return _worker.hash_shard(number)
-
-
-def _write_shard(number: int, duplicates: Duplicates) -> int:
-    return _worker.write_shard(number, duplicates)
-
-
-def counts_by_reason(dropped: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """How many documents were left out for each reason, by name."""
-    return dict(sorted(Counter(each["reason"] for each in dropped).items()))

@@ -1,79 +1,26 @@
-"""What rows of tokens say when they are read by a person, and what they amount to. Knows nothing of where rows come
-from: any dictionary with the arrays of a row will do, whether all of its tokens bear loss or some."""
+"""What rows of tokens amount to, and the report on the text of a run: the first rows of training, the lengths of the
+documents, and how much of each source training takes. For `preview`."""
 
-import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from llama_jax.core.arrays import Int
+from llama_jax.data.rows.loader import Loader, streams_of_batch
 from llama_jax.data.rows.packing import Row, token_ids
+from llama_jax.data.rows.positions import RowsPosition
+from llama_jax.data.rows.progress import Progress, progress
+from llama_jax.data.rows.segments import segment_places
+from llama_jax.data.rows.streams import Pipeline
 from llama_jax.data.sources.documents import BadRecordError, Documents, read_many
 from llama_jax.data.tokenizers import Tokenizer
-from llama_jax.data.tokenizers.stream_decoding import StreamDecoder
 
 PERCENTILES = (1, 10, 50, 90, 99, 100)
 
-_READ_TOGETHER = 64
-
-
-class Piece(NamedTuple):
-    """A stretch of text all of whose tokens bear loss, or none."""
-
-    text: str
-    """Control tokens by their names."""
-    bears_loss: bool
-
-
-class Segment(NamedTuple):
-    """A document of a row, or the part of it that is there."""
-
-    pieces: list[Piece]
-    tokens: int
-    """Those that are read and the last one, which is only predicted."""
-    loss_tokens: int
-    """Tokens that are predicted with a weight above 0."""
-    opens: bool
-    """It begins with the first token of the document."""
-    closes: bool
-    """It ends with the last one."""
-
-
-def segments_of(row: Row, tokenizer: Tokenizer) -> list[Segment]:
-    """The documents of a row, in order; padding is none of them."""
-    return [_segment(row, places, tokenizer) for places in _places(row)]
-
-
-def _places(row: Row) -> list[slice]:
-    numbers = row["segment_ids"]
-    bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(bounds) if numbers[start]]
-
-
-def _segment(row: Row, places: slice, tokenizer: Tokenizer) -> Segment:
-    ids = [int(row["tokens"][places][0]), *row["targets"][places].tolist()]
-    bears_loss = [False, *(row["loss_weights"][places] > 0).tolist()]
-    return Segment(
-        _pieces(ids, bears_loss, tokenizer),
-        tokens=len(ids),
-        loss_tokens=sum(bears_loss),
-        opens=ids[0] == tokenizer.bos_id,
-        closes=ids[-1] in tokenizer.stop_ids,
-    )
-
-
-def _pieces(ids: Sequence[int], bears_loss: Sequence[bool], tokenizer: Tokenizer) -> list[Piece]:
-    names = {token: name for name, token in tokenizer.special_tokens.items()}
-    decoder = StreamDecoder(tokenizer)
-    texts: list[tuple[str, bool]] = []
-    for token, bears in zip(ids, bears_loss, strict=True):
-        texts.append((decoder.push(token) + names.get(token, ""), bears))
-    texts.append((decoder.finish(), bears_loss[-1]))
-    grouped = itertools.groupby((pair for pair in texts if pair[0]), key=lambda pair: pair[1])
-    return [Piece("".join(text for text, _ in group), bears) for bears, group in grouped]
+_READ_CHUNK = 64
 
 
 @dataclass
@@ -93,7 +40,7 @@ class RowStatistics:
 
     def add(self, row: Row, tokenizer: Tokenizer) -> None:
         """Count a row."""
-        places = _places(row)
+        places = segment_places(row)
         self.rows += 1
         self.tokens += len(row["tokens"])
         self.padding += int((row["segment_ids"] == 0).sum())
@@ -168,11 +115,147 @@ def measure_lengths(documents: Documents, tokenizer: Tokenizer, sample: int) -> 
     chosen = np.unique(np.linspace(0, count - 1, min(count, sample)).astype(np.int64)).tolist()
     lengths: list[int] = []
     dropped: Counter[str] = Counter()
-    for start in range(0, len(chosen), _READ_TOGETHER):
-        numbers = chosen[start : start + _READ_TOGETHER]
+    for start in range(0, len(chosen), _READ_CHUNK):
+        numbers = chosen[start : start + _READ_CHUNK]
         for number, document in zip(numbers, read_many(documents, numbers), strict=True):
             try:
                 lengths.append(len(token_ids(document, tokenizer, number)))
             except BadRecordError as error:
                 dropped[error.reason] += 1
     return Lengths(count, np.array(lengths, np.int64), dict(sorted(dropped.items())))
+
+
+class FirstRows(NamedTuple):
+    """The first rows of training."""
+
+    examples: list[tuple[str, Row]]
+    """Source and row of the first few of them."""
+    statistics: RowStatistics
+    progress: dict[str, Progress]
+    """What was read of each source."""
+
+
+def read_first_rows(
+    pipeline: Pipeline, batch_size_at: Callable[[int], int], *, rows: int, examples: int, say: Callable[[str], None]
+) -> FirstRows:
+    """Read rows with a loader like that of training; of large batches the first rows only.
+
+    Args:
+        rows: To read, at least.
+        examples: Rows to give back.
+        say: Told the first few bad records.
+    """
+    loader = Loader(
+        pipeline.mixture,
+        pipeline.tokenizer,
+        pipeline.config,
+        pipeline.seed,
+        batch_size_at=batch_size_at,
+        rows_of=lambda size: range(min(size, rows)),
+        say=say,
+    )
+    sources = _sources_of_rows(pipeline, batch_size_at)
+    found: list[tuple[str, Row]] = []
+    statistics, position = RowStatistics(), RowsPosition()
+    loader.start()
+    try:
+        while statistics.rows < rows:
+            batch, position = next(loader)
+            names = next(sources)
+            for number in range(len(batch["tokens"])):
+                row = {name: array[number] for name, array in batch.items()}
+                statistics.add(row, pipeline.tokenizer)
+                if len(found) < examples:
+                    found.append((names[number], row))
+    finally:
+        loader.close()
+    return FirstRows(found, statistics, progress(position.streams, pipeline.mixture))
+
+
+def _sources_of_rows(pipeline: Pipeline, batch_size_at: Callable[[int], int]) -> Iterator[list[str]]:
+    """For one batch after the other, the name of the source of each row."""
+    mixture, streams = pipeline.mixture, pipeline.config.streams
+    given: Counter[int] = Counter()
+    step = first_row = 0
+    while True:
+        size = batch_size_at(step)
+        names = []
+        for stream in streams_of_batch(first_row, size, streams).tolist():
+            names.append(mixture.sources[mixture.source_of(given[stream] * streams + stream, pipeline.seed)].name)
+            given[stream] += 1
+        yield names
+        step, first_row = step + 1, first_row + size
+
+
+def documents_report(
+    pipeline: Pipeline, first: FirstRows, *, steps: int, rows: int, measured_documents: int
+) -> dict[str, Any]:
+    """Everything that is said about the text of a run, as JSON.
+
+    Args:
+        steps: Of training.
+        rows: Of all its batches.
+        measured_documents: Of each source, at the most.
+    """
+    length, read = pipeline.config.sequence_length, first.progress
+    all_read = max(1, sum(source.rows for source in read.values()))
+    sources = {}
+    for source, share in zip(pipeline.mixture.sources, pipeline.mixture.shares, strict=True):
+        measured = measure_lengths(source.documents, pipeline.tokenizer, measured_documents)
+        sources[source.name] = {
+            "share": share,
+            "share_of_rows_read": read[source.name].rows / all_read,
+            "documents": measured.documents,
+            "tokens": measured.total,
+            "is_exact": measured.is_exact,
+            "tokens_in_training": round(share * rows * length),
+            "epochs": share * rows * length / max(1, measured.total_predicted),
+            "length_percentiles": measured.percentiles(),
+            "longer_than_a_row_share": measured.longer_than(length),
+            "documents_measured": measured.sampled,
+            "dropped_of_measured": dict(measured.dropped),
+        }
+    return {
+        "steps": steps,
+        "sequence_length": length,
+        "tokens_in_training": rows * length,
+        "tokens": sum(source["tokens"] for source in sources.values()),
+        "sources": sources,
+        "rows": first.statistics.to_json(),
+        "vocab_size": pipeline.tokenizer.vocab_size,
+        "dropped": dict(sum((source.dropped for source in read.values()), Counter())),
+    }
+
+
+def documents_report_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """The report for people; it must also have `tokenizer`, what the tokenizer is, and `held_out_documents`."""
+    rows = report["rows"]
+    yield f"tokenizer: {report['tokenizer']}, {report['vocab_size']:,} tokens"
+    yield (
+        f"rows of {report['sequence_length']:,} tokens, {rows['rows']:,} read: {rows['loss_share']:.1%} of the "
+        f"tokens bear loss, {rows['padding_share']:.1%} are padding; {rows['segments_per_row']:.1f} documents a "
+        f"row, {rows['segments_split_share']:.1%} of them in part; {rows['rows_cut_share']:.1%} of the rows end within "
+        "a document, which continues in a later one"
+    )
+    yield f"documents that could not be used, in these rows: {counted(report['dropped']) or 'none'}"
+    for name, source in report["sources"].items():
+        about = "" if source["is_exact"] else "about "
+        yield f"\n{name}: {source['documents']:,} documents, {about}{source['tokens']:,} tokens"
+        yield (
+            f"  {source['share']:.1%} of the rows ({source['share_of_rows_read']:.1%} of those read), "
+            f"{source['tokens_in_training']:,} tokens or {source['epochs']:.2f} epochs in {report['steps']:,} steps"
+        )
+        percentiles = ", ".join(f"{each}% {length:,}" for each, length in source["length_percentiles"].items())
+        longer = f"{source['longer_than_a_row_share']:.1%} are longer than a row"
+        yield f"  tokens of a document at percentiles: {percentiles}; {longer}"
+        if dropped := counted(source["dropped_of_measured"]):
+            yield f"  of {source['documents_measured']:,} documents looked at, cannot be used: {dropped}"
+    yield (
+        f"\nin all {report['tokens']:,} tokens of text; training takes {report['tokens_in_training']:,}; "
+        f"{report['held_out_documents']:,} documents are held out for validation"
+    )
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """Numbers of documents by reason, as text."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())

@@ -7,7 +7,6 @@ from llama_jax.data.tokenizers.conversion import (
     files_of_vocabulary,
     hugging_face_files,
     llama2c_bytes,
-    with_special_tokens,
 )
 from llama_jax.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from llama_jax.data.tokenizers.llama2c import Llama2cTokenizer
@@ -33,5 +32,4 @@ __all__ = [
     "tokenizer_from_files",
     "train_tokenizer",
     "vocabulary_of",
-    "with_special_tokens",
 ]

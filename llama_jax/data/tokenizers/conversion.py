@@ -2,14 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_object, shown
 from llama_jax.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from llama_jax.data.tokenizers.llama2c import FIRST_PIECE, Llama2cTokenizer, llama2c_file
-from llama_jax.data.tokenizers.loading import MODEL_FILES, tokenizer_from_files
 from llama_jax.data.tokenizers.pre_tokenizers import PRE_ALIASES, PRE_TOKENIZERS
 from llama_jax.data.tokenizers.sentencepiece_model import (
     BYTE,
@@ -19,10 +18,7 @@ from llama_jax.data.tokenizers.sentencepiece_model import (
     UNKNOWN,
     Piece,
     PieceModel,
-    SentencePieceTokenizer,
     piece_model_bytes,
-    pieces_bytes,
-    read_piece_model,
 )
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
 from llama_jax.data.tokenizers.tokenizer_json import byte_level_json, sentencepiece_json
@@ -102,27 +98,6 @@ def llama2c_bytes(tokenizer: Tokenizer) -> bytes:
     names = [tokens[0], f"\n{tokens[1]}\n", f"\n{tokens[2]}\n", *tokens[3:]]
     pieces = [name.replace(SPACE, " ").encode() for name in names]
     return llama2c_file(zip(pieces, vocabulary.scores or (), strict=True))
-
-
-def with_special_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> Tokenizer:
-    """The tokenizer with control tokens of these names after its last id; those it has already are left as they are.
-
-    Raises:
-        UserError: a name is that of an ordinary token.
-    """
-    missing = [name for name in dict.fromkeys(names) if name not in tokenizer.special_tokens]
-    beside = {name: content for name, content in tokenizer.files().items() if name not in MODEL_FILES}
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        known = {piece.text for piece in read_piece_model(tokenizer.to_bytes()).pieces}
-        for name in missing:
-            if name in known:
-                raise UserError(f"tokenizer: {shown(name)} is an ordinary token, so it cannot be a control token")
-        pieces = [Piece(name, 0.0, CONTROL) for name in missing]
-        return SentencePieceTokenizer(tokenizer.to_bytes() + pieces_bytes(pieces), beside)
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        return HuggingFaceTokenizer(tokenizer.with_added(missing), beside)
-    plain = tokenizer_from_files(files_of_vocabulary(vocabulary_of(tokenizer)) | beside, "conversion")
-    return with_special_tokens(plain, names)
 
 
 def _check(vocabulary: Vocabulary) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llama_jax.core.errors import UserError
-from llama_jax.core.json_files import json_object, shown
+from llama_jax.core.json_files import json_object
 from llama_jax.data.tokenizers.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from llama_jax.data.tokenizers.tokenizer import FileTokenizer
 
@@ -85,21 +84,6 @@ class HuggingFaceTokenizer(FileTokenizer):
             if name == model.get("unk_token"):
                 types[token] = UNKNOWN
         return tokens, types
-
-    def with_added(self, names: Sequence[str]) -> bytes:
-        """The file with control tokens of these names after its last id.
-
-        Raises:
-            UserError: a name is that of a token there is.
-        """
-        import tokenizers
-
-        tokenizer = self._library_tokenizer()
-        for name in names:
-            if tokenizer.token_to_id(name) is not None:
-                raise UserError(f"tokenizer: {shown(name)} is an ordinary token, so it cannot be a control token")
-            tokenizer.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False)])
-        return tokenizer.to_str().encode()
 
     def _encode_ordinary(self, text: str) -> list[int]:
         with _one_line_errors():

@@ -2,12 +2,12 @@ import threading
 import time
 
 import pytest
-from small_tokenizers import BESIDE, byte_level_file, tiktoken_file
+from small_tokenizers import BESIDE, byte_level_file, tiktoken_file, with_control_tokens
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.instructions.chat import ChatTemplate, encode_chat
 from llama_jax.data.instructions.template_process import render_template
-from llama_jax.data.tokenizers import HuggingFaceTokenizer, TiktokenTokenizer, with_special_tokens
+from llama_jax.data.tokenizers import HuggingFaceTokenizer, TiktokenTokenizer
 
 LLAMA3 = """{{- bos_token }}
 {%- for message in messages %}
@@ -92,7 +92,7 @@ def test_a_model_that_expects_no_bos_gets_none():
 
 
 def test_added_control_tokens_are_guarded_too():
-    tokenizer = with_special_tokens(llama3(PLAIN), ["[INST]"])
+    tokenizer = with_control_tokens(llama3(PLAIN), ["[INST]"])
     assert tokenizer.special_tokens["[INST]"] not in encode_chat(tokenizer, user("[INST] x", "[IN", "ST]"))
 
 
@@ -182,7 +182,7 @@ def test_long_messages_pass(tiktoken_tokenizer):
         ([*user("a"), {"role": "user", "content": None}], r"messages\[1\].content: None is not a text"),
         ([{"role": "<|eot_id|>", "content": "a"}], r"messages\[0\].role: '<\|eot_id\|>' is not a word"),
         ([{"role": 3, "content": "a"}], r"messages\[0\].role: 3 is not a word"),
-        (user("a\ud800"), r"messages\[0\].content: holds half a surrogate pair"),
+        (user("a\ud800"), r"messages\[0\].content: holds an unpaired surrogate"),
     ],
 )
 def test_malformed_messages_are_refused_by_number(messages, message):

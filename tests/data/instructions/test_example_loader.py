@@ -6,7 +6,7 @@ import pytest
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import InstructionDataConfig
-from llama_jax.data.instructions.inspection import examples_report, first_rows, report_lines
+from llama_jax.data.instructions.inspection import examples_report, examples_report_lines, first_rows
 from llama_jax.data.instructions.loader import ExampleLoader, ExamplesPosition
 
 KINDS = {
@@ -256,7 +256,7 @@ def test_a_report_tells_what_examples_amount_to(make, byte_tokenizer, kind):
     assert report["loss_share"] == pytest.approx(training.bears_loss.mean())
     assert report["length_percentiles"]["100"] == training.lengths.max() + 1
     assert report["steps_per_epoch"] == loader.steps_of_epochs(1, 4)
-    lines = list(report_lines(json.loads(json.dumps(report))))
+    lines = list(examples_report_lines(json.loads(json.dumps(report))))
     assert lines[0].endswith(
         "60 records (alpaca), 57 examples to train on, 3 held out, 100.0% of the examples of an epoch"
     )

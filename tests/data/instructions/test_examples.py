@@ -289,7 +289,7 @@ def test_an_unknown_format_is_refused_with_what_there_is(tmp_path, tokenizer):
 
 def test_a_directory_that_prepare_wrote_is_refused(tmp_path, tokenizer):
     (tmp_path / "manifest.json").write_text('{"format": "llama_jax.prepared"}')
-    with pytest.raises(UserError, match="holds ids that `prepare` made; name the records it was made of"):
+    with pytest.raises(UserError, match="holds token ids that `prepare` wrote; name the records it read"):
         read(tokenizer, tmp_path)
 
 

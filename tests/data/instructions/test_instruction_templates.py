@@ -4,18 +4,18 @@ goes through the loader of a run, from a file to a row, and was written by hand 
 import json
 
 import pytest
-from small_tokenizers import BESIDE, byte_level_file, tiktoken_file
+from small_tokenizers import BESIDE, byte_level_file, tiktoken_file, with_control_tokens
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import InstructionDataConfig
 from llama_jax.data.instructions.chat import encode_chat
 from llama_jax.data.instructions.loader import ExampleLoader
 from llama_jax.data.instructions.records import Turn, conversation_of
-from llama_jax.data.instructions.templates import Layout
-from llama_jax.data.rows.inspection import segments_of
+from llama_jax.data.instructions.templates import Layout, alpaca_prompt
+from llama_jax.data.rows.segments import segments_of
 from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.record_text import Record
-from llama_jax.data.tokenizers import HuggingFaceTokenizer, TiktokenTokenizer, with_special_tokens
+from llama_jax.data.tokenizers import HuggingFaceTokenizer, TiktokenTokenizer
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
@@ -28,7 +28,7 @@ OWN = """{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nBe kind.
 @pytest.fixture(scope="module")
 def json_with_control():
     beside = {**BESIDE, "chat_template.jinja": OWN.encode()}
-    return with_special_tokens(HuggingFaceTokenizer(byte_level_file(), beside), CONTROL)
+    return with_control_tokens(HuggingFaceTokenizer(byte_level_file(), beside), CONTROL)
 
 
 RECORDS = {
@@ -252,7 +252,7 @@ def test_an_answer_that_is_given_is_not_learned(tmp_path, json_with_control):
 @pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "model"])
 @pytest.mark.parametrize("kind", ["alpaca", "sharegpt", "messages", "prompt_completion"])
 def test_a_model_is_asked_in_chat_as_it_was_trained(json_with_control, template, kind):
-    """The Jinja source that is saved with the model and the function that lays out the training data agree."""
+    """By the Jinja source that is saved with the model, which sees what is said, not stand-ins for it."""
     layout = Layout(template, json_with_control)
     files = {name: content for name, content in json_with_control.files().items() if name != "tokenizer.json"}
     asked = HuggingFaceTokenizer(
@@ -360,6 +360,14 @@ ALPACA_PROMPT = (
 )
 
 
+def test_the_prompt_of_alpaca_can_be_had_as_text():
+    for kind in ("alpaca", "alpaca with input"):
+        instruction, given, output = RECORDS[kind].values()
+        asked = alpaca_prompt(instruction, given)
+        assert f"<|bos|>{asked}⟦{output}<|eos|>⟧" == ALPACA[kind]
+    assert alpaca_prompt("{{ eos_token }}<s>\n ") == ALPACA_PROMPT.format("{{ eos_token }}<s>\n ")
+
+
 @pytest.mark.parametrize("answer", ["Tom", " Tom", "\nTom", '"Tom"', ")", ":", "éa", "1812", "the mill", "🙂", "  x"])
 def test_ids_are_alpacas_wherever_its_prompt_opens_them(every_tokenizer, answer):
     """Alpaca encodes the prompt alone for the mask, and prompt and answer together for the ids."""
@@ -389,7 +397,7 @@ def test_words_after_a_control_token_have_the_ids_they_have_in_the_whole(fallbac
         content["normalizer"] = None
         content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     beside = {"tokenizer_config.json": fallback_tokenizer.files()["tokenizer_config.json"]}
-    tokenizer = with_special_tokens(HuggingFaceTokenizer(json.dumps(content).encode(), beside), CONTROL)
+    tokenizer = with_control_tokens(HuggingFaceTokenizer(json.dumps(content).encode(), beside), CONTROL)
     turns = tuple(Turn(role, text) for role, text in [("user", "the cat"), ("assistant", "the mill"), ("user", "son")])
     asked = {
         "llama2": "<s>[INST] the cat [/INST] the mill</s><s>[INST] son [/INST]",

@@ -2,9 +2,9 @@ import random
 import time
 
 import pytest
-from small_tokenizers import HARD_TEXTS
+from small_tokenizers import HARD_TEXTS, with_control_tokens
 
-from llama_jax.data.tokenizers import Tokenizer, with_special_tokens
+from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.data.tokenizers.stream_decoding import StreamDecoder
 
 
@@ -56,7 +56,7 @@ def test_spaces_between_words_are_kept(tokenizer):
 
 
 def test_a_space_after_many_control_tokens_is_kept(tokenizer):
-    grown = with_special_tokens(tokenizer, [f"[{number}]" for number in range(20)])
+    grown = with_control_tokens(tokenizer, [f"[{number}]" for number in range(20)])
     ids = [*tokenizer.encode("the"), *range(320, 340), *tokenizer.encode("cat")]
     assert "".join(streamed(grown, ids)) == "the cat"
 

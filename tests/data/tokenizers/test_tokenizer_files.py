@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import sentencepiece
 import tokenizers
-from small_tokenizers import BESIDE, HARD_TEXTS, TALE, byte_level_file, llama2c_file, tiktoken_file
+from small_tokenizers import BESIDE, HARD_TEXTS, TALE, byte_level_file, llama2c_file, tiktoken_file, with_control_tokens
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers import (
@@ -21,7 +21,6 @@ from llama_jax.data.tokenizers import (
     load_tokenizer,
     tokenizer_from_files,
     vocabulary_of,
-    with_special_tokens,
 )
 from llama_jax.data.tokenizers.sentencepiece_model import Piece, PieceModel, piece_model_bytes
 
@@ -296,7 +295,7 @@ def test_llama2c_files_are_those_of_its_own_export(tokenizer, byte_tokenizer):
 
 def test_llama2c_refuses_what_it_cannot_say(tokenizer, json_tokenizer):
     with pytest.raises(UserError, match=r"token '\[PAD\]' is special, which llama2.c cannot express"):
-        llama2c_bytes(with_special_tokens(tokenizer, ["[PAD]"]))
+        llama2c_bytes(with_control_tokens(tokenizer, ["[PAD]"]))
     with pytest.raises(UserError, match=r"llama2.c knows only tokenizers of LLaMA 1 and 2"):
         llama2c_bytes(json_tokenizer)
 
@@ -319,26 +318,6 @@ def test_user_defined_pieces_are_vocabulary_not_control_tokens():
     assert made.encode("<tool>a") == [5, 3, 6]
     assert made.special_tokens == {"<s>": 1, "</s>": 2, "<secret>": 4}
     assert 4 not in made.encode("<secret>") and made.encode("<secret>", special=True) == [4]
-
-
-@pytest.mark.parametrize("kind", range(5))
-def test_special_tokens_can_be_added(every_tokenizer, kind):
-    each = every_tokenizer[kind]
-    grown = with_special_tokens(each, ["[PAD]", "[SEP]", "[PAD]"])
-    assert grown.vocab_size == each.vocab_size + 2
-    pad, sep = grown.special_tokens["[PAD]"], grown.special_tokens["[SEP]"]
-    assert (pad, sep) == (each.vocab_size, each.vocab_size + 1)
-    assert grown.encode("a[PAD][SEP]", special=True) == [*each.encode("a"), pad, sep]
-    assert grown.encode("a[PAD]b") == each.encode("a[PAD]b")
-    assert same_ids(grown, each)
-    assert (grown.bos_id, grown.eos_id, grown.stop_ids) == (each.bos_id, each.eos_id, each.stop_ids)
-    assert with_special_tokens(grown, ["[PAD]"]).vocab_size == grown.vocab_size
-
-
-def test_an_ordinary_token_is_not_made_special(tokenizer, json_tokenizer):
-    for each in (tokenizer, json_tokenizer):
-        with pytest.raises(UserError, match="'a' is an ordinary token, so it cannot be a control token"):
-            with_special_tokens(each, ["a"])
 
 
 def test_llama2_json_becomes_a_sentencepiece_model_again(tokenizer):
