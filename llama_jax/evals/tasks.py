@@ -10,8 +10,8 @@ from llama_jax.data.sources.record_text import Record
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.evals.answers import Answerer
 from llama_jax.evals.scoring import Request, Score, Scorer, encode_pair
+from llama_jax.inference.completion import encode_prompt
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.text import encode_prompt
 
 REQUESTS_TOGETHER = 16384
 """Requests made and sorted at a time: enough for full batches of one length, without holding all of a large task."""

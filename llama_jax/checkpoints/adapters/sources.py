@@ -16,7 +16,7 @@ from llama_jax.checkpoints.config import StepChoice
 from llama_jax.checkpoints.formats.directories import BUNDLE
 from llama_jax.checkpoints.steps.folders import finished_steps
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError, read_manifest
-from llama_jax.checkpoints.steps.store import Verified, find_verified
+from llama_jax.checkpoints.steps.restoring import Verified, find_verified
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError

@@ -53,6 +53,11 @@ def _alpaca(turns: Conversation, tokens: Tokens, after_response: str = "") -> li
     return parts
 
 
+def alpaca_prompt(instruction: str, input: str = "") -> str:
+    """How Stanford Alpaca's template asks for one answer, to the letter."""
+    return "".join(str(part.content) for part in _alpaca((Turn("user", instruction, input),), {}))
+
+
 def _alpaca_newline(turns: Conversation, tokens: Tokens) -> list[Part]:
     """Alpaca-LoRA's (templates/alpaca.json)."""
     return _alpaca(turns, tokens, "\n")

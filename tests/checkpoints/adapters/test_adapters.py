@@ -15,11 +15,11 @@ from small_weights import BFLOAT16, FLOAT32, SMALL, SmallWeights, logits, of_kin
 from llama_jax.checkpoints.adapters.adapter import adapter_config_from_json, adapter_config_json
 from llama_jax.checkpoints.adapters.merged_weights import merged, unmerged
 from llama_jax.checkpoints.adapters.peft import write_peft
-from llama_jax.checkpoints.detection import open_unmerged, open_weights
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import tensors_of
-from llama_jax.checkpoints.opening import OpenParams, open_params
+from llama_jax.checkpoints.opening import ModelReference, OpenParams, open_params
+from llama_jax.checkpoints.weight_reading import open_unmerged, open_weights
 from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
@@ -39,8 +39,8 @@ def opened(path: Path, adapters: tuple[Path, ...] = (), devices: int = 1, **argu
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     names = tuple(map(str, adapters))
     with jax.set_mesh(mesh):
-        settings = {"step": None, "say": pytest.fail, "identify": False} | arguments
-        return open_params(str(path), ComputeConfig(), mesh, adapters=names, **settings)
+        settings = {"say": pytest.fail, "identify": False} | arguments
+        return open_params(ModelReference(str(path), adapters=names), ComputeConfig(), **settings)
 
 
 def computed(found: OpenParams, adapter_ids: list[int] | None = None) -> np.ndarray:

@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 from small_weights import logits
 
 from llama_jax.checkpoints.adapters.peft import read_peft, write_peft
-from llama_jax.checkpoints.detection import open_weights
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import write_orbax
-from llama_jax.checkpoints.opening import open_params
+from llama_jax.checkpoints.opening import ModelReference, open_params
+from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
@@ -53,7 +53,7 @@ def logits_over(base: Path, adapters: list[str], devices: int = 1) -> np.ndarray
     """Of the first row of tokens, base and adapter side by side."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        opened = open_params(str(base), ComputeConfig(), mesh, step=None, say=print, adapters=adapters)
+        opened = open_params(ModelReference(str(base), adapters=adapters), ComputeConfig(), say=print)
         rows = np.tile(TOKENS[:1], (devices, 1)).astype(np.int32)
         return np.asarray(jax.jit(opened.model.logits)(opened.params, rows))[:1]
 
