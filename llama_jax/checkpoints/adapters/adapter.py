@@ -60,7 +60,7 @@ def as_numpy(array: Any) -> np.ndarray:
 
 def adapter_config_json(config: AdapterConfig) -> bytes:
     """The content of `ADAPTER_FILE`."""
-    return json.dumps(asdict(config), indent=2).encode()
+    return json.dumps(asdict(config), indent=1).encode()
 
 
 def adapter_config_from_json(content: bytes, where: str) -> AdapterConfig:

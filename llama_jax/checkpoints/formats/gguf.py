@@ -180,20 +180,20 @@ def _read(path: epath.PathLike, info: TensorInfo) -> np.ndarray:
     with epath.Path(path).open("rb") as file:
         file.seek(info.start)
         if info.type.name in _NUMPY_TYPES:
-            stored = _bytes(path, file, info.size, info.name)
+            stored = _read_exactly(path, file, info.size, info.name)
             return np.frombuffer(stored, _NUMPY_TYPES[info.type.name]).reshape(info.shape)
         rows = np.empty((math.prod(info.shape[:-1]), info.shape[-1]), np.float32)
         row_bytes = info.size // len(rows)
         step = max(1, _DEQUANTISED_BYTES // row_bytes)
         for start in range(0, len(rows), step):
             some = rows[start : start + step]
-            stored = np.frombuffer(_bytes(path, file, len(some) * row_bytes, info.name), np.uint8)
+            stored = np.frombuffer(_read_exactly(path, file, len(some) * row_bytes, info.name), np.uint8)
             with np.errstate(invalid="ignore", over="ignore"):  # whoever reads looks for values that are not finite
                 some[:] = gguf_library().quants.dequantize(stored.reshape(len(some), row_bytes), info.type)
     return rows.reshape(info.shape)
 
 
-def _bytes(path: epath.PathLike, file: IO[Any], count: int, name: str) -> bytes:
+def _read_exactly(path: epath.PathLike, file: IO[Any], count: int, name: str) -> bytes:
     content = file.read(count)
     if len(content) != count:
         raise UserError(f"{path}: ended within tensor {name} while it was read")
