@@ -35,7 +35,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class UseConfig:
-    """What every command that uses a model can be told."""
+    """Settings of every command that uses a model."""
 
     model: str | None = None
     """A run directory (its newest checkpoint), a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on

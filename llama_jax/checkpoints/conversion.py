@@ -127,7 +127,7 @@ def _size(weights: Weights) -> int:
 
 
 def _facts(config: ConvertConfig, source: Weights, written: epath.Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """What can be told without computing."""
+    """What is known of a conversion without computing logits."""
     rows = weight_names(source.config)
     before, after = sorted({str(source.dtype(name)) for name in rows}), ["float32"]
     parameters, changes = _size(source), {}

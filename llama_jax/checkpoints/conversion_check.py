@@ -79,7 +79,7 @@ def check_conversion(
 
 
 def _allowed(config: ConvertConfig, source: Weights, target_dtypes: Sequence[str]) -> float:
-    """Largest mean difference of logits, in units of their standard deviation, that is no mistake."""
+    """Largest mean difference of logits, in units of their standard deviation, that is not a mistake."""
     types = {str(source.dtype(name)) for name in weight_names(source.config)}
     merges = isinstance(source, MergedWeights) and config.format != "peft"
     if config.dtype == "q8_0" or types != set(target_dtypes) or (merges and types != {"float32"}):

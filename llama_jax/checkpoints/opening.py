@@ -36,7 +36,7 @@ from llama_jax.model.quantized import StorageType
 
 @dataclass(frozen=True)
 class ModelReference:
-    """Which model: what is told by `--model`, `--step` and `--adapters`."""
+    """Which model, as `--model`, `--step` and `--adapters` say it."""
 
     path: str
     """A run directory, a directory of Hugging Face, Meta or PEFT, a GGUF or llama2c file, or a name on the hub."""

@@ -52,7 +52,7 @@ def base_of(adapter: AdapterRun | PeftDirectory) -> tuple[str, Kind]:
     """Where the base of an adapter is, as it says itself, and in which format.
 
     Raises:
-        UserError: it does not say, or nothing is there any more.
+        UserError: it does not say, or nothing is there anymore.
     """
     advice = f"give its base as --model and {adapter.source} as --adapters"
     if adapter.base_name is None:

@@ -1,4 +1,4 @@
-"""Answers to many prompts, in batches of similar length. Knows no task."""
+"""Answers to many prompts, in batches of similar length; independent of tasks."""
 
 import functools
 from collections.abc import Iterator, Sequence

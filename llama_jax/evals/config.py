@@ -39,7 +39,7 @@ class EvaluateConfig(UseConfig):
     sequence_length: int | None = None
     """Tokens in a row at the most; None: the model's context, and for perplexity as the run was trained."""
     stride: int | None = None
-    """Perplexity by a sliding window: each window of `sequence_length` tokens goes on by so many, and only those are
+    """Perplexity by a sliding window: each window of `sequence_length` tokens moves on by so many, and only those are
     scored, so that all but the first have much context. None: rows of packed documents, much faster."""
     num_fewshot: int = 0
     """Solved examples before each document (multiple_choice, last_word, exact_match, lm_eval): the first ones of the
@@ -58,7 +58,7 @@ class EvaluateConfig(UseConfig):
     """Directory of task files (YAML) for lm_eval."""
     output: str | None = None
     """File NAME.json for the result, beside it NAME.samples.jsonl with each document and answer. The same command again
-    goes on where it was stopped."""
+    resumes where it was stopped."""
     seed: int = 0
     """Seed of the choice of examples."""
     batch_size: int = 16

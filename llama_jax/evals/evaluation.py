@@ -28,7 +28,7 @@ def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
     """Measure what the settings name; every process calls this, and the main one writes `config.output`.
 
     Args:
-        stream: where people are told what is going on.
+        stream: where people read what is happening.
     """
 
     def say(text: str) -> None:
@@ -40,7 +40,7 @@ def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
     output = output_file(config.output)
     records = []
     if config.data is not None and config.task != "perplexity":
-        records = read_records(config.data)  # a mistake in it is told before a model is opened
+        records = read_records(config.data)  # a mistake in it is reported before a model is opened
     judge = load_judge(config.judge) if config.judge is not None else None
     with jax.set_mesh(mesh):
         opened = open_named(config, say)

@@ -146,7 +146,7 @@ def harness_results(
         tasks = TaskManager(include_path=include_path)  # reads thousands of files
     for name in names:
         if name not in tasks.all_tasks:
-            raise UserError(f"--task lm_eval:{name}: the harness knows no such task{nearest(name, tasks.all_tasks)}")
+            raise UserError(f"--task lm_eval:{name}: the harness has no such task{nearest(name, tasks.all_tasks)}")
     settings: dict[str, Any] = {"num_fewshot": num_fewshot, "limit": limit, "log_samples": False}
     found: Any = simple_evaluate(lm, tasks=list(names), task_manager=tasks, **settings)  # pyright: ignore[reportCallIssue]
     return {

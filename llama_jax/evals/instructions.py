@@ -23,7 +23,7 @@ def read_instructions(record: Mapping[str, Any], chat: bool) -> list[Question]:
         chat: ask with a message, the input below the instruction; else with Stanford Alpaca's template, to the letter.
 
     Raises:
-        ValueError: a field is missing or no text.
+        ValueError: a field is missing or is not text.
     """
     instruction = text_of(record, "instruction")
     instances = record.get("instances", [record])

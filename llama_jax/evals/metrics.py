@@ -1,4 +1,4 @@
-"""Numbers over many samples. Knows neither model nor task."""
+"""Numbers over many samples, independent of model and task."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -29,7 +29,7 @@ def _documents(session: Session) -> tuple[DataConfig, Documents]:
     """The documents whose perplexity is measured, and how they are cut into rows.
 
     Raises:
-        UserError: no data is named and the model is no run.
+        UserError: no data is named and the model is not a run.
     """
     config, run = session.config, session.opened.run
     trained: dict[str, Any] = load_config(run)["data"] if run is not None else {}

@@ -39,7 +39,7 @@ class Session:
     opened: OpenModel
     output: epath.Path | None
     stream: IO[str]
-    """Where people are told what is going on, by `say` in whole lines."""
+    """Where people read what is happening; `say` writes whole lines to it."""
     say: Callable[[str], None]
     model_fingerprint: str
 

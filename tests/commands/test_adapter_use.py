@@ -140,7 +140,7 @@ def test_an_adapter_goes_to_peft_and_back(tiny_run, adapters, tmp_path, capfd) -
         (("generate", "--model", "A", "--adapters", "[A]"), "A: is an adapter itself; name its base as --model"),
         (
             ("generate", "--model", "OTHER", "--adapters", "[A]"),
-            "belongs to another base than OTHER: vocab_size is 300",
+            "belongs to a base other than OTHER: vocab_size is 300",
         ),
         (("evaluate", "--model", "RUN", "--adapters", "[A, A]"), "one at a time is measured"),
         (("convert", "--source", "RUN", "--format", "peft"), "--format peft: writes an adapter, which RUN is not"),
@@ -149,7 +149,7 @@ def test_an_adapter_goes_to_peft_and_back(tiny_run, adapters, tmp_path, capfd) -
         (("convert", "--source", "RUN", "--adapter", "D", "--unmerge"), "is a DoRA, which replaces the length"),
         (("convert", "--source", "RUN", "--adapter", "A", "--unmerge", "--format", "peft"), "gives a model, not"),
         (("convert", "--source", "A", "--format", "peft", "--dtype", "bfloat16"), "factors of adapters are written"),
-        (("convert", "--source", "OTHER", "--adapter", "A"), "belongs to another base than OTHER"),
+        (("convert", "--source", "OTHER", "--adapter", "A"), "belongs to a base other than OTHER"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

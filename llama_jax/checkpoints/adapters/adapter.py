@@ -24,7 +24,7 @@ ADAPTER_FILE = "model/adapter.json"
 
 @dataclass(frozen=True)
 class Adapter:
-    """What was learnt beside a frozen base, and what is known of that base."""
+    """What was learned beside a frozen base, and what is known of that base."""
 
     factors: PyTree
     """Float32 tree as `params["lora"]` holds it: `a`, `b`, `scale`, and `magnitude` of DoRA, layers stacked."""

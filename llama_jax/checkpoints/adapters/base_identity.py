@@ -94,7 +94,7 @@ def check_base(wanted: BaseIdentity, opened: BaseIdentity, adapter: str) -> None
     Raises:
         UserError: it is another base; names the first weight that differs, or the setting.
     """
-    here = f"{adapter}: belongs to another base than {opened.name}"
+    here = f"{adapter}: belongs to a base other than {opened.name}"
     before, now = wanted.config.to_json(), opened.config.to_json()
     for name, value in before.items():
         if now[name] != value and name != "context_length":  # which some formats do not keep

@@ -1,6 +1,6 @@
 """Where adapters come from: the checkpoints of a run that trained one, and directories of PEFT.
 
-What is told without a base (where that is) comes first; the factors are read when the architecture of the base is
+What needs no base (where that is) comes first; the factors are read when the architecture of the base is
 known."""
 
 from collections.abc import Callable

@@ -215,7 +215,7 @@ def stored_config(source: str, files: Mapping[str, bytes]) -> LlamaConfig:
     """The architecture that a checkpoint's plain files, by path within the step, tell.
 
     Raises:
-        UserError: there is none, or it makes no model.
+        UserError: there is none, or it does not describe a model.
     """
     if _CONFIG not in files:
         raise UserError(f"{source}: has no {_CONFIG}")

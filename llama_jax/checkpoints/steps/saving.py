@@ -74,7 +74,7 @@ class Checkpoints:
         self, step: int, items: Mapping[str, PyTree], files: Mapping[str, bytes], hashes: Mapping[str, str]
     ) -> None:
         """Save a step, unless it is acknowledged already. Returns when the arrays are copied to the host, so they may
-        be donated; writing, hashing and the removal of old steps go on in the background. A save that fails is said,
+        be donated; writing, hashing and the removal of old steps continue in the background. A save that fails is said,
         counted and survived.
 
         Args:
@@ -197,7 +197,7 @@ class Checkpoints:
 
     def _remove_leftovers(self) -> None:
         """Remove a failed save, several times: when one write fails orbax does not wait for those that are under way,
-        and they make their folders anew. What comes later still is removed before the next save."""
+        and they make their folders again. What comes even later is removed before the next save."""
         problem = None
         for pause_seconds in (0.0, 0.1, 0.3, 1.0):
             time.sleep(pause_seconds)

@@ -147,7 +147,7 @@ def test_another_base_is_refused(base, adapters, tmp_path, other) -> None:
         weights = merged(of_kind(FLOAT32), random_adapter(SMALL, target_modules=("up_proj",), rank=1))
     write_hugging_face(tmp_path, weights)
     message = "mlp_width is 32 there, 24" if other == "shape" else "layers/mlp/up_proj/kernel has other values"
-    here = f"{adapters['lora']} step 5: belongs to another base than {tmp_path}"
+    here = f"{adapters['lora']} step 5: belongs to a base other than {tmp_path}"
     with pytest.raises(UserError, match=f"{here}: {message}"):
         opened(tmp_path, (adapters["lora"],))
     with pytest.raises(UserError, match=message):
@@ -186,7 +186,7 @@ def test_modules_trained_whole_take_the_place_of_the_base_and_stand_alone(base, 
     np.testing.assert_array_equal(found.params["embedding"]["table"], adapter.saved_modules["embedding/table"])
     weights = open_weights(str(trained), step=None, say=print)
     np.testing.assert_allclose(logits(weights, TOKENS), computed(found), atol=3e-5, rtol=0)
-    with pytest.raises(UserError, match="has its own embedding/table and lm_head/kernel, so it stands by itself"):
+    with pytest.raises(UserError, match="replaces embedding/table and lm_head/kernel, so it cannot be combined"):
         opened(base, (adapters["lora"], trained))
 
 

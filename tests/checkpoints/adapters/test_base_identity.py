@@ -102,7 +102,7 @@ class Changed(SmallWeights):
 def test_another_base_is_refused_with_the_weight_that_differs(bases, where) -> None:
     other = identity_of(Changed(where=where), "other", None)
     for store in ("float32", "nf4"):
-        with pytest.raises(UserError, match=f"^adapter: belongs to another base than other: {where} has other values"):
+        with pytest.raises(UserError, match=f"^adapter: belongs to a base other than other: {where} has other values"):
             check_base(identity(bases["hf"], store), other, "adapter")
     with pytest.raises(UserError, match="embedding/table has other values"):  # as 32 bits of it never were trained on
         check_base(identity(bases["bfloat16"]), identity(bases["hf"]), "adapter")
