@@ -17,7 +17,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
 from llama_jax.core.mesh import make_mesh
 from llama_jax.data.sources.opening import read_records
-from llama_jax.evals import perplexity_task, record_tasks
+from llama_jax.evals import perplexity, record_tasks
 from llama_jax.evals.config import EvaluateConfig
 from llama_jax.evals.instructions import load_judge
 from llama_jax.evals.samples import output_file
@@ -48,7 +48,7 @@ def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
         started = time.perf_counter()
         session = Session(config, opened, output, stream, say, _fingerprint(opened.params))
         if config.task == "perplexity":
-            found = perplexity_task.evaluate(session)
+            found = perplexity.evaluate(session)
         elif config.task.startswith("lm_eval:"):
             found = _lm_eval(session)
         else:

@@ -1,5 +1,5 @@
-"""Decoding with a cache: prompts are read in one pass (prefill), then one token a row is decoded at a time. Works on token
-ids, independent of text."""
+"""Decoding with a cache: prompts are read in one pass (prefill), then one token a row is decoded at a time. Works on
+token ids, not on text."""
 
 import functools
 from collections.abc import Callable, Sequence

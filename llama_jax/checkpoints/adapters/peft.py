@@ -77,11 +77,10 @@ def read_peft(path: epath.PathLike, config: LlamaConfig) -> Adapter:
     saved = _saved_modules(file.path, peft, file.tensors, left, _reader(file), config)
     if left:
         some = ", ".join(sorted(left)[:3])
-        raise UserError(f"{file.path}: has {len(left)} tensors that an adapter of this base cannot have: {some}")
+        raise UserError(f"{file.path}: has {len(left)} tensors that do not fit this base: {some}")
     if not leaves:
-        raise UserError(
-            f"{peft.where}: does not adapt any module of this base, which has {', '.join(_short_names(config))}"
-        )
+        known = ", ".join(_short_names(config))
+        raise UserError(f"{peft.where}: does not adapt any module of this base, which has {known}")
     modules = sorted({paths.name_of(paths.module_of(path)) for path in leaves})
     adapter_config = AdapterConfig(
         rank=max(leaf.shape[-1] for path, leaf in leaves.items() if paths.name_of(path) == "a"),

@@ -230,9 +230,7 @@ def _placed(path: str, tensors: dict[str, TensorInfo], data: int, alignment: int
     for info in sorted(tensors.values(), key=lambda info: info.start):
         start = data + info.start
         if info.start % alignment:
-            raise UserError(
-                f"{path}: tensor {info.name} has offset {info.start}, which is not a multiple of {alignment}"
-            )
+            raise UserError(f"{path}: tensor {info.name} has offset {info.start}, not a multiple of {alignment}")
         if start < end:
             raise UserError(f"{path}: tensor {info.name} at byte {start} overlaps {before}, which ends at {end}")
         if start + info.size > size:

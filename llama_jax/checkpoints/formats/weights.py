@@ -209,7 +209,7 @@ def foreign_weights(
         dtypes[name.ours] = np.promote_types(dtypes.get(name.ours, np.dtype(dtype)), np.dtype(dtype))
     if left:
         some = ", ".join(sorted(left)[:3])
-        raise UserError(f"{source}: has {len(left)} tensors that a LLaMA of this configuration does not have: {some}")
+        raise UserError(f"{source}: has {len(left)} tensors that do not fit the configuration: {some}")
     return ForeignWeights(source, config, files, naming, dtypes, read_tensor)
 
 

@@ -168,7 +168,7 @@ WRONG_CONFIGS = {
     "no targets": ({"target_modules": None}, "lacks target_modules"),
     "targets": ({"target_modules": [1]}, "target_modules is [1]; a list of names"),
     "more targets": ({"target_modules": ["q_proj", "o_proj", "v_proj"]}, "0.self_attn.o_proj.lora_A.weight, which is"),
-    "fewer targets": ({"target_modules": ["q_proj"]}, "has 4 tensors that an adapter of this base cannot have"),
+    "fewer targets": ({"target_modules": ["q_proj"]}, "has 4 tensors that do not fit this base"),
     "nothing": ({"target_modules": ["key"]}, "tensors that no adapter"),
     "pattern": ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern is"),
     "expression": ({"alpha_pattern": {"(a+)+b": 2}}, "alpha_pattern has '(a+)+b'; write names"),
@@ -183,7 +183,7 @@ WRONG_TENSORS = {
     "unknown": (
         "base_model.model.lm_head.lora_A.weight",
         ONES,
-        "has 1 tensors that an adapter of this base cannot have",
+        "has 1 tensors that do not fit this base",
     ),
     "rank": (f"{START}.lora_A.weight", np.ones((3, 32), np.float32), "has rank 3, the configuration says 4"),
     "ranks": (f"{START}.lora_B.weight", np.ones((32, 3), np.float32), "shape [32, 3], [32, 4] is expected"),

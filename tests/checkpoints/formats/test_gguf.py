@@ -269,7 +269,7 @@ REFUSED = {
     "no layers": ({"llama.block_count": 0}, "model.num_layers: 0 must be greater than 0"),
     "one layer of two": (
         {"llama.block_count": 1},
-        "has 9 tensors that a LLaMA of this configuration does not have: blk.1.",
+        "has 9 tensors that do not fit the configuration: blk.1.",
     ),
     "no heads": ({"llama.attention.head_count": 0}, "model.num_heads: 0 must be greater than 0"),
     "heads that no group divides": ({"llama.attention.head_count_kv": 3}, "model.num_kv_heads: 3 does not divide"),

@@ -156,7 +156,7 @@ HOSTILE = {
     "beyond the end": (with_tensors(tensor("t", [4], 0, 96)), "tensor t ends at byte"),
     "offset 2^64-32": (with_tensors(tensor("t", [4], 0, 2 * HUGE - 32)), "tensor t ends at byte 18446744073709551"),
     "size beyond the end": (with_tensors(tensor("t", [17])), "tensor t ends at byte"),
-    "offset 4": (with_tensors(tensor("t", [4], 0, 4)), "tensor t has offset 4, which is not a multiple of 32"),
+    "offset 4": (with_tensors(tensor("t", [4], 0, 4)), "tensor t has offset 4, not a multiple of 32"),
     "overlap": (with_tensors(tensor("t", [9]), tensor("u", [4], 0, 32)), "tensor u at byte 128 overlaps t"),
     "same place": (with_tensors(tensor("t", [4]), tensor("u", [4])), "overlaps t"),
     "tensor twice": (with_tensors(tensor("t", [4]), tensor("t", [4], 0, 32)), "tensor t comes twice"),

@@ -278,7 +278,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another width": (param("dim", 24), "make 48 rows, layers.0.feed_forward.w1.weight has 24"),
     "negative layers": (param("n_layers", -1), f"n_layers is -1; {NOT_WHOLE}"),
     "10^9 layers": (param("n_layers", 10**9), "has 21 tensors, too few for num_layers 1000000000"),
-    "a layer less": (param("n_layers", 1), "has 9 tensors that a LLaMA of this configuration does not have"),
+    "a layer less": (param("n_layers", 1), "has 9 tensors that do not fit the configuration"),
     "heads that do not divide the width": (param("n_heads", 3), "n_heads is 3; dim 16 does not split"),
     "heads of odd size": (param("n_heads", 16), "n_heads is 16; dim 16 does not split"),
     "heads that do not divide": (param("n_kv_heads", 3), "n_kv_heads is 3, which does not divide n_heads 4"),
