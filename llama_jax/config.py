@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llama_jax.checkpoints.config import StepChoice
+from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.core.config import DistributedConfig, MeshConfig
 from llama_jax.core.errors import UserError, nearest
 from llama_jax.data.config import ShownConfig, TokenizerConfig
 from llama_jax.data.preparation.config import PrepareConfig
-from llama_jax.inference.config import SamplingConfig
+from llama_jax.evals.config import EvaluateConfig
+from llama_jax.inference.config import GenerateConfig
 from llama_jax.model.config import SIZES, AdapterConfig, sized
 from llama_jax.planning.config import PlannedConfig
 from llama_jax.supervised.config import LoraConfig, PretrainConfig, SftConfig
@@ -113,150 +114,6 @@ class BenchmarkConfig(PretrainConfig):
 
 
 @dataclass(frozen=True)
-class UseConfig:
-    """What every command that uses a model can be told."""
-
-    model: str | None = None
-    """A run directory (its newest checkpoint), a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on
-    the Hugging Face hub; a run of lora or a directory of PEFT, with the base that it names. None: the newest run under
-    runs/."""
-    step: StepChoice | None = None
-    """Checkpoint of the run to take; `best`: that of the lowest validation loss; None: the newest that verifies."""
-    adapters: tuple[str, ...] = ()
-    """Runs of lora, or directories of PEFT, to put over the model, as a list: '[runs/lora, other]'."""
-    tokenizer: str | None = None
-    """Tokenizer file, for a model that does not carry its own."""
-    model_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of weights and activations."""
-    json: bool = False
-    """Print one JSON object as the last line."""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    """The device mesh."""
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    """Several processes."""
-
-
-@dataclass(frozen=True)
-class GenerateConfig(SamplingConfig, UseConfig):
-    """Continue a prompt. Streams to the terminal, unless JSON is asked for. With several adapters each prompt is
-    continued by each of them, side by side in one batch."""
-
-    prompt: str = "The "
-    """Text to continue; an empty one starts from the beginning-of-sequence token alone."""
-    prompts: str | None = None
-    """File with a prompt a line, continued together in one batch instead of `prompt`."""
-    chat: bool = False
-    """The prompt is what a user says: put the model's chat template around it, and print the answer alone."""
-    special_tokens: bool = True
-    """Read control tokens written in the prompt, such as <|im_start|>, as such; false: as ordinary text, as they always
-    are with `chat`."""
-    seed: int = 0
-    """Seed of the random choices."""
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """Turn a model from one format into another, open the result again and compare it with the source on text."""
-
-    source: str | None = None
-    """A run directory, a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on the Hugging Face hub; a
-    run of lora or a directory of PEFT, merged into the base that it names. None: the newest run under runs/."""
-    adapter: str | None = None
-    """Run of lora, or directory of PEFT, to merge into the source; of a run the newest checkpoint that verifies."""
-    unmerge: bool = False
-    """Take the adapter out of the source, which it was merged into; what comes back is the base up to rounding."""
-    target: str = "exported"
-    """Directory (`orbax`, `hf`, `meta`, `peft`) or file (`gguf`, `llama2c`) to write."""
-    format: Literal["orbax", "hf", "meta", "gguf", "llama2c", "peft"] = "hf"
-    """Format to write; `orbax` is what every command of this package opens fastest, on any mesh; `peft` is for the
-    adapter alone."""
-    step: StepChoice | None = None
-    """Checkpoint of a run to take; `best`: that of the lowest validation loss; None: the newest that verifies."""
-    tokenizer: str | None = None
-    """Tokenizer file or directory, for a model that does not carry its own."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"
-    """Type to store; `auto`: as in the source, float32 where that is quantised; `q8_0` for GGUF only."""
-    shards: int = 1
-    """Files of Meta's format, one for each model-parallel rank."""
-    no_check: bool = False
-    """Do not compare the result with the source; saves the memory of one model in float32."""
-    overwrite: bool = False
-    """Replace the target if it exists."""
-    json: bool = False
-    """Print the report as the last line."""
-
-    def __post_init__(self) -> None:
-        if self.unmerge and self.adapter is None:
-            raise UserError("--unmerge: needs --adapter, what is to be taken out")
-        if self.unmerge and self.format == "peft":
-            raise UserError("--unmerge: gives a model, not an adapter; take another --format than peft")
-        if self.format == "peft" and self.dtype not in ("auto", "float32"):
-            raise UserError(f"--dtype {self.dtype}: factors of adapters are written in float32")
-
-
-@dataclass(frozen=True)
-class EvaluateConfig(UseConfig):
-    """Measure a model."""
-
-    task: str = "perplexity"
-    """What to measure. `perplexity` of text; `multiple_choice` (ARC, HellaSwag, MMLU and the like); `last_word`
-    (LAMBADA); `exact_match` (GSM8K); `instructions`: answers compared with references; `lm_eval:NAME[,NAME]`: tasks of
-    lm-evaluation-harness (extra `eval`)."""
-    data: str | None = None
-    """What to measure on. Perplexity: `pydoc`, a file, a directory or a glob of .txt, .md or .jsonl files; None: the
-    documents the run held out. Other tasks: a .jsonl file, a .json file with one array, or `tfds:NAME:SPLIT`."""
-    text_field: str = "text"
-    """Field of a record that holds the text (perplexity, last_word)."""
-    limit: int | None = None
-    """Documents to measure on at the most, the first ones; None: all."""
-    sequence_length: int | None = None
-    """Tokens in a row at the most; None: the model's context, and for perplexity as the run was trained."""
-    stride: int | None = None
-    """Perplexity by a sliding window: each window of `sequence_length` tokens goes on by so many, and only those are
-    scored, so that all but the first have much context. None: rows of packed documents, much faster."""
-    num_fewshot: int = 0
-    """Solved examples before each document (multiple_choice, last_word, exact_match, lm_eval): the first ones of the
-    data, which then are not measured on."""
-    fewshot_data: str | None = None
-    """Records to take the examples from instead, drawn with `seed`; the same examples for all documents."""
-    max_new_tokens: int = 256
-    """Tokens of an answer at the most (exact_match, instructions). Answers are greedy."""
-    prompt_format: Literal["auto", "alpaca", "chat"] = "auto"
-    """How instructions are put: Stanford Alpaca's template, or the model's chat template; `auto`: the latter if it has
-    one."""
-    judge: str | None = None
-    """`package.module:function` that grades the answers to instructions; called with instruction, input, reference and
-    answer, it gives a number."""
-    include_path: str | None = None
-    """Directory of task files (YAML) for lm_eval."""
-    output: str | None = None
-    """File NAME.json for the result, beside it NAME.samples.jsonl with each document and answer. The same command again
-    goes on where it was stopped."""
-    seed: int = 0
-    """Seed of the choice of examples."""
-    batch_size: int = 16
-    """Rows at a time, rounded up to what the mesh divides."""
-
-    def __post_init__(self) -> None:
-        if len(self.adapters) > 1:
-            raise UserError(f"--adapters {list(self.adapters)}: one at a time is measured")
-        family = self.task.partition(":")[0]
-        if family not in EVALUATION_TASKS or (family == "lm_eval") == (self.task == family):
-            known = ", ".join(name if name != "lm_eval" else "lm_eval:NAME" for name in EVALUATION_TASKS)
-            raise UserError(f"--task {self.task}: unknown; there are {known}{nearest(family, EVALUATION_TASKS)}")
-        for name, tasks in _ONLY_FOR.items():
-            if family not in tasks and getattr(self, name) != getattr(EvaluateConfig, name):
-                raise UserError(f"--{name}: is for {' and '.join(tasks)}, not for {family}")
-        if self.data is None and family not in ("perplexity", "lm_eval"):
-            raise UserError(f"--data: needed by {family}: a .jsonl or .json file, or tfds:NAME:SPLIT")
-        if self.fewshot_data is not None and self.num_fewshot == 0:
-            raise UserError("--fewshot_data: set --num_fewshot too, the number of examples to take from it")
-        for name, least in (("limit", 1), ("stride", 1), ("batch_size", 1), ("num_fewshot", 0), ("sequence_length", 2)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UserError(f"--{name} {value}: must be at least {least}")
-
-
-@dataclass(frozen=True)
 class DoctorConfig:
     """Look whether this machine is fit to train: versions, devices, speeds, whether the devices exchange numbers
     rightly, and common mistakes with what puts them right. Exit code 1 when something is broken."""
@@ -283,21 +140,6 @@ class DoctorConfig:
             raise UserError(f"--sequence_length {self.sequence_length}: must be at least 1")
         if not self.seconds > 0:
             raise UserError(f"--seconds {self.seconds}: must be greater than 0")
-
-
-EVALUATION_TASKS = ("perplexity", "multiple_choice", "last_word", "exact_match", "instructions", "lm_eval")
-_ONLY_FOR = {
-    "data": ("perplexity", "multiple_choice", "last_word", "exact_match", "instructions"),
-    "text_field": ("perplexity", "last_word"),
-    "stride": ("perplexity",),
-    "num_fewshot": ("multiple_choice", "last_word", "exact_match", "lm_eval"),
-    "fewshot_data": ("multiple_choice", "last_word", "exact_match"),
-    "max_new_tokens": ("exact_match", "instructions"),
-    "prompt_format": ("instructions",),
-    "judge": ("instructions",),
-    "include_path": ("lm_eval",),
-}
-"""Settings of an evaluation that mean nothing to other tasks."""
 
 
 COMMANDS: dict[str, type] = {

@@ -5,14 +5,12 @@ if __name__ == "__main__":
 
     main("lora")
 
-import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from llama_jax.checkpoints.adapters.adapter import ADAPTER_FILE
+from llama_jax.checkpoints.adapters.adapter import ADAPTER_FILE, adapter_config_json
 from llama_jax.core import tree
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.core.errors import UserError
@@ -78,5 +76,5 @@ def method(config: AdapterConfig, store: StorageType, peak_learning_rate: float)
         dropout=config.dropout,
         item="adapter",
         is_saved=lambda path: paths.is_adapter(path) or trains(path),
-        files={ADAPTER_FILE: json.dumps(dataclasses.asdict(config), indent=1).encode()},
+        files={ADAPTER_FILE: adapter_config_json(config)},
     )

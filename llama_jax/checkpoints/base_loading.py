@@ -9,13 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jax.sharding import Mesh
 
-from llama_jax.checkpoints.adapters.base_identity import BaseIdentity, Prints, SourcePrints, as_stored
+from llama_jax.checkpoints.adapters.base_identity import BaseIdentity, Fingerprints, SourceFingerprints, as_stored
 from llama_jax.checkpoints.formats.orbax import stored_config
 from llama_jax.checkpoints.formats.weights import WeightName, Weights, weight_names
 from llama_jax.checkpoints.steps.manifest import LeafRecord, describe
-from llama_jax.checkpoints.steps.store import Verified
+from llama_jax.checkpoints.steps.restoring import Verified
 from llama_jax.checkpoints.steps.verification import check_fit
 from llama_jax.core import placing, sharding, tree
 from llama_jax.core.arrays import Array, PyTree
@@ -26,10 +25,10 @@ from llama_jax.model.quantized import StorageType, store_as, stored_axes
 
 
 class StoredBase:
-    """Takes parameters one by one, keeps them in the storage type on the mesh, and knows their fingerprints."""
+    """Takes parameters one by one, keeps them in the storage type on the mesh in use, and knows their fingerprints."""
 
-    def __init__(self, model: LanguageModel, mesh: Mesh, store: StorageType) -> None:
-        self._mesh = mesh
+    def __init__(self, model: LanguageModel, store: StorageType) -> None:
+        self._mesh = jax.sharding.get_mesh()
         self._store: StorageType = store
         self._axes = tree.flatten(model.axes)
         self._leaves: dict[str, Array] = {}
@@ -70,7 +69,7 @@ class StoredBase:
         """What was kept so far."""
         return tree.unflatten(self._leaves)
 
-    def prints(self, source: Prints) -> dict[str, LeafRecord]:
+    def fingerprints(self, source: Fingerprints) -> dict[str, LeafRecord]:
         """Shape, type and fingerprint of what is kept, given those of the source for what is kept as it was read."""
         changed = {path: leaf for path, leaf in self._leaves.items() if path not in self._unchanged}
         records = {path: source[path] for path in self._unchanged}
@@ -92,7 +91,7 @@ def _concatenated(layers: list[dict[str, Array]]) -> dict[str, Array]:
 
 
 def base_from_run(
-    run: epath.Path, verified: Verified, compute: ComputeConfig, mesh: Mesh, store: StorageType, identify: bool
+    run: epath.Path, verified: Verified, compute: ComputeConfig, store: StorageType, identify: bool
 ) -> tuple[LanguageModel, PyTree, BaseIdentity | None]:
     """The model of a checkpoint; each process reads what its devices hold.
 
@@ -104,17 +103,19 @@ def base_from_run(
     records, shapes = verified.manifest.leaves["params"], tree.flatten(model.shapes())
     kinds = {path: records[path].dtype if path in records else str(leaf.dtype) for path, leaf in shapes.items()}
     check_fit(verified.manifest, {"params": {path: describe(s.shape, kinds[path]) for path, s in shapes.items()}})
-    base = StoredBase(model, mesh, store)
+    base = StoredBase(model, store)
     for path, leaf in shapes.items():
         target = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(kinds[path]), sharding=base.place(path, leaf.shape))
         base.keep(path, verified.restore_leaf("params", path, target))
     name = str(run) if is_remote(run) else str(run.resolve())
-    identity = BaseIdentity(name, verified.step, model.config, records, base.prints(records)) if identify else None
+    identity = (
+        BaseIdentity(name, verified.step, model.config, records, base.fingerprints(records)) if identify else None
+    )
     return model, base.params, identity
 
 
 def base_from_weights(
-    weights: Weights, name: str, compute: ComputeConfig, mesh: Mesh, store: StorageType, identify: bool
+    weights: Weights, name: str, compute: ComputeConfig, store: StorageType, identify: bool
 ) -> tuple[LanguageModel, PyTree, BaseIdentity | None]:
     """The model of another format; every process reads all of it.
 
@@ -122,25 +123,27 @@ def base_from_weights(
         name: where it is, as `--model` takes it.
     """
     model = language_model(weights.config, compute)
-    base = StoredBase(model, mesh, store)
-    prints = SourcePrints(weights.config) if identify else None
+    base = StoredBase(model, store)
+    fingerprints = SourceFingerprints(weights.config) if identify else None
     for row in weight_names(weights.config):
         if not row.per_layer:
-            base.keep(row.ours, _read(weights, row, None, base, prints))
+            base.keep(row.ours, _read(weights, row, None, base, fingerprints))
             continue
         layers = range(weights.config.num_layers)
-        base.keep_layers([base.stored(row.ours, _read(weights, row, layer, base, prints)) for layer in layers])
-    if prints is None:
+        base.keep_layers([base.stored(row.ours, _read(weights, row, layer, base, fingerprints)) for layer in layers])
+    if fingerprints is None:
         return model, base.params, None
-    source = prints.records()
-    return model, base.params, BaseIdentity(name, None, model.config, source, base.prints(source))
+    source = fingerprints.records()
+    return model, base.params, BaseIdentity(name, None, model.config, source, base.fingerprints(source))
 
 
-def _read(weights: Weights, row: WeightName, layer: int | None, base: StoredBase, prints: SourcePrints | None) -> Array:
+def _read(
+    weights: Weights, row: WeightName, layer: int | None, base: StoredBase, fingerprints: SourceFingerprints | None
+) -> Array:
     """One tensor on the mesh as it was read; that of a layer has an axis for it."""
     tensor = as_stored(weights.read(row, layer), row, weights.config)
     tensor = tensor if layer is None else tensor[None]
     leaf = placing.placed(tensor, base.place(row.ours, tensor.shape))
-    if prints is not None:
-        prints.add(row, layer, leaf)
+    if fingerprints is not None:
+        fingerprints.add(row, layer, leaf)
     return leaf

@@ -17,9 +17,10 @@ from llama_jax.checkpoints.adapters.base_identity import BaseIdentity, check_bas
 from llama_jax.checkpoints.adapters.merged_weights import combined_files
 from llama_jax.checkpoints.adapters.sources import AdapterRun
 from llama_jax.checkpoints.base_loading import base_from_run, base_from_weights
-from llama_jax.checkpoints.config import StepChoice
-from llama_jax.checkpoints.detection import Kind, base_of, find_format, lasting_name, open_adapter, open_weights
-from llama_jax.checkpoints.steps.store import find_verified
+from llama_jax.checkpoints.config import StepChoice, UseConfig
+from llama_jax.checkpoints.format_detection import find_format
+from llama_jax.checkpoints.steps.restoring import find_verified
+from llama_jax.checkpoints.weight_reading import base_of, lasting_name, open_adapter, open_weights
 from llama_jax.core import placing, sharding, tree
 from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.config import MeshConfig
@@ -31,6 +32,19 @@ from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import LanguageModel
 from llama_jax.model.lora import adapter_axes, stack_adapters, with_adapter
 from llama_jax.model.quantized import StorageType
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """Which model, as `--model`, `--step` and `--adapters` say it."""
+
+    path: str
+    """A run directory, a directory of Hugging Face, Meta or PEFT, a GGUF or llama2c file, or a name on the hub."""
+    step: StepChoice | None = None
+    """Checkpoint of a run; None: the newest that verifies."""
+    adapters: Sequence[str] = ()
+    """LoRA runs or directories of PEFT to put over the model, which must be their base. (An adapter named as the model
+    itself is put over the base that it names.)"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ class OpenParams:
 
     @property
     def identity(self) -> BaseIdentity:
-        """What an adapter remembers of the base, adapters left out; asked for by `identify`."""
+        """What an adapter remembers of the base, adapters left out; there if `identify` asked for it."""
         if self.base is None:
             raise ValueError(f"{self.source} was opened without identify")
         return self.base
@@ -118,37 +132,33 @@ def load(
         UserError: the path names nothing that can be opened, no tokenizer is known, or an adapter belongs to another
             base.
     """
-    mesh = make_mesh(MeshConfig()) if mesh is None else mesh
-    compute = ComputeConfig(dtype=dtype)
-    with jax.set_mesh(mesh):
-        opened = open_model(path, compute, mesh, step=step, tokenizer=tokenizer, say=print, adapters=adapters)
+    reference = ModelReference(path, step, adapters)
+    with jax.set_mesh(make_mesh(MeshConfig()) if mesh is None else mesh):
+        opened = open_model(reference, ComputeConfig(dtype=dtype), tokenizer=tokenizer, say=print)
     return opened.model, opened.params, opened.tokenizer
 
 
+def open_named(config: UseConfig, say: Callable[[str], None]) -> OpenModel:
+    """The model that the settings of a command name, or `find_model` finds; see `open_model`."""
+    reference = ModelReference(find_model(config.model, say, config.adapters), config.step, config.adapters)
+    return open_model(reference, ComputeConfig(dtype=config.model_dtype), tokenizer=config.tokenizer, say=say)
+
+
 def open_model(
-    path: str,
-    compute: ComputeConfig,
-    mesh: Mesh,
-    *,
-    step: StepChoice | None,
-    tokenizer: str | None,
-    say: Callable[[str], None],
-    adapters: Sequence[str] = (),
+    reference: ModelReference, compute: ComputeConfig, *, tokenizer: str | None = None, say: Callable[[str], None]
 ) -> OpenModel:
-    """Open a model in any format to use it; called under `jax.set_mesh(mesh)`, by all processes alike.
+    """Open a model in any format to use it, on the mesh in use; called by all processes alike.
 
     Args:
-        step: checkpoint of the run; None: the newest that verifies.
         tokenizer: file to take instead of the model's own.
         say: told of checkpoints that do not verify.
-        adapters: see `open_params`.
 
     Raises:
         UserError: the path names nothing that can be opened, no tokenizer is known, or an adapter belongs to another
             base.
     """
-    opened = open_params(path, compute, mesh, step=step, say=say, adapters=adapters, identify=False)
-    known = tokenizer_for(opened.files, opened.model.config, path, given=tokenizer)
+    opened = open_params(reference, compute, identify=False, say=say)
+    known = tokenizer_for(opened.files, opened.model.config, reference.path, given=tokenizer)
     return OpenModel(**vars(opened), tokenizer=known)
 
 
@@ -175,63 +185,45 @@ def tokenizer_for(files: Mapping[str, bytes], config: LlamaConfig, path: str, *,
 
 
 def open_params(
-    path: str,
+    reference: ModelReference,
     compute: ComputeConfig,
-    mesh: Mesh,
     *,
-    step: StepChoice | None,
-    say: Callable[[str], None],
     store: StorageType | None = None,
-    adapters: Sequence[str] = (),
     identify: bool = True,
+    say: Callable[[str], None],
 ) -> OpenParams:
     """The same without a tokenizer. Weights are read, placed and stored one after another, so that no second copy of
     the model is ever there.
 
     Args:
         store: type in which the base is kept; None: the type of computation.
-        adapters: LoRA runs or directories of PEFT to put over the model, which must be their base. An adapter named as
-            the model itself is put over the base that it names.
         identify: take the fingerprints of the base (see `OpenParams.identity`), a pass over it. Done in any case where
             an adapter asks for it.
     """
-    (place, kind), name = find_format(path), path
-    sources = [open_adapter(adapter, step=None, say=say) for adapter in adapters]
+    path, step = reference.path, reference.step
+    place, kind = find_format(path)
+    sources = [open_adapter(adapter, step=None, say=say) for adapter in reference.adapters]
     if kind in ("lora", "peft"):
-        if adapters:
+        if sources:
             raise UserError(f"--model {path}: is an adapter itself; name its base as --model, and both as --adapters")
         sources = [open_adapter(path, step=step, say=say)]
-        (place, kind), step, name = base_of(sources[0]), sources[0].base_step, str(sources[0].base_name)
+        (place, kind), path, step = base_of(sources[0]), str(sources[0].base_name), sources[0].base_step
     identify = identify or any(isinstance(source, AdapterRun) for source in sources)
     store = store or compute.dtype
-    opened = _open_base(name, place, kind, compute, mesh, step=step, say=say, store=store, identify=identify)
-    return with_adapters(opened, [source.read(opened.model.config) for source in sources]) if sources else opened
-
-
-def _open_base(
-    name: str,
-    place: str,
-    kind: Kind,
-    compute: ComputeConfig,
-    mesh: Mesh,
-    *,
-    step: StepChoice | None,
-    say: Callable[[str], None],
-    store: StorageType,
-    identify: bool,
-) -> OpenParams:
     if kind == "orbax":
         run = epath.Path(place)
         verified = find_verified(run / "checkpoints", ("params", "model"), step=step, say=say)
         if verified is None:
             raise UserError(f"--model {run}: holds no checkpoint")
-        model, params, identity = base_from_run(run, verified, compute, mesh, store, identify)
+        model, params, identity = base_from_run(run, verified, compute, store, identify)
         files = {name.removeprefix("model/"): content for name, content in verified.files.items()}
         trained = run if (run / "config.yaml").exists() else None
-        return OpenParams(model, params, files, f"{run} step {verified.step}", trained, base=identity)
-    weights = open_weights(place, step=step, say=say)
-    model, params, identity = base_from_weights(weights, lasting_name(name), compute, mesh, store, identify)
-    return OpenParams(model, params, weights.files, name, None, base=identity)
+        opened = OpenParams(model, params, files, f"{run} step {verified.step}", trained, base=identity)
+    else:
+        weights = open_weights(place, step=step, say=say)
+        model, params, identity = base_from_weights(weights, lasting_name(path), compute, store, identify)
+        opened = OpenParams(model, params, weights.files, path, None, base=identity)
+    return with_adapters(opened, [source.read(opened.model.config) for source in sources]) if sources else opened
 
 
 def with_adapters(opened: OpenParams, adapters: Sequence[Adapter], *, any_base: bool = False) -> OpenParams:
@@ -248,7 +240,7 @@ def with_adapters(opened: OpenParams, adapters: Sequence[Adapter], *, any_base: 
             check_base(adapter.base, opened.identity, adapter.source)
         if adapter.saved_modules and len(adapters) > 1:
             replaced = " and ".join(adapter.saved_modules)
-            raise UserError(f"--adapters: {adapter.source} has its own {replaced}, so it stands by itself alone")
+            raise UserError(f"--adapters: {adapter.source} replaces {replaced}, so it cannot be combined with others")
     first = adapters[0]
     factors = first.factors if len(adapters) == 1 else stack_adapters([adapter.factors for adapter in adapters])
     leaves = tree.flatten(opened.params)

@@ -1,4 +1,4 @@
-"""Answers to many prompts: greedy decoding in batches of similar length. Knows no task."""
+"""Answers to many prompts, in batches of similar length; independent of tasks."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -7,9 +7,9 @@ from typing import NamedTuple
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.inference.completion import Writer, complete, writer
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.decode import PROMPT_BUCKET, decoding_params, generate
-from llama_jax.inference.text import answer_text
+from llama_jax.inference.decode import PROMPT_BUCKET
 from llama_jax.model.llama import LanguageModel
 
 
@@ -39,11 +39,11 @@ class Answerer:
         """Length of the prompts and sampling of each program that was compiled so far."""
 
     @functools.cached_property
-    def _layers(self) -> PyTree:
-        return decoding_params(self._model, self._params)  # a second copy of the model, made when it is needed
+    def _writer(self) -> Writer:
+        return writer(self._model, self._params, self._tokenizer)  # when it is needed: a second copy of the model
 
     def answers(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, stops: Sequence[str], *, seed: int = 0
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, stops: Sequence[str]
     ) -> Iterator[tuple[int, Answer]]:
         """(number of the prompt, its answer), batch by batch, the longest first; on every process alike.
 
@@ -68,10 +68,8 @@ class Answerer:
             padding = [batch[-1]] * (self._rows - len(batch))
             rows = [kept[number] for number in batch + padding]
             self.programs.add((-(-len(rows[0]) // PROMPT_BUCKET), sampling))
-            tokens = generate(self._model, self._layers, rows, sampling, stop_ids=self._tokenizer.stop_ids, seed=seed)
-            for number, answer in zip(batch, tokens, strict=False):
-                text = answer_text(self._tokenizer, kept[number], answer)
-                yield number, Answer(_cut(text, stops), len(kept[number]) < len(prompts[number]))
+            for number, answer in zip(batch, complete(self._writer, rows, sampling), strict=False):
+                yield number, Answer(_cut(answer.text, stops), len(kept[number]) < len(prompts[number]))
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from llama_jax.evals.metrics import means
 from llama_jax.evals.tasks import Question, Sample, text_of
 
 STOPS = ("Question:", "</s>", "<|im_end|>")
-"""What ends an answer: a model that imitates examples goes on with the next question."""
+"""What ends an answer: a model that imitates examples continues with the next question."""
 
 _MARKED = re.compile(r"#### (-?[0-9.,]+)")
 _NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")

@@ -17,8 +17,9 @@ from llama_jax.core.errors import UserError, nearest
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.evals.answers import Answerer
 from llama_jax.evals.scoring import Scorer, encode_pair, request_of
+from llama_jax.evals.session import Session
+from llama_jax.inference.completion import encode_prompt
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.text import encode_prompt
 from llama_jax.model.llama import LanguageModel
 
 _MAX_NEW_TOKENS = 256
@@ -26,7 +27,7 @@ _MAX_NEW_TOKENS = 256
 
 
 class LlamaJaxLM(LM):
-    """A model for the harness. Requests are answered on the mesh in use, by every process alike.
+    """A model for the harness. Requests are answered on the mesh in use, by all processes alike.
 
     Args:
         params: scanned layout, on the mesh.
@@ -117,6 +118,18 @@ def _sampling(settings: Mapping[str, Any]) -> tuple[SamplingConfig, tuple[str, .
     return sampling, (until,) if isinstance(until, str) else tuple(until)
 
 
+def evaluate(session: Session) -> dict[str, Any]:
+    """The metrics of the harness's tasks that the settings name, by task, and what they were measured on."""
+    config, opened = session.config, session.opened
+    lm = LlamaJaxLM(
+        opened.model, opened.params, opened.tokenizer, rows=config.batch_size, context_length=session.context_length
+    )
+    names = config.task.removeprefix("lm_eval:").split(",")
+    few, limit = config.num_fewshot or None, config.limit
+    result = harness_results(lm, names, include_path=config.include_path, num_fewshot=few, limit=limit)
+    return result | lm.counts | {"programs": lm.programs}
+
+
 def harness_results(
     lm: LlamaJaxLM, names: Sequence[str], *, include_path: str | None, num_fewshot: int | None, limit: int | None
 ) -> dict[str, Any]:
@@ -133,7 +146,7 @@ def harness_results(
         tasks = TaskManager(include_path=include_path)  # reads thousands of files
     for name in names:
         if name not in tasks.all_tasks:
-            raise UserError(f"--task lm_eval:{name}: the harness knows no such task{nearest(name, tasks.all_tasks)}")
+            raise UserError(f"--task lm_eval:{name}: the harness has no such task{nearest(name, tasks.all_tasks)}")
     settings: dict[str, Any] = {"num_fewshot": num_fewshot, "limit": limit, "log_samples": False}
     found: Any = simple_evaluate(lm, tasks=list(names), task_manager=tasks, **settings)  # pyright: ignore[reportCallIssue]
     return {

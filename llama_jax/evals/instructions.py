@@ -6,21 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from llama_jax.core.errors import UserError, nearest
-from llama_jax.evals.metrics import means, rouge_l
+from llama_jax.core.text_metrics import rouge_l
+from llama_jax.data.instructions.templates import alpaca_prompt
+from llama_jax.evals.metrics import means
 from llama_jax.evals.tasks import Question, Sample, text_of
 
 Judge: TypeAlias = Callable[[str, str, str, str], float]
 """(instruction, input, reference, answer) -> a number, the higher the better."""
-
-_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
-)
-_WITHOUT_INPUT = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:"
-)
 
 
 def read_instructions(record: Mapping[str, Any], chat: bool) -> list[Question]:
@@ -31,7 +23,7 @@ def read_instructions(record: Mapping[str, Any], chat: bool) -> list[Question]:
         chat: ask with a message, the input below the instruction; else with Stanford Alpaca's template, to the letter.
 
     Raises:
-        ValueError: a field is missing or no text.
+        ValueError: a field is missing or is not text.
     """
     instruction = text_of(record, "instruction")
     instances = record.get("instances", [record])
@@ -40,9 +32,7 @@ def read_instructions(record: Mapping[str, Any], chat: bool) -> list[Question]:
     questions = []
     for instance in instances:
         parts = {"instruction": instruction, "input": text_of({"input": ""} | instance, "input")}
-        template = _WITH_INPUT if parts["input"] else _WITHOUT_INPUT
-        message = "\n\n".join(filter(None, parts.values()))
-        prompt = message if chat else template.format_map(parts)
+        prompt = "\n\n".join(filter(None, parts.values())) if chat else alpaca_prompt(**parts)
         questions.append(Question(prompt, text_of(instance, "output"), chat, parts))
     return questions
 

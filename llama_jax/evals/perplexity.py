@@ -1,14 +1,92 @@
-"""How well a model predicts documents, each by itself, longer ones window by window."""
+"""The task `perplexity`: how well a model predicts documents, packed into rows or each by itself, window by window."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from llama_jax.core import sharding
+from llama_jax.core.errors import UserError
+from llama_jax.core.run import load_config
+from llama_jax.data.config import DataConfig
+from llama_jax.data.rows.loader import text_bytes, texts_of, validation_batches, zlib_bits_per_byte
+from llama_jax.data.rows.mixture import open_mixture
+from llama_jax.data.sources.documents import Documents, SelectedDocuments
+from llama_jax.data.sources.opening import open_source
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.evals.scoring import Request, Scorer
+from llama_jax.evals.session import Session
 from llama_jax.evals.tasks import Sample, document_scores
-from llama_jax.runs.held_out import bounded_exp
+from llama_jax.runs.held_out import bounded_exp, per_unit, perplexity
+
+
+def evaluate(session: Session) -> dict[str, Any]:
+    """Perplexity, bits per byte and the like of the documents that the settings name, and what zlib makes of them."""
+    stride = session.config.stride
+    return _packed(session) if stride is None else _sliding(session, stride)
+
+
+def _documents(session: Session) -> tuple[DataConfig, Documents]:
+    """The documents whose perplexity is measured, and how they are cut into rows.
+
+    Raises:
+        UserError: no data is named and the model is not a run.
+    """
+    config, run = session.config, session.opened.run
+    trained: dict[str, Any] = load_config(run)["data"] if run is not None else {}
+    length = session.context_length
+    if config.sequence_length is None and config.stride is None:
+        length = trained.get("sequence_length", length)
+    if config.data is not None:
+        data = DataConfig(source=config.data, text_field=config.text_field, sequence_length=length)
+        documents = open_source(config.data, config.text_field)
+    elif run is not None and "template" in trained:
+        raise UserError(f"--data: needed, {run} was trained on instructions and held out no documents")
+    elif run is not None:
+        mixture = tuple(map(tuple, trained.get("mixture", ())))  # YAML has lists
+        data = DataConfig(**trained | {"mixture": mixture, "sequence_length": length})
+        documents = open_mixture(data).hold_out(data.validation_fraction)[1]
+    else:
+        raise UserError("--data: needed, only a run has held-out documents of its own")
+    if config.limit is not None and config.limit < len(documents):
+        documents = SelectedDocuments(documents, np.arange(config.limit), f"the first {config.limit}")
+    return data, documents
+
+
+def _packed(session: Session) -> dict[str, Any]:
+    """Every document once, packed into rows as in training."""
+    opened, mesh = session.opened, jax.sharding.get_mesh()
+    data, documents = _documents(session)
+    parts = sharding.batch_parts(mesh)
+    rows = -(-session.config.batch_size // parts) * parts
+    batches = validation_batches(documents, opened.tokenizer, data, rows)
+    result = perplexity(opened.model, opened.params, batches, text_bytes(documents, opened.tokenizer))
+    words = sum(len(text.split()) for text in texts_of(documents, opened.tokenizer))
+    return _with_baselines(session, result, documents, words) | {"programs": 1}
+
+
+def _sliding(session: Session, stride: int) -> dict[str, Any]:
+    """Every document by itself, in windows that overlap."""
+    data, documents = _documents(session)
+    if stride > data.sequence_length:
+        raise UserError(f"--stride {stride}: leaves tokens out, as a window has {data.sequence_length}")
+    scorer, tokenizer = session.scorer(), session.opened.tokenizer
+    measure = functools.partial(
+        window_samples, tokenizer=tokenizer, scorer=scorer, length=data.sequence_length, stride=stride
+    )
+    samples = session.samples(list(texts_of(documents, tokenizer)), documents.identity(), measure)
+    totals = {name: sum(sample[name] for sample in samples) for name in samples[0]}
+    result = per_unit(totals["nats"], totals["tokens"], totals["bytes"])
+    counts = {"requests": totals["requests"], "programs": len(scorer.programs)}
+    return _with_baselines(session, result, documents, totals["words"]) | counts
+
+
+def _with_baselines(session: Session, result: dict[str, Any], documents: Documents, words: int) -> dict[str, Any]:
+    result["word_perplexity"] = word_perplexity(result, words)
+    result["zlib_bits_per_byte"] = zlib_bits_per_byte(documents, session.opened.tokenizer)
+    return {"documents": len(documents), **result}
 
 
 def word_perplexity(result: Mapping[str, Any], words: int) -> float:

@@ -1,4 +1,4 @@
-"""Samples in a file while they come in, so that the same evaluation goes on where it was stopped."""
+"""Samples in a file as they come in, so that the same evaluation resumes where it was stopped."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def output_file(output: str | None) -> epath.Path | None:
     """The file for the result of an evaluation.
 
     Raises:
-        UserError: it is no .json file, or its folder does not exist.
+        UserError: it is not a .json file, or its folder does not exist.
     """
     if output is None:
         return None
@@ -37,7 +37,7 @@ class KeptSamples:
     Args:
         output: the file for the result; None: samples are kept in memory alone.
         key: what the samples depend on. Those found under another key are of another evaluation and are dropped.
-        say: told what is gone on with or dropped.
+        say: told what is resumed or dropped.
     """
 
     def __init__(self, output: epath.Path | None, key: str, say: Callable[[str], None]) -> None:
@@ -51,13 +51,13 @@ class KeptSamples:
         opening = _line({"key": key})
         ours = bool(lines) and lines[0] == f"{opening}\n".encode()
         if lines and not ours:
-            say(f"{partial}: is of another evaluation; starting anew")
+            say(f"{partial}: belongs to another evaluation; starting over")
         for line in lines[1:] if ours else ():
             if line.endswith(b"\n"):  # a kill may leave half a line
                 sample = json.loads(line)
                 self.by_document[sample.pop("document")] = sample
         if self.by_document:
-            say(f"{partial}: going on after {len(self.by_document)} documents")
+            say(f"{partial}: resuming after {len(self.by_document)} documents")
         if is_main_process():
             self._file = GrowingFile(partial, keep=lambda line: ours)
             if not ours:

@@ -1,5 +1,5 @@
 """What a task is: how a record becomes documents to score or to answer, and how the outcome becomes a sample and the
-samples metrics. A task is made of pure functions that know no model."""
+samples metrics. A task is made of pure functions, independent of any model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ from llama_jax.data.sources.record_text import Record
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.evals.answers import Answerer
 from llama_jax.evals.scoring import Request, Score, Scorer, encode_pair
+from llama_jax.inference.completion import encode_prompt
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.text import encode_prompt
 
-REQUESTS_TOGETHER = 16384
+REQUESTS_CHUNK = 16384
 """Requests made and sorted at a time: enough for full batches of one length, without holding all of a large task."""
 
 Sample: TypeAlias = dict[str, Any]
@@ -22,7 +22,7 @@ Sample: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Choices:
-    """A text with the ways in which it may go on."""
+    """A text and the ways in which it may continue."""
 
     prompt: str
     choices: tuple[str, ...]
@@ -100,7 +100,7 @@ def text_of(record: Mapping[str, Any], *names: str) -> str:
     """The text in the first of the named fields that the record has.
 
     Raises:
-        ValueError: it has none of them, or what it has is no text.
+        ValueError: it has none of them, or what it has is not text.
     """
     name = next((name for name in names if name in record), None)
     if name is None:
@@ -154,7 +154,7 @@ def document_scores(
     waiting: list[tuple[int, Request]] = []
     for number, document in documents.items():
         waiting += ((number, request) for request in requests_of(document))
-        if len(waiting) >= REQUESTS_TOGETHER:
+        if len(waiting) >= REQUESTS_CHUNK:
             yield from _whole_documents(waiting, scorer)
             waiting = []
     yield from _whole_documents(waiting, scorer)

@@ -1,7 +1,8 @@
-"""What can be told to decoding."""
+"""Settings of decoding, and of the command that continues prompts."""
 
 from dataclasses import dataclass
 
+from llama_jax.checkpoints.config import UseConfig
 from llama_jax.core.errors import UserError
 
 
@@ -27,3 +28,21 @@ class SamplingConfig:
             raise UserError(f"top_k: {self.top_k} must not be negative")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p: {self.top_p} must lie above 0 and be at most 1")
+
+
+@dataclass(frozen=True)
+class GenerateConfig(SamplingConfig, UseConfig):
+    """Continue a prompt. Streams to the terminal, unless JSON is asked for. With several adapters each prompt is
+    continued by each of them, side by side in one batch."""
+
+    prompt: str = "The "
+    """Text to continue; an empty one starts from the beginning-of-sequence token alone."""
+    prompts: str | None = None
+    """File with a prompt a line, continued together in one batch instead of `prompt`."""
+    chat: bool = False
+    """The prompt is what a user says: put the model's chat template around it, and print the answer alone."""
+    special_tokens: bool = True
+    """Read control tokens written in the prompt, such as <|im_start|>, as such; false: as ordinary text, as they always
+    are with `chat`."""
+    seed: int = 0
+    """Seed of the random choices."""

@@ -1,8 +1,9 @@
-"""Generation: prompts are read into a cache in one pass (prefill), then one token a row is decoded at a time."""
+"""Decoding with a cache: prompts are read in one pass (prefill), then one token a row is decoded at a time. Works on
+token ids, not on text."""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,23 @@ STREAM_STEPS = 8
 """Tokens decoded between two looks at what to print."""
 
 
+class Rules(NamedTuple):
+    """How tokens are chosen, and where an answer ends; what a compiled program is made for."""
+
+    sampling: SamplingConfig
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end an answer (kept in it)."""
+
+
+class PromptBatch(struct.PyTreeNode):
+    """Prompts as arrays, padded on the right."""
+
+    tokens: Annotated[Any, Int[Array, "B P"]]
+    lengths: Annotated[Any, Int[Array, "B"]]
+    adapter_ids: Any = None
+    """The adapter of each row, `[B]`, where the parameters hold several; else None."""
+
+
 class DecodeState(struct.PyTreeNode):
     """A batch in the middle of generation. Row b holds `lengths[b]` tokens: its prompt and what was generated."""
 
@@ -34,7 +52,7 @@ class DecodeState(struct.PyTreeNode):
     logits: Annotated[Any, Float[Array, "B V"]]
     caches: Annotated[Any, list[LayerCache]]
     adapter_ids: Any = None
-    """The adapter of each row, `[B]`, where the parameters hold several; else None."""
+    """See `PromptBatch`."""
 
 
 def decoding_params(model: LanguageModel, params: PyTree) -> PyTree:
@@ -46,44 +64,37 @@ def decoding_params(model: LanguageModel, params: PyTree) -> PyTree:
     return jax.jit(convert)(params)
 
 
-def prefill(
-    model: LanguageModel,
-    params: PyTree,
-    prompts: Int[Array, "B P"],
-    lengths: Int[Array, "B"],
-    slots: int,
-    adapter_ids: Int[Array, "B"] | None = None,
-) -> DecodeState:
-    """Read the prompts, padded on the right, into fresh caches of `slots` tokens a row."""
-    B, P = prompts.shape
+def prefill(model: LanguageModel, params: PyTree, prompts: PromptBatch, slots: int) -> DecodeState:
+    """Read the prompts into fresh caches of `slots` tokens a row."""
+    B, P = prompts.tokens.shape
+    lengths = prompts.lengths
     caches = empty_cache(model.config, B, slots, jnp.dtype(model.compute.dtype))
-    hidden, caches = model.decode(params, prompts, caches, jnp.zeros(B, jnp.int32), adapter_ids)
-    # What padding wrote lies behind the row's last token: the causal mask hides it until it is overwritten.
-    ends = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    tokens = jnp.zeros((B, slots), jnp.int32).at[:, :P].set(prompts)
-    logits = model.unembed(model.head(params), ends)
-    return DecodeState(tokens, lengths, lengths, lengths == 0, logits, caches, adapter_ids)
+    with jax.named_scope("prefill"):
+        start = jnp.zeros(B, jnp.int32)
+        hidden, caches = model.decode(params, prompts.tokens, caches, start, prompts.adapter_ids)
+        # What padding wrote lies behind the row's last token: the causal mask hides it until it is overwritten.
+        ends = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        logits = model.unembed(model.head(params), ends)
+    tokens = jnp.zeros((B, slots), jnp.int32).at[:, :P].set(prompts.tokens)
+    return DecodeState(tokens, lengths, lengths, lengths == 0, logits, caches, prompts.adapter_ids)
 
 
 def decode_step(
-    model: LanguageModel,
-    params: PyTree,
-    state: DecodeState,
-    sampling: SamplingConfig,
-    key: PRNGKeyArray,
-    stop_ids: tuple[int, ...],
+    model: LanguageModel, params: PyTree, state: DecodeState, rules: Rules, key: PRNGKeyArray
 ) -> DecodeState:
     """Choose the next token of each unfinished row and read it. Finished rows stay as they are."""
-    chosen = sample(state.logits, sampling, key, state.lengths - state.prompt_lengths)
-    rows = jnp.arange(chosen.shape[0])
-    chosen = jnp.where(state.finished, state.tokens[rows, state.lengths], chosen)
-    hidden, caches = model.decode(params, chosen[:, None], state.caches, state.lengths, state.adapter_ids)
-    finished = state.finished | jnp.isin(chosen, jnp.array(stop_ids, jnp.int32))
+    with jax.named_scope("sample"):
+        chosen = sample(state.logits, rules.sampling, key, state.lengths - state.prompt_lengths)
+        rows = jnp.arange(chosen.shape[0])
+        chosen = jnp.where(state.finished, state.tokens[rows, state.lengths], chosen)
+    with jax.named_scope("decode_step"):
+        hidden, caches = model.decode(params, chosen[:, None], state.caches, state.lengths, state.adapter_ids)
+        logits = model.unembed(model.head(params), hidden[:, 0])
     return state.replace(
         tokens=state.tokens.at[rows, state.lengths].set(chosen),
         lengths=state.lengths + ~state.finished,
-        finished=finished,
-        logits=model.unembed(model.head(params), hidden[:, 0]),
+        finished=state.finished | jnp.isin(chosen, jnp.array(rules.stop_ids, jnp.int32)),
+        logits=logits,
         caches=caches,
     )
 
@@ -92,9 +103,8 @@ def generate(
     model: LanguageModel,
     params: PyTree,
     prompts: Sequence[Sequence[int]],
-    sampling: SamplingConfig,
+    rules: Rules,
     *,
-    stop_ids: tuple[int, ...] = (),
     seed: int = 0,
     stream: Callable[[list[list[int]]], None] | None = None,
     adapter_ids: Sequence[int] | None = None,
@@ -104,7 +114,6 @@ def generate(
     Args:
         params: in the list layout (`decoding_params`).
         prompts: token ids, at least one each.
-        stop_ids: tokens that end an answer (kept in it).
         stream: called with the answers so far every few tokens. Without it prefill and the whole decoding are one
             compiled program.
         adapter_ids: the adapter of each prompt, where `params` holds several.
@@ -115,59 +124,50 @@ def generate(
     Raises:
         UserError: a prompt is empty, or does not fit into the model's context with the tokens asked for.
     """
+    new_tokens = rules.sampling.max_new_tokens
     longest = max(map(len, prompts))
     if min(map(len, prompts)) == 0:
         raise UserError("prompt: has no token; start it with the beginning-of-sequence token")
-    if longest + sampling.max_new_tokens > model.config.context_length:
+    if longest + new_tokens > model.config.context_length:
         raise UserError(
-            f"max_new_tokens: a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the model's "
-            f"context of {model.config.context_length}"
+            f"max_new_tokens: a prompt of {longest} tokens and {new_tokens} new ones exceed the model's context of "
+            f"{model.config.context_length}"
         )
     width = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
     # One more slot than tokens: a finished row still looks at the slot behind its end. The same for all prompts of a
     # bucket, so that they share a program.
-    slots = width + sampling.max_new_tokens + 1
-    inputs = _placed_prompts(prompts, width, adapter_ids)
+    slots = width + new_tokens + 1
+    batch = _placed_prompts(prompts, width, adapter_ids)
     key = jax.random.key(seed)
     if stream is None:
-        state = _start(model, sampling, stop_ids, slots, sampling.max_new_tokens, params, *inputs, key)
-    else:
-        count = min(STREAM_STEPS, sampling.max_new_tokens)
-        state = _start(model, sampling, stop_ids, slots, count, params, *inputs, key)
-        while count < sampling.max_new_tokens and not _read(state)[2].all():
-            stream(_answers(state, prompts))
-            more = min(STREAM_STEPS, sampling.max_new_tokens - count)
-            state = _go_on(model, sampling, stop_ids, more, params, state, key)
-            count += more
+        return _answers(_start(model, rules, slots, new_tokens, params, batch, key), prompts)
+    count = min(STREAM_STEPS, new_tokens)
+    state = _start(model, rules, slots, count, params, batch, key)
+    while count < new_tokens and not _read(state)[2].all():
         stream(_answers(state, prompts))
-    return _answers(state, prompts)
+        more = min(STREAM_STEPS, new_tokens - count)
+        state = _resume(model, rules, more, params, state, key)
+        count += more
+    answers = _answers(state, prompts)
+    stream(answers)
+    return answers
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _start(
     model: LanguageModel,
-    sampling: SamplingConfig,
-    stop_ids: tuple[int, ...],
+    rules: Rules,
     slots: int,
     count: int,
     params: PyTree,
-    prompts: Int[Array, "B P"],
-    lengths: Int[Array, "B"],
-    adapter_ids: Int[Array, "B"] | None,
+    prompts: PromptBatch,
     key: PRNGKeyArray,
 ) -> DecodeState:
-    state = prefill(model, params, prompts, lengths, slots, adapter_ids)
-    return _decoded(model, sampling, stop_ids, count, params, state, key)
+    return _decoded(model, rules, count, params, prefill(model, params, prompts, slots), key)
 
 
 def _decoded(
-    model: LanguageModel,
-    sampling: SamplingConfig,
-    stop_ids: tuple[int, ...],
-    count: int,
-    params: PyTree,
-    state: DecodeState,
-    key: PRNGKeyArray,
+    model: LanguageModel, rules: Rules, count: int, params: PyTree, state: DecodeState, key: PRNGKeyArray
 ) -> DecodeState:
     """The state after `count` more tokens, or fewer once every row has finished."""
 
@@ -175,19 +175,16 @@ def _decoded(
         return (carry[0] < count) & ~carry[1].finished.all()
 
     def turn(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
-        return carry[0] + 1, decode_step(model, params, carry[1], sampling, key, stop_ids)
+        return carry[0] + 1, decode_step(model, params, carry[1], rules, key)
 
     return jax.lax.while_loop(unfinished, turn, (jnp.zeros((), jnp.int32), state))[1]
 
 
-_go_on = jax.jit(_decoded, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+_resume = jax.jit(_decoded, static_argnums=(0, 1, 2), donate_argnums=4)
 
 
-def _placed_prompts(
-    prompts: Sequence[Sequence[int]], width: int, adapter_ids: Sequence[int] | None
-) -> tuple[Array, Array, Array | None]:
-    """Prompts, their lengths and their adapters as arrays over the mesh in use; empty rows are added until the mesh
-    divides them."""
+def _placed_prompts(prompts: Sequence[Sequence[int]], width: int, adapter_ids: Sequence[int] | None) -> PromptBatch:
+    """Prompts as arrays over the mesh in use; empty rows are added until the mesh divides them."""
     mesh = jax.sharding.get_mesh()
     parts = 1 if mesh.empty else sharding.batch_parts(mesh)
     rows = -(-len(prompts) // parts) * parts
@@ -204,7 +201,7 @@ def _placed_prompts(
             return None if array is None else jnp.asarray(array)
         return placing.placed(array, sharding.row_sharding(mesh))
 
-    return place(tokens), place(lengths), place(adapters)
+    return PromptBatch(place(tokens), place(lengths), place(adapters))
 
 
 def _read(state: DecodeState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,8 +8,9 @@ from llama_jax.core.recording.metrics import JsonLines
 from llama_jax.core.run import RunDirectory
 from llama_jax.data.instructions.loader import Prompt
 from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.inference.completion import complete, writer
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.decode import PROMPT_BUCKET, decoding_params, generate
+from llama_jax.inference.decode import PROMPT_BUCKET
 from llama_jax.model.llama import LanguageModel
 
 
@@ -44,10 +45,9 @@ class Samples:
         """Answer all prompts; every process calls this. `params` in the scanned layout."""
         if not self.prompts:
             return
-        layers = decoding_params(self._model, params)
-        ids = [list(prompt.ids) for prompt in self.prompts]
-        found = generate(self._model, layers, ids, self._sampling, stop_ids=self._stop_ids)
-        texts = [self._tokenizer.decode(answer) for answer in found]
+        by = writer(self._model, params, self._tokenizer, self._stop_ids)
+        found = complete(by, [prompt.ids for prompt in self.prompts], self._sampling)
+        texts = [self._tokenizer.decode(answer.ids) for answer in found]
         self.answers[step] = texts
         if self._file is not None:
             samples = [

@@ -11,7 +11,7 @@ from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.placing import indivisible_rows
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.decode import DecodeState, decode_step, prefill
+from llama_jax.inference.decode import DecodeState, PromptBatch, Rules, decode_step, prefill
 from llama_jax.model import paths
 from llama_jax.model.llama import LanguageModel, unstacked
 from llama_jax.model.quantized import cast_plain
@@ -48,15 +48,15 @@ def lower_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> Dec
         shapes = jax.eval_shape(lambda: unstacked(cast_plain(model.init(jax.random.key(0)), dtype)))
         params = sharding.with_shardings(shapes, sharding.shardings_of(mesh, shapes, _by_layer(model)))
         ids, lengths = jax.ShapeDtypeStruct((rows, 1), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32)
-        state = jax.eval_shape(lambda p, i, n: prefill(model, p, i, n, slots), shapes, ids, lengths)
+        state = jax.eval_shape(lambda p, b: prefill(model, p, b, slots), shapes, PromptBatch(ids, lengths))
         places = jax.tree.map(lambda leaf: sharding.row_sharding(mesh), state)
         of_cache = jax.NamedSharding(mesh, sharding.mesh_axes(("batch", "length", "kv_heads", None), mesh))
         places = places.replace(caches=jax.tree.map(lambda leaf: of_cache, state.caches))
         state = sharding.with_shardings(state, places)
-        sampling = SamplingConfig(max_new_tokens=1)
+        rules = Rules(SamplingConfig(max_new_tokens=1))
 
         def step(params: PyTree, state: DecodeState) -> DecodeState:
-            return decode_step(model, params, state, sampling, jax.random.key(0), ())
+            return decode_step(model, params, state, rules, jax.random.key(0))
 
         traced = jax.jit(step, donate_argnums=1, out_shardings=places).trace(params, state)
         lowered = traced.lower()

@@ -13,7 +13,8 @@ import jax
 
 from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.checkpoints.steps.folders import VALIDATION, best_step, delete_after, validation_loss
-from llama_jax.checkpoints.steps.store import Checkpoints, Restored, restore
+from llama_jax.checkpoints.steps.restoring import Restored, restore
+from llama_jax.checkpoints.steps.saving import Checkpoints
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import Batch as AnyBatch
 from llama_jax.core.distributed import JobStopSignal, gathered, is_main_process

@@ -12,9 +12,9 @@ import jax
 from jax.sharding import Mesh
 
 from llama_jax.checkpoints.adapters.base_identity import BASE_FILE
-from llama_jax.checkpoints.detection import open_weights
 from llama_jax.checkpoints.formats.weights import Weights
-from llama_jax.checkpoints.opening import OpenParams, find_model, open_params, tokenizer_for
+from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
+from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import placing, tree
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.core.distributed import is_main_process, start_up
@@ -143,8 +143,8 @@ def _fine_tune(config: FineTuningConfig, method: Method, run: RunDirectory, mesh
     run.say(description(program, weights.source))
 
     def opened() -> OpenParams:
-        step, store = config.step, method.store
-        return open_params(path, config.compute, mesh, step=step, say=run.say, store=store, identify=needs_model)
+        reference = ModelReference(path, config.step)
+        return open_params(reference, config.compute, store=method.store, identify=needs_model, say=run.say)
 
     needs_model = not all(map(method.is_saved, tree.flatten(program.frozen_shapes)))
     model = opened() if needs_model else None

@@ -13,7 +13,7 @@ import pytest
 from llama_jax.checkpoints.adapters.adapter import ADAPTER_FILE, ADAPTER_ITEM, Adapter, adapter_config_json, linears
 from llama_jax.checkpoints.adapters.base_identity import BASE_FILE, BaseIdentity
 from llama_jax.checkpoints.config import CheckpointConfig
-from llama_jax.checkpoints.steps.store import Checkpoints
+from llama_jax.checkpoints.steps.saving import Checkpoints
 from llama_jax.core import tree
 from llama_jax.model.config import AdapterConfig, LlamaConfig
 

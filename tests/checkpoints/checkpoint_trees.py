@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llama_jax.checkpoints.config import CheckpointConfig
-from llama_jax.checkpoints.steps.store import Checkpoints
+from llama_jax.checkpoints.steps.saving import Checkpoints
 
 PyTree = Any
 

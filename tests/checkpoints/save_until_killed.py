@@ -15,7 +15,7 @@ from pathlib import Path
 from checkpoint_trees import arrays, files
 
 from llama_jax.checkpoints.config import CheckpointConfig
-from llama_jax.checkpoints.steps.store import Checkpoints
+from llama_jax.checkpoints.steps.saving import Checkpoints
 
 SECONDS_UNTIL_FIRST_STEPS = 1.0
 

@@ -16,8 +16,8 @@ from llama_jax.checkpoints.base_loading import base_from_weights
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import WeightName
-from llama_jax.checkpoints.opening import open_params
-from llama_jax.checkpoints.steps import store as store_module
+from llama_jax.checkpoints.opening import ModelReference, open_params
+from llama_jax.checkpoints.steps import arrays, restoring
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError
 from llama_jax.core import sharding, tree
 from llama_jax.core.config import MeshConfig
@@ -32,7 +32,7 @@ SIZE: dict[str, Any] = {"width": 64, "mlp_width": 128, "num_layers": 6, "head_si
 def opened(path: Path, store: Any, devices: int = 1) -> Any:
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        return open_params(str(path), ComputeConfig(), mesh, step=None, say=pytest.fail, store=store, identify=False)
+        return open_params(ModelReference(str(path)), ComputeConfig(), say=pytest.fail, store=store, identify=False)
 
 
 @pytest.fixture(scope="module", params=["hf", "run"])
@@ -66,7 +66,7 @@ def test_the_type_is_that_of_computation_where_none_is_asked_for(base) -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         compute = ComputeConfig(dtype="bfloat16")
-        found = open_params(str(base), compute, mesh, step=None, say=pytest.fail, identify=False)
+        found = open_params(ModelReference(str(base)), compute, say=pytest.fail, identify=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {jnp.dtype("bfloat16")}
 
 
@@ -120,7 +120,7 @@ def test_of_a_run_one_parameter_is_read_at_a_time(tmp_path, monkeypatch, store) 
     run = tmp_path / "run"
     write_orbax(epath.Path(run), of_kind(FLOAT32, **SIZE), dtype=None)
     before, most = live_bytes(), 0
-    whole = store_module.Verified.restore_leaf
+    whole = restoring.Verified.restore_leaf
 
     def watched(*arguments: Any) -> Any:
         nonlocal most
@@ -128,7 +128,7 @@ def test_of_a_run_one_parameter_is_read_at_a_time(tmp_path, monkeypatch, store) 
         most = max(most, live_bytes() - before)
         return leaf
 
-    monkeypatch.setattr(store_module.Verified, "restore_leaf", watched)
+    monkeypatch.setattr(restoring.Verified, "restore_leaf", watched)
     leaves = jax.tree.leaves(opened(run, store).params)
     assert most <= sum(leaf.nbytes for leaf in leaves) + 4 * 6 * 64 * 128
 
@@ -137,8 +137,6 @@ def test_a_parameter_that_is_not_what_was_saved_is_found(tmp_path, monkeypatch) 
     """Behind the hashes of the files, which verify."""
     run = tmp_path / "run"
     write_orbax(epath.Path(run), of_kind(FLOAT32), dtype=None)
-    monkeypatch.setattr(
-        store_module, "fingerprints", lambda leaves: {path: jnp.zeros(2, jnp.uint32) for path in leaves}
-    )
+    monkeypatch.setattr(arrays, "fingerprints", lambda leaves: {path: jnp.zeros(2, jnp.uint32) for path in leaves})
     with pytest.raises(CheckpointDamagedError, match="params/embedding/table: fingerprint differs"):
         opened(run, "nf4")

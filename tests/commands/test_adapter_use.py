@@ -12,9 +12,9 @@ from adapter_runs import random_adapter, save_adapter_run
 from safetensors.numpy import load_file
 
 from llama_jax import inference, load
-from llama_jax.checkpoints.detection import open_weights
 from llama_jax.checkpoints.formats.weights import tensors_of
-from llama_jax.checkpoints.opening import open_params
+from llama_jax.checkpoints.opening import ModelReference, open_params
+from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import ComputeConfig
@@ -37,7 +37,7 @@ def adapters(tiny_run, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("adapters")
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        base = open_params(str(tiny_run), ComputeConfig(), mesh, step=None, say=pytest.fail)
+        base = open_params(ModelReference(str(tiny_run)), ComputeConfig(), say=pytest.fail)
     return {
         name: save_adapter_run(folder / name, base.identity, random_adapter(base.model.config, **kind))
         for name, kind in KINDS.items()
@@ -140,7 +140,7 @@ def test_an_adapter_goes_to_peft_and_back(tiny_run, adapters, tmp_path, capfd) -
         (("generate", "--model", "A", "--adapters", "[A]"), "A: is an adapter itself; name its base as --model"),
         (
             ("generate", "--model", "OTHER", "--adapters", "[A]"),
-            "belongs to another base than OTHER: vocab_size is 300",
+            "belongs to a base other than OTHER: vocab_size is 300",
         ),
         (("evaluate", "--model", "RUN", "--adapters", "[A, A]"), "one at a time is measured"),
         (("convert", "--source", "RUN", "--format", "peft"), "--format peft: writes an adapter, which RUN is not"),
@@ -149,7 +149,7 @@ def test_an_adapter_goes_to_peft_and_back(tiny_run, adapters, tmp_path, capfd) -
         (("convert", "--source", "RUN", "--adapter", "D", "--unmerge"), "is a DoRA, which replaces the length"),
         (("convert", "--source", "RUN", "--adapter", "A", "--unmerge", "--format", "peft"), "gives a model, not"),
         (("convert", "--source", "A", "--format", "peft", "--dtype", "bfloat16"), "factors of adapters are written"),
-        (("convert", "--source", "OTHER", "--adapter", "A"), "belongs to another base than OTHER"),
+        (("convert", "--source", "OTHER", "--adapter", "A"), "belongs to a base other than OTHER"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llama_jax.checkpoints.detection import open_weights
 from llama_jax.checkpoints.formats.weights import tensors_of
+from llama_jax.checkpoints.weight_reading import open_weights
 
 FORMATS = ("hf", "gguf", "meta", "llama2c")
 

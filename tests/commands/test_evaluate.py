@@ -63,7 +63,7 @@ def test_an_evaluation_that_was_stopped_goes_on(tiny_run, data, capfd) -> None:
     partial.write_text("".join([key, *lines[:3], json.dumps(changed) + "\n"]))
     capfd.readouterr()
     assert command_runs.call("evaluate", *ask) == 0
-    assert "going on after 4 documents" in capfd.readouterr().out
+    assert "resuming after 4 documents" in capfd.readouterr().out
     again = json.loads((data / "result.json").read_text())
     number = changed["document"]
     difference = (100 - kept[number]["accuracy_normalized"]) / 12

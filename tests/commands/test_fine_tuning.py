@@ -14,7 +14,7 @@ import pytest
 from command_runs import call, checkpoint, ended, metrics, run, started, steps
 from test_restart import wait_for_steps
 
-from llama_jax.checkpoints.opening import open_params
+from llama_jax.checkpoints.opening import ModelReference, open_params
 from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_lora_holds_the_adapter_alone(tuned_lora):
 def opened_on(devices: int, path: Path):
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        return open_params(str(path), ComputeConfig(), mesh, step=None, say=pytest.fail)
+        return open_params(ModelReference(str(path)), ComputeConfig(), say=pytest.fail)
 
 
 def test_the_base_of_an_adapter_is_bit_for_bit_what_it_was(tuned_lora, small_run):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_runs import UNOPTIMIZED, call, checkpoint, ended, metrics, run, run_two, steps, two_started
 
-from llama_jax.checkpoints.opening import open_model
+from llama_jax.checkpoints.opening import ModelReference, open_model
 from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
@@ -135,7 +135,7 @@ def test_two_processes_give_the_losses_of_one_device(tiny_run, tmp_path):
 def test_a_checkpoint_of_eight_devices_opens_with_the_same_bits_on_fewer(devices, eight_device_run):
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        opened = open_model(str(eight_device_run), ComputeConfig(), mesh, step=STEPS, tokenizer=None, say=pytest.fail)
+        opened = open_model(ModelReference(str(eight_device_run), STEPS), ComputeConfig(), say=pytest.fail)
         found = tree.fingerprints(tree.flatten(opened.params))
     saved = checkpoint(eight_device_run, STEPS)["leaves"]["params"]
     assert {path: leaf["fingerprint"] for path, leaf in saved.items()} == {

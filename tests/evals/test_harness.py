@@ -86,7 +86,7 @@ def test_a_task_of_a_local_file_gives_the_accuracy_of_the_scores(lm, small, one_
 
 @pytest.mark.slow  # the harness reads thousands of task files
 def test_an_unknown_task_is_named(lm, tmp_path) -> None:
-    with pytest.raises(UserError, match="lm_eval:hellaswagg: the harness knows no such task; did you mean 'hellaswag'"):
+    with pytest.raises(UserError, match="lm_eval:hellaswagg: the harness has no such task; did you mean 'hellaswag'"):
         harness_results(lm, ["hellaswagg"], include_path=str(tmp_path), num_fewshot=None, limit=None)
 
 

@@ -17,7 +17,7 @@ def test_samples_are_there_as_soon_as_they_are_known_and_in_order_at_the_end(tmp
     partial.write_text(partial.read_text() + '{"document": 1, "accu')  # killed while it wrote
     again = KeptSamples(output, "key", said.append)
     assert again.by_document == {2: {"accuracy": 1}, 0: {"accuracy": 0, "answer": "é"}}
-    assert said == [f"{partial}: going on after 2 documents"]
+    assert said == [f"{partial}: resuming after 2 documents"]
     again.add(1, {"accuracy": 1})
     again.close()
     lines = (tmp_path / "a.samples.jsonl").read_text().splitlines()
@@ -31,7 +31,7 @@ def test_samples_of_another_evaluation_are_dropped(tmp_path) -> None:
     KeptSamples(output, "key", said.append).add(0, {"accuracy": 1})
     other = KeptSamples(output, "other key", said.append)
     assert other.by_document == {}
-    assert said == [f"{tmp_path / 'a.json.partial.jsonl'}: is of another evaluation; starting anew"]
+    assert said == [f"{tmp_path / 'a.json.partial.jsonl'}: belongs to another evaluation; starting over"]
     other.add(5, {"accuracy": 0})
     assert list(KeptSamples(output, "other key", said.append).by_document) == [5]
 

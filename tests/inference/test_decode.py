@@ -10,12 +10,12 @@ from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.decode import decoding_params, generate
+from llama_jax.inference.decode import Rules, decoding_params, generate
 from llama_jax.model.config import SIZES, ComputeConfig
 from llama_jax.model.llama import language_model
 
 MODEL = language_model(SIZES["tiny"], ComputeConfig())
-GREEDY = SamplingConfig(max_new_tokens=12, temperature=0.0)
+GREEDY = Rules(SamplingConfig(max_new_tokens=12, temperature=0.0))
 PROMPTS = [[1, 40, 99], [1], [1, 7, 300, 301, 5, 6, 8, 9, 10, 11]]
 
 
@@ -34,7 +34,7 @@ def expected(params) -> list[list[int]]:
     answers = []
     for prompt in PROMPTS:
         tokens = list(prompt)
-        for _ in range(GREEDY.max_new_tokens):
+        for _ in range(GREEDY.sampling.max_new_tokens):
             padded = jnp.asarray([tokens + [0] * (32 - len(tokens))])
             tokens.append(int(jnp.argmax(logits(padded)[len(tokens) - 1])))
         answers.append(tokens[len(prompt) :])
@@ -56,7 +56,7 @@ def test_streaming_gives_the_same_answers_piece_by_piece(params, expected) -> No
 
 def test_an_answer_ends_with_the_end_token_and_others_go_on(params, expected) -> None:
     end = expected[0][3]
-    answers = generate(MODEL, decoding_params(MODEL, params), PROMPTS, GREEDY, stop_ids=(end,))
+    answers = generate(MODEL, decoding_params(MODEL, params), PROMPTS, Rules(GREEDY.sampling, (end,)))
     for answer, whole in zip(answers, expected, strict=True):
         stop = whole.index(end) + 1 if end in whole else len(whole)
         assert answer == whole[:stop]
@@ -72,9 +72,9 @@ def test_answers_are_the_same_on_any_mesh(params, expected, shape) -> None:
 
 
 def test_sampling_depends_on_the_seed_only(params) -> None:
-    sampling = SamplingConfig(max_new_tokens=12, temperature=1.0)
+    rules = Rules(SamplingConfig(max_new_tokens=12, temperature=1.0))
     decoding = decoding_params(MODEL, params)
-    first, again, other = (generate(MODEL, decoding, PROMPTS, sampling, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (generate(MODEL, decoding, PROMPTS, rules, seed=seed) for seed in (0, 0, 1))
     assert first == again != other
 
 

@@ -24,7 +24,7 @@ ADAPTER_FILE = "model/adapter.json"
 
 @dataclass(frozen=True)
 class Adapter:
-    """What was learnt beside a frozen base, and what is known of that base."""
+    """What was learned beside a frozen base, and what is known of that base."""
 
     factors: PyTree
     """Float32 tree as `params["lora"]` holds it: `a`, `b`, `scale`, and `magnitude` of DoRA, layers stacked."""
@@ -60,7 +60,7 @@ def as_numpy(array: Any) -> np.ndarray:
 
 def adapter_config_json(config: AdapterConfig) -> bytes:
     """The content of `ADAPTER_FILE`."""
-    return json.dumps(asdict(config), indent=2).encode()
+    return json.dumps(asdict(config), indent=1).encode()
 
 
 def adapter_config_from_json(content: bytes, where: str) -> AdapterConfig:

@@ -22,7 +22,7 @@ from llama_jax.model.config import LlamaConfig
 BASE_FILE = "model/base.json"
 """Plain file of a checkpoint of an adapter that holds the identity of its base."""
 
-Prints = Mapping[str, LeafRecord]
+Fingerprints = Mapping[str, LeafRecord]
 """Shape, type and fingerprint by path in our tree, layers stacked and vocabulary padded."""
 
 
@@ -36,9 +36,9 @@ class BaseIdentity:
     """Checkpoint, of a base that is a run."""
     config: LlamaConfig
     """Its architecture."""
-    source: Prints
+    source: Fingerprints
     """Of the weights in the type they were read in (float32 where that is a quantised file)."""
-    stored: Prints
+    stored: Fingerprints
     """Of the weights in the type they were kept in; below the path of a quantised kernel there are several arrays."""
 
     @property
@@ -51,8 +51,8 @@ class BaseIdentity:
     def to_json(self) -> bytes:
         """The content of `BASE_FILE`."""
         values = {"name": self.name, "step": self.step, "config": self.config.to_json()}
-        prints = {kind: {path: asdict(leaf) for path, leaf in getattr(self, kind).items()} for kind in _KINDS}
-        return json.dumps(values | prints, indent=1).encode()
+        fingerprints = {kind: {path: asdict(leaf) for path, leaf in getattr(self, kind).items()} for kind in _KINDS}
+        return json.dumps(values | fingerprints, indent=1).encode()
 
     @staticmethod
     def from_json(content: bytes, where: str) -> "BaseIdentity":
@@ -94,7 +94,7 @@ def check_base(wanted: BaseIdentity, opened: BaseIdentity, adapter: str) -> None
     Raises:
         UserError: it is another base; names the first weight that differs, or the setting.
     """
-    here = f"{adapter}: belongs to another base than {opened.name}"
+    here = f"{adapter}: belongs to a base other than {opened.name}"
     before, now = wanted.config.to_json(), opened.config.to_json()
     for name, value in before.items():
         if now[name] != value and name != "context_length":  # which some formats do not keep
@@ -106,16 +106,16 @@ def check_base(wanted: BaseIdentity, opened: BaseIdentity, adapter: str) -> None
             raise UserError(f"{here}: {path} has other values than in {wanted.name}, the base it was trained on")
 
 
-def _of_weight(prints: Prints, path: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _of_weight(fingerprints: Fingerprints, path: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The arrays of one weight, by path: type and shape, and fingerprint."""
     return {
         name: (describe(leaf.shape, leaf.dtype), leaf.fingerprint)
-        for name, leaf in prints.items()
+        for name, leaf in fingerprints.items()
         if name == path or name.startswith(f"{path}/")
     }
 
 
-class SourcePrints:
+class SourceFingerprints:
     """Takes the fingerprints of weights as they are read, tensor by tensor."""
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -149,9 +149,9 @@ def identity_of(weights: Weights, name: str, step: int | None) -> BaseIdentity:
     manifest has the fingerprints."""
     records: Any = getattr(weights, "leaves", None)
     if records is None:
-        prints = SourcePrints(weights.config)
+        fingerprints = SourceFingerprints(weights.config)
         for row in weight_names(weights.config):
             for layer in range(weights.config.num_layers) if row.per_layer else (None,):
-                prints.add(row, layer, as_stored(weights.read(row, layer), row, weights.config))
-        records = prints.records()
+                fingerprints.add(row, layer, as_stored(weights.read(row, layer), row, weights.config))
+        records = fingerprints.records()
     return BaseIdentity(name, step, weights.config, records, records)

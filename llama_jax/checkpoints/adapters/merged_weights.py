@@ -18,7 +18,7 @@ from llama_jax.data.tokenizers import has_tokenizer
 from llama_jax.model import paths
 from llama_jax.model.config import LlamaConfig
 
-TOKENIZER_FILES = ("tokenizer", "special_tokens", "chat_template")
+_TOKENIZER_FILES = ("tokenizer", "special_tokens", "chat_template")
 """How the names of the files begin that make a tokenizer."""
 
 
@@ -99,7 +99,10 @@ def unmerged(weights: Weights, adapter: Adapter) -> MergedWeights:
 
 def combined_files(base: Mapping[str, bytes], adapter: Mapping[str, bytes]) -> Mapping[str, bytes]:
     """What travels with a base and its adapter: the tokenizer of the adapter, if it has one of its own."""
-    if not has_tokenizer(adapter):
-        return base
-    kept = {name: content for name, content in base.items() if not name.startswith(TOKENIZER_FILES)}
-    return {**kept, **adapter}
+    return with_tokenizer(base, adapter) if has_tokenizer(adapter) else base
+
+
+def with_tokenizer(files: Mapping[str, bytes], tokenizer: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    """What travels with weights, the files of another tokenizer in place of its own."""
+    kept = {name: content for name, content in files.items() if not name.startswith(_TOKENIZER_FILES)}
+    return {**kept, **tokenizer}

@@ -65,33 +65,34 @@ def read_peft(path: epath.PathLike, config: LlamaConfig) -> Adapter:
             another shape than base and configuration ask for; or it is another kind of adapter.
     """
     directory = local_directory(path)
-    told = read_peft_config(directory)
+    peft = read_peft_config(directory)
     file = _open_file(directory)
     left = set(file.tensors)
     leaves: dict[str, Any] = {}
     for inner, name, sizes in linears(config):
-        layers = _layers_of(told, file.tensors, left, name.hugging_face, sizes, config.num_layers)
+        layers = _layers_of(peft, file.tensors, left, name.hugging_face, sizes, config.num_layers)
         if layers:
-            stacked = _stacked(told, _reader(file), layers, sizes, config.num_layers)
+            stacked = _stacked(peft, _reader(file), layers, sizes, config.num_layers)
             leaves |= {paths.of_layers(f"{inner}/{part}"): array for part, array in stacked.items()}
-    saved = _saved_modules(file.path, told, file.tensors, left, _reader(file), config)
+    saved = _saved_modules(file.path, peft, file.tensors, left, _reader(file), config)
     if left:
         some = ", ".join(sorted(left)[:3])
-        raise UserError(f"{file.path}: has {len(left)} tensors that no adapter of this base has: {some}")
+        raise UserError(f"{file.path}: has {len(left)} tensors that do not fit this base: {some}")
     if not leaves:
-        raise UserError(f"{told.where}: adapts no module of this base, which has {', '.join(_short_names(config))}")
+        known = ", ".join(_short_names(config))
+        raise UserError(f"{peft.where}: does not adapt any module of this base, which has {known}")
     modules = sorted({paths.name_of(paths.module_of(path)) for path in leaves})
     adapter_config = AdapterConfig(
         rank=max(leaf.shape[-1] for path, leaf in leaves.items() if paths.name_of(path) == "a"),
-        alpha=told.alpha,
-        dropout=told.dropout,
+        alpha=peft.alpha,
+        dropout=peft.dropout,
         target_modules=tuple(modules),
-        rank_stabilized=told.rank_stabilized,
-        dora=told.dora,
+        rank_stabilized=peft.rank_stabilized,
+        dora=peft.dora,
         modules_to_save=tuple(key for key, place in paths.SAVED_MODULES.items() if place in saved),  # pyright: ignore[reportArgumentType]
     )
     files = read_bundle(directory)
-    return Adapter(tree.unflatten(leaves), adapter_config, saved, str(path), base_name=told.base_name, files=files)
+    return Adapter(tree.unflatten(leaves), adapter_config, saved, str(path), base_name=peft.base_name, files=files)
 
 
 def _open_file(directory: Path) -> Any:
@@ -118,7 +119,7 @@ def _reader(file: Any) -> Read:
 
 
 def _layers_of(
-    told: PeftConfig, tensors: Tensors, left: set[str], theirs: str, sizes: tuple[int, int], num_layers: int
+    peft: PeftConfig, tensors: Tensors, left: set[str], theirs: str, sizes: tuple[int, int], num_layers: int
 ) -> dict[int, str]:
     """The layers in which a Linear is adapted, with the name its tensors begin with; checks names and shapes.
 
@@ -130,37 +131,37 @@ def _layers_of(
     for layer in range(num_layers):
         module = theirs.format(layer).removesuffix(".weight")
         start = PREFIX + module
-        parts = [start + _A, start + _B, *([start + _MAGNITUDE] if told.dora else [])]
-        wanted = told.targeted(module, layer)
+        parts = [start + _A, start + _B, *([start + _MAGNITUDE] if peft.dora else [])]
+        wanted = peft.targeted(module, layer)
         if wanted is False or (wanted is None and not any(part in tensors for part in parts)):
             continue
         for part in parts:
             if part not in tensors:
-                raise UserError(f"{told.where}: asks for tensor {part}, which is not there{nearest(part, left)}")
+                raise UserError(f"{peft.where}: asks for tensor {part}, which is not there{nearest(part, left)}")
             left.discard(part)
-        _check_shapes(told, tensors, module, sizes)
+        _check_shapes(peft, tensors, module, sizes)
         found[layer] = start
     return found
 
 
-def _check_shapes(told: PeftConfig, tensors: Tensors, module: str, sizes: tuple[int, int]) -> None:
+def _check_shapes(peft: PeftConfig, tensors: Tensors, module: str, sizes: tuple[int, int]) -> None:
     start, (inputs, outputs) = PREFIX + module, sizes
     shape = tensors[start + _A][0]
     if len(shape) != 2 or shape[1] != inputs or not 1 <= shape[0] <= inputs + outputs:
-        raise UserError(f"{told.where}: tensor {start + _A} has shape {list(shape)}, [rank, {inputs}] is expected")
-    rank, announced = shape[0], told.rank_of(module)
+        raise UserError(f"{peft.where}: tensor {start + _A} has shape {list(shape)}, [rank, {inputs}] is expected")
+    rank, announced = shape[0], peft.rank_of(module)
     if announced not in (None, rank):
-        raise UserError(f"{told.where}: tensor {start + _A} has rank {rank}, the configuration says {announced}")
-    expected = {start + _B: (outputs, rank)} | ({start + _MAGNITUDE: (outputs,)} if told.dora else {})
+        raise UserError(f"{peft.where}: tensor {start + _A} has rank {rank}, the configuration says {announced}")
+    expected = {start + _B: (outputs, rank)} | ({start + _MAGNITUDE: (outputs,)} if peft.dora else {})
     for name, wanted in expected.items():
         if tensors[name][0] != wanted:
             raise UserError(
-                f"{told.where}: tensor {name} has shape {list(tensors[name][0])}, {list(wanted)} is expected"
+                f"{peft.where}: tensor {name} has shape {list(tensors[name][0])}, {list(wanted)} is expected"
             )
 
 
 def _stacked(
-    told: PeftConfig, read: Read, layers: Mapping[int, str], sizes: tuple[int, int], num_layers: int
+    peft: PeftConfig, read: Read, layers: Mapping[int, str], sizes: tuple[int, int], num_layers: int
 ) -> dict[str, np.ndarray]:
     """The factors of one Linear in all layers."""
     inputs, outputs = sizes
@@ -171,21 +172,21 @@ def _stacked(
         "b": np.zeros((num_layers, rank, outputs), np.float32),
         "scale": np.zeros(num_layers, np.float32),
     }
-    if told.dora:
+    if peft.dora:
         stacked["magnitude"] = np.zeros((num_layers, outputs), np.float32)
     for layer, start in layers.items():
         own = read_a[layer].shape[0]
         stacked["a"][layer, :, :own] = read_a[layer].T
         stacked["b"][layer, :own] = read(start + _B).T
-        alpha = told.alpha_of(start.removeprefix(PREFIX))
-        stacked["scale"][layer] = alpha / (own**0.5 if told.rank_stabilized else own)
-        if told.dora:
+        alpha = peft.alpha_of(start.removeprefix(PREFIX))
+        stacked["scale"][layer] = alpha / (own**0.5 if peft.rank_stabilized else own)
+        if peft.dora:
             stacked["magnitude"][layer] = read(start + _MAGNITUDE)
     return stacked
 
 
 def _saved_modules(
-    path: Path, told: PeftConfig, tensors: Tensors, left: set[str], read: Read, config: LlamaConfig
+    path: Path, peft: PeftConfig, tensors: Tensors, left: set[str], read: Read, config: LlamaConfig
 ) -> dict[str, np.ndarray]:
     """Matrices that were trained whole, or stored because they were, in our layout."""
     found: dict[str, np.ndarray] = {}
@@ -195,7 +196,7 @@ def _saved_modules(
             continue
         theirs = PREFIX + row.hugging_face
         if theirs not in tensors:
-            if SAVED_NAMES[key] in told.saved_modules:
+            if SAVED_NAMES[key] in peft.saved_modules:
                 raise UserError(f"{path}: lacks tensor {theirs}, which modules_to_save asks for")
             continue
         left.discard(theirs)
@@ -211,7 +212,7 @@ def _saved_modules(
     table, head = found.get(paths.SAVED_MODULES["embedding"]), found.pop(paths.SAVED_MODULES["lm_head"], None)
     if table is None or (head is not None and not same_bits(table, head.T)):
         raise UserError(f"{path}: trains the head apart from the embedding, which are one matrix in this base")
-    if head is None and SAVED_NAMES["embedding"] in told.saved_modules and not told.tied:
+    if head is None and SAVED_NAMES["embedding"] in peft.saved_modules and not peft.tied:
         raise UserError(f"{path}: trains the embedding apart from the head, which are one matrix in this base")
     return found
 

@@ -1,6 +1,6 @@
 """Where adapters come from: the checkpoints of a run that trained one, and directories of PEFT.
 
-What is told without a base (where that is) comes first; the factors are read when the architecture of the base is
+What needs no base (where that is) comes first; the factors are read when the architecture of the base is
 known."""
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from llama_jax.checkpoints.config import StepChoice
 from llama_jax.checkpoints.formats.directories import BUNDLE
 from llama_jax.checkpoints.steps.folders import finished_steps
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError, read_manifest
-from llama_jax.checkpoints.steps.store import Verified, find_verified
+from llama_jax.checkpoints.steps.restoring import Verified, find_verified
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError

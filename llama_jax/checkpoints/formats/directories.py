@@ -29,7 +29,7 @@ def local_directory(path: epath.PathLike) -> Path:
     """A directory of the local file system, symbolic links resolved.
 
     Raises:
-        UserError: it is in object storage, does not exist, or is no directory.
+        UserError: it is in object storage, does not exist, or is not a directory.
     """
     if is_remote(path):
         raise UserError(f"{path}: is in object storage; copy it to a local directory first")

@@ -66,7 +66,7 @@ def write_gguf(target: epath.PathLike, weights: Weights, *, dtype: GgufType | No
 
     Args:
         dtype: type of the matrices; None: as each is stored. Vectors are float32 always, as llama.cpp wants them, which
-            loses nothing. Q8_0 goes by blocks of 32: a matrix whose rows are no multiple of that becomes float16.
+            loses nothing. Q8_0 goes by blocks of 32: a matrix whose rows are not a multiple of that becomes float16.
 
     Returns:
         Names in the file of the matrices that are float16 in place of Q8_0.
@@ -160,7 +160,7 @@ def _scaling(values: GgufValues, info: TensorInfo, config: LlamaConfig) -> RopeS
         if np.allclose(_rope_divisors(replace(config, rope_scaling=scaling)), divisors, rtol=1e-5, atol=0.0):
             return scaling
     raise UserError(
-        f"{values.path}: tensor {info.name} is no scaling of Llama 3.1's kind (low 1, high 4, context {original})"
+        f"{values.path}: tensor {info.name} is not a scaling of Llama 3.1's kind (low 1, high 4, context {original})"
     )
 
 
@@ -180,20 +180,20 @@ def _read(path: epath.PathLike, info: TensorInfo) -> np.ndarray:
     with epath.Path(path).open("rb") as file:
         file.seek(info.start)
         if info.type.name in _NUMPY_TYPES:
-            stored = _bytes(path, file, info.size, info.name)
+            stored = _read_exactly(path, file, info.size, info.name)
             return np.frombuffer(stored, _NUMPY_TYPES[info.type.name]).reshape(info.shape)
         rows = np.empty((math.prod(info.shape[:-1]), info.shape[-1]), np.float32)
         row_bytes = info.size // len(rows)
         step = max(1, _DEQUANTISED_BYTES // row_bytes)
         for start in range(0, len(rows), step):
             some = rows[start : start + step]
-            stored = np.frombuffer(_bytes(path, file, len(some) * row_bytes, info.name), np.uint8)
+            stored = np.frombuffer(_read_exactly(path, file, len(some) * row_bytes, info.name), np.uint8)
             with np.errstate(invalid="ignore", over="ignore"):  # whoever reads looks for values that are not finite
                 some[:] = gguf_library().quants.dequantize(stored.reshape(len(some), row_bytes), info.type)
     return rows.reshape(info.shape)
 
 
-def _bytes(path: epath.PathLike, file: IO[Any], count: int, name: str) -> bytes:
+def _read_exactly(path: epath.PathLike, file: IO[Any], count: int, name: str) -> bytes:
     content = file.read(count)
     if len(content) != count:
         raise UserError(f"{path}: ended within tensor {name} while it was read")
@@ -217,7 +217,7 @@ def _converted(array: np.ndarray, kind: GgufType, where: str) -> np.ndarray:
         converted = array.astype(_NUMPY_TYPES[kind], copy=False)
     if not np.isfinite(converted).all():
         raise UserError(f"{where} has values up to {np.abs(array).max():g}, too large for {kind}; write F32 or BF16")
-    return converted.view(np.uint8)  # the library writes what it is given; of bfloat16 it knows nothing
+    return converted.view(np.uint8)  # the library writes what it is given, but does not know bfloat16
 
 
 def _add_keys(writer: Any, weights: Weights, types: Mapping[str, GgufType], name: str) -> None:

@@ -1,5 +1,5 @@
 """The header of a GGUF file, versions 2 and 3: metadata, and where each tensor is. Made for files that nobody vouches
-for: no length is believed before it is compared with the bytes that are there. Knows nothing of LLaMA.
+for: no length is trusted before it is compared with the bytes that are there. Independent of LLaMA.
 
 Format: ggml-org/ggml, docs/gguf.md."""
 
@@ -145,7 +145,7 @@ class _Reader:
         content = self.take(length, "a name")
         name = content.decode(errors="replace")
         if name.encode() != content or not name.isprintable():
-            raise self.error(f"at byte {start} is no name of printable UTF-8: {_short(content)}")
+            raise self.error(f"at byte {start} is not a name of printable UTF-8: {_short(content)}")
         return name
 
     def value(self, key: str) -> Value:
@@ -189,7 +189,7 @@ def _counts(reader: _Reader) -> tuple[int, int]:
     """Numbers of tensors and keys, after magic and version."""
     magic = reader.take(4, "the magic")
     if magic != b"GGUF":
-        raise reader.error(f"is no GGUF file: begins with {magic!r}")
+        raise reader.error(f"is not a GGUF file: begins with {magic!r}")
     version = reader.u32("the version")
     if version and version % 65536 == 0:
         raise reader.error("is a big-endian GGUF file; only little-endian ones are read")
@@ -230,7 +230,7 @@ def _placed(path: str, tensors: dict[str, TensorInfo], data: int, alignment: int
     for info in sorted(tensors.values(), key=lambda info: info.start):
         start = data + info.start
         if info.start % alignment:
-            raise UserError(f"{path}: tensor {info.name} has offset {info.start}, no multiple of {alignment}")
+            raise UserError(f"{path}: tensor {info.name} has offset {info.start}, not a multiple of {alignment}")
         if start < end:
             raise UserError(f"{path}: tensor {info.name} at byte {start} overlaps {before}, which ends at {end}")
         if start + info.size > size:

@@ -12,7 +12,8 @@ from llama_jax.core.errors import UserError
 
 @dataclass(frozen=True)
 class GgufValues:
-    """The keys of a file; every method raises UserError if the value has another type, or lacks and has no default."""
+    """The keys of a file; every method raises UserError if the value has another type, or is missing without a
+    default."""
 
     path: str
     values: Mapping[str, Value]

@@ -76,7 +76,7 @@ def add_vocabulary(writer: Any, files: Mapping[str, bytes], vocab_size: int, whe
         where: the model, for messages.
 
     Raises:
-        UserError: the files are no tokenizer, or one of more than `vocab_size` tokens.
+        UserError: the files are not a tokenizer, or are one of more than `vocab_size` tokens.
     """
     if not has_tokenizer(files):
         writer.add_tokenizer_model("none")
@@ -119,7 +119,7 @@ def _token(values: GgufValues, kind: str, count: int, model: str) -> int | None:
 
 
 def _padding(token: int) -> str:
-    """llama.cpp's name for an id that no text has."""
+    """llama.cpp's name for an id that is not a token of any text."""
     return f"[PAD{token}]"
 
 

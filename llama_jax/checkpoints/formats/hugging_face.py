@@ -38,7 +38,7 @@ def open_hugging_face(path: epath.PathLike) -> ForeignWeights:
     """The model of a directory, one file or several with an index; safetensors files are preferred to PyTorch's.
 
     Raises:
-        UserError: a file is missing, broken, or may not be opened, or this is no LLaMA.
+        UserError: a file is missing, broken, or may not be opened, or this is not a LLaMA.
     """
     directory = local_directory(path)
     config_path = member(directory, "config.json")
@@ -168,5 +168,5 @@ def hub_directory(repo_id: str) -> Path:
                 break
     except Exception as error:  # the classes differ from one HTTP library to the next
         reason = shown(str(error).strip().partition("\n")[0])
-        raise UserError(f"--model {repo_id}: cannot be had from the Hugging Face hub: {reason}") from None
+        raise UserError(f"--model {repo_id}: could not be fetched from the Hugging Face hub: {reason}") from None
     return directory

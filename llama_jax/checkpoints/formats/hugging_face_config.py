@@ -1,4 +1,4 @@
-"""The architecture of a LLaMA as Hugging Face's config.json says it, read and written. Knows no tensors.
+"""The architecture of a LLaMA as Hugging Face's config.json says it, read and written. Independent of tensors.
 
 Spellings of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`) are read; the former are written,
 as both versions read them."""

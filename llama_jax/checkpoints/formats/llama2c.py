@@ -51,7 +51,7 @@ def open_llama2c(path: epath.PathLike) -> Weights:
     """The weights of a llama2.c model file; a `tokenizer.bin` beside it belongs to it.
 
     Raises:
-        UserError: the header makes no model, or the file is not as long as the header says.
+        UserError: the header does not describe a model, or the file is not as long as the header says.
     """
     file = epath.Path(path)
     with file.open("rb") as stream:
@@ -87,7 +87,7 @@ def _config(path: epath.PathLike, header: bytes) -> LlamaConfig:
     if not (
         0 < heads <= width and width % (2 * heads) == 0 and min(mlp_width, layers, kv_heads, context) > 0 and vocab
     ):
-        raise UserError(f"{path}: its header {values} makes no llama2.c model")
+        raise UserError(f"{path}: its header {values} does not describe a llama2.c model")
     return LlamaConfig(
         vocab_size=abs(vocab),
         width=width,

@@ -75,7 +75,7 @@ def _open_ranks(directory: Path) -> Sequence[TorchFile]:
             raise UserError(f"{rank.path}: tensor {min(different)} is not as in {ranks[0].path.name}")
     for name in (_TABLE, _GATE):
         if len(ranks[0].tensors.get(name, [()])[0]) != 2:
-            raise UserError(f"{ranks[0].path}: lacks {name}, or it is no matrix")
+            raise UserError(f"{ranks[0].path}: lacks {name}, or it is not a matrix")
     return ranks
 
 

@@ -1,7 +1,7 @@
 """Our own format as a format of weights: a directory whose `checkpoints/` holds steps as a run saves them.
 
 Written and read block by block, so that models larger than the memory can be converted; opening a model to use it goes
-through `store` instead."""
+through `restoring` instead."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ from llama_jax.checkpoints.steps.manifest import (
     sync,
     write_step,
 )
-from llama_jax.checkpoints.steps.store import find_verified
+from llama_jax.checkpoints.steps.restoring import find_verified
 from llama_jax.checkpoints.steps.verification import check_fit
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import absolute
@@ -215,7 +215,7 @@ def stored_config(source: str, files: Mapping[str, bytes]) -> LlamaConfig:
     """The architecture that a checkpoint's plain files, by path within the step, tell.
 
     Raises:
-        UserError: there is none, or it makes no model.
+        UserError: there is none, or it does not describe a model.
     """
     if _CONFIG not in files:
         raise UserError(f"{source}: has no {_CONFIG}")

@@ -1,7 +1,7 @@
 """Safetensors files, read and written one tensor at a time, so that memory holds one tensor and not the file.
 
 The header is checked here, before anything is allocated by it, rather than by the `safetensors` library, which accepts
-duplicate names and knows no bound that suits a LLaMA. Format: https://huggingface.co/docs/safetensors."""
+duplicate names and has no bound that suits a LLaMA. Format: https://huggingface.co/docs/safetensors."""
 
 import json
 import math

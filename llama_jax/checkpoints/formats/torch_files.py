@@ -173,7 +173,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _Record:
-    """A tensor, pickled as the call that makes it anew."""
+    """A tensor, pickled as the call that rebuilds it."""
 
     rebuild: Callable[..., Any]
     storage: _Storage

@@ -40,7 +40,11 @@ class WeightName:
         return paths.in_layers(self.ours)
 
     def shape(self, config: LlamaConfig) -> tuple[int, ...]:
-        """Shape of one tensor in our orientation, vocabulary not padded."""
+        """Shape of one tensor in our orientation, vocabulary not padded.
+
+        Not taken from the model's declaration: a configuration comes from a stranger's file, and tracing a model of its
+        sizes could take any amount of memory. A test compares the two.
+        """
         D, F, V = config.width, config.mlp_width, config.vocab_size
         queries, keys = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
         return {
@@ -174,7 +178,7 @@ def foreign_weights(
     *,
     ignored: Callable[[str], bool] = lambda name: False,
 ) -> ForeignWeights:
-    """Map the named tensors of another format to ours; reads none of them.
+    """The weights of a model, from the named tensors of another format; reads none of them.
 
     Args:
         source: file or directory, for messages.
@@ -205,7 +209,7 @@ def foreign_weights(
         dtypes[name.ours] = np.promote_types(dtypes.get(name.ours, np.dtype(dtype)), np.dtype(dtype))
     if left:
         some = ", ".join(sorted(left)[:3])
-        raise UserError(f"{source}: has {len(left)} tensors that no LLaMA of this configuration has: {some}")
+        raise UserError(f"{source}: has {len(left)} tensors that do not fit the configuration: {some}")
     return ForeignWeights(source, config, files, naming, dtypes, read_tensor)
 
 

@@ -1,6 +1,6 @@
 """What makes a step folder a checkpoint: a manifest, and the size and SHA-256 of every file.
 
-Knows the files of one step: nothing of arrays, nor of what writes them."""
+Works on the files of one step, independent of arrays and of what writes them."""
 
 import hashlib
 import json

@@ -1,6 +1,6 @@
 """Which step to restore: the newest that verifies, decided alike on all processes.
 
-Knows manifests and files; not how arrays are read."""
+Works on manifests and files; how arrays are read is the caller's affair."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest

@@ -15,11 +15,11 @@ from small_weights import BFLOAT16, FLOAT32, SMALL, SmallWeights, logits, of_kin
 from llama_jax.checkpoints.adapters.adapter import adapter_config_from_json, adapter_config_json
 from llama_jax.checkpoints.adapters.merged_weights import merged, unmerged
 from llama_jax.checkpoints.adapters.peft import write_peft
-from llama_jax.checkpoints.detection import open_unmerged, open_weights
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import tensors_of
-from llama_jax.checkpoints.opening import OpenParams, open_params
+from llama_jax.checkpoints.opening import ModelReference, OpenParams, open_params
+from llama_jax.checkpoints.weight_reading import open_unmerged, open_weights
 from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
@@ -39,8 +39,8 @@ def opened(path: Path, adapters: tuple[Path, ...] = (), devices: int = 1, **argu
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     names = tuple(map(str, adapters))
     with jax.set_mesh(mesh):
-        settings = {"step": None, "say": pytest.fail, "identify": False} | arguments
-        return open_params(str(path), ComputeConfig(), mesh, adapters=names, **settings)
+        settings = {"say": pytest.fail, "identify": False} | arguments
+        return open_params(ModelReference(str(path), adapters=names), ComputeConfig(), **settings)
 
 
 def computed(found: OpenParams, adapter_ids: list[int] | None = None) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_another_base_is_refused(base, adapters, tmp_path, other) -> None:
         weights = merged(of_kind(FLOAT32), random_adapter(SMALL, target_modules=("up_proj",), rank=1))
     write_hugging_face(tmp_path, weights)
     message = "mlp_width is 32 there, 24" if other == "shape" else "layers/mlp/up_proj/kernel has other values"
-    here = f"{adapters['lora']} step 5: belongs to another base than {tmp_path}"
+    here = f"{adapters['lora']} step 5: belongs to a base other than {tmp_path}"
     with pytest.raises(UserError, match=f"{here}: {message}"):
         opened(tmp_path, (adapters["lora"],))
     with pytest.raises(UserError, match=message):
@@ -186,7 +186,7 @@ def test_modules_trained_whole_take_the_place_of_the_base_and_stand_alone(base, 
     np.testing.assert_array_equal(found.params["embedding"]["table"], adapter.saved_modules["embedding/table"])
     weights = open_weights(str(trained), step=None, say=print)
     np.testing.assert_allclose(logits(weights, TOKENS), computed(found), atol=3e-5, rtol=0)
-    with pytest.raises(UserError, match="has its own embedding/table and lm_head/kernel, so it stands by itself"):
+    with pytest.raises(UserError, match="replaces embedding/table and lm_head/kernel, so it cannot be combined"):
         opened(base, (adapters["lora"], trained))
 
 

@@ -16,7 +16,7 @@ from llama_jax.checkpoints.formats.gguf import write_gguf
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import open_orbax, write_orbax
 from llama_jax.checkpoints.formats.weights import WeightName
-from llama_jax.checkpoints.opening import open_params
+from llama_jax.checkpoints.opening import ModelReference, open_params
 from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
@@ -27,7 +27,7 @@ from llama_jax.model.config import ComputeConfig
 def identity(path: Path, store: Any = "float32", devices: int = 1) -> BaseIdentity:
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        return open_params(str(path), ComputeConfig(), mesh, step=None, say=pytest.fail, store=store).identity
+        return open_params(ModelReference(str(path)), ComputeConfig(), say=pytest.fail, store=store).identity
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_same_weights_are_the_same_base_in_any_format_and_on_any_mesh(bases)
 def test_what_is_stored_has_the_fingerprints_of_the_parameters(bases, store) -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        opened = open_params(str(bases["hf"]), ComputeConfig(), mesh, step=None, say=pytest.fail, store=store)
+        opened = open_params(ModelReference(str(bases["hf"])), ComputeConfig(), say=pytest.fail, store=store)
     words = jax.device_get(tree.flatten(tree.fingerprints(opened.params)))
     found = {path: (leaf.fingerprint, leaf.shape, leaf.dtype) for path, leaf in opened.identity.stored.items()}
     leaves = tree.flatten(opened.params)
@@ -102,7 +102,7 @@ class Changed(SmallWeights):
 def test_another_base_is_refused_with_the_weight_that_differs(bases, where) -> None:
     other = identity_of(Changed(where=where), "other", None)
     for store in ("float32", "nf4"):
-        with pytest.raises(UserError, match=f"^adapter: belongs to another base than other: {where} has other values"):
+        with pytest.raises(UserError, match=f"^adapter: belongs to a base other than other: {where} has other values"):
             check_base(identity(bases["hf"], store), other, "adapter")
     with pytest.raises(UserError, match="embedding/table has other values"):  # as 32 bits of it never were trained on
         check_base(identity(bases["bfloat16"]), identity(bases["hf"]), "adapter")

@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 from small_weights import logits
 
 from llama_jax.checkpoints.adapters.peft import read_peft, write_peft
-from llama_jax.checkpoints.detection import open_weights
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import write_orbax
-from llama_jax.checkpoints.opening import open_params
+from llama_jax.checkpoints.opening import ModelReference, open_params
+from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
@@ -53,7 +53,7 @@ def logits_over(base: Path, adapters: list[str], devices: int = 1) -> np.ndarray
     """Of the first row of tokens, base and adapter side by side."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        opened = open_params(str(base), ComputeConfig(), mesh, step=None, say=print, adapters=adapters)
+        opened = open_params(ModelReference(str(base), adapters=adapters), ComputeConfig(), say=print)
         rows = np.tile(TOKENS[:1], (devices, 1)).astype(np.int32)
         return np.asarray(jax.jit(opened.model.logits)(opened.params, rows))[:1]
 
@@ -168,7 +168,7 @@ WRONG_CONFIGS = {
     "no targets": ({"target_modules": None}, "lacks target_modules"),
     "targets": ({"target_modules": [1]}, "target_modules is [1]; a list of names"),
     "more targets": ({"target_modules": ["q_proj", "o_proj", "v_proj"]}, "0.self_attn.o_proj.lora_A.weight, which is"),
-    "fewer targets": ({"target_modules": ["q_proj"]}, "has 4 tensors that no adapter of this base has"),
+    "fewer targets": ({"target_modules": ["q_proj"]}, "has 4 tensors that do not fit this base"),
     "nothing": ({"target_modules": ["key"]}, "tensors that no adapter"),
     "pattern": ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern is"),
     "expression": ({"alpha_pattern": {"(a+)+b": 2}}, "alpha_pattern has '(a+)+b'; write names"),
@@ -180,7 +180,11 @@ WRONG_CONFIGS = {
 }
 WRONG_TENSORS = {
     "missing": (f"{START}.lora_B.weight", None, "lora_B.weight, which is not there"),
-    "unknown": ("base_model.model.lm_head.lora_A.weight", ONES, "has 1 tensors that no adapter of this base has"),
+    "unknown": (
+        "base_model.model.lm_head.lora_A.weight",
+        ONES,
+        "has 1 tensors that do not fit this base",
+    ),
     "rank": (f"{START}.lora_A.weight", np.ones((3, 32), np.float32), "has rank 3, the configuration says 4"),
     "ranks": (f"{START}.lora_B.weight", np.ones((32, 3), np.float32), "shape [32, 3], [32, 4] is expected"),
     "no rank": (f"{START}.lora_A.weight", np.ones((0, 32), np.float32), "shape [0, 32], [rank, 32] is expected"),

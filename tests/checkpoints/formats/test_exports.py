@@ -10,17 +10,17 @@ from etils import epath
 from formula_weights import BASE, ORACLE, SHAPES, TOKENS, FormulaWeights
 from small_weights import logits
 
-from llama_jax.checkpoints.detection import open_weights
 from llama_jax.checkpoints.formats.gguf import write_gguf
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.meta import write_meta
 from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import Weights
-from llama_jax.checkpoints.opening import open_params
+from llama_jax.checkpoints.opening import ModelReference, open_params
+from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.decode import decoding_params, generate
+from llama_jax.inference.decode import Rules, decoding_params, generate
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 
 RECORDED = np.load(ORACLE / "transformers_logits.npz")
@@ -56,12 +56,12 @@ def test_transformers_opens_the_export_and_computes_and_writes_the_same(tmp_path
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with torch.no_grad(), jax.set_mesh(mesh):
-        ours = open_params(str(tmp_path), ComputeConfig(), mesh, step=None, say=print)
+        ours = open_params(ModelReference(str(tmp_path)), ComputeConfig(), say=print)
         expected = theirs(torch.tensor(TOKENS)).logits.numpy()
         found = ours.model.logits(ours.params, jax.numpy.asarray(TOKENS))
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
         prompt = TOKENS[0, :20].tolist()
         written = theirs.generate(torch.tensor([prompt]), max_new_tokens=100, do_sample=False, eos_token_id=None)
-        greedy = SamplingConfig(max_new_tokens=100, temperature=0.0)
+        greedy = Rules(SamplingConfig(max_new_tokens=100, temperature=0.0))
         layers = decoding_params(ours.model, ours.params)
         assert generate(ours.model, layers, [prompt], greedy) == [written[0, 20:].tolist()]

@@ -103,7 +103,7 @@ def test_q8_0_is_within_half_a_step_of_the_weights(tmp_path) -> None:
 
 
 def test_matrices_that_q8_0_cannot_hold_are_float16_and_named(tmp_path) -> None:
-    config = dataclasses.replace(WIDE, mlp_width=72)  # rows of w2; 72 is no multiple of 32
+    config = dataclasses.replace(WIDE, mlp_width=72)  # rows of w2; 72 is not a multiple of 32
     names = write_gguf(tmp_path / "model.gguf", SmallWeights(config), dtype="Q8_0")
     assert names == ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")
     types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
@@ -267,7 +267,10 @@ REFUSED = {
     "layers a flag": ({"llama.block_count": True}, "llama.block_count is True; expected a whole number"),
     "10^9 layers": ({"llama.block_count": 10**9}, "too few for num_layers 1000000000"),
     "no layers": ({"llama.block_count": 0}, "model.num_layers: 0 must be greater than 0"),
-    "one layer of two": ({"llama.block_count": 1}, "has 9 tensors that no LLaMA of this configuration has: blk.1."),
+    "one layer of two": (
+        {"llama.block_count": 1},
+        "has 9 tensors that do not fit the configuration: blk.1.",
+    ),
     "no heads": ({"llama.attention.head_count": 0}, "model.num_heads: 0 must be greater than 0"),
     "heads that no group divides": ({"llama.attention.head_count_kv": 3}, "model.num_kv_heads: 3 does not divide"),
     "heads that differ": ({"llama.attention.head_count_kv": [2, 4]}, "head_count_kv is array([2, 4], dtype=int32)"),
@@ -441,9 +444,9 @@ def test_a_scaling_of_another_context_comes_back(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("divisors", "message"),
     [
-        (np.full(2, 2.0), "is no scaling of Llama 3.1's kind"),
-        (np.array([1.0, np.nan]), "is no scaling of Llama 3.1's kind"),
-        (np.zeros(2), "is no scaling of Llama 3.1's kind"),
+        (np.full(2, 2.0), "is not a scaling of Llama 3.1's kind"),
+        (np.array([1.0, np.nan]), "is not a scaling of Llama 3.1's kind"),
+        (np.zeros(2), "is not a scaling of Llama 3.1's kind"),
         (np.ones(3), r"has shape \[3\], not half the head size"),
     ],
 )

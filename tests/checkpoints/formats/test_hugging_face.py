@@ -425,6 +425,8 @@ def test_a_model_in_the_cache_of_the_hub_is_found_and_its_links_are_followed(off
 
 
 def test_a_hub_out_of_reach_is_one_line(offline_hub) -> None:
-    with pytest.raises(UserError, match="--model owner/model: cannot be had from the Hugging Face hub: ") as raised:
+    with pytest.raises(
+        UserError, match="--model owner/model: could not be fetched from the Hugging Face hub: "
+    ) as raised:
         hub_directory("owner/model")
     assert re.fullmatch(r"[ -~]{1,400}", str(raised.value))

@@ -51,9 +51,9 @@ def test_tensors_lie_where_run_c_looks_for_them(tmp_path) -> None:
         (lambda content: content[:20], "has 20 bytes, too short"),
         (lambda content: content[:-1], "its header asks for"),
         (lambda content: content + b"\0", "its header asks for"),
-        (lambda content: struct.pack("<i", 0) + content[4:], "makes no llama2.c model"),
-        (lambda content: struct.pack("<i", -16) + content[4:], "makes no llama2.c model"),
-        (lambda content: content[:12] + struct.pack("<i", 3) + content[16:], "makes no llama2.c model"),
+        (lambda content: struct.pack("<i", 0) + content[4:], "does not describe a llama2.c model"),
+        (lambda content: struct.pack("<i", -16) + content[4:], "does not describe a llama2.c model"),
+        (lambda content: content[:12] + struct.pack("<i", 3) + content[16:], "does not describe a llama2.c model"),
         (lambda content: content[:8] + struct.pack("<i", 2**31 - 1) + content[12:], "its header asks for"),
         (
             lambda content: content[:28] + np.float32(np.nan).tobytes() + content[32:],

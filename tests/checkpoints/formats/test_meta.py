@@ -278,7 +278,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another width": (param("dim", 24), "make 48 rows, layers.0.feed_forward.w1.weight has 24"),
     "negative layers": (param("n_layers", -1), f"n_layers is -1; {NOT_WHOLE}"),
     "10^9 layers": (param("n_layers", 10**9), "has 21 tensors, too few for num_layers 1000000000"),
-    "a layer less": (param("n_layers", 1), "has 9 tensors that no LLaMA of this configuration has"),
+    "a layer less": (param("n_layers", 1), "has 9 tensors that do not fit the configuration"),
     "heads that do not divide the width": (param("n_heads", 3), "n_heads is 3; dim 16 does not split"),
     "heads of odd size": (param("n_heads", 16), "n_heads is 16; dim 16 does not split"),
     "heads that do not divide": (param("n_kv_heads", 3), "n_kv_heads is 3, which does not divide n_heads 4"),
@@ -320,11 +320,11 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "tensor with NaN": (tensor("output.weight", np.full((20, 16), np.nan, np.float32)), "output.weight has 320 non-f"),
     "no table": (
         lambda directory: [replace_tensors(directory, name, **{TABLE: None}) for name in (FIRST, SECOND)],
-        "consolidated.00.pth: lacks tok_embeddings.weight, or it is no matrix",
+        "consolidated.00.pth: lacks tok_embeddings.weight, or it is not a matrix",
     ),
     "table of one axis": (
         lambda directory: [replace_tensors(directory, name, **{TABLE: zeros(16)}) for name in (FIRST, SECOND)],
-        "consolidated.00.pth: lacks tok_embeddings.weight, or it is no matrix",
+        "consolidated.00.pth: lacks tok_embeddings.weight, or it is not a matrix",
     ),
     "matrix of no axis": (
         lambda directory: [

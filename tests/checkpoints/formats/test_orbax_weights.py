@@ -21,7 +21,8 @@ from llama_jax.checkpoints.formats.orbax import open_orbax, write_orbax
 from llama_jax.checkpoints.formats.weights import WEIGHTS, WeightName, Weights, padded, weight_names
 from llama_jax.checkpoints.steps.folders import clean_up
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError, record_of_bytes, seal
-from llama_jax.checkpoints.steps.store import Checkpoints, find_verified
+from llama_jax.checkpoints.steps.restoring import find_verified
+from llama_jax.checkpoints.steps.saving import Checkpoints
 from llama_jax.core import tree
 from llama_jax.core.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from checkpoint_trees import same, save_steps, targets
 
-from llama_jax.checkpoints.steps.store import restore
+from llama_jax.checkpoints.steps.restoring import restore
 
 KINDS = ("flip", "truncate", "delete", "swap", "stale")
 

@@ -9,7 +9,8 @@ import pytest
 from checkpoint_trees import arrays, files, same, targets
 
 from llama_jax.checkpoints.config import CheckpointConfig
-from llama_jax.checkpoints.steps.store import Checkpoints, restore
+from llama_jax.checkpoints.steps.restoring import restore
+from llama_jax.checkpoints.steps.saving import Checkpoints
 
 SCRIPT = Path(__file__).parents[1] / "save_until_killed.py"
 

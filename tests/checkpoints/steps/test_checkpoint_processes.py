@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from checkpoint_trees import same, targets
 
-from llama_jax.checkpoints.steps.store import restore
+from llama_jax.checkpoints.steps.restoring import restore
 
 SCRIPT = Path(__file__).parents[1] / "save_with_two_processes.py"
 

@@ -16,8 +16,9 @@ from checkpoint_trees import arrays, files, mesh, same, save_steps, sharding, ta
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llama_jax.checkpoints.config import CheckpointConfig
-from llama_jax.checkpoints.steps.manifest import seal
-from llama_jax.checkpoints.steps.store import CheckpointDamagedError, Checkpoints, find_verified, restore
+from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError, seal
+from llama_jax.checkpoints.steps.restoring import find_verified, restore
+from llama_jax.checkpoints.steps.saving import Checkpoints
 from llama_jax.core.errors import SaveFailedError, UserError
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved in the background, acknowledged only when whole, verified before they are read.
+"""Saving the checkpoints of a run: written in the background, acknowledged only when whole.
 
 A step is a folder with one folder for each item: trees of arrays, written by orbax, and plain files. What the arrays
 mean is the caller's affair."""
@@ -6,65 +6,33 @@ mean is the caller's affair."""
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from os import PathLike
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 
-from llama_jax.checkpoints.config import CheckpointConfig, StepChoice
+from llama_jax.checkpoints.config import CheckpointConfig
+from llama_jax.checkpoints.steps.arrays import leaf_fingerprints
 from llama_jax.checkpoints.steps.folders import (
     acknowledged_steps,
     clean_up,
-    delete_after,
     delete_surplus,
     is_acknowledged,
     pending_marker,
     remove_step,
 )
-from llama_jax.checkpoints.steps.manifest import (
-    CheckpointDamagedError,
-    LeafRecord,
-    Manifest,
-    describe,
-    sync,
-    verifies,
-    write_step,
-)
-from llama_jax.checkpoints.steps.verification import anywhere, check_fit, first_line, from_first, newest, verify
+from llama_jax.checkpoints.steps.manifest import LeafRecord, Manifest, sync, verifies, write_step
+from llama_jax.checkpoints.steps.verification import anywhere, first_line, from_first
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import SaveFailedError
 from llama_jax.core.files import absolute
-from llama_jax.core.tree import fingerprints, flatten, unflatten
-
-__all__ = ["CheckpointDamagedError", "Checkpoints", "Restored", "Verified", "delete_after", "find_verified", "restore"]
+from llama_jax.core.tree import flatten, unflatten
 
 _BEGUN, _THERE, _FAILED = range(3)
 _SECONDS_FOR_OTHERS = 60.0
 """How long process 0 waits for the hashes of the others before it leaves the removal of old steps to the next save."""
-
-# Orbax logs an error with a long traceback for every thread that a failed write passes through; the error itself
-# reaches `Checkpoints`, which says it in one line.
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(
-        lambda record: record.levelno != logging.ERROR or "/orbax/" not in record.pathname + record.getMessage()
-    )
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What was read from one step."""
-
-    step: int
-    items: dict[str, PyTree]
-    """The trees of arrays, in the shapes, dtypes and shardings asked for."""
-    files: dict[str, bytes]
-    """Plain files by path within the step folder, such as `model/config.json`."""
-    manifest: Manifest
 
 
 class Checkpoints:
@@ -106,7 +74,7 @@ class Checkpoints:
         self, step: int, items: Mapping[str, PyTree], files: Mapping[str, bytes], hashes: Mapping[str, str]
     ) -> None:
         """Save a step, unless it is acknowledged already. Returns when the arrays are copied to the host, so they may
-        be donated; writing, hashing and the removal of old steps go on in the background. A save that fails is said,
+        be donated; writing, hashing and the removal of old steps continue in the background. A save that fails is said,
         counted and survived.
 
         Args:
@@ -122,7 +90,7 @@ class Checkpoints:
         _check(items, files)
         self.wait()
         trees = {item: flatten(tree) for item, tree in items.items()}
-        prints = {item: _fingerprints(leaves) for item, leaves in trees.items()}
+        fingerprints = {item: leaf_fingerprints(leaves) for item, leaves in trees.items()}
         begun = from_first([self._begin(step) if jax.process_index() == 0 else _BEGUN])[0]
         self._unsettled = None if begun == _THERE else step
         if begun == _FAILED and jax.process_index() > 0:
@@ -137,7 +105,7 @@ class Checkpoints:
             self._abandon(step, error)
             return
         shapes = {item: {path: (leaf.shape, str(leaf.dtype)) for path, leaf in trees[item].items()} for item in trees}
-        manifest = partial(_manifest, step, shapes, prints, dict(hashes))
+        manifest = partial(_manifest, step, shapes, fingerprints, dict(hashes))
         # Not a daemon: a program that ends by an error elsewhere still finishes its last checkpoint.
         self._thread = threading.Thread(target=self._finish, args=(step, saver, manifest, dict(files)))
         self._thread.start()
@@ -229,7 +197,7 @@ class Checkpoints:
 
     def _remove_leftovers(self) -> None:
         """Remove a failed save, several times: when one write fails orbax does not wait for those that are under way,
-        and they make their folders anew. What comes later still is removed before the next save."""
+        and they make their folders again. What comes even later is removed before the next save."""
         problem = None
         for pause_seconds in (0.0, 0.1, 0.3, 1.0):
             time.sleep(pause_seconds)
@@ -240,141 +208,6 @@ class Checkpoints:
                 problem = error
         if problem is not None:
             self._say(f"the remains of a failed save could not be removed yet: {first_line(problem)}")
-
-
-@dataclass(frozen=True)
-class Verified:
-    """A step of which some items are known to be whole."""
-
-    directory: epath.Path
-    step: int
-    items: tuple[str, ...]
-    manifest: Manifest
-    files: dict[str, bytes]
-    """The plain files asked for, by path within the step folder."""
-
-    def restore(self, targets: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        """Read array items that were verified into exactly the given shapes, dtypes and shardings.
-
-        Args:
-            targets: trees of `jax.ShapeDtypeStruct` with shardings, by item.
-
-        Raises:
-            UserError: if the step holds other leaves, shapes or dtypes, naming the first few; nothing is read then.
-            CheckpointDamagedError: if an array is not the one that was saved.
-        """
-        wanted = {item: flatten(tree) for item, tree in targets.items()}
-        if not {*wanted} <= {*self.items}:
-            raise ValueError(f"only {', '.join(self.items)} of step {self.step} were verified")
-        check_fit(self.manifest, _described(targets))
-        for item, leaves in wanted.items():
-            if any(leaf.sharding is None for leaf in leaves.values()):
-                raise ValueError(f"the target of {item} has leaves without a sharding")
-        restored = {}
-        for item, tree in targets.items():
-            leaves = self._read(item, wanted[item]) if wanted[item] else {}
-            restored[item] = jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path in wanted[item]])
-        return restored
-
-    def restore_leaf(self, item: str, path: str, target: jax.ShapeDtypeStruct) -> jax.Array:
-        """Read one array of an item that was verified; that the item holds what is wanted is the caller's to check.
-
-        Raises:
-            CheckpointDamagedError: it is not the array that was saved.
-        """
-        return self._read(item, {path: target})[path]
-
-    def _read(self, item: str, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        """Arrays of one item by path, compared with what was saved."""
-        tree = unflatten(targets)
-        places = ocp.checkpoint_utils.construct_restore_args(tree)
-        arguments = ocp.args.PyTreeRestore(item=tree, restore_args=places, partial_restore=True)
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            read = reader.restore(self.directory / str(self.step), args=ocp.args.Composite(**{item: arguments}))
-        leaves = flatten(read[item])
-        if missing := [path for path in targets if not isinstance(leaves.get(path), jax.Array)]:
-            raise CheckpointDamagedError(f"{item}/{missing[0]}: was not read")
-        for path, words in jax.device_get(_fingerprints({path: leaves[path] for path in targets})).items():
-            if tuple(map(int, words)) != self.manifest.leaves[item][path].fingerprint:
-                raise CheckpointDamagedError(f"{item}/{path}: fingerprint differs")
-        return leaves
-
-
-def find_verified(
-    directory: str | PathLike[str], items: Sequence[str], *, step: StepChoice | None = None, say: Callable[[str], None]
-) -> Verified | None:
-    """The newest step of which the given items verify, so that its plain files can tell what arrays to restore; the
-    same on all processes.
-
-    Args:
-        directory: folder of the steps.
-        items: names of array items and of folders of plain files. No file of another item is opened.
-        step: look at this one only; None: the newest first.
-        say: told of every step that does not verify.
-
-    Returns:
-        None if there is no checkpoint at all.
-
-    Raises:
-        CheckpointDamagedError: if there are checkpoints but none verifies.
-        UserError: if there is no such step, or it has no such item.
-    """
-    root = absolute(directory)
-
-    def look(number: int) -> Verified:
-        return Verified(root, number, tuple(items), *verify(root, number, items, {}))
-
-    return newest(root, step, say, look)
-
-
-def restore(
-    directory: str | PathLike[str],
-    targets: Mapping[str, PyTree],
-    *,
-    files: Sequence[str] = (),
-    step: int | None = None,
-    say: Callable[[str], None],
-) -> Restored | None:
-    """Restore the newest step that verifies, on all processes the same.
-
-    Args:
-        directory: folder of the steps.
-        targets: trees of `jax.ShapeDtypeStruct` with shardings, by item; the mesh need not be that of the save.
-        files: folders of plain files to read, such as `model`.
-        step: restore this one only; None: the newest first.
-        say: told of every step that does not verify.
-
-    Returns:
-        None if there is no checkpoint at all.
-
-    Raises:
-        CheckpointDamagedError: if there are checkpoints but none verifies.
-        UserError: if there is no such step, or it holds something else than asked for.
-    """
-    root = absolute(directory)
-    items = [*targets, *files]
-    wanted = _described(targets)
-
-    def read(number: int) -> Restored:
-        verified = Verified(root, number, tuple(items), *verify(root, number, items, wanted))
-        return Restored(number, verified.restore(targets), verified.files, verified.manifest)
-
-    return newest(root, step, say, read)
-
-
-def _fingerprints(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """`core.tree.fingerprints` of leaves that need not all live on the same devices."""
-    groups: dict[frozenset[Any], dict[str, jax.Array]] = {}
-    for path, leaf in leaves.items():
-        groups.setdefault(frozenset(leaf.sharding.device_set), {})[path] = leaf
-    return {path: words for group in groups.values() for path, words in fingerprints(group).items()}
-
-
-def _described(trees: Mapping[str, PyTree]) -> dict[str, dict[str, str]]:
-    return {
-        item: {path: describe(leaf.shape, str(leaf.dtype)) for path, leaf in flatten(tree).items()}
-        for item, tree in trees.items()
-    }
 
 
 def _check(items: Mapping[str, PyTree], files: Mapping[str, bytes]) -> None:
@@ -392,11 +225,11 @@ def _check(items: Mapping[str, PyTree], files: Mapping[str, bytes]) -> None:
 def _manifest(
     step: int,
     shapes: Mapping[str, Mapping[str, tuple[tuple[int, ...], str]]],
-    prints: Mapping[str, Mapping[str, jax.Array]],
+    fingerprints: Mapping[str, Mapping[str, jax.Array]],
     hashes: dict[str, str],
 ) -> Manifest:
     """The manifest of a step; waits until the fingerprints are computed."""
-    words = jax.device_get(prints)
+    words = jax.device_get(fingerprints)
     leaves = {
         item: {path: LeafRecord(*tree[path], fingerprint=tuple(map(int, words[item][path]))) for path in tree}
         for item, tree in shapes.items()

@@ -1,0 +1,173 @@
+"""Turning a model from one format into another. What is written gets its name once it has proved to be that model."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from llama_jax.checkpoints.adapters.merged_weights import MergedWeights, with_tokenizer
+from llama_jax.checkpoints.adapters.peft import write_peft
+from llama_jax.checkpoints.config import ConvertConfig
+from llama_jax.checkpoints.conversion_check import check_conversion
+from llama_jax.checkpoints.format_detection import Format
+from llama_jax.checkpoints.formats.gguf import write_gguf
+from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
+from llama_jax.checkpoints.formats.llama2c import write_llama2c
+from llama_jax.checkpoints.formats.meta import write_meta
+from llama_jax.checkpoints.formats.orbax import write_orbax
+from llama_jax.checkpoints.formats.weights import Weights, tensors_of, weight_names
+from llama_jax.checkpoints.opening import find_model
+from llama_jax.checkpoints.steps.manifest import files_below
+from llama_jax.checkpoints.weight_reading import open_unmerged, open_weights
+from llama_jax.core import tree
+from llama_jax.core.errors import UserError
+from llama_jax.data.tokenizers import load_tokenizer
+
+REPORT = "conversion_report.json"
+"""Written into the target's directory, or beside its file."""
+_DIRECTORIES: tuple[Format, ...] = ("orbax", "hf", "meta", "peft")
+
+
+def convert_model(config: ConvertConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write the target that the settings ask for, and its report; see `_facts` and `check_conversion`.
+
+    Raises:
+        UserError: a setting is wrong, or the target cannot hold such a model.
+        CannotGoOnError: the result is not the same model.
+    """
+    started = time.perf_counter()
+    target = epath.Path(config.target)
+    if target.exists() and not config.overwrite:
+        raise UserError(f"--target {target}: exists; remove it, or give --overwrite true")
+    config = dataclasses.replace(config, source=find_model(config.source, say))
+    weights = _source(config, say)
+    # Written beside the target and moved when it has proved itself: nothing half-written ever has the name asked for.
+    partial = target.with_name(f".{target.name}.partial")
+    if partial.exists():
+        partial.rmtree()
+    try:
+        partial.mkdir(parents=True)
+        written = partial if config.format in _DIRECTORIES else partial / target.name
+        say(f"converting {weights.source} ({_size(weights):,} parameters) to {config.format}")
+        _WRITERS[config.format](written, weights, config)
+        report = _facts(config, weights, written, say)
+        if not config.no_check:
+            report["check"] = check_conversion(config, weights, str(written), report["target_dtypes"], say)
+        report["seconds"] = round(time.perf_counter() - started, 1)
+        (partial / REPORT).write_text(json.dumps(report, indent=2))
+        _move(partial, target, config.format)
+    finally:
+        if partial.exists():
+            partial.rmtree()
+    say(f"wrote {target} in {report['seconds']} s")
+    return report
+
+
+def _source(config: ConvertConfig, say: Callable[[str], None]) -> Weights:
+    """What is to be written."""
+    source = str(config.source)
+    if config.unmerge:
+        weights: Weights = open_unmerged(source, str(config.adapter), step=config.step, say=say)
+    else:
+        weights = open_weights(source, step=config.step, say=say, adapter=config.adapter)
+    if config.format == "peft" and not isinstance(weights, MergedWeights):
+        raise UserError(f"--format peft: writes an adapter, which {source} is not; give one with --adapter")
+    if config.tokenizer is not None:
+        files = with_tokenizer(weights.files, load_tokenizer(config.tokenizer).files())
+        weights = dataclasses.replace(weights, files=files)  # pyright: ignore[reportArgumentType]
+    return weights
+
+
+def _write_meta(target: epath.Path, weights: Weights, config: ConvertConfig) -> None:
+    write_meta(target, weights, shards=config.shards, dtype=_dtype(config))
+
+
+def _write_llama2c(target: epath.Path, weights: Weights, config: ConvertConfig) -> None:
+    if config.dtype not in ("auto", "float32"):
+        raise UserError(f"--dtype {config.dtype}: llama2c's format is float32")
+    write_llama2c(target, weights)
+
+
+def _write_gguf(target: epath.Path, weights: Weights, config: ConvertConfig) -> None:
+    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0", "auto": None}
+    write_gguf(target, weights, dtype=names[config.dtype])
+
+
+def _write_peft(target: epath.Path, weights: Weights, config: ConvertConfig) -> None:
+    assert isinstance(weights, MergedWeights)
+    adapter, config_of = weights.adapter, weights.config
+    write_peft(target, dataclasses.replace(adapter, files=weights.files), config_of)
+
+
+_WRITERS: Mapping[Format, Callable[[epath.Path, Weights, ConvertConfig], None]] = {
+    "orbax": lambda target, weights, config: write_orbax(target, weights, dtype=_dtype(config)),
+    "hf": lambda target, weights, config: write_hugging_face(target, weights, dtype=_dtype(config)),
+    "meta": _write_meta,
+    "gguf": _write_gguf,
+    "llama2c": _write_llama2c,
+    "peft": _write_peft,
+}
+
+
+def _dtype(config: ConvertConfig) -> np.dtype | None:
+    """The type to store, None for that of the source."""
+    if config.dtype == "q8_0":
+        raise UserError("--dtype q8_0: only --format gguf stores it; float32, float16 and bfloat16 fit every format")
+    return None if config.dtype == "auto" else np.dtype(jax.numpy.dtype(config.dtype))
+
+
+def _size(weights: Weights) -> int:
+    return sum(math.prod(name.shape(weights.config)) for name, _ in tensors_of(weights.config))
+
+
+def _facts(config: ConvertConfig, source: Weights, written: epath.Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """What is known of a conversion without computing logits."""
+    rows = weight_names(source.config)
+    before, after = sorted({str(source.dtype(name)) for name in rows}), ["float32"]
+    parameters, changes = _size(source), {}
+    if config.format != "peft":
+        target = open_weights(str(written), step=None, say=say)
+        after = sorted({str(target.dtype(name)) for name in rows})
+        there = target.config.to_json()
+        changes = {
+            field: [value, there[field]] for field, value in source.config.to_json().items() if value != there[field]
+        }
+    elif isinstance(source, MergedWeights):
+        parameters = tree.size([source.adapter.factors, source.adapter.saved_modules])
+        before = after
+    for field, (here, there) in changes.items():
+        say(f"note: the format does not keep {field}: {here} in the source, {there} in the target")
+    return {
+        "source": config.source,
+        "adapter": config.adapter,
+        "unmerge": config.unmerge,
+        "target": config.target,
+        "format": config.format,
+        "parameters": parameters,
+        "source_dtypes": before,
+        "target_dtypes": after,
+        "bytes": sum(file.stat().length for file in _files(written)),
+        "config_changes": changes,
+        "check": None,
+    }
+
+
+def _files(written: epath.Path) -> list[epath.Path]:
+    return [written / name for name in files_below(written)] if written.is_dir() else [written]
+
+
+def _move(partial: epath.Path, target: epath.Path, kind: Format) -> None:
+    """Give what was written its name; of a single file, what belongs beside it first."""
+    if kind in _DIRECTORIES:
+        if target.exists():
+            target.rmtree()
+        partial.rename(target)
+        return
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == target.name):
+        path.replace(target.with_name(path.name))

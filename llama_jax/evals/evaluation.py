@@ -1,0 +1,108 @@
+"""One evaluation from its settings to its result: the model is opened, the task measured, the result written."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from typing import IO, Any
+
+import jax
+
+from llama_jax.checkpoints.opening import OpenModel, open_named
+from llama_jax.core import tree
+from llama_jax.core.arrays import PyTree
+from llama_jax.core.distributed import is_main_process, start_up
+from llama_jax.core.errors import UserError
+from llama_jax.core.files import write_whole
+from llama_jax.core.mesh import make_mesh
+from llama_jax.data.sources.opening import read_records
+from llama_jax.evals import perplexity, record_tasks
+from llama_jax.evals.config import EvaluateConfig
+from llama_jax.evals.instructions import load_judge
+from llama_jax.evals.samples import output_file
+from llama_jax.evals.session import WITHOUT_INFLUENCE, Session
+
+
+def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
+    """Measure what the settings name; every process calls this, and the main one writes `config.output`.
+
+    Args:
+        stream: where people read what is happening.
+    """
+
+    def say(text: str) -> None:
+        if is_main_process():
+            print(text, file=stream, flush=True)
+
+    who = start_up(config.distributed)
+    mesh = make_mesh(config.mesh)
+    output = output_file(config.output)
+    records = []
+    if config.data is not None and config.task != "perplexity":
+        records = read_records(config.data)  # a mistake in it is reported before a model is opened
+    judge = load_judge(config.judge) if config.judge is not None else None
+    with jax.set_mesh(mesh):
+        opened = open_named(config, say)
+        say(who)
+        started = time.perf_counter()
+        session = Session(config, opened, output, stream, say, _fingerprint(opened.params))
+        if config.task == "perplexity":
+            found = perplexity.evaluate(session)
+        elif config.task.startswith("lm_eval:"):
+            found = _lm_eval(session)
+        else:
+            found = record_tasks.evaluate(session, records, judge)
+        found["seconds"] = time.perf_counter() - started
+    result = _with_facts(config, opened, session.model_fingerprint, found)
+    say(f"{opened.source}, {config.task}: {_in_words(result)}")
+    if output is not None and is_main_process():
+        write_whole(output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+def _lm_eval(session: Session) -> dict[str, Any]:
+    try:
+        from llama_jax.evals import harness  # an extra
+    except ImportError as error:
+        raise UserError(f"--task {session.config.task}: {error}; pip install 'llama_jax[eval]'") from None
+    return harness.evaluate(session)
+
+
+def _with_facts(
+    config: EvaluateConfig, opened: OpenModel, model_fingerprint: str, found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The result, with all that it depends on."""
+    settings = dataclasses.asdict(config)
+    return {
+        "task": config.task,
+        "model": opened.source,
+        "data": config.data,
+        **found,
+        "config": {name: value for name, value in settings.items() if name not in WITHOUT_INFLUENCE},
+        "model_fingerprint": model_fingerprint,
+        "tokenizer_fingerprint": opened.tokenizer.fingerprint,
+    }
+
+
+def _in_words(result: Mapping[str, Any]) -> str:
+    """Metrics with their standard errors, and how much was measured in what time."""
+    parts = [f"{result['documents']} documents in {result['seconds']:.1f} s"] if "documents" in result else []
+    if result.get("truncated"):
+        parts.append(f"{result['truncated']} of {result['requests']} requests truncated")
+    if result.get("skipped"):
+        parts.append(f"{result['skipped']} records skipped")
+    for name, value in result.items():
+        if isinstance(value, float) and not name.endswith("_stderr") and name != "seconds":
+            error = result.get(f"{name}_stderr")
+            parts.append(f"{name} {value:.4f}" + ("" if error is None else f" ± {error:.4f}"))
+    for task, metrics in result.get("results", {}).items():
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, float) and "stderr" not in name}
+        parts += [f"{task} {name} {value:.4f}" for name, value in numbers.items()]
+    return ", ".join(parts)
+
+
+def _fingerprint(params: PyTree) -> str:
+    """SHA-256 over the fingerprints of all parameters, in the type they are used in: the same on any mesh."""
+    words = jax.device_get(tree.flatten(tree.fingerprints(params)))
+    return hashlib.sha256(b"".join(path.encode() + words[path].tobytes() for path in sorted(words))).hexdigest()

@@ -1,0 +1,99 @@
+"""Continuing the prompts of the command `generate`: each by each adapter, the only answer printed as it comes."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from etils import epath
+
+from llama_jax.checkpoints.opening import OpenModel
+from llama_jax.core.distributed import is_main_process
+from llama_jax.core.errors import UserError
+from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.data.tokenizers.stream_decoding import StreamDecoder
+from llama_jax.inference.completion import complete, encode_prompt, writer
+from llama_jax.inference.config import GenerateConfig, SamplingConfig
+
+
+@dataclass(frozen=True)
+class Continued:
+    """What came of the prompts: one text for each prompt and adapter."""
+
+    texts: list[str]
+    """With the prompt, unless it was a chat."""
+    adapters: list[str]
+    """The adapter of each text; empty if there is none."""
+    tokens: int
+    """New ones, of all texts together."""
+    seconds: float
+    """That they took, compilation included."""
+
+
+def read_prompts(config: GenerateConfig) -> list[str]:
+    """The prompts that the settings name.
+
+    Raises:
+        UserError: there is no such file, or it holds none.
+    """
+    if config.prompts is None:
+        return [config.prompt]
+    file = epath.Path(config.prompts)
+    if not file.exists():
+        raise UserError(f"--prompts {file}: no such file")
+    lines = [line for line in file.read_text().splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"--prompts {file}: has no prompt; write one a line")
+    return lines
+
+
+def continue_prompts(config: GenerateConfig, opened: OpenModel, prompts: Sequence[str]) -> Continued:
+    """Continue all prompts in one batch, on the mesh in use. A single text is printed as it comes, unless JSON is asked
+    for; several are printed in the end."""
+    tokenizer, names = opened.tokenizer, opened.adapters
+    sampling = SamplingConfig(config.max_new_tokens, config.temperature, config.top_k, config.top_p)
+    ids = [encode_prompt(tokenizer, prompt, chat=config.chat, special=config.special_tokens) for prompt in prompts]
+    adapter_ids = None
+    if len(names) > 1:  # each prompt by each adapter, side by side
+        ids = [prompt for prompt in ids for _ in names]
+        adapter_ids = list(range(len(names))) * len(prompts)
+    by = writer(opened.model, opened.params, tokenizer)
+    shown = [[] if config.chat else prompt for prompt in ids]
+    printer = _Printer(tokenizer, shown[0]) if len(ids) == 1 and not config.json else None
+    started = time.perf_counter()
+    answers = complete(by, ids, sampling, seed=config.seed, stream=printer, adapter_ids=adapter_ids)
+    seconds = time.perf_counter() - started
+    # Decoded together, since a token's spelling depends on the one before.
+    texts = [tokenizer.decode([*start, *answer.ids]) for start, answer in zip(shown, answers, strict=True)]
+    adapters = list(names) * (len(texts) // max(1, len(names)))
+    if printer is not None:
+        printer.finish()
+    elif not config.json:
+        titles = [f"[{name}]\n" for name in adapters] if adapter_ids else [""] * len(texts)
+        _print("\n\n".join(title + text for title, text in zip(titles, texts, strict=True)) + "\n")
+    return Continued(texts, adapters, sum(len(answer.ids) for answer in answers), seconds)
+
+
+class _Printer:
+    """Prints the only answer as it comes, the prompt before it, and never half a character."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int]) -> None:
+        self._decoder = StreamDecoder(tokenizer)
+        self._printed = 0
+        self._push(prompt)
+
+    def __call__(self, answers: list[list[int]]) -> None:
+        self._push(answers[0][self._printed :])
+        self._printed = len(answers[0])
+
+    def finish(self) -> None:
+        _print(self._decoder.finish() + "\n")
+
+    def _push(self, ids: list[int]) -> None:
+        _print("".join(map(self._decoder.push, ids)))
+
+
+def _print(text: str) -> None:
+    if is_main_process():
+        sys.stdout.write(text)
+        sys.stdout.flush()
