@@ -12,7 +12,7 @@ from llama_jax.diagnosis.config import DoctorConfig
 from llama_jax.diagnosis.examination import Examination
 from llama_jax.diagnosis.findings import expected_processes
 from llama_jax.diagnosis.gathering import this_host
-from llama_jax.diagnosis.probe import Task
+from llama_jax.diagnosis.probe import Request
 from llama_jax.diagnosis.report import Report
 from llama_jax.diagnosis.watching import watched
 
@@ -24,12 +24,12 @@ def doctor(config: DoctorConfig) -> int:
         The exit code: 1 when something is broken.
     """
     host = this_host(config.run_dir)
-    task = Task(host, config.mesh, config.distributed, config.size, config.sequence_length, config.seconds)
+    request = Request(host, config.mesh, config.distributed, config.size, config.sequence_length, config.seconds)
     report = Report(sys.stderr if config.json else sys.stdout)
     examination = Examination(host, report, (config.distributed.num_processes or expected_processes(host)) > 1)
     try:
-        for told in watched(task):
-            examination.take(told)
+        for message in watched(request):
+            examination.take(message)
     finally:
         report.close()
     result = examination.result()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ from llama_jax.core import placing
 from llama_jax.core.mesh import make_mesh
 from llama_jax.data.rows.loader import Loader
 from llama_jax.data.rows.mixture import Mixture, open_mixture
-from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from llama_jax.data.tokenizers import Tokenizer, train_tokenizer
 
 
 def measure_data(config: BenchmarkConfig) -> dict[str, Any]:
@@ -44,11 +45,12 @@ def measure_data(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def _tokenizer(config: BenchmarkConfig, mixture: Mixture) -> Tokenizer:
-    named = config.run.data.tokenizer or mixture.tokenizer_directory
-    if named is not None:
-        return load_tokenizer(named)
-    say(config, f"training a tokenizer of {config.run.model.vocab_size} pieces")
-    return train_tokenizer(mixture.texts(), config.run.model.vocab_size)
+    def trained() -> Tokenizer:
+        say(config, f"training a tokenizer of {config.run.model.vocab_size} pieces")
+        return train_tokenizer(mixture.texts(), config.run.model.vocab_size)
+
+    # No model reads the ids, so that any number of tokens will do.
+    return mixture.tokenizer(config.run.data.tokenizer, sys.maxsize, trained)
 
 
 def _loader_speeds(config: BenchmarkConfig, loader: Loader) -> dict[str, Any]:

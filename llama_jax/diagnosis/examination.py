@@ -1,4 +1,4 @@
-"""What the probe tells, taken together: shown as it comes, and judged at the end."""
+"""What the probe sends, taken together: shown as it comes, and judged at the end."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.diagnosis.environment import Devices, Host, as_json
 from llama_jax.diagnosis.findings import Finding, findings, in_order
 from llama_jax.diagnosis.outcomes import low_speeds, stage_failure, start_failure, verdict, wrong_numbers
-from llama_jax.diagnosis.probe import STARTING, Told
+from llama_jax.diagnosis.probe import STARTING, Message
 from llama_jax.diagnosis.report import Report
 
 _RATES = {
@@ -14,11 +14,11 @@ _RATES = {
     "matmul_float32": ("float32 matmul", "GFLOP/s"),
     "memory_bandwidth": ("read and write", "GB/s"),
 }
-"""Measurements by the name under which the probe tells them."""
+"""Measurements by the name under which the probe sends them."""
 
 
 class Examination:
-    """What has been told up to now, printed as it comes."""
+    """The messages up to now, printed as they come."""
 
     def __init__(self, host: Host, report: Report, has_peers: bool) -> None:
         self._hosts = [host]
@@ -39,13 +39,13 @@ class Examination:
         assert self._devices is not None
         return f"process {self._devices.process} of {self._devices.processes}"
 
-    def take(self, told: Told) -> None:
-        """Take a message of the probe's.
+    def take(self, message: Message) -> None:
+        """Take the next message of the probe.
 
         Raises:
-            UserError: the probe found a mistake of the user's.
+            UserError: the probe found a mistake of the user.
         """
-        what, value = told
+        what, value = message
         if what == "mistake":
             raise UserError(value)
         if what == "stage":

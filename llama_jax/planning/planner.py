@@ -18,12 +18,13 @@ from llama_jax.core.mesh import make_mesh
 from llama_jax.model.attention.blocks import blocks_visited
 from llama_jax.model.attention.choice import Shapes, choose
 from llama_jax.planning.config import PlannedConfig
-from llama_jax.planning.decoding import lower_decode
+from llama_jax.planning.decoding import lowered_decode
 from llama_jax.planning.estimates.layout import StepPlan, parameters, resolved
 from llama_jax.planning.estimates.layout_minimum import layout_minimum
 from llama_jax.planning.estimates.memory_model import memory_estimate
 from llama_jax.planning.hardware import Topology
-from llama_jax.planning.report import Lowered, compiled_report
+from llama_jax.planning.lowered import Lowered
+from llama_jax.planning.report import compiled_report
 from llama_jax.planning.search import candidates, remedies
 from llama_jax.planning.text import heading_lines, remedy_lines, report_lines, search_lines
 from llama_jax.training.program import Program
@@ -181,7 +182,6 @@ class Planner:
         """One token for each row, with weights in the type of computation."""
         config, model = self.config, self._undivided.model
         mesh = make_mesh(config.run.mesh, self.devices)
-        program = lower_decode(model, mesh, config.decode_rows, config.decode_slots)
         facts = {
             "what": "decode step",
             "model": _model_name(config),
@@ -190,9 +190,7 @@ class Planner:
             "slots": config.decode_slots,
             "dtype": model.compute.dtype,
         }
-        rest = program.state.replace(caches=[])
-        held = {"parameters": program.params, "caches": program.state.caches, "batch": rest}
-        return facts, Lowered(program.traced, mesh, held, program.flops, [])
+        return facts, lowered_decode(model, mesh, config.decode_rows, config.decode_slots)
 
 
 def _model_name(settings: Any) -> str:

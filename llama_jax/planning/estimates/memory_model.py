@@ -96,7 +96,7 @@ def _saved_bytes(plan: StepPlan) -> Number:
         return widths.residual * wide + attention
     products = (widths.residual + widths.queries + 2 * widths.keys + 2 * widths.mlp) * wide
     if plan.compute.remat == "dots":
-        # A product with a quantised matrix is no dot to the policy; what an adapter adds is one.
+        # A product with a quantised matrix is not a dot to the policy; what an adapter adds is one.
         quantized = any(p.stored < BFLOAT16 for p in plan.parameters.values())
         return widths.residual * wide + attention + (0 if quantized else products) + _adapted(plan) * wide
     # Also what lies between: norms in float32, rotated heads, the parts of SwiGLU.
@@ -114,12 +114,8 @@ def _at_the_loss(plan: StepPlan) -> dict[str, Number]:
         "weights": _casts(plan),
         "layer activations": 2 * plan.tokens * model.width * plan.compute_bytes,
         "head": matrix * (plan.compute_bytes + (FLOAT32 if trains else 0)),
-        "logits": _LOGITS * logits,
+        "logits": logits,
     }
-
-
-_LOGITS = 1.0
-"""Of a chunk: the float32 logits, and their gradient in the type of the products."""
 
 
 def _at_a_layer(plan: StepPlan) -> dict[str, Number]:
