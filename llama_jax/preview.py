@@ -14,7 +14,6 @@ from typing import Any
 from etils import epath
 
 from llama_jax.checkpoints.opening import find_model
-from llama_jax.config import PreviewConfig, PreviewInstructionsConfig
 from llama_jax.data.instructions.inspection import examples_report, examples_report_lines, first_rows
 from llama_jax.data.rows.inspection import documents_report, documents_report_lines, read_first_rows
 from llama_jax.data.rows.mixture import Mixture, open_mixture
@@ -22,15 +21,16 @@ from llama_jax.data.rows.packing import Row
 from llama_jax.data.rows.segments import RowPainter, segments_of
 from llama_jax.data.rows.streams import Pipeline
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from llama_jax.supervised.config import FineTuningConfig, PretrainConfig
 from llama_jax.supervised.fine_tuning import open_examples
 
 _say = functools.partial(print, flush=True)
 
 
-def preview(config: PreviewConfig | PreviewInstructionsConfig) -> None:
+def preview(config: Any) -> None:
     """Print the first rows of training and a report on the data; nothing is written."""
     measured_rows = -(-config.measured_tokens // config.data.sequence_length)
-    if isinstance(config, PreviewInstructionsConfig):
+    if isinstance(config, FineTuningConfig):
         _, tokenizer, loader = open_examples(config, find_model(config.model, _say), say=_say)
         rows = [("the first epoch", row) for row in first_rows(loader, config.examples)]
         report = examples_report(loader, tokenizer, config.training.batch_size, measured_rows)
@@ -52,7 +52,7 @@ def preview(config: PreviewConfig | PreviewInstructionsConfig) -> None:
 
 
 def _show(
-    config: PreviewConfig | PreviewInstructionsConfig,
+    config: Any,
     rows: Iterable[tuple[str, Row]],
     tokenizer: Tokenizer,
     report: Iterable[str],
@@ -66,7 +66,7 @@ def _show(
     return [(source, [segment._asdict() for segment in segments]) for source, segments in shown]
 
 
-def _tokenizer(config: PreviewConfig, mixture: Mixture) -> tuple[Tokenizer, str]:
+def _tokenizer(config: PretrainConfig, mixture: Mixture) -> tuple[Tokenizer, str]:
     """The tokenizer that training would use, and what it is."""
     size, kept = config.model.vocab_size, epath.Path(config.run_dir) / "tokenizer.model"
 

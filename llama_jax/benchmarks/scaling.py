@@ -1,13 +1,24 @@
-"""Whether cost grows as the FLOP formula says: speed against context, width and batch, as a table and a picture."""
+"""`benchmark scaling`: whether cost grows as the FLOP formula says; speed against context, width and batch, as a table
+and a picture."""
 
+import dataclasses
 import io
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import jax
 from etils import epath
 
+from llama_jax.benchmarks import turns
+from llama_jax.benchmarks.config import BenchmarkConfig
+from llama_jax.benchmarks.results import say
+from llama_jax.benchmarks.step import MeasuredStep
+from llama_jax.core.distributed import is_main_process
+from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
+from llama_jax.training.program import Program
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +31,18 @@ _LABELS: dict[Axis, tuple[str, str]] = {
     "width": ("Width", "size of the residual stream"),
     "batch": ("Batch", "rows a step"),
 }
+
+
+Build = Callable[[BenchmarkConfig], Program]
+"""Makes the training step of a config."""
+
+
+class Size(NamedTuple):
+    """What differs from program to program."""
+
+    context: int
+    width: int
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -106,3 +129,81 @@ def _panel(panel: "Axes", axis: Axis, points: Sequence[Point], base: Point) -> N
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, fontsize=9)
+
+
+def measure_scaling(config: BenchmarkConfig, build: Build) -> dict[str, Any]:
+    """Sweeps along each axis from the first context, width and batch size; draws `scaling.png`."""
+    base = Size(config.contexts[0], config.widths[0], config.batch_sizes[0])
+    wanted: dict[Axis, list[Size]] = {
+        "context": [
+            base._replace(context=context, batch=max(1, base.batch * base.context // context))
+            for context in sorted(config.contexts)
+        ],
+        "width": [base._replace(width=width) for width in sorted(config.widths)],
+        "batch": [base._replace(batch=batch) for batch in sorted(config.batch_sizes)],
+    }
+    points = _points(config, build, sorted({size for sizes in wanted.values() for size in sizes}))
+    sweeps: Sweeps = {axis: [points[size] for size in sizes] for axis, sizes in wanted.items()}
+    say(config, table(sweeps, points[base]))
+    if is_main_process():
+        model, device = config.run.model, jax.devices()[0].device_kind
+        title = f"{model.num_layers} layers, {config.run.compute.dtype}, {jax.device_count()} x {device}"
+        epath.Path(config.output).mkdir(parents=True, exist_ok=True)
+        draw(sweeps, points[base], title, epath.Path(config.output) / "scaling.png")
+    return {
+        "base": dataclasses.asdict(points[base]),
+        "sweeps": {axis: [dataclasses.asdict(point) for point in along] for axis, along in sweeps.items()},
+    }
+
+
+def _points(config: BenchmarkConfig, build: Build, sizes: Sequence[Size]) -> dict[Size, Point]:
+    measured: dict[Size, tuple[MeasuredStep, list[float]]] = {}
+    for size in sizes:
+        program = build(_sized(config, size))
+        with jax.set_mesh(program.mesh):
+            step = MeasuredStep(program)
+            step.turn(config.warmup_steps)
+        measured[size] = step, []
+        say(config, f"compiled: context {size.context:,}, width {size.width:,}, batch {size.batch:,}")
+    # In turns, so that a change of the machine's speed on the way hits all of them.
+    for _ in range(config.turns):
+        for step, seconds in measured.values():
+            with jax.set_mesh(step.program.mesh):
+                seconds.append(turns.timed(step.turn, config.steps_per_turn))
+    points = {}
+    for size, (step, seconds) in measured.items():
+        tokens = size.context * size.batch
+        points[size] = Point(
+            *size,
+            tokens_per_second=tokens / statistics.median(seconds),
+            slowest=tokens / max(seconds),
+            fastest=tokens / min(seconds),
+            flops_per_token=step.program.flops_per_token,
+        )
+    return points
+
+
+def _sized(config: BenchmarkConfig, size: Size) -> BenchmarkConfig:
+    """The config at another size.
+
+    Raises:
+        UserError: the width is not a multiple of `model.head_size`.
+    """
+    run, model = config.run, config.run.model
+    if size.width % model.head_size:
+        raise UserError(f"--widths: {size.width} is not divisible by model.head_size {model.head_size}")
+    heads = size.width // model.head_size
+    sized = dataclasses.replace(
+        model,
+        width=size.width,
+        mlp_width=-(-model.mlp_width * size.width // model.width // 8) * 8,
+        num_heads=heads,
+        num_kv_heads=max(1, heads // (model.num_heads // model.num_kv_heads)),
+        context_length=size.context,
+    )
+    changes: dict[str, Any] = {
+        "model": sized,
+        "data": dataclasses.replace(run.data, sequence_length=size.context),
+        "training": dataclasses.replace(run.training, batch_size=size.batch, batch_ramp=(), microbatches=1),
+    }
+    return dataclasses.replace(config, **changes)

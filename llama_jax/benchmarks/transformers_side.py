@@ -1,4 +1,4 @@
-"""The other side of a comparison: Hugging Face transformers' LLaMA, eager PyTorch on CPU. Knows nothing of JAX and runs
+"""The other side of a comparison: Hugging Face transformers' LLaMA, eager PyTorch on CPU. Imports no JAX and runs
 in a process of its own, `turns.Side`."""
 
 from typing import Any
@@ -8,7 +8,7 @@ from llama_jax.core.errors import UserError
 
 
 def main() -> None:
-    """Answer a `turns.Side`."""
+    """Entry point of the other side; see `turns.Side`."""
     serve(_prepare)
 
 

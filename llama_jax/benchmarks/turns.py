@@ -1,5 +1,5 @@
 """Measurements in turns: two programs, each a process of its own, take short turns on one machine, so that noise from
-outside hits both alike. Knows nothing of what a turn does, and imports nothing heavy: it is part of both processes."""
+outside hits both alike. Independent of what a turn does; imports nothing heavy, since it is part of both processes."""
 
 import json
 import os
@@ -55,8 +55,8 @@ def processors() -> int:
 
 
 def serve(prepare: Callable[[Any], tuple[Turn, dict[str, Any]]]) -> None:
-    """Be the process behind a `Side`: take the task from standard input, prepare it, and make a turn for each number
-    that follows. What anything else prints goes to standard error.
+    """Entry point of the process behind a `Side`: reads the task from standard input, prepares it, and takes a turn for
+    each number that follows. What anything else prints goes to standard error.
 
     Args:
         prepare: makes the turn function of a task, and facts to report; its first, slow steps are behind it.
@@ -120,7 +120,7 @@ class Side:
 
 @contextmanager
 def sides(programs: Sequence[tuple[str, str, Any]]) -> Iterator[list[Side]]:
-    """Start a process for each of (name, `module:function` that calls `serve`, task); they are ended with the block.
+    """Start a process for each of (name, `module:function` that calls `serve`, task); they end with the block.
 
     The processes import this package from where this one did, and start in an empty directory.
     """

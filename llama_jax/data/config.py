@@ -80,7 +80,8 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class ShownConfig:
-    """How much of it `preview` shows."""
+    """Show the first rows that training would see, as text, and measure the data. Takes every setting of the command
+    whose data it shows, so that its configs fit; writes nothing."""
 
     examples: int = 3
     """Rows to show, the first that training would see."""

@@ -97,7 +97,7 @@ class Devices:
     process: int
     """Rank of this process."""
     memory_bytes: int | None
-    """What a program may use of the memory of one device; None: not told, as on CPU."""
+    """What a program may use of the memory of one device; None: unknown, as on CPU."""
     joined: bool
     """Whether the processes can talk to each other outside of programs (`jax.distributed`)."""
     backend_errors: tuple[str, ...]

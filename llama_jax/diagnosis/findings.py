@@ -115,7 +115,7 @@ def _versions(view: View) -> Iterator[Finding]:
             yield Finding("broken", f"{asked.package} is not installed", remedy)
         if version is None or SpecifierSet(asked.specifier).contains(version, prereleases=True):
             continue
-        what = f"{asked.package} {version} does not belong to {_owner(view, asked)}, which asks for {asked.specifier}"
+        what = f"{asked.package} {version} does not fit {_owner(view, asked)}, which needs {asked.specifier}"
         unused = asked.package == "libtpu" and view.hardware != "tpu"
         unused |= asked.package.startswith("jax-cuda") and view.hardware != "gpu"
         yield Finding("warning" if unused else view.level, what, _install(view, asked))
@@ -135,15 +135,15 @@ def _install(view: View, asked: Requirement) -> str:
 
 
 def _wrong_wheel(view: View) -> Iterator[Finding]:
-    """JAX that cannot know of the accelerator."""
+    """JAX without support for the accelerator."""
     host = view.host
     if view.is_forced_elsewhere:
         return
     if host.tpu_chips and not view.version("libtpu"):
-        what = f"{host.tpu_chips} TPU chips are here, but libtpu is not installed: JAX runs on the processor"
+        what = f"this machine has {host.tpu_chips} TPU chips, but libtpu is not installed: JAX runs on the CPU"
         yield Finding(view.level, what, "pip install 'llama_jax[tpu]'")
     if host.nvidia_gpus and not any(view.version(names[0]) for names in _PLUGINS.values()):
-        what = f"{host.nvidia_gpus} NVIDIA GPUs are here, but JAX is installed for the processor only"
+        what = f"this machine has {host.nvidia_gpus} NVIDIA GPUs, but JAX is installed for the CPU only"
         yield Finding(view.level, what, f"pip install 'llama_jax[cuda{_best_cuda(host)}]'")
 
 
@@ -164,7 +164,7 @@ def _cuda(view: View) -> Iterator[Finding]:
     installed = [cuda for cuda, names in _PLUGINS.items() if view.version(names[0])]
     if len(installed) > 1 and not view.is_forced_elsewhere:
         other = "12" if _best_cuda(host) == "13" else "13"
-        what = "the plugins for CUDA 12 and for CUDA 13 are both installed, and each wants to be JAX's one for GPUs"
+        what = "the plugins for CUDA 12 and for CUDA 13 are both installed, and both register as JAX's backend for GPUs"
         yield Finding(view.level if host.nvidia_gpus else "warning", what, _uninstall(*_PLUGINS[other]))
     if driver is None or not host.nvidia_gpus or view.is_forced_elsewhere or len(installed) != 1:
         return
@@ -175,7 +175,7 @@ def _cuda(view: View) -> Iterator[Finding]:
         remedy = older if cuda == "13" and driver >= _LEAST_DRIVER["12"] else "update the driver"
         yield Finding(view.level, what, remedy)
     elif cuda == "12" and driver >= _LEAST_DRIVER["13"]:
-        what = f"jax-cuda12-plugin runs on driver {host.nvidia_driver}, but that one is of CUDA 13"
+        what = f"jax-cuda12-plugin is installed, but driver {host.nvidia_driver} supports CUDA 13"
         remedy = f"for the newer CUDA: {_uninstall(*_PLUGINS['12'])} && pip install 'llama_jax[cuda13]'"
         yield Finding("note", what, remedy)
 
@@ -185,17 +185,17 @@ def _uninstall(*packages: str) -> str:
 
 
 def _idle_plugins(view: View) -> Iterator[Finding]:
-    """Wheels for hardware that is not here."""
+    """Wheels for hardware that this machine does not have."""
     host = view.host
     if view.version("libtpu") and not host.tpu_chips:
         yield Finding("note", "libtpu is installed, and there is no TPU: `plan` compiles with it", "nothing to do")
     plugin = next((names[0] for names in _PLUGINS.values() if view.version(names[0])), None)
     if plugin and not host.nvidia_gpus and host.nvidia_driver:
-        what = f"NVIDIA's driver {host.nvidia_driver} is loaded, but no GPU can be seen from here"
+        what = f"NVIDIA's driver {host.nvidia_driver} is loaded, but no GPU is visible"
         yield Finding("broken", what, "in a container: docker run --gpus all …; else see nvidia-smi")
     elif plugin and not host.nvidia_gpus:
         what = f"{plugin} is installed, and there is no NVIDIA driver: `plan` compiles with it"
-        remedy = f"nothing to do; {_uninstall(plugin)} ends JAX's complaint at every start"
+        remedy = f"nothing to do; {_uninstall(plugin)} silences JAX's warning at every start"
         yield Finding("note", what, remedy)
 
 
@@ -211,12 +211,13 @@ def _no_accelerator(view: View) -> Iterator[Finding]:
 
 def _platforms(view: View) -> Iterator[Finding]:
     if view.is_forced_elsewhere and view.hardware != "cpu":
-        what = f"JAX_PLATFORMS={view.variable('JAX_PLATFORMS')} keeps JAX from the {view.hardware.upper()} that is here"
+        forced, present = view.variable("JAX_PLATFORMS"), view.hardware.upper()
+        what = f"JAX_PLATFORMS={forced} keeps JAX from using the {present} of this machine"
         yield Finding("warning", what, "unset JAX_PLATFORMS")
     names = set(view.variable("JAX_PLATFORMS").replace(" ", "").split(","))
     absent = {name for name, count in (("tpu", view.host.tpu_chips), ("cuda", view.host.nvidia_gpus)) if not count}
     if names & absent and view.devices is None:
-        what = f"JAX_PLATFORMS={view.variable('JAX_PLATFORMS')} asks for hardware that is not here"
+        what = f"JAX_PLATFORMS={view.variable('JAX_PLATFORMS')} asks for hardware that this machine does not have"
         yield Finding("broken", what, "unset JAX_PLATFORMS")
 
 
@@ -239,8 +240,8 @@ def _tpu_in_use(view: View) -> Iterator[Finding]:
 
 def _tensorflow(view: View) -> Iterator[Finding]:
     if view.version("tensorflow") and view.host.nvidia_gpus:
-        what = f"TensorFlow {view.version('tensorflow')} is installed; once imported it takes all memory of the GPUs"
-        remedy = "nothing here needs it: pip uninstall -y tensorflow, or take tensorflow-cpu"
+        what = f"TensorFlow {view.version('tensorflow')} is installed; once imported it takes all GPU memory"
+        remedy = "llama_jax does not need it: pip uninstall -y tensorflow, or install tensorflow-cpu"
         yield Finding("warning", what, remedy)
 
 
@@ -249,7 +250,7 @@ def _memory_settings(view: View) -> Iterator[Finding]:
     if not view.host.nvidia_gpus:
         return
     meanings = {
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "memory is taken bit by bit, and what is free is cut into pieces too small",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "memory is allocated on demand, and fragments",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "it decides how much of each GPU JAX takes, instead of 75%",
         "XLA_CLIENT_MEM_FRACTION": "it decides how much of each GPU JAX takes, instead of 75%",
         "XLA_PYTHON_CLIENT_ALLOCATOR": "the allocator is not JAX's own; `platform` is very slow",
@@ -276,21 +277,21 @@ def _slow_settings(view: View) -> Iterator[Finding]:
 def _limits(view: View) -> Iterator[Finding]:
     host = view.host
     if host.open_files is not None and host.open_files < _LEAST_OPEN_FILES:
-        what = f"a process may have {host.open_files:,} files open, which checkpoints and data shards use up"
+        what = f"a process may open {host.open_files:,} files, too few for checkpoints and data shards"
         yield Finding("warning", what, "ulimit -n 65536, in the shell that starts the run")
     if host.nvidia_gpus > 1 and host.shared_bytes is not None and host.shared_bytes < _LEAST_SHARED:
         what = f"/dev/shm has {host.shared_bytes / 2**20:,.0f} MiB, through which GPUs of one machine may exchange data"
         yield Finding("warning", what, "docker run --shm-size=8g …, or sudo mount -o remount,size=8g /dev/shm")
     if host.tpu_generation in ("v5e", "v6e", "7x") and not host.huge_pages:
-        what = "transparent huge pages are off, so the TPU takes long to start and to stop"
+        what = "transparent huge pages are off, so the TPU is slow to start and to stop"
         yield Finding("warning", what, "sudo sh -c 'echo always > /sys/kernel/mm/transparent_hugepage/enabled'")
     if host.available_bytes is not None and host.available_bytes < _LEAST_FREE_MEMORY:
         what = f"{host.available_bytes / GIB:.1f} GiB of host memory are free"
-        yield Finding("warning", what, "end other processes, or take a machine with more: ps aux --sort=-rss | head")
+        yield Finding("warning", what, "end other processes, or use a machine with more: ps aux --sort=-rss | head")
 
 
 def _pod(view: View) -> Iterator[Finding]:
-    """Several hosts that must know of each other."""
+    """Several hosts that must find each other."""
     host, names = view.host, view.variable("TPU_WORKER_HOSTNAMES")
     if "," in names and not view.variable("TPU_WORKER_ID"):
         what = f"TPU_WORKER_HOSTNAMES lists {len(names.split(','))} hosts, but TPU_WORKER_ID does not say which is this"
@@ -303,7 +304,7 @@ def _pod(view: View) -> Iterator[Finding]:
         remedy = "export TPU_WORKER_HOSTNAMES and TPU_WORKER_ID, or give --distributed.coordinator and the rest"
         yield Finding("broken", what, remedy)
     elif processes < expected:
-        what = f"{processes} of {expected} processes that this job has take part"
+        what = f"{processes} of the {expected} processes of this job take part"
         yield Finding("broken", what, "start the same command on every host, without --distributed.num_processes 1")
 
 
@@ -311,20 +312,20 @@ def _places(view: View) -> Iterator[Finding]:
     """Where a run writes."""
     runs, cache = view.host.runs, view.devices.cache if view.devices else None
     if not runs.writable:
-        yield Finding("broken", f"{runs.path} cannot be written to, so no run can be kept", "give another --run_dir")
+        yield Finding("broken", f"{runs.path} is not writable, so no run can be saved", "choose another --run_dir")
     elif runs.free_bytes is not None and runs.free_bytes < _LEAST_FREE_DISK:
-        what = f"{runs.free_bytes / GIB:.1f} GiB are free at {runs.path}; a checkpoint has 12 bytes a parameter"
-        yield Finding("warning", what, "make room, or give another --run_dir, such as one in a bucket: gs://…")
+        what = f"{runs.free_bytes / GIB:.1f} GiB are free at {runs.path}; a checkpoint takes 12 bytes per parameter"
+        yield Finding("warning", what, "free some space, or choose another --run_dir, such as one in a bucket: gs://…")
     if cache is not None and not cache.writable:
-        what = f"{cache.path} cannot be written to, so that every start compiles anew"
-        yield Finding("warning", what, "export JAX_COMPILATION_CACHE_DIR=… to a directory of yours")
+        what = f"{cache.path} is not writable, so every start recompiles"
+        yield Finding("warning", what, "export JAX_COMPILATION_CACHE_DIR=… to a directory of your own")
     if view.devices is not None and cache is None:
-        what = "there is no compilation cache, so that every start compiles anew"
+        what = "there is no compilation cache, so every start recompiles"
         yield Finding("warning", what, "unset JAX_ENABLE_COMPILATION_CACHE")
 
 
 def _differences(hosts: Sequence[Host]) -> Iterator[Finding]:
-    """What all hosts of a job must have alike."""
+    """What must be the same on all hosts of a job."""
     for package in sorted({name for host in hosts for name in host.packages}):
         by_version: dict[str, list[str]] = {}
         for host in hosts:

@@ -35,7 +35,7 @@ PACKAGES = (
     "numpy",
     "tensorflow",
 )
-"""What is told of, in this order, where it is installed."""
+"""What is reported, in this order, where it is installed."""
 
 _VARIABLE_PREFIXES = ("JAX_", "XLA_", "TPU_", "LIBTPU_", "MEGASCALE_", "CUDA_VISIBLE_DEVICES", "NCCL_")
 _VARIABLES = ("LD_LIBRARY_PATH", "SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID")

@@ -1,5 +1,5 @@
 """The part of the diagnosis that needs JAX, in a process of its own: a broken installation may end or halt it without
-harm to the report. Tells what it finds, bit by bit, over a pipe."""
+harm to the report. Sends what it finds, piece by piece, over a pipe."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from llama_jax.diagnosis.environment import Devices, Host, as_json
 
 
 @dataclass(frozen=True)
-class Task:
+class Request:
     """What to look at."""
 
     host: Host
@@ -27,18 +27,18 @@ class Task:
     mesh: MeshConfig
     distributed: DistributedConfig
     size: str
-    """Name of the model whose implementations are told."""
+    """Name of the model whose implementations are reported."""
     sequence_length: int
     seconds: float
     """For all measurements of one device, about."""
 
 
-class Told(NamedTuple):
-    """A message to the process that started this one."""
+class Message(NamedTuple):
+    """What the probe sends to the process that started it."""
 
     what: str
-    """`stage`: what comes next; `mistake`: of the user's, in one line; `failed`: a stage, and why; `pod`: this is one
-    of several hosts; else a part of the report."""
+    """`stage`: what comes next; `mistake`: of the user, in one line; `failed`: a stage, and why; `pod`: this is one of
+    several hosts; else a part of the report."""
     value: Any
 
 
@@ -53,10 +53,10 @@ _PARTS = {"matmul": 0.35, "memory": 0.3}
 
 
 def main() -> None:
-    """Be that process; the pipe's file descriptor is the argument."""
+    """Entry point of that process; the pipe's file descriptor is its argument."""
     connection = Connection(int(sys.argv[1]))
-    task: Task = connection.recv()
-    probe = _Probe(task, lambda what, value: connection.send(Told(what, value)))
+    request: Request = connection.recv()
+    probe = _Probe(request, lambda what, value: connection.send(Message(what, value)))
     try:
         probe.run()
     except UserError as error:
@@ -66,8 +66,8 @@ def main() -> None:
 
 
 class _Probe:
-    def __init__(self, task: Task, tell: Callable[[str, Any], None]) -> None:
-        self._task = task
+    def __init__(self, request: Request, tell: Callable[[str, Any], None]) -> None:
+        self._request = request
         self.tell = tell
         self._complaints = _Complaints()
 
@@ -101,14 +101,14 @@ class _Probe:
 
         if in_tpu_pod():
             self.tell("pod", True)
-        start_up(self._task.distributed)
+        start_up(self._request.distributed)
         import jax
         from jax._src import distributed, xla_bridge  # neither the client nor the errors have a public name
 
         from llama_jax.core.mesh import make_mesh, platform
 
         devices = jax.devices()
-        self._mesh = make_mesh(self._task.mesh)
+        self._mesh = make_mesh(self._request.mesh)
         self._platform = platform()
         memory = jax.local_devices()[0].memory_stats() or {}
         refused = getattr(xla_bridge, "_backend_errors", {})
@@ -130,7 +130,7 @@ class _Probe:
         self._accelerated = self._platform != "cpu"
 
     def _compare(self) -> None:
-        self.tell("hosts", self._from_all(as_json(self._task.host)))
+        self.tell("hosts", self._from_all(as_json(self._request.host)))
 
     def _from_all(self, value: Any) -> list[Any]:
         """What each process has given."""
@@ -144,9 +144,9 @@ class _Probe:
         from llama_jax.core import sharding
         from llama_jax.model.attention.choice import Shapes, choose
         from llama_jax.model.config import ComputeConfig, sized
-        from llama_jax.objectives.next_token import CHUNK_BYTES, chunk_count
+        from llama_jax.objectives.cross_entropy import CHUNK_BYTES, chunk_count
 
-        config, length = sized(self._task.size).architecture, self._task.sequence_length
+        config, length = sized(self._request.size).architecture, self._request.sequence_length
         with jax.set_mesh(self._mesh):
             rows = sharding.size_of("batch")
             shapes = Shapes.of_whole_rows(config, ComputeConfig(dtype="bfloat16"), rows, length)
@@ -157,7 +157,7 @@ class _Probe:
         self.tell(
             "choices",
             {
-                "model": self._task.size,
+                "model": self._request.size,
                 "sequence_length": length,
                 "rows": rows,
                 "attention": attention.name,
@@ -173,7 +173,7 @@ class _Probe:
 
         if wrong := wrong_products(dtype):
             self.tell("wrong", wrong)
-        rate = matmul_rate(dtype, _MATRIX[self._accelerated], self._task.seconds * _PARTS["matmul"])
+        rate = matmul_rate(dtype, _MATRIX[self._accelerated], self._request.seconds * _PARTS["matmul"])
         chip = self._chip()
         peak = chip.flops if chip is not None and dtype == "bfloat16" else None
         self.tell(f"matmul_{dtype}", dataclasses.replace(rate, peak=peak).to_json())
@@ -181,11 +181,11 @@ class _Probe:
     def _read(self) -> None:
         from llama_jax.diagnosis.measuring import memory_rate
 
-        available = self._task.host.available_bytes
+        available = self._request.host.available_bytes
         size = _MEMORY[self._accelerated]
         if not self._accelerated and available is not None:
             size = min(size, available // 8)
-        rate = memory_rate(size, self._task.seconds * _PARTS["memory"])
+        rate = memory_rate(size, self._request.seconds * _PARTS["memory"])
         chip = self._chip()
         peak = None if chip is None else chip.memory_bandwidth
         self.tell("memory_bandwidth", dataclasses.replace(rate, peak=peak).to_json())
@@ -209,8 +209,8 @@ class _Probe:
                     everywhere = self._from_all(checked._asdict())
                     problems = [each["problem"] for each in everywhere if each["problem"]]
                     slowest = min(each["bytes_per_second"] for each in everywhere)
-                    told = {"problem": "; ".join(problems), "bytes_per_second": slowest}
-                    self.tell("collective", checked._asdict() | told)
+                    seen_by_all = {"problem": "; ".join(problems), "bytes_per_second": slowest}
+                    self.tell("collective", checked._asdict() | seen_by_all)
 
                 self._try(f"{collective.name} along {' x '.join(axes)}", work)
 

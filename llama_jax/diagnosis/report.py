@@ -1,4 +1,4 @@
-"""The report for people: short aligned lines, one section after the other, as soon as each is known."""
+"""The report for people: short aligned lines, section by section, each as soon as it is known."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -88,17 +88,17 @@ class Report:
         spread = f"({figures['least']} – {figures['most']} in {rate['repetitions']})"
         share = ""
         if rate["peak"] is not None:
-            share = f"   {rate['median'] / rate['peak']:.0%} of the maker's {figure(rate['peak'])}"
+            share = f"   {rate['median'] / rate['peak']:.0%} of the published {figure(rate['peak'])}"
         self._row(name, f"{figures['median']} {unit}", f"{spread}{share}")
 
     def collective(self, checked: Mapping[str, Any]) -> None:
-        """Whether one collective is right, and its speed."""
+        """Whether one collective is correct, and its speed."""
         if self._group in ("", "speed"):
-            self._heading("collectives: numbers, and bytes a device sends in a second")
+            self._heading("collectives: numbers, and bytes that a device sends per second")
         if self._group != checked["axes"]:
             self._group = checked["axes"]
             self._row(checked["axes"], "")
-        outcome = "WRONG" if checked["problem"] else "right"
+        outcome = "WRONG" if checked["problem"] else "correct"
         speed = f"{figure(checked['bytes_per_second'])} GB/s"
         self._row(f"  {checked['name']}", outcome, speed, style="bold red" if checked["problem"] else None)
 
@@ -162,5 +162,5 @@ def _size(count: int) -> str:
 
 def _place(place: Place) -> str:
     if not place.writable:
-        return f"{place.path}: cannot be written to"
+        return f"{place.path}: not writable"
     return place.path if place.free_bytes is None else f"{place.path}: {_size(place.free_bytes)} free"

@@ -1,4 +1,4 @@
-"""The probe, seen from the process that started it: what it tells, and what became of it if it stops telling."""
+"""The probe, seen from the process that started it: what it sends, and what became of it if it stops."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from multiprocessing import Pipe
 from typing import IO, Any
 
-from llama_jax.diagnosis.probe import STARTING, Task, Told, in_one_line
+from llama_jax.diagnosis.probe import STARTING, Message, Request, in_one_line
 
 _PROGRAM = "from llama_jax.diagnosis.probe import main; main()"
 _START_SECONDS = 90.0
@@ -19,8 +19,8 @@ _STAGE_SECONDS = 90.0
 """For any other stage, beside what the measurements take: exchanges that do not end are a finding, too."""
 
 
-def watched(task: Task, start_seconds: float = _START_SECONDS) -> Iterator[Told]:
-    """Run the probe and pass on what it tells. The last is `end`, or `stopped` with the stage at which it stopped, and
+def watched(request: Request, start_seconds: float = _START_SECONDS) -> Iterator[Message]:
+    """Run the probe and pass on its messages. The last is `end`, or `stopped` with the stage at which it stopped, and
     why, in one line."""
     ours, theirs = Pipe()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -35,8 +35,8 @@ def watched(task: Task, start_seconds: float = _START_SECONDS) -> Iterator[Told]
                 env=environment,
             )
         try:
-            ours.send(task)
-            yield from _passed_on(task, process, ours, output, start_seconds)
+            ours.send(request)
+            yield from _passed_on(request, process, ours, output, start_seconds)
         finally:
             process.kill()
             process.wait()
@@ -44,25 +44,25 @@ def watched(task: Task, start_seconds: float = _START_SECONDS) -> Iterator[Told]
 
 
 def _passed_on(
-    task: Task, process: subprocess.Popen, connection: Any, output: IO[str], start_seconds: float
-) -> Iterator[Told]:
+    request: Request, process: subprocess.Popen, connection: Any, output: IO[str], start_seconds: float
+) -> Iterator[Message]:
     stage, ended = STARTING, False
     while not ended:
-        limit = task.seconds + _STAGE_SECONDS
+        limit = request.seconds + _STAGE_SECONDS
         if stage == STARTING:
-            limit = start_seconds + task.distributed.timeout_seconds
+            limit = start_seconds + request.distributed.timeout_seconds
         if not connection.poll(limit):
-            yield Told("stopped", {"stage": stage, "why": f"no answer for {limit:.0f} s while {stage}"})
+            yield Message("stopped", {"stage": stage, "why": f"no answer for {limit:.0f} s while {stage}"})
             return
         try:
-            told = connection.recv()
+            message = connection.recv()
         except (EOFError, OSError):
             code = process.wait()
-            yield Told("stopped", {"stage": stage, "why": last_words(output, code)})
+            yield Message("stopped", {"stage": stage, "why": last_words(output, code)})
             return
-        stage = told.value if told.what == "stage" else stage
-        ended = told.what == "end"
-        yield told
+        stage = message.value if message.what == "stage" else stage
+        ended = message.what == "end"
+        yield message
 
 
 def last_words(output: IO[str], code: int) -> str:

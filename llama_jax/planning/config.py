@@ -1,14 +1,16 @@
 """What `plan` can be told beside the settings of the run it plans."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from llama_jax.core.errors import UserError
+from llama_jax.runs.config import RunConfig
 
 
 @dataclass(frozen=True)
 class PlannedConfig:
-    """Hardware to compile for, and what to compile."""
+    """Compile a run for hardware that is not here: whether it fits, what it sends, what bounds it. Takes every setting
+    of the command that it plans, so that its configs fit."""
 
     topology: str = "v5e:2x4"
     """Hardware to compile for, which need not be here: chips of a TPU slice by dimension of its torus, such as
@@ -31,6 +33,11 @@ class PlannedConfig:
     """Candidates of `search` to show."""
     json: bool = False
     """Print one JSON object as the last line."""
+
+    @property
+    def run(self) -> RunConfig:
+        """The settings of the command that is planned, which `plan` has beside these (`core.settings.composition`)."""
+        return cast(RunConfig, self)
 
     def __post_init__(self) -> None:
         for name in ("num_slices", "decode_rows", "decode_slots", "compiled", "shown"):

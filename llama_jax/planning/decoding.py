@@ -1,7 +1,5 @@
 """The program that decodes one token a row, lowered for devices that need not be here."""
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
@@ -15,25 +13,13 @@ from llama_jax.inference.decode import DecodeState, PromptBatch, Rules, decode_s
 from llama_jax.model import paths
 from llama_jax.model.llama import LanguageModel, unstacked
 from llama_jax.model.quantized import cast_plain
+from llama_jax.planning.lowered import Lowered
 
 
-@dataclass(frozen=True)
-class DecodeProgram:
-    """One step of decoding over a mesh."""
-
-    lowered: jax.stages.Lowered
-    traced: jax.stages.Traced
-    params: PyTree
-    """Shapes and shardings of the weights, in the type of computation, layer by layer."""
-    state: DecodeState
-    """The same of the batch: caches, tokens, logits. It is donated."""
-    flops: int
-    """Model FLOPs of one step of all rows with full caches: two for each parameter in a matrix product, and for each
-    slot, query head and element of a head."""
-
-
-def lower_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> DecodeProgram:
-    """Lower `inference.decode.decode_step` with the weights where training has them.
+def lowered_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> Lowered:
+    """`inference.decode.decode_step` with the weights in the type of computation, laid out as in training, and the
+    state donated. Its model FLOPs are those of all rows with full caches: two for each parameter in a matrix product,
+    and for each slot, query head and element of a head.
 
     Raises:
         UserError: the mesh does not divide the rows or a parameter, or the slots exceed the model's context.
@@ -59,11 +45,11 @@ def lower_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> Dec
             return decode_step(model, params, state, rules, jax.random.key(0))
 
         traced = jax.jit(step, donate_argnums=1, out_shardings=places).trace(params, state)
-        lowered = traced.lower()
     lookup = 0 if config.tie_embeddings else config.vocab_size * config.width
     attention = 4 * config.num_layers * config.num_heads * config.head_size * slots
     flops = rows * (2 * (model.parameter_count() - lookup) + attention)
-    return DecodeProgram(lowered, traced, params, state, flops)
+    held = {"parameters": params, "caches": state.caches, "batch": state.replace(caches=[])}
+    return Lowered(traced, mesh, held, flops, [])
 
 
 def _by_layer(model: LanguageModel) -> PyTree:

@@ -20,7 +20,7 @@ SLICES: dict[str, tuple[tuple[int, ...], ...]] = {
 }
 """Chips along each torus dimension of the slices that each TPU generation is offered in, smallest first
 (cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e). Those of v4 and v5p are the usual ones; any other with all dimensions
-multiples of 4 in rising order can be had too."""
+multiples of 4 in rising order is available too."""
 
 _LARGEST = {"v4": 4096, "v5p": 6144}
 """Chips of the largest slice, where not all are listed."""
@@ -42,7 +42,7 @@ class Topology:
     generation: str
     """`v4`, `v5e`, `v5p`, `v6e` or `h100`."""
     shape: tuple[int, ...]
-    """TPU: chips along each torus dimension of a slice. GPU: hosts, and GPUs of each."""
+    """TPU: chips along each torus dimension of a slice. GPU: hosts, and GPUs per host."""
     num_slices: int = 1
     """Slices of that shape, joined by the data-centre network."""
 
@@ -52,7 +52,7 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As users write it, such as `v5e:16x16`; the number of slices is no part of it."""
+        """As users write it, such as `v5e:16x16`; the number of slices is not part of it."""
         return f"{self.generation}:{'x'.join(map(str, self.shape))}"
 
     @property
@@ -108,16 +108,14 @@ def parse_topology(name: str, num_slices: int = 1) -> Topology:
     known = [*SLICES, "h100"]
     generation = re.split(r"[:-]", name)[0]
     hint = "" if generation in known else nearest(generation, known)
-    raise UserError(f"topology: '{name}' is no hardware that can be planned for; {_HOW_TO_WRITE}{hint}")
+    raise UserError(f"topology: '{name}' is not hardware that can be planned for; {_HOW_TO_WRITE}{hint}")
 
 
 def _gpus(name: str, shape: tuple[int, ...], num_slices: int) -> Topology:
     if num_slices > 1:
-        raise UserError(f"num_slices: {num_slices} are for TPU; of '{name}' ask for more hosts")
+        raise UserError(f"num_slices: {num_slices} are for TPU; for '{name}' ask for more hosts")
     if len(shape) != 2 or shape[0] < 1 or not 1 <= shape[1] <= GPUS_A_HOST:
-        raise UserError(
-            f"topology: '{name}' is not hosts x GPUs of each, of which there are at most 8, as in h100:32x8"
-        )
+        raise UserError(f"topology: '{name}' is not hosts x GPUs per host (at most 8), as in h100:32x8")
     return Topology("h100", shape)
 
 
@@ -131,7 +129,8 @@ def _known_shape(name: str, generation: str, shape: tuple[int, ...]) -> tuple[in
     chips = math.prod(shape)
     closest = min(usual, key=lambda other: (sorted(other) != sorted(shape), abs(math.prod(other) - chips)))
     raise UserError(
-        f"topology: '{name}' is no slice of {generation}; there are {', '.join('x'.join(map(str, s)) for s in usual)}"
+        f"topology: '{name}' is not a slice of {generation}; there are "
+        f"{', '.join('x'.join(map(str, other)) for other in usual)}"
         f"{' and more in rising multiples of 4' if generation in _LARGEST else ''}; "
         f"the nearest is {Topology(generation, closest).name}"
     )
@@ -144,6 +143,6 @@ def _shape_of_count(name: str, generation: str, count: int) -> tuple[int, ...]:
     closest = Topology(generation, by_count[min(by_count, key=lambda other: abs(other - count))])
     unit = "cores, two a chip" if _CORES_A_CHIP[generation] == 2 else "chips"
     raise UserError(
-        f"topology: '{name}' is no slice of {generation}; counted in {unit}, there are "
+        f"topology: '{name}' is not a slice of {generation}; counted in {unit}, there are "
         f"{', '.join(map(str, by_count))}; the nearest is {closest.cloud_name} ({closest.name})"
     )

@@ -1,5 +1,5 @@
 """How long a step takes at least, resource by resource, were each used at its public peak: a model, which has measured
-nothing. Knows no program, only the sums of one."""
+nothing. Takes the sums of a program, not the program."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

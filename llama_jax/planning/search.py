@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, get_args
 from llama_jax.core.chips import Chip
 from llama_jax.core.config import MeshConfig
 from llama_jax.model.quantized import StorageType
-from llama_jax.planning.estimates.layout import StepPlan, parameters, parts
+from llama_jax.planning.estimates.layout import StepPlan, parts, stored_as
 from llama_jax.planning.estimates.memory_model import MemoryEstimate, memory_estimate
 from llama_jax.planning.estimates.time_model import StepTime, step_time
 from llama_jax.planning.hardware import Topology
@@ -93,7 +93,7 @@ def is_possible(plan: StepPlan, topology: Topology) -> bool:
         # Each device of those that share a row takes one piece from its first half and one from its second.
         and (mesh.sequence == 1 or length % (2 * mesh.sequence) == 0)
         and not indivisible(plan.model, plan.training, length, lambda axis: parts(axis, mesh))
-        and all(parameter.is_divisible(mesh) for parameter in parameters(plan).values())
+        and all(parameter.is_divisible(mesh) for parameter in plan.parameters.values())
     )
 
 
@@ -212,9 +212,10 @@ def _more_fsdp(plan: StepPlan, topology: Topology) -> Iterator[Change]:
 
 
 def _smaller_base(plan: StepPlan, topology: Topology) -> Iterator[Change]:
-    if plan.adapter is not None:
+    if plan.base is not None:
         for base in STORAGE[STORAGE.index(plan.base) + 1 :]:
-            yield f"--model_dtype {base}", replace(plan, base=base), topology
+            changed = replace(plan, base=base, parameters=stored_as(plan.parameters, base))
+            yield f"--model_dtype {base}", changed, topology
 
 
 def _fewer_rows(plan: StepPlan, topology: Topology) -> Iterator[Change]:

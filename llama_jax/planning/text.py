@@ -32,27 +32,27 @@ def heading_lines(report: Mapping[str, Any]) -> list[str]:
     ]
     if kinds := report.get("memory_estimate"):
         by_kind = ", ".join(f"{kind} {_gib(size)}" for kind, size in kinds.items() if size)
-        lines.append(f"estimated:  {_gib(sum(kinds.values()))} GiB a device when most is alive: {by_kind}")
+        lines.append(f"estimated:  {_gib(sum(kinds.values()))} GiB per device at the peak: {by_kind}")
     return [*lines, "compiling…"]
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
-    """What came of it."""
+    """What the compiled program says."""
     memory = report["memory"]
     held = ", ".join(f"{kind} {_gib(size)}" for kind, size in memory["held"].items() if size)
     lines = [f"compiled:   in {report['compile_seconds']} s"]
     if not report["fits"]:
         return [
             *lines,
-            f"fits:       NO: needs {_gib(memory['needed'])} GiB of {_gib(memory['limit'])} a device, "
+            f"fits:       NO: needs {_gib(memory['needed'])} GiB per device of {_gib(memory['limit'])}, "
             f"{_gib(memory['shortfall'])} too many",
             f"            held between steps, GiB: {held}",
             *_flops_lines(report),
         ]
     lines += [
-        f"fits:       yes, {_gib(memory['peak'])} of {_gib(memory['limit'])} GiB a device at the peak, "
+        f"fits:       yes, {_gib(memory['peak'])} of {_gib(memory['limit'])} GiB per device at the peak, "
         f"{_gib(memory['headroom'])} to spare",
-        f"memory:     GiB a device: {held}, of which {_gib(memory['updated_in_place'])} updated in place; "
+        f"memory:     GiB per device: {held}, of which {_gib(memory['updated_in_place'])} updated in place; "
         f"{_gib(memory['temporary'])} more at the peak",
         *_flops_lines(report),
     ]
@@ -65,7 +65,7 @@ def _flops_lines(report: Mapping[str, Any]) -> list[str]:
     if report["what"] == "decode step":
         return [both]
     return [
-        f"{both}: {flops['recomputation']:.3f} times, for what is computed again",
+        f"{both}: {flops['recomputation']:.3f} times, with recomputation",
         f"            (formula: {CONVENTION})",
     ]
 
@@ -74,7 +74,7 @@ def _communication_lines(report: Mapping[str, Any]) -> list[str]:
     sent = report["communication"]
     if not sent["collectives"]:
         return ["sent:       nothing"]
-    minimum = "" if sent["ratio"] is None else f", {sent['ratio']:.3f} times the least of this layout"
+    minimum = "" if sent["ratio"] is None else f", {sent['ratio']:.3f} times the minimum of this layout"
     header = ("collective", "axes", "type", "pass", "devices", "count", "GiB", "sent GiB", "overlapped")
     rows = [
         (
@@ -98,7 +98,7 @@ def _communication_lines(report: Mapping[str, Any]) -> list[str]:
             f"            (--mesh.fsdp_stages {report['stages']} sends less, along one torus dimension at a time)"
         )
     lines += [f"            {line}" for line in aligned([header, *rows], words=4)]
-    return lines + ([f"            and {left_out} kinds of less than a thousandth"] if left_out else [])
+    return lines + ([f"            and {left_out} kinds below a thousandth each"] if left_out else [])
 
 
 def _roofline_lines(report: Mapping[str, Any]) -> list[str]:
@@ -109,14 +109,14 @@ def _roofline_lines(report: Mapping[str, Any]) -> list[str]:
         f"roofline:   {bound['label']}",
         f"            {seconds}: bound by {bound['bound']}{unknown}",
         f"            {bound['as_scheduled']:.3g} s with what the schedule overlaps (utilization "
-        f"{bound['most_utilization']:.0%}), {bound['all_at_once']:.3g} s if it overlapped all",
+        f"{bound['most_utilization']:.0%}), {bound['all_at_once']:.3g} s if it overlapped everything",
     ]
 
 
 def remedy_lines(remedies: Sequence[Mapping[str, Any]]) -> list[str]:
     """What to change about a step that does not fit."""
     if not remedies:
-        return ["            nothing that is known here would make it fit"]
+        return ["            no change known here would make it fit"]
     header = ("add, by a model of memory and time (estimated)", "GiB", "device-seconds a token")
     rows = [
         (

@@ -43,8 +43,8 @@ class DoesNotFitError(UserError):
         """As far as the compiler came: it may be more."""
         self.available_bytes = available_bytes
         super().__init__(
-            f"memory: the program needs {needed_bytes / 2**30:.2f} GiB a device and there are "
-            f"{available_bytes / 2**30:.2f}, {self.shortfall_bytes / 2**30:.2f} GiB too few"
+            f"memory: the program needs {needed_bytes / 2**30:.2f} GiB per device, of which "
+            f"{available_bytes / 2**30:.2f} are available, {self.shortfall_bytes / 2**30:.2f} GiB too few"
         )
 
     @property
@@ -189,9 +189,9 @@ def memory_figures(message: str) -> tuple[int, int] | None:
     little memory; None where a message says something else."""
     for refusal in _REFUSALS:
         if found := refusal.search(message):
-            return _bytes(found["needed"]), _bytes(found["available"])
+            return _size_in_bytes(found["needed"]), _size_in_bytes(found["available"])
     return None
 
 
-def _bytes(figure: str) -> int:
+def _size_in_bytes(figure: str) -> int:
     return round(float(figure[:-1]) * 2 ** {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}[figure[-1]])

@@ -75,6 +75,8 @@ class Program:
     """Shape, type and sharding of each leaf of the state."""
     frozen_shapes: PyTree
     """The same of the frozen parameters."""
+    partition: Partition
+    """Which parameters there are, and which train."""
 
     def batch_shapes(self, rows: int) -> Batch:
         """Shape, type and sharding of a batch."""
@@ -157,6 +159,7 @@ def make_program(
         step=step,
         state_shapes=sharding.with_shardings(state_shapes, state_places),
         frozen_shapes=sharding.with_shardings(frozen_shapes, frozen_places),
+        partition=partition,
     )
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import command_runs
 import pytest
 
-from llama_jax.config import COMMANDS, PRESETS, BenchmarkConfig
+from llama_jax.benchmarks.config import BenchmarkConfig
+from llama_jax.config import COMMANDS, PRESETS
 from llama_jax.core.errors import UserError
 from llama_jax.core.settings.command_line import parse
 
@@ -16,7 +17,7 @@ QUICK = ("--turns", 2, "--steps_per_turn", 1, "--warmup_steps", 1, "--json")
 
 
 def parsed(*arguments: str) -> BenchmarkConfig:
-    return parse(BenchmarkConfig, arguments, command="benchmark", commands=COMMANDS, presets=PRESETS)
+    return parse(COMMANDS["benchmark"], arguments, command="benchmark", commands=COMMANDS, presets=PRESETS)
 
 
 def result(capfd, folder: Path, *arguments: object) -> dict:

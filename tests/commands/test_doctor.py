@@ -10,7 +10,7 @@ import pytest
 
 from llama_jax.core.config import DistributedConfig, MeshConfig
 from llama_jax.diagnosis.environment import Host
-from llama_jax.diagnosis.probe import Task
+from llama_jax.diagnosis.probe import Request
 from llama_jax.diagnosis.watching import watched
 
 QUICK = ("--seconds", 0.3, "--json")
@@ -51,7 +51,7 @@ def test_eight_devices_are_measured_and_exchange_rightly(capfd, tmp_path) -> Non
     # One row of 32,000 logits in float32 is 262 MB for 2,048 tokens.
     assert result["choices"]["loss_chunks"] == 4
     assert result["hosts"][0]["packages"]["jax"] == jax.__version__
-    assert result["ready"] and result["verdict"].startswith("ready: 8 cpu devices, every collective right")
+    assert result["ready"] and result["verdict"].startswith("ready: 8 cpu devices, every collective correct")
     assert lines[-1] == result["verdict"]
     assert not any("Traceback" in line for line in lines)
 
@@ -79,7 +79,7 @@ def test_a_process_whose_fellows_do_not_come_says_so(capfd) -> None:
     job = ("--distributed.num_processes", 2, "--distributed.process_id", 1, "--distributed.timeout_seconds", 1)
     code, lines, result = reported(capfd, "--distributed.coordinator", "127.0.0.1:9", *job)
     assert code == 1
-    assert re.match(r"^1 problem: not all processes of this job have come: killed by SIGABRT: ", lines[-1])
+    assert re.match(r"^1 problem: not all processes of this job have joined: killed by SIGABRT: ", lines[-1])
     assert "start the same command on every host" in result["findings"][0]["remedy"]
     assert result["devices"] is None
 
@@ -106,18 +106,18 @@ def test_a_broken_jax_is_named_in_one_line(breakage, tmp_path, capfd, monkeypatc
 
 def test_a_start_that_does_not_end_is_given_up(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(breaking(tmp_path, "import time; time.sleep(600)"))
-    task = Task(Host(), MeshConfig(), DistributedConfig(timeout_seconds=1), "tiny", 64, 1.0)
-    told = list(watched(task, start_seconds=1.0))
-    assert [each.what for each in told] == ["stage", "stopped"]
-    assert told[-1].value["why"] == "no answer for 2 s while starting JAX"
+    request = Request(Host(), MeshConfig(), DistributedConfig(timeout_seconds=1), "tiny", 64, 1.0)
+    messages = list(watched(request, start_seconds=1.0))
+    assert [each.what for each in messages] == ["stage", "stopped"]
+    assert messages[-1].value["why"] == "no answer for 2 s while starting JAX"
 
 
 def test_hosts_that_the_environment_names_are_waited_for(monkeypatch) -> None:
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "host-0,host-1")
-    told = list(watched(Task(Host(), MeshConfig(), DistributedConfig(), "tiny", 64, 1.0)))
-    assert [each.what for each in told] == ["stage", "pod", "failed", "end"]
+    messages = list(watched(Request(Host(), MeshConfig(), DistributedConfig(), "tiny", 64, 1.0)))
+    assert [each.what for each in messages] == ["stage", "pod", "failed", "end"]
     # Their names mean nothing to JAX where there is no TPU.
-    assert told[2].value["why"] == "ValueError: coordinator_address should be defined."
+    assert messages[2].value["why"] == "ValueError: coordinator_address should be defined."
 
 
 def test_a_mesh_that_does_not_fit_is_a_mistake_of_the_users(capfd) -> None:

@@ -109,7 +109,7 @@ def test_a_step_is_compiled_for_gpus(capfd):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--topology", "v5e:3x5"), "topology: 'v5e:3x5' is no slice of v5e"),
+        (("--topology", "v5e:3x5"), "topology: 'v5e:3x5' is not a slice of v5e"),
         (("--topology", "v5e:2x2", "--num_slices", 2), "mesh.data: 1 is no multiple of the 2 slices"),
         (
             ("--topology", "v5e:2x2", "--mesh.fsdp_stages", "[2, 4]"),

@@ -32,21 +32,21 @@ def test_a_start_that_fails_is_explained(why) -> None:
 
 
 def test_an_exchange_that_does_not_end_and_memory_that_is_taken_are_told_apart() -> None:
-    assert "do not reach each other" in stage_failure("all-reduce along fsdp", "no answer for 96 s").remedy
-    assert "another process has the memory" in stage_failure("x", "XlaRuntimeError: RESOURCE_EXHAUSTED: …").remedy
+    assert "cannot reach each other" in stage_failure("all-reduce along fsdp", "no answer for 96 s").remedy
+    assert "another process holds the memory" in stage_failure("x", "XlaRuntimeError: RESOURCE_EXHAUSTED: …").remedy
 
 
 def test_a_speed_far_below_what_the_maker_says_is_a_warning() -> None:
     rate = {"median": 90e12, "peak": 197e12}
     (slow,) = low_speeds({"matmul_bfloat16": rate, "memory_bandwidth": {"median": 8e9, "peak": None}})
-    assert (slow.level, slow.what) == ("warning", "bfloat16 matrix products reach 46% of what the maker says")
+    assert (slow.level, slow.what) == ("warning", "bfloat16 matrix products reach 46% of the published peak")
     assert low_speeds({"matmul_bfloat16": rate | {"median": 150e12}}) == []
 
 
 def test_the_verdict_is_one_line_that_counts() -> None:
     report = {"devices": {"count": 8, "kind": "TPU v4", "processes": 2}, "collectives": [{}]}
     warning, broken = Finding("warning", "few files", "more"), Finding("broken", "no plugin", "install it")
-    assert verdict([], report) == "ready: 8 TPU v4 devices, 2 processes, every collective right"
-    assert verdict([warning], report).endswith("every collective right, 1 warning")
+    assert verdict([], report) == "ready: 8 TPU v4 devices, 2 processes, every collective correct"
+    assert verdict([warning], report).endswith("every collective correct, 1 warning")
     assert verdict([broken, warning], report) == "1 problem: no plugin"
     assert verdict([broken, broken._replace(what="no disk")], {"devices": None}) == "2 problems: no plugin; no disk"

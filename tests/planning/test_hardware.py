@@ -71,7 +71,7 @@ def test_larger_ones_are_of_the_same_kind():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5e:3x5", "'v5e:3x5' is no slice of v5e; there are 1x1, 2x2, .*, 16x16; the nearest is v5e:4x4$"),
+        ("v5e:3x5", "'v5e:3x5' is not a slice of v5e; there are 1x1, 2x2, .*, 16x16; the nearest is v5e:4x4$"),
         ("v5e:32x32", "the nearest is v5e:16x16$"),
         ("v5e:16x8", "the nearest is v5e:8x16$"),
         ("v5e:2x2x2", "the nearest is v5e:2x4$"),
@@ -79,12 +79,12 @@ def test_larger_ones_are_of_the_same_kind():
         ("v4:32x32x32", "the nearest is v4:16x16x16$"),
         ("v5litepod-200", "counted in chips, there are 1, 4, .*, 256; the nearest is v5litepod-256 .v5e:16x16.$"),
         ("v4-500", "counted in cores, two a chip, there are 8, .*; the nearest is v4-512 .v4:4x8x8.$"),
-        ("v99:2x2", "is no hardware that can be planned for; write v5e:16x16, .* or h100:32x8$"),
+        ("v99:2x2", "is not hardware that can be planned for; write v5e:16x16, .* or h100:32x8$"),
         ("v6:2x2", "or h100:32x8; did you mean 'v6e'.$"),
-        ("v5e", "is no hardware that can be planned for; write v5e:16x16, .* or h100:32x8$"),
-        ("a100:2x8", "is no hardware that can be planned for; .*did you mean 'h100'.$"),
-        ("h100:8", "is not hosts x GPUs of each, of which there are at most 8, as in h100:32x8$"),
-        ("h100:4x16", "is not hosts x GPUs"),
+        ("v5e", "is not hardware that can be planned for; write v5e:16x16, .* or h100:32x8$"),
+        ("a100:2x8", "is not hardware that can be planned for; .*did you mean 'h100'.$"),
+        ("h100:8", r"is not hosts x GPUs per host \(at most 8\), as in h100:32x8$"),
+        ("h100:4x16", r"is not hosts x GPUs"),
     ],
 )
 def test_a_name_that_does_not_exist_is_answered_with_those_that_do(name, message):
@@ -94,7 +94,7 @@ def test_a_name_that_does_not_exist_is_answered_with_those_that_do(name, message
 
 
 def test_slices_are_for_tpus():
-    with pytest.raises(UserError, match=r"^num_slices: 2 are for TPU; of 'h100:2x8' ask for more hosts$"):
+    with pytest.raises(UserError, match=r"^num_slices: 2 are for TPU; for 'h100:2x8' ask for more hosts$"):
         parse_topology("h100:2x8", num_slices=2)
     with pytest.raises(UserError, match=r"^num_slices: 0 must be at least 1$"):
         parse_topology("v5e:2x4", num_slices=0)

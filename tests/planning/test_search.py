@@ -1,10 +1,12 @@
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import pytest
+from step_plans import step_plan
 
-from llama_jax.config import COMMANDS, PRESETS, PlanConfig, PlanLoraConfig
+from llama_jax.config import COMMANDS, PRESETS
 from llama_jax.core.chips import CHIPS, Chip
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
@@ -22,7 +24,7 @@ from llama_jax.training.program import make_program
 
 V5E = CHIPS["TPU v5e"]
 POD = parse_topology("v5e-256")
-SEVEN = StepPlan(
+SEVEN = step_plan(
     SIZES["llama_7b"],
     ComputeConfig(dtype="bfloat16", remat="full", attention="splash"),
     TrainingConfig(batch_size=2048),
@@ -66,7 +68,7 @@ def test_the_order_is_always_the_same():
 
 
 def test_every_policy_microbatch_and_mesh_that_divides_is_looked_at():
-    tiny = StepPlan(SIZES["tiny"], ComputeConfig(), TrainingConfig(batch_size=8), 128, MeshConfig(fsdp=4))
+    tiny = step_plan(SIZES["tiny"], ComputeConfig(), TrainingConfig(batch_size=8), 128, MeshConfig(fsdp=4))
     found = candidates(tiny, Topology("v5e", (2, 2)), V5E)
     shapes = {(each.plan.mesh.data, each.plan.mesh.fsdp, each.plan.mesh.tensor) for each in found}
     assert shapes == {(d, f, t) for d, f, t in itertools.product((1, 2, 4), repeat=3) if d * f * t == 4}
@@ -76,7 +78,7 @@ def test_every_policy_microbatch_and_mesh_that_divides_is_looked_at():
 
 
 def test_rows_are_split_where_it_is_asked_for():
-    tiny = StepPlan(SIZES["tiny"], ComputeConfig(), TrainingConfig(batch_size=1), 128, MeshConfig(sequence=4, fsdp=1))
+    tiny = step_plan(SIZES["tiny"], ComputeConfig(), TrainingConfig(batch_size=1), 128, MeshConfig(sequence=4, fsdp=1))
     four = Topology("v5e", (2, 2))
     assert {each.plan.mesh.sequence for each in candidates(tiny, four, V5E)} == {4}
     assert {each.plan.mesh.sequence for each in candidates(tiny, four, V5E, sequence=True)} == {1, 2, 4}
@@ -95,7 +97,7 @@ def test_what_is_called_possible_can_be_built(mesh):
     data, fsdp, sequence, tensor = mesh
     sizes = MeshConfig(data=data, fsdp=fsdp, sequence=sequence, tensor=tensor)
     training = TrainingConfig(batch_size=16, microbatches=2)
-    assert is_possible(StepPlan(config, ComputeConfig(), training, 128, sizes), Topology("v5e", (2, 4)))
+    assert is_possible(step_plan(config, ComputeConfig(), training, 128, sizes), Topology("v5e", (2, 4)))
     model = language_model(config, ComputeConfig())
     built = make_mesh(sizes)
     with jax.set_mesh(built):
@@ -152,7 +154,7 @@ def test_a_replicated_model_is_split():
 
 
 def test_a_base_is_stored_in_a_smaller_type_and_the_next_slice_named():
-    adapter = StepPlan(
+    adapter = step_plan(
         SIZES["llama2_13b"],
         ComputeConfig(dtype="bfloat16", remat="full"),
         TrainingConfig(batch_size=16),
@@ -183,15 +185,15 @@ def test_what_the_compiler_said_is_believed_over_a_smaller_estimate():
         assert each.memory_bytes <= usable_bytes(V5E)
 
 
-def read(config, options: str):
-    return parse(config, options.split(), command="plan", commands=COMMANDS, presets=PRESETS)
+def read(command: str, options: str) -> Any:
+    return parse(COMMANDS[command], options.split(), command=command, commands=COMMANDS, presets=PRESETS)
 
 
 @pytest.mark.parametrize("chip", [V5E, dataclasses.replace(V5E, usable_bytes=4 * 2**30)], ids=["16 GiB", "4 GiB"])
 def test_options_are_what_the_command_takes(chip: Chip):
     given = "--model.size llama_7b --compute.dtype bfloat16 --compute.attention splash --training.batch_size 2048 "
     for each in remedies(changed(SEVEN, compute={"remat": "none"}), POD, chip):
-        config = read(PlanConfig, f"{given} --mesh.fsdp 256 --compute.remat none {each.options}")
+        config = read("plan", f"{given} --mesh.fsdp 256 --compute.remat none {each.options}")
         assert (config.compute, config.mesh) == (each.plan.compute, each.plan.mesh)
         assert config.training == dataclasses.replace(
             config.training,
@@ -199,10 +201,10 @@ def test_options_are_what_the_command_takes(chip: Chip):
             microbatches=each.plan.training.microbatches,
         )
     for each in candidates(FEW, SMALL, chip)[::40]:
-        config = read(PlanConfig, f"{given} {each.options}")
+        config = read("plan", f"{given} {each.options}")
         assert (config.compute, config.mesh) == (each.plan.compute, each.plan.mesh)
         assert config.training.microbatches == each.plan.training.microbatches
 
 
 def test_options_of_a_base_are_what_the_command_takes():
-    assert read(PlanLoraConfig, "--size llama_7b --model_dtype nf4").model_dtype == "nf4"
+    assert read("plan lora", "--size llama_7b --model_dtype nf4").model_dtype == "nf4"

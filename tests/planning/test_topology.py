@@ -112,7 +112,9 @@ def test_a_program_too_large_for_a_tpu_is_refused_with_the_figures():
     assert raised.value.available_bytes == 15.75 * 2**30
     assert raised.value.needed_bytes == 20 * 2**30
     assert raised.value.shortfall_bytes == 4.25 * 2**30
-    assert str(raised.value) == ("memory: the program needs 20.00 GiB a device and there are 15.75, 4.25 GiB too few")
+    assert str(raised.value) == (
+        "memory: the program needs 20.00 GiB per device, of which 15.75 are available, 4.25 GiB too few"
+    )
 
 
 @needs_cuda_plugin

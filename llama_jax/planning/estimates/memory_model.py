@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from llama_jax.core.batches import TokenBatch
 from llama_jax.model import paths
 from llama_jax.objectives.cross_entropy import CHUNK_BYTES
-from llama_jax.planning.estimates.layout import StepPlan, parameters, parts
+from llama_jax.planning.estimates.layout import StepPlan, parts
 from llama_jax.planning.estimates.time_model import attention_kind
 
 FLOAT32, BFLOAT16 = 4, 2
@@ -51,18 +50,18 @@ def memory_estimate(plan: StepPlan) -> MemoryEstimate:
 
 
 def _kept(plan: StepPlan) -> dict[str, Number]:
-    found = parameters(plan).values()
+    found = plan.parameters.values()
     rows = plan.training.batch_size // (plan.mesh.data * plan.mesh.fsdp)
     return {
         "parameters": sum(p.held(plan.mesh) * p.stored for p in found),
         "optimizer": 2 * FLOAT32 * _trained(plan),
-        "batch": rows * TokenBatch.row_bytes(plan.sequence_length) / plan.mesh.sequence,
+        "batch": rows * plan.batch.row_bytes(plan.sequence_length) / plan.mesh.sequence,
     }
 
 
 def _trained(plan: StepPlan) -> Number:
     """Elements on a device that train."""
-    return sum(p.held(plan.mesh) for p in parameters(plan).values() if p.trains)
+    return sum(p.held(plan.mesh) for p in plan.parameters.values() if p.trains)
 
 
 class _Widths:
@@ -82,7 +81,7 @@ def _adapted(plan: StepPlan) -> Number:
     """Elements a token of what adapters add to the outputs of a layer's Linears."""
     return sum(
         p.shape[-1] / parts(p.axes[-1], plan.mesh)
-        for path, p in parameters(plan).items()
+        for path, p in plan.parameters.items()
         if paths.is_adapter(path) and paths.name_of(path) == "b"
     )
 
@@ -97,8 +96,8 @@ def _saved_bytes(plan: StepPlan) -> Number:
         return widths.residual * wide + attention
     products = (widths.residual + widths.queries + 2 * widths.keys + 2 * widths.mlp) * wide
     if plan.compute.remat == "dots":
-        # A product with a quantised matrix is no dot to the policy; what an adapter adds is one.
-        quantized = plan.adapter is not None and plan.base in ("int8", "nf4")
+        # A product with a quantised matrix is not a dot to the policy; what an adapter adds is one.
+        quantized = any(p.stored < BFLOAT16 for p in plan.parameters.values())
         return widths.residual * wide + attention + (0 if quantized else products) + _adapted(plan) * wide
     # Also what lies between: norms in float32, rotated heads, the parts of SwiGLU.
     between = 3 * widths.residual * wide + 4 * widths.residual * FLOAT32 + 4 * widths.mlp * wide
@@ -106,7 +105,7 @@ def _saved_bytes(plan: StepPlan) -> Number:
 
 
 def _at_the_loss(plan: StepPlan) -> dict[str, Number]:
-    found, model = parameters(plan), plan.model
+    found, model = plan.parameters, plan.model
     matrix = model.width * model.padded_vocab_size / plan.mesh.tensor
     trains = found[paths.TABLE if model.tie_embeddings else paths.HEAD].trains
     logits = min(CHUNK_BYTES, plan.tokens * model.padded_vocab_size * FLOAT32) / plan.mesh.tensor
@@ -115,12 +114,8 @@ def _at_the_loss(plan: StepPlan) -> dict[str, Number]:
         "weights": _casts(plan),
         "layer activations": 2 * plan.tokens * model.width * plan.compute_bytes,
         "head": matrix * (plan.compute_bytes + (FLOAT32 if trains else 0)),
-        "logits": _LOGITS * logits,
+        "logits": logits,
     }
-
-
-_LOGITS = 1.0
-"""Of a chunk: the float32 logits, and their gradient in the type of the products."""
 
 
 def _at_a_layer(plan: StepPlan) -> dict[str, Number]:
@@ -136,7 +131,7 @@ def _casts(plan: StepPlan) -> Number:
     """This device's part of the layers' matrices in the type of the products, made once for all turns of the loop."""
     return sum(
         p.held(plan.mesh) * plan.compute_bytes
-        for path, p in parameters(plan).items()
+        for path, p in plan.parameters.items()
         if paths.split_kernel(path) and "embed" in p.axes and p.stored > plan.compute_bytes
     )
 
@@ -144,14 +139,14 @@ def _casts(plan: StepPlan) -> Number:
 def _gathered_layer(plan: StepPlan) -> Number:
     """One layer's matrices whole, as they enter products. The codes of quantised ones come on top; those of int8 are
     cast one matrix at a time."""
-    codes, used = 0.0, []
-    for path, parameter in parameters(plan).items():
+    codes, used, one_by_one = 0.0, [], False
+    for path, parameter in plan.parameters.items():
         if paths.split_kernel(path) and "embed" in parameter.axes:
             elements = parameter.held(plan.mesh) * plan.weight_parts / plan.model.num_layers
             used.append(elements * plan.compute_bytes)
             if parameter.stored < BFLOAT16:
                 codes += elements * parameter.stored
-    one_by_one = plan.adapter is not None and plan.base == "int8"
+                one_by_one = parameter.stored > 1
     return codes + (max(used) if one_by_one else sum(used))
 
 
@@ -166,7 +161,9 @@ def _working_bytes(plan: StepPlan) -> Number:
     """Of a token."""
     widths = _Widths(plan)
     counts = _WORKING[plan.compute.remat]
-    mlp, model = counts if plan.adapter is None else (min(count, _WITHOUT_GRADIENTS) for count in counts)
+    if not any(p.trains for path, p in plan.parameters.items() if paths.split_kernel(path)):
+        counts = [min(count, _WITHOUT_GRADIENTS) for count in counts]
+    mlp, model = counts
     return plan.compute_bytes * (mlp * widths.mlp + model * (widths.residual + widths.queries) / 2)
 
 

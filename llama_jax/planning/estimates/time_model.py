@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llama_jax.core.chips import Chip
 from llama_jax.model import paths
-from llama_jax.planning.estimates.layout import StepPlan, parameters
+from llama_jax.planning.estimates.layout import StepPlan
 from llama_jax.planning.hardware import Topology
 
 
@@ -61,7 +61,7 @@ kernels."""
 def flops(plan: StepPlan) -> int:
     """FLOPs of a step of the whole batch as it is executed, recomputation included."""
     model, remat = plan.model, plan.compute.remat
-    found = parameters(plan)
+    found = plan.parameters
     table = 0 if model.tie_embeddings else found[paths.TABLE].size
     matrices = {path: p for path, p in found.items() if len(p.shape) > 1 and not path.endswith(("scale", "magnitude"))}
     products = sum(p.size for p in matrices.values()) - table
@@ -88,7 +88,7 @@ def _gather_seconds(plan: StepPlan, chip: Chip, topology: Topology) -> float:
     """Of one microbatch: the layers' weights once in each pass, the head once."""
     group = _weights_group(plan, chip, topology)
     total = 0.0
-    for path, parameter in parameters(plan).items():
+    for path, parameter in plan.parameters.items():
         if "embed" not in parameter.axes or (path == paths.TABLE and not plan.model.tie_embeddings):
             continue
         # Codes travel as they are stored, anything else in the type of the products.
@@ -105,7 +105,7 @@ def _reduce_seconds(plan: StepPlan, chip: Chip, topology: Topology) -> float:
     others = _Group(mesh.data // topology.num_slices, plan.weight_parts * mesh.tensor, topology, chip)
     slices = topology.num_slices
     total = 0.0
-    for parameter in parameters(plan).values():
+    for parameter in plan.parameters.values():
         if not parameter.trains or "embed" not in parameter.axes:
             continue
         shard = parameter.held(mesh) * plan.compute_bytes

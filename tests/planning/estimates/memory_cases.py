@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from step_plans import step_plan
+
 from llama_jax.core.config import MeshConfig
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig, LlamaConfig
 from llama_jax.planning.estimates.layout import StepPlan
@@ -96,7 +98,7 @@ def _case(
     sizes = "x".join(map(str, mesh))
     name = " ".join(map(str, (model, topology, sizes, rows, length, microbatches, *settings.values(), base or "all")))
     data, fsdp, sequence, tensor = mesh
-    plan = StepPlan(
+    plan = step_plan(
         MODELS[model],
         ComputeConfig(**settings),
         TrainingConfig(batch_size=rows, microbatches=microbatches),

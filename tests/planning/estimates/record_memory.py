@@ -12,6 +12,7 @@ from memory_cases import CASES, Case
 
 from llama_jax.core.mesh import make_mesh
 from llama_jax.lora import method
+from llama_jax.model.config import AdapterConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
 from llama_jax.planning.topology import absent_devices, compile_without_devices
@@ -24,9 +25,10 @@ def compiled_bytes(case: Case) -> dict[str, int]:
     """What one device holds before the step, and at most during it."""
     plan = case.plan
     mesh = make_mesh(plan.mesh, absent_devices(case.topology))
-    model = language_model(plan.model, plan.compute, 0.0 if plan.adapter is None else plan.adapter.dropout)
+    adapter = None if plan.base is None else AdapterConfig()
+    model = language_model(plan.model, plan.compute, 0.0 if adapter is None else adapter.dropout)
     with jax.set_mesh(mesh):
-        partition = None if plan.adapter is None else method(plan.adapter, plan.base, 1e-4).partition(model)
+        partition = None if adapter is None else method(adapter, plan.base, 1e-4).partition(model)
         settings = plan.training, plan.sequence_length, 0, partition
         program = make_program(model, next_token(model), *settings)
         shapes = program.state_shapes, program.frozen_shapes, program.batch_shapes(plan.training.batch_size)

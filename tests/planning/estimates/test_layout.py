@@ -2,22 +2,19 @@ import dataclasses
 
 import jax
 import pytest
+from step_plans import step_plan
 
 from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.lora import method
-from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig
+from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
-from llama_jax.planning.estimates.layout import StepPlan, parameters, resolved
+from llama_jax.model.quantized import StorageType
+from llama_jax.planning.estimates.layout import parameters, resolved, stored_as
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import Partition
 
 TINY = SIZES["tiny"]
-
-
-def plan_of(**changes) -> StepPlan:
-    plan = StepPlan(TINY, ComputeConfig(), TrainingConfig(), 128, MeshConfig(fsdp=1))
-    return dataclasses.replace(plan, **changes)
 
 
 def facts_of(partition: Partition) -> dict:
@@ -26,42 +23,40 @@ def facts_of(partition: Partition) -> dict:
     return {path: (leaf.shape, tuple(axes[path]), partition.is_trainable(path)) for path, leaf in shapes.items()}
 
 
-@pytest.mark.parametrize("size", ["tiny", "smollm2_135m", "llama3_8b"])
-@pytest.mark.parametrize("trainable", [None, "norm|q_proj"])
-def test_parameters_are_those_of_the_model(size, trainable):
-    plan = plan_of(model=SIZES[size], training=TrainingConfig(trainable=trainable))
-    model = language_model(SIZES[size], ComputeConfig())
-    planned = {path: (p.shape, p.axes, p.trains) for path, p in parameters(plan).items()}
-    assert planned == facts_of(Partition.of(model, trainable))
+def lora(adapter: AdapterConfig, base: StorageType, model: LlamaConfig = TINY) -> Partition:
+    return method(adapter, base, 1e-4).partition(language_model(model, ComputeConfig()))
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_parameters_with_an_adapter_are_those_of_a_run_of_lora(dora):
-    adapter = AdapterConfig(rank=4, target_modules=("q_proj", "down_proj"), dora=dora, modules_to_save=("lm_head",))
-    planned = parameters(plan_of(adapter=adapter, base="bfloat16"))
-    made = method(adapter, "bfloat16", 1e-4).partition(language_model(TINY, ComputeConfig()))
-    assert {path: (p.shape, p.axes, p.trains) for path, p in planned.items()} == facts_of(made)
-    shapes = tree.flatten(jax.eval_shape(lambda: made.init(jax.random.key(0))))
-    assert {path: p.stored for path, p in planned.items()} == {
-        path: leaf.dtype.itemsize for path, leaf in shapes.items()
+def test_parameters_are_those_that_the_run_declares():
+    adapter = AdapterConfig(rank=4, target_modules=("q_proj", "down_proj"), dora=True, modules_to_save=("lm_head",))
+    for partition in (Partition.of(language_model(TINY, ComputeConfig()), "norm|q_proj"), lora(adapter, "bfloat16")):
+        found = parameters(partition)
+        assert {path: (p.shape, p.axes, p.trains) for path, p in found.items()} == facts_of(partition)
+    assert {path: p.stored for path, p in found.items()} == {
+        path: 4 if p.trains or path.startswith("lora/") else 2 for path, p in found.items()
     }
 
 
-@pytest.mark.parametrize("base", ["int8", "nf4"])
-def test_bytes_of_a_quantised_base_are_those_it_is_stored_in(base):
-    adapter = AdapterConfig()
+@pytest.mark.parametrize("base", ["bfloat16", "int8", "nf4"])
+def test_a_base_stored_in_another_type_has_the_bytes_of_that_type(base):
+    adapter = AdapterConfig(modules_to_save=("lm_head",))
     wide = dataclasses.replace(SIZES["llama_7b"], num_layers=2)
-    planned = parameters(plan_of(model=wide, adapter=adapter, base=base))
-    made = method(adapter, base, 1e-4).partition(language_model(wide, ComputeConfig()))
-    shapes = jax.tree.leaves(jax.eval_shape(lambda: made.init(jax.random.key(0))))
+    partition = lora(adapter, base, wide)
+    shapes = jax.tree.leaves(jax.eval_shape(lambda: partition.init(jax.random.key(0))))
     stored = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
-    assert sum(p.size * p.stored for p in planned.values()) == pytest.approx(stored, rel=1e-3)
+    found = parameters(partition)
+    assert sum(p.size * p.stored for p in found.values()) == pytest.approx(stored, rel=1e-12)
+    changed = stored_as(parameters(lora(adapter, "float32", wide)), base)
+    assert sum(p.size * p.stored for p in changed.values()) == pytest.approx(stored, rel=1e-3)
+    as_declared = {path: (p.shape, p.axes, p.trains) for path, p in found.items()}
+    assert as_declared == {path: (p.shape, p.axes, p.trains) for path, p in changed.items()}
 
 
 def test_a_device_holds_its_part_and_works_on_its_rows():
     mesh = MeshConfig(data=2, fsdp=4, sequence=2, tensor=2)
-    plan = plan_of(mesh=mesh, training=TrainingConfig(batch_size=64, microbatches=2))
-    held = {path: p.size / p.held(mesh) for path, p in parameters(plan).items()}
+    training = TrainingConfig(batch_size=64, microbatches=2)
+    plan = step_plan(TINY, ComputeConfig(), training, 128, mesh)
+    held = {path: p.size / p.held(mesh) for path, p in plan.parameters.items()}
     assert held["layers/mlp/gate_proj/kernel"] == 4 * 2 * 2
     assert held["embedding/table"] == 4 * 2 * 2
     assert held["final_norm/scale"] == 1

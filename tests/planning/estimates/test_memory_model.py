@@ -1,18 +1,23 @@
 import dataclasses
+import importlib
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 from memory_cases import CASES, Case
 from record_plans import KEPT
+from step_plans import step_plan
 
 from llama_jax.config import COMMANDS, PRESETS
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.settings.command_line import parse
 from llama_jax.core.settings.parser import command_for
 from llama_jax.model.config import AdapterConfig, ComputeConfig, LlamaConfig
-from llama_jax.plan import step_plan
+from llama_jax.plan import planned_command
+from llama_jax.planning import planner
 from llama_jax.planning.estimates.layout import StepPlan
 from llama_jax.planning.estimates.memory_model import memory_estimate
 from llama_jax.planning.hardware import parse_topology
@@ -61,18 +66,22 @@ def test_published_recipes_which_were_no_part_of_the_fit_are_within_ten_percent(
     arguments = kept["arguments"].split()
     command = command_for("plan", arguments, COMMANDS)
     planned = parse(COMMANDS[command], arguments, command=command, commands=COMMANDS, presets=PRESETS)
-    estimate = memory_estimate(step_plan(planned, parse_topology(kept["topology"], kept["num_slices"])))
+    build = importlib.import_module(f"llama_jax.{planned_command(planned)}").build
+    program = build(dataclasses.replace(planned, mesh=MeshConfig()), jax.devices()[:1])
+    topology = parse_topology(kept["topology"], kept["num_slices"])
+    estimate = memory_estimate(planner.step_plan(planned, program, topology))
     assert estimate.total == pytest.approx(kept["memory"]["peak"], rel=0.1)
 
 
 D, F, L, V, T, ROWS = 64, 160, 3, 512, 128, 16
-PLAN = StepPlan(
-    LlamaConfig(V, D, F, L, num_heads=4, num_kv_heads=2, head_size=16, context_length=T),
+MODEL = LlamaConfig(V, D, F, L, num_heads=4, num_kv_heads=2, head_size=16, context_length=T)
+SETTINGS: Any = (
     ComputeConfig(dtype="bfloat16", remat="full", attention="splash"),
     TrainingConfig(batch_size=ROWS),
     T,
     MeshConfig(fsdp=4),
 )
+PLAN = step_plan(MODEL, *SETTINGS)
 LAYER = 2 * D * D + 2 * D * D // 2 + 3 * D * F
 PARAMETERS = L * (LAYER + 2 * D) + D + 2 * V * D
 TOKENS = ROWS // 4 * T
@@ -121,12 +130,13 @@ def test_microbatches_keep_less_and_hold_two_gradients():
 
 
 def test_a_large_vocabulary_makes_the_loss_the_moment():
-    large = dataclasses.replace(PLAN, model=dataclasses.replace(PLAN.model, vocab_size=2**17))
+    model = dataclasses.replace(MODEL, vocab_size=2**17)
+    large = step_plan(model, *SETTINGS)
     estimate = memory_estimate(large)
     assert estimate.moment == "loss"
     assert estimate.bytes_by_kind["head"] == D * 2**17 * (2 + 4)
     assert estimate.bytes_by_kind["logits"] == 64 * 2**20
-    frozen = memory_estimate(dataclasses.replace(large, adapter=AdapterConfig(), base="bfloat16"))
+    frozen = memory_estimate(step_plan(model, *SETTINGS, AdapterConfig(), "bfloat16"))
     assert frozen.bytes_by_kind["head"] == D * 2**17 * 2
 
 
@@ -150,7 +160,7 @@ def test_scores_are_held_by_attention_without_a_kernel():
 
 def test_a_frozen_base_has_neither_moments_nor_gradients():
     adapter = AdapterConfig(rank=4, target_modules=("o_proj",))
-    kinds = memory_estimate(dataclasses.replace(PLAN, adapter=adapter, base="bfloat16")).bytes_by_kind
+    kinds = memory_estimate(step_plan(MODEL, *SETTINGS, adapter, "bfloat16")).bytes_by_kind
     factors = L * (4 * D + 4 * D / 4)  # of o_proj the outputs are split
     norms = (2 * L + 1) * D
     assert kinds["optimizer"] == 8 * factors

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from step_plans import parameters_of, step_plan
 
 from llama_jax.core.chips import Chip
 from llama_jax.core.config import MeshConfig
@@ -18,7 +19,7 @@ LAYER = 4 * D * D + 3 * D * F
 HEAD = D * V
 CHIP = Chip("tpu", 1e9, 2**30, 1e9, link_bandwidth=1e6, torus_dimensions=2, network_bandwidth=1e4)
 GPU = Chip("gpu", 1e9, 2**30, 1e9, nvlink_bandwidth=8e6, network_bandwidth=1e6)
-PLAN = StepPlan(
+PLAN = step_plan(
     MODEL,
     ComputeConfig(dtype="bfloat16", remat="none", attention="splash"),
     TrainingConfig(batch_size=ROWS),
@@ -66,7 +67,9 @@ def test_frozen_weights_have_no_gradients():
     adapter = AdapterConfig(rank=4, target_modules=("q_proj",))
     factors = L * 2 * 4 * D
     products = 4 * (L * LAYER + HEAD) + 6 * factors
-    assert flops(changed(adapter=adapter, base="bfloat16")) == (products + 9 * SCORES) * ROWS * T
+    assert (
+        flops(changed(parameters=parameters_of(MODEL, None, adapter, "bfloat16"))) == (products + 9 * SCORES) * ROWS * T
+    )
 
 
 def test_weights_are_gathered_in_each_pass_over_both_dimensions_of_the_torus():

@@ -1,0 +1,33 @@
+"""What a benchmark says while it measures, and the file that keeps what it found."""
+
+import json
+import sys
+from typing import Any
+
+from etils import epath
+
+from llama_jax.benchmarks.config import BenchmarkConfig
+from llama_jax.core.distributed import is_main_process
+from llama_jax.core.files import write_whole
+
+
+def say(config: BenchmarkConfig, text: str) -> None:
+    """Print a line for people, from process 0."""
+    # With --against this process must not ask JAX which one it is, since that starts it; it is the only one then.
+    if config.against is not None or is_main_process():
+        print(text, file=sys.stderr if config.json else sys.stdout, flush=True)
+
+
+def keep(config: BenchmarkConfig, name: str, result: dict[str, Any]) -> None:
+    """Write `NAME.json`, and print it where that is asked for."""
+    file = epath.Path(config.output) / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(result, indent=2) + "\n")
+    say(config, f"kept in {file}")
+    if config.json:
+        print(json.dumps(result))
+
+
+def gigabytes(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 2**30:.2f} GiB"
