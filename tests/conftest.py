@@ -37,6 +37,11 @@ import pytest  # noqa: E402
 from llama_jax.core.batches import TokenBatch  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the checks of the whole tree: the longest of them would be what the others wait for at the end."""
+    items.sort(key=lambda item: item.path.name != "test_habits.py")
+
+
 @pytest.fixture
 def packed_batch():
     """Makes a random batch of two documents a row: `packed_batch(rows, length, vocab_size, seed)`."""

@@ -77,7 +77,8 @@ def one_process(small_run, tmp_path_factory) -> list[float]:
     return [record["loss"] for record in metrics(folder / "run")]
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_give_the_losses_of_one(processes, one_process, small_run, tmp_path):
     command = ("pretrain", *small_run.arguments, *SHORT, "--run_dir", tmp_path / "run")
     with started(processes, *command, folder=tmp_path, devices=4 // processes) as job:
