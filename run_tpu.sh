@@ -9,6 +9,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 POLL_SECONDS=30       # between two looks at a request that waits for a TPU
 RECONNECT_SECONDS=15  # before the log is asked for again after a lost connection
 STOP_SECONDS=600      # what `stop` leaves a job to save and end
+LEAVE_SECONDS=${LEAVE_SECONDS:-10} # what the processes of --local have to end once one of them failed
 
 usage() {
   cat <<'USAGE'
@@ -417,7 +418,7 @@ wait_for_processes() {
       say "process $rank of $LOCAL ended with exit code $code"
       ((rank == 0)) || cat "$logs/process_$rank.log" >&2
       # The others would wait in vain for the one that is gone.
-      deadline=$((SECONDS + 10))
+      deadline=$((SECONDS + LEAVE_SECONDS))
       signal_all TERM
     done
     if [[ $deadline ]] && ((SECONDS >= deadline)); then

@@ -12,7 +12,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Compiling is most of what the tests do, and a third of it is optimizing for a processor that then works for
+# milliseconds. What the environment asks for comes later and so is what holds.
+_flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0", os.environ.get("XLA_FLAGS")]
+os.environ["XLA_FLAGS"] = " ".join(filter(None, _flags))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -32,6 +35,11 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from llama_jax.core.batches import TokenBatch  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the checks of the whole tree: the longest of them would be what the others wait for at the end."""
+    items.sort(key=lambda item: item.path.name != "test_habits.py")
 
 
 @pytest.fixture

@@ -54,9 +54,7 @@ _START_REMEDIES = {
 
 def stage_failure(stage: str, why: str) -> Finding:
     """A measurement or a check failed, or did not finish."""
-    remedy = (
-        "run it again; if it persists, update driver and plugin: pip install -U 'llama_jax[tpu]', or [cuda13]"
-    )
+    remedy = "run it again; if it persists, update driver and plugin: pip install -U 'llama_jax[tpu]', or [cuda13]"
     if "RESOURCE_EXHAUSTED" in why or "out of memory" in why.lower():
         remedy = "another process holds the memory of the device: nvidia-smi, or sudo lsof -w /dev/accel* /dev/vfio/*"
     elif "no answer" in why and " along " in stage:
@@ -66,9 +64,7 @@ def stage_failure(stage: str, why: str) -> Finding:
 
 def wrong_numbers(what: str) -> Finding:
     """A device computes or exchanges wrongly."""
-    remedy = (
-        "do not train here: update driver and plugin, try again; if it persists, exclude that device or machine"
-    )
+    remedy = "do not train here: update driver and plugin, try again; if it persists, exclude that device or machine"
     return Finding("broken", what, remedy)
 
 

@@ -29,10 +29,6 @@ TIMING = {
 """What metrics.jsonl holds that two runs need not agree on."""
 
 
-UNOPTIMIZED = "--xla_backend_optimization_level=0"
-"""On CPU only process 0 of a job uses the compilation cache; without this the others compile for most of a test."""
-
-
 @dataclass(frozen=True)
 class Ended:
     """A command that has ended."""
@@ -57,7 +53,7 @@ def started(*line: object, output: Path, devices: int = 1, xla_flags: str = "") 
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {xla_flags}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices} {xla_flags}",
     }
     command = [sys.executable, "-m", "llama_jax", *map(str, line)]
     with output.open("w") as out, _errors(output).open("w") as errors:
@@ -91,9 +87,7 @@ def run(*line: object, folder: Path, devices: int = 1) -> Ended:
 
 
 @contextmanager
-def two_started(
-    *line: object, folder: Path, xla_flags: str = UNOPTIMIZED
-) -> Iterator[list[tuple[subprocess.Popen, Path]]]:
+def two_started(*line: object, folder: Path, xla_flags: str = "") -> Iterator[list[tuple[subprocess.Popen, Path]]]:
     """Two processes of one job with four devices each, and the files they print into."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -110,7 +104,7 @@ def two_started(
         yield list(zip(processes, outputs, strict=True))
 
 
-def run_two(*line: object, folder: Path, xla_flags: str = UNOPTIMIZED) -> list[Ended]:
+def run_two(*line: object, folder: Path, xla_flags: str = "") -> list[Ended]:
     """Run a command as two processes of one job with four devices each."""
     with two_started(*line, folder=folder, xla_flags=xla_flags) as job:
         return [ended(process, output) for process, output in job]

@@ -25,7 +25,11 @@ def truncate(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("item", "damage"),
-    [("params", flip), ("optimizer", truncate), ("data", Path.unlink)],
+    [
+        ("params", flip),
+        pytest.param("optimizer", truncate, marks=pytest.mark.slow),
+        pytest.param("data", Path.unlink, marks=pytest.mark.slow),
+    ],
     ids=["a flipped bit in the parameters", "a truncated optimizer", "a lost data position"],
 )
 def test_a_run_falls_back_to_the_newest_checkpoint_that_verifies(small_run, tmp_path, item, damage, capfd) -> None:

@@ -141,6 +141,7 @@ def test_only_the_parameters_and_the_model_are_opened(tiny_run, data, capfd) -> 
     assert after["accuracy"] == before["accuracy"]
 
 
+@pytest.mark.slow
 def test_processes_agree(tiny_run, data, capfd) -> None:
     ask = ("--model", tiny_run, "--task", "multiple_choice", "--data", "choices.jsonl")
     alone = evaluated(capfd, *ask, "--output", "alone.json")

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from command_runs import call, checkpoint, ended, metrics, run, started, steps
+from made_once import made_once
 from test_restart import wait_for_steps
 
 from llama_jax.checkpoints.opening import ModelReference, open_params
@@ -34,15 +35,17 @@ class Tuning:
 
 @pytest.fixture(scope="session")
 def instructions(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("instructions") / "instructions.json"
+    return made_once(tmp_path_factory, "instructions", _write_instructions) / "instructions.json"
+
+
+def _write_instructions(folder: Path) -> None:
     chosen = random.Random(0)
     words = ["red", "blue", "old", "cat", "dog", "sea", "sun", "map"]
     rows = []
     for number in range(60):
         said = chosen.sample(words, 3)
         rows.append({"instruction": f"Say {number} words.", "input": " ".join(said), "output": " ".join(said[::-1])})
-    file.write_text(json.dumps(rows))
-    return file
+    (folder / "instructions.json").write_text(json.dumps(rows))
 
 
 def arguments_of(model: Path, instructions: Path, **changes: object) -> list[object]:
@@ -65,22 +68,25 @@ def arguments_of(model: Path, instructions: Path, **changes: object) -> list[obj
     return [part for name, value in settings.items() for part in (f"--{name}", value)]
 
 
-def tuned_by(command: str, arguments: list[object], folder: Path) -> Tuning:
-    run_dir = folder / "run"
-    result = run(command, *arguments, "--run_dir", run_dir, folder=folder)
-    assert result.code == 0, result
-    return Tuning(command, arguments, run_dir)
+def tuned_by(tmp_path_factory, name: str, command: str, arguments: list[object]) -> Tuning:
+    """A run of the command in the folder of that name."""
+
+    def make(folder: Path) -> None:
+        result = run(command, *arguments, "--run_dir", folder / "run", folder=folder)
+        assert result.code == 0, result
+
+    return Tuning(command, arguments, made_once(tmp_path_factory, name, make) / "run")
 
 
 @pytest.fixture(scope="session")
 def tuned_sft(small_run, instructions, tmp_path_factory) -> Tuning:
-    return tuned_by("sft", arguments_of(small_run.run_dir, instructions), tmp_path_factory.mktemp("sft"))
+    return tuned_by(tmp_path_factory, "tuned_sft", "sft", arguments_of(small_run.run_dir, instructions))
 
 
 @pytest.fixture(scope="session")
 def tuned_lora(small_run, instructions, tmp_path_factory) -> Tuning:
     arguments = arguments_of(small_run.run_dir, instructions, **{"lora.dropout": 0.1})
-    return tuned_by("lora", arguments, tmp_path_factory.mktemp("lora"))
+    return tuned_by(tmp_path_factory, "tuned_lora", "lora", arguments)
 
 
 @pytest.fixture(params=["sft", "lora"])
@@ -139,19 +145,27 @@ def assert_same_run(tuning: Tuning, run_dir: Path) -> None:
         assert (run_dir / file).read_text() == (tuning.run_dir / file).read_text()
 
 
+@pytest.mark.parametrize("tuned", [pytest.param("sft", marks=pytest.mark.slow), "lora"], indirect=True)
 def test_a_run_that_is_killed_again_and_again_is_the_uninterrupted_run(tuned, tmp_path):
     chance = random.Random(5)
-    run_dir, output = tmp_path / "run", tmp_path / "printed"
-    line = (tuned.command, *tuned.arguments, "--run_dir", run_dir)
-    for _ in range(3):
-        with started(*line, output=output) as process:
-            if wait_for_steps(run_dir, output, process, count=chance.randint(2, 5)):
-                time.sleep(chance.uniform(0, 0.3))
-            process.kill()
-            assert ended(process, output).code in (0, -signal.SIGKILL)
-    result = run(*line, folder=tmp_path)
-    assert result.code == 0, result
-    assert_same_run(tuned, run_dir)
+    output = tmp_path / "printed"
+    kills = runs = 0
+    while kills < 3:
+        runs += 1
+        line = (tuned.command, *tuned.arguments, "--run_dir", tmp_path / f"run_{runs}")
+        code = -signal.SIGKILL
+        while code and kills < 3:
+            with started(*line, output=output) as process:
+                if wait_for_steps(tmp_path / f"run_{runs}", output, process, count=chance.randint(2, 5)):
+                    time.sleep(chance.uniform(0, 0.3))
+                process.kill()
+                code = ended(process, output).code
+            assert code in (0, -signal.SIGKILL)
+            kills += code != 0
+        if code:
+            result = run(*line, folder=tmp_path)
+            assert result.code == 0, result
+        assert_same_run(tuned, tmp_path / f"run_{runs}")
 
 
 def test_the_best_checkpoint_is_kept(tuned):
@@ -168,12 +182,9 @@ def adapter_of(run_dir: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def reference_adapter(small_run, instructions, tmp_path_factory) -> tuple[list[object], dict[str, np.ndarray]]:
     """Of a run on one device without accumulation and dropout."""
-    folder = tmp_path_factory.mktemp("reference_adapter")
     more = {"lora.dropout": 0, "training.peak_learning_rate": 1e-3, "training.batch_size": 32}
     arguments = arguments_of(small_run.run_dir, instructions, **more)
-    result = run("lora", *arguments, "--run_dir", folder / "run", folder=folder)
-    assert result.code == 0, result
-    return arguments, adapter_of(folder / "run")
+    return arguments, adapter_of(tuned_by(tmp_path_factory, "reference_adapter", "lora", arguments).run_dir)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +212,10 @@ def test_meshes_and_accumulation_give_the_same_adapter(mesh, microbatches, refer
 
 @pytest.mark.parametrize(
     ("config", "count", "share"),
-    [("lora_alpaca_7b", "4,194,304", "0.0622%"), ("lora_alpaca_7b_official", "16,777,216", "0.2490%")],
+    [
+        ("lora_alpaca_7b", "4,194,304", "0.0622%"),
+        pytest.param("lora_alpaca_7b_official", "16,777,216", "0.2490%", marks=pytest.mark.slow),
+    ],
 )
 def test_a_dry_run_counts_the_parameters_that_train(config, count, share, capfd):
     small = ("--training.batch_size", 8, "--training.microbatches", 1, "--data.sequence_length", 512)

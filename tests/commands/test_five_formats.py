@@ -122,6 +122,7 @@ def command(small_run, sources, run_dir: Path, **settings: object) -> list[objec
     return ["pretrain", *small_run.arguments, *(part for name, value in given.items() for part in (f"--{name}", value))]
 
 
+@pytest.mark.slow
 def test_a_run_on_five_formats_that_is_killed_goes_on_bit_for_bit(sources, small_run, tmp_path):
     expected = tmp_path / "expected"
     result = command_runs.run(*command(small_run, sources, expected), folder=tmp_path)

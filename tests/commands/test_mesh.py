@@ -3,12 +3,14 @@
 import json
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from command_runs import UNOPTIMIZED, call, checkpoint, ended, metrics, run, run_two, steps, two_started
+from command_runs import call, checkpoint, ended, metrics, run, run_two, steps, two_started
+from made_once import made_once
 
 from llama_jax.checkpoints.opening import ModelReference, open_model
 from llama_jax.core import tree
@@ -41,12 +43,15 @@ def train(run_dir: Path, *mesh: object) -> None:
     assert call("pretrain", *arguments) == 0
 
 
+def train_in(folder: Path, mesh: list[object]) -> None:
+    train(folder / "run", *mesh)
+
+
 @pytest.fixture(scope="session")
 def eight_device_run(tmp_path_factory) -> Path:
     """Directory of 20 steps of the tiny run on a mesh of 2 x 2 x 2 devices."""
-    run_dir = tmp_path_factory.mktemp("eight_device_run") / "run"
-    train(run_dir, *mesh_of(2, 2, 2))
-    return run_dir
+    make = partial(train_in, mesh=mesh_of(2, 2, 2))
+    return made_once(tmp_path_factory, "eight_device_run", make) / "run"
 
 
 def test_data_fsdp_and_tensor_parallelism_together_give_the_losses_of_one_device(eight_device_run, tiny_run):
@@ -74,9 +79,7 @@ LONG = ("--data.sequence_length", 512)
 @pytest.fixture(scope="session")
 def long_run(tmp_path_factory) -> Path:
     """Directory of 20 steps on long rows, each of which is whole on its device."""
-    run_dir = tmp_path_factory.mktemp("long_run") / "run"
-    train(run_dir, *LONG, "--mesh.fsdp", 8)
-    return run_dir
+    return made_once(tmp_path_factory, "long_run", partial(train_in, mesh=[*LONG, "--mesh.fsdp", 8])) / "run"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_gradients_reduced_in_stages_give_the_losses_of_one_device(tiny_run, tmp
     assert_same_losses(tmp_path / "run", tiny_run)
 
 
-def train_on_two(run_dir: Path, last: int, xla_flags: str = UNOPTIMIZED) -> list[str]:
+def train_on_two(run_dir: Path, last: int, xla_flags: str = "") -> list[str]:
     """Train to a step as two processes of four devices each; returns what each printed."""
     command = ("pretrain", *TINY, "--run_dir", run_dir, "--training.steps", last)
     results = run_two(*command, folder=run_dir.parent, xla_flags=xla_flags)
@@ -127,7 +130,7 @@ def test_a_run_goes_from_two_processes_to_one_and_back(tiny_run, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one_device(tiny_run, tmp_path):
-    train_on_two(tmp_path / "run", STEPS, xla_flags="")
+    train_on_two(tmp_path / "run", STEPS, xla_flags="--xla_backend_optimization_level=3")
     assert_same_losses(tmp_path / "run", tiny_run)
 
 

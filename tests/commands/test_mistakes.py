@@ -206,6 +206,7 @@ def test_an_unknown_command_is_named_and_known_ones_are_listed(folder) -> None:
         assert f"\n  {command} " in listed.output
 
 
+@pytest.mark.slow
 def test_a_mistake_that_only_one_process_can_see_ends_both_processes(small_run, folder) -> None:
     wrong = ("--data.tokenizer", "null", "--model.vocab_size", 5000, "--run_dir", "run")
     for result in command_runs.run_two("pretrain", *small_run.arguments, *wrong, folder=folder):

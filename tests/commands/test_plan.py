@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import time
 
 import pytest
 from command_runs import call
@@ -50,9 +49,8 @@ def test_a_step_is_compiled_and_all_of_it_accounted_for(capfd):
 
 @needs_libtpu
 def test_what_does_not_fit_says_by_how_much_and_what_would(capfd):
-    started = time.perf_counter()
-    report, said = planned(capfd, "--config", "pretrain_7b", "--topology", "v5e:16x16", "--compute.remat", "none")
-    assert time.perf_counter() - started < 120
+    wide = ("--config", "pretrain_65b", "--model.num_layers", 2, "--training.batch_size", 128)
+    report, said = planned(capfd, *wide, "--topology", "v5e:2x4", "--compute.remat", "none")
     memory = report["memory"]
     assert not report["fits"] and memory["shortfall"] == memory["needed"] - memory["limit"] > GIB
     assert len(report["remedies"]) == 3

@@ -123,7 +123,7 @@ def kill_when(ready: Callable[[], bool], arguments, folder: Path, output: Path, 
         workers = children(process.pid)
         process.kill()
         result = command_runs.ended(process, output)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(map(is_running, workers)):
         assert time.monotonic() < deadline, "a worker process outlives its parent"
         time.sleep(0.01)

@@ -6,7 +6,6 @@ from pathlib import Path
 import command_runs
 import pytest
 
-from llama_jax.config import PreviewConfig
 from llama_jax.core.settings.command_line import parse
 from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.loader import Loader
@@ -149,7 +148,7 @@ def test_prepared_shards_bring_their_tokenizer(sources, tmp_path, capfd) -> None
 def test_the_configs_of_pretrain_fit(name) -> None:
     commands = command_runs.COMMANDS
     config = parse(
-        PreviewConfig, ["--config", name], command="preview", commands=commands, presets=command_runs.PRESETS
+        commands["preview"], ["--config", name], command="preview", commands=commands, presets=command_runs.PRESETS
     )
     assert config.data.mixture or config.data.source != "pydoc" or name == "tiny/pretrain"
     assert config.training.steps > 1

@@ -1,7 +1,9 @@
 """A run that is interrupted, in whatever way, and started again is the run that was never interrupted, bit for bit."""
 
 import json
+import os
 import random
+import resource
 import signal
 import time
 from pathlib import Path
@@ -136,16 +138,28 @@ def assert_same_but_for_validation(run_dir: Path, reference: Path) -> None:
     assert checkpoint(run_dir, SMALL_STEPS) == checkpoint(reference, SMALL_STEPS)
 
 
+def process_seconds(pid: int) -> float:
+    """Of processors, that a running process has taken."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def test_a_second_signal_ends_the_run_at_once_even_while_it_compiles(small_run, tmp_path):
     output = tmp_path / "printed"
     # A shape that no other test compiles, so that the compilation cache cannot make it quick.
     slow = ("--model.num_layers", 3, "--seed", random.randrange(2**31), "--run_dir", tmp_path / "run")
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    others = children.ru_utime + children.ru_stime
     with started("pretrain", *small_run.arguments, *slow, output=output) as process:
         assert wait_for(output, "compiling", process)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=2) == 128 + signal.SIGTERM
+        before = process_seconds(process.pid)
+        while process.poll() is None:  # two that are pending at the same time would be one
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        assert process.returncode == 128 + signal.SIGTERM
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = children.ru_utime + children.ru_stime - others - before
+    assert spent < 2, "compiling takes 10 s of a processor's time"
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_runs import ROOT, UNOPTIMIZED, Ended, metrics, run, steps
+from command_runs import ROOT, Ended, metrics, run, steps
+from made_once import made_once
 from tpu_stand_in import SCRIPT
 
 SHORT = ("--training.steps", 8, "--training.schedule_steps", 30)
@@ -27,9 +28,9 @@ def started(processes: int, *command: object, folder: Path, devices: int = 1) ->
         "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
-        "XLA_FLAGS": UNOPTIMIZED,
-        "JAX_NUM_CPU_DEVICES": str(devices),
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "TMPDIR": str(folder),
+        "LEAVE_SECONDS": "2",
     }
     arguments = [SCRIPT, "--local", str(processes), "--", *map(str, command)]
     with (folder / "printed").open("w") as output, (folder / "errors").open("w") as errors:
@@ -67,13 +68,17 @@ def wait_for_a_step(process: subprocess.Popen, run_dir: Path) -> None:
 @pytest.fixture(scope="module")
 def one_process(small_run, tmp_path_factory) -> list[float]:
     """The losses of a run of one process with four devices."""
-    folder = tmp_path_factory.mktemp("one_process")
-    result = run("pretrain", *small_run.arguments, *SHORT, "--run_dir", folder / "run", folder=folder, devices=4)
-    assert result.code == 0, result
+
+    def make(folder: Path) -> None:
+        result = run("pretrain", *small_run.arguments, *SHORT, "--run_dir", folder / "run", folder=folder, devices=4)
+        assert result.code == 0, result
+
+    folder = made_once(tmp_path_factory, "one_process", make)
     return [record["loss"] for record in metrics(folder / "run")]
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_give_the_losses_of_one(processes, one_process, small_run, tmp_path):
     command = ("pretrain", *small_run.arguments, *SHORT, "--run_dir", tmp_path / "run")
     with started(processes, *command, folder=tmp_path, devices=4 // processes) as job:
@@ -94,9 +99,7 @@ def test_when_one_process_is_killed_all_end_with_its_exit_code(small_run, tmp_pa
         wait_for_a_step(job, tmp_path / "run")
         first, second = children(job)
         os.kill(second, signal.SIGKILL)
-        killed = time.monotonic()
         result = ended(job, tmp_path)
-        assert time.monotonic() - killed < 30
         assert not Path(f"/proc/{first}").exists()
     assert result.code == 128 + signal.SIGKILL
     assert "process 1 of 2 ended with exit code 137\n" in result.errors
@@ -118,24 +121,23 @@ def test_a_signal_to_the_script_makes_all_processes_save_and_leave(number, small
     assert steps(tmp_path / "run")[-1] == made
 
 
-@pytest.mark.parametrize(("on_signal", "seconds"), [("exit 4", 8), (":", 30)], ids=["goes", "stays"])
-def test_processes_that_wait_for_one_that_failed_are_ended(on_signal, seconds, tmp_path):
+@pytest.mark.parametrize(("on_signal", "leave_seconds"), [("exit 4", 100_000), (":", 1)], ids=["goes", "stays"])
+def test_processes_that_wait_for_one_that_failed_are_ended(on_signal, leave_seconds, tmp_path):
     python = tmp_path / "python"
     python.write_text(f"""#!/bin/bash
         if [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi
         if [[ ${{@: -1}} == 1 ]]; then echo broken; exit 5; fi
         trap '{on_signal}' TERM
         echo $$ > {tmp_path}/waits
-        for _ in {{1..600}}; do read -t 0.1 < <(tail -f /dev/null) || true; done
+        while true; do read -t 0.1 < <(tail -f /dev/null) || true; done
     """)
     python.chmod(0o755)
     command = [SCRIPT, "--local", "2", "--", "pretrain"]
-    begun = time.monotonic()
-    result = subprocess.run(command, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True)
+    environment = os.environ | {"PYTHON": str(python), "LEAVE_SECONDS": str(leave_seconds)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 5, result
     assert result.stderr.startswith("process 1 of 2 ended with exit code 5\nbroken\n")
     assert not Path("/proc", (tmp_path / "waits").read_text().strip()).exists()
-    assert time.monotonic() - begun < seconds
 
 
 def test_a_mistake_is_shown_once_with_its_exit_code(tmp_path):

@@ -51,7 +51,9 @@ def lowered(program: Program) -> jax.stages.Lowered:
     return program.step.lower(*shapes)  # pyright: ignore[reportFunctionMemberAccess]
 
 
-@pytest.mark.parametrize("storage", ["bfloat16", "int8", "nf4"])
+@pytest.mark.parametrize(
+    "storage", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "int8")), "nf4"]
+)
 def test_a_7b_step_holds_the_base_once_as_it_is_stored(storage) -> None:
     """Two layers more take their own stored bytes, their adapter and moments, and the activations between them: no
     copy in float32, no gradient, no moment and no matrix turned back, each of which would be larger."""
@@ -86,7 +88,9 @@ SMALL = LlamaConfig(V, D, F, L, num_heads=4, num_kv_heads=4, head_size=64, conte
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel here")
-@pytest.mark.parametrize(("storage", "dtype", "part"), [("bfloat16", "bf16", 2), ("nf4", "u8", 0.5)])
+@pytest.mark.parametrize(
+    ("storage", "dtype", "part"), [pytest.param("bfloat16", "bf16", 2, marks=pytest.mark.slow), ("nf4", "u8", 0.5)]
+)
 def test_on_tpu_the_base_is_gathered_as_it_is_stored_and_never_reduced(storage, dtype, part) -> None:
     mesh = make_mesh(MeshConfig(fsdp=DEVICES), devices=absent_devices("v5e:2x4"))
     model = model_of(SMALL)

@@ -148,7 +148,7 @@ def test_devices_that_split_rows_exchange_them_for_heads_where_the_kernel_needs_
     assert not shapes_sent(program, "all-gather")
 
 
-@pytest.mark.parametrize("remat", ["full", "attention"])
+@pytest.mark.parametrize("remat", [pytest.param("full", marks=pytest.mark.slow), "attention"])
 @pytest.mark.parametrize(
     ("implementation", "topology"),
     [

@@ -115,7 +115,10 @@ WIDE = LlamaConfig(2048, 1024, 2816, 2, num_heads=8, num_kv_heads=8, head_size=1
 """Matrices of which a device has enough for the compiler to treat them as it does those of 7B."""
 
 
-@pytest.mark.parametrize(("stages", "kind", "group", "most"), [((), "all-reduce", 16, 1.35), ((4, 4), None, 4, 1.05)])
+@pytest.mark.parametrize(
+    ("stages", "kind", "group", "most"),
+    [pytest.param((), "all-reduce", 16, 1.35, marks=pytest.mark.slow), ((4, 4), None, 4, 1.05)],
+)
 def test_over_two_dimensions_of_a_torus_gradients_are_reduced_at_once_or_in_stages(stages, kind, group, most):
     """By the compiler's choice gradients are all-reduced along both dimensions together: twice the bytes of a
     reduce-scatter, on twice the links. In stages they are scattered along one and then the other."""
@@ -131,7 +134,9 @@ def test_over_two_dimensions_of_a_torus_gradients_are_reduced_at_once_or_in_stag
     assert sum(map(wire_bytes, sent)) < most * least(WIDE, 16)
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=4, tensor=2), MeshConfig(fsdp=4, sequence=2)])
+@pytest.mark.parametrize(
+    "mesh", [MeshConfig(fsdp=4, tensor=2), pytest.param(MeshConfig(fsdp=4, sequence=2), marks=pytest.mark.slow)]
+)
 def test_looked_up_rows_and_the_heads_gradient_are_sent_in_parts_on_every_mesh(mesh):
     sent = collectives(compiled_for("v5e:2x4", mesh, MODEL, ROWS).as_text())
     print(f"\n{table(sent)}")

@@ -252,9 +252,9 @@ def test_expressions_of_strangers_are_not_run(tmp_path) -> None:
     expected = read_peft(folder, config_of("lora"))
     evil = r"(\w|\w|[a-z])*(\w*)*(\.*\w*)*!"
     change_config(folder, {"target_modules": evil, "rank_pattern": {evil: 3}, "exclude_modules": evil})
-    begun = time.monotonic()
+    begun = time.process_time()
     found = read_peft(folder, config_of("lora"))
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
     jax.tree.map(np.testing.assert_array_equal, found.factors, expected.factors)
 
 

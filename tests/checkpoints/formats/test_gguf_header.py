@@ -170,10 +170,10 @@ def test_a_hostile_header_is_refused_in_one_line_quickly_and_without_memory(tmp_
     path = tmp_path / "hostile.gguf"
     path.write_bytes(content)
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UserError) as error:
         read_gguf_header(path)
-    seconds, peak = time.monotonic() - started, tracemalloc.get_traced_memory()[1]
+    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert str(error.value).startswith(f"{path}: ") and message in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
@@ -216,9 +216,9 @@ def test_half_a_million_strings_are_read_in_a_moment(tmp_path: Path) -> None:
     path = tmp_path / "merges.gguf"
     count = 400_000
     path.write_bytes(with_key(ARRAY, array(STRING, count, string("Ġa Ġb") * count)))
-    started = time.monotonic()
+    started = time.process_time()
     merges = read_gguf_header(path).values["k"]
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started
     assert merges == ["Ġa Ġb"] * count and seconds < 3
 
 

@@ -1,9 +1,9 @@
 """What the command line and YAML files say, and how mistakes are reported."""
 
+import resource
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -287,11 +287,12 @@ def script(tmp_path):
 
 
 def test_help_is_quick_and_says_what_settings_mean(script):
-    start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = subprocess.run([*script, "--help"], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.returncode == 0
     assert "How many lines. (type: int, default: 3)" in result.stdout
-    assert time.monotonic() - start < 5, "0.3 s on a quiet machine"
+    assert after.ru_utime - before.ru_utime < 2, "0.3 s of a processor's time"
 
 
 def test_help_shows_the_values_of_the_preset(capsys):
@@ -310,7 +311,7 @@ def test_a_reader_that_went_away_is_no_complaint(script):
     process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=240) == 1
 
 
 def test_nothing_heavy_is_imported_to_parse(script):
@@ -347,7 +348,7 @@ def test_a_process_that_fails_ends_at_once_while_others_go_on(tmp_path):
     command = [sys.executable, str(tmp_path / "script.py"), "--port", str(port), "--rank"]
     first = subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
-        second = subprocess.run([*command, "1"], capture_output=True, text=True, timeout=60)
+        second = subprocess.run([*command, "1"], capture_output=True, text=True, timeout=240)
         assert second.returncode == 1
         assert "ZeroDivisionError: one process fails" in second.stderr
         assert first.stdout is not None

@@ -1,5 +1,6 @@
 import itertools
 import json
+import queue
 import threading
 import time
 import zlib
@@ -183,7 +184,7 @@ def test_close_frees_who_waits_for_a_batch(byte_tokenizer):
 
     def batch_size_at(step: int) -> int:
         if step == 1:
-            never.wait(10)
+            never.wait(60)
         return 8
 
     source = loader(byte_tokenizer, batch_size_at).start()
@@ -193,9 +194,11 @@ def test_close_frees_who_waits_for_a_batch(byte_tokenizer):
     waiting.start()
     time.sleep(0.1)
     source.close()
-    waiting.join(1)
+    waiting.join(30)
     never.set()
     assert ended == [0]
+    for thread in loader_threads():
+        thread.join(60)
 
 
 def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_asked_for(tmp_path, byte_tokenizer):
@@ -216,31 +219,32 @@ def loader_threads() -> list[threading.Thread]:
 
 
 def test_batches_are_prepared_ahead_as_many_as_configured(byte_tokenizer):
-    steps: list[int] = []
+    begun: queue.Queue[int] = queue.Queue()
 
     def batch_size_at(step: int) -> int:
-        steps.append(step)
+        begun.put(step)
         return 8
 
-    source = loader(byte_tokenizer, batch_size_at, config=DataConfig(sequence_length=8, prefetch_batches=3)).start()
-    time.sleep(0.5)
-    assert max(steps) == 2
-    next(source)
-    time.sleep(0.2)
-    assert max(steps) == 3
+    source = loader(byte_tokenizer, batch_size_at, config=DataConfig(sequence_length=8, prefetch_batches=3))
+    assert begun.get(timeout=60) == 0  # the loader looks whether it fits the streams
+    source.start()
+    for step in range(3):
+        assert begun.get(timeout=60) == step
+    for step in range(3, 50):
+        assert begun.empty()
+        next(source)
+        assert begun.get(timeout=60) == step
     source.close()
 
 
 @pytest.mark.parametrize("batches", [0, 1])
-def test_close_stops_the_thread_at_once_also_when_it_is_ahead(byte_tokenizer, batches):
+def test_close_stops_the_thread_also_when_it_is_ahead(byte_tokenizer, batches):
     source = loader(byte_tokenizer, 8).start()
     for _ in range(batches):
         next(source)
-    time.sleep(0.3)
-    assert len(loader_threads()) == 1
-    started = time.monotonic()
+    (thread,) = loader_threads()
     source.close()
-    assert time.monotonic() - started < 0.5
+    thread.join(60)
     assert not loader_threads()
     with pytest.raises(RuntimeError, match="between start"):
         next(source)

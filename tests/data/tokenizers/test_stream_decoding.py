@@ -67,10 +67,10 @@ def test_the_cost_of_a_token_does_not_grow(tiktoken_tokenizer, kind):
     decoder = StreamDecoder(tiktoken_tokenizer)
 
     def seconds() -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         for step in range(500):
             decoder.push(ids[step % len(ids)])
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     first = seconds()
     for _ in range(10):

@@ -120,11 +120,11 @@ def test_a_json_file_is_preferred_and_the_model_travels_with_it(tokenizer, json_
 def test_broken_files_are_refused_by_name(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UserError, match=f"{name}: .*{message}") as error:
         load_tokenizer(tmp_path / name)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(
@@ -164,10 +164,10 @@ def test_a_control_token_that_text_would_give_is_refused():
 
 def test_a_pattern_that_never_ends_is_given_up():
     made = HuggingFaceTokenizer(json_file(pre_tokenizer=split("(a+)+$")), BESIDE)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ValueError, match="retry-limit"):
         made.encode("a" * 60 + "b")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_vocabularies_come_back_from_their_files(tokenizer, json_tokenizer):

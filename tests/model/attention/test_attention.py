@@ -2,7 +2,9 @@
 or a GPU are run by the interpreters of Pallas."""
 
 import functools
-from typing import NamedTuple
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,8 +103,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def cases() -> Iterator[Any]:
+    """Of each case and implementation; the size of a head makes a difference to kernels alone."""
+    for (name, case), implementation in itertools.product(CASES.items(), IMPLEMENTATIONS):
+        is_slow = name.startswith("heads of") and implementation in ("xla", "blocked")
+        marks = [pytest.mark.slow] * is_slow
+        yield pytest.param(case, implementation, marks=marks, id=f"{name}-{implementation}")
+
+
+@pytest.mark.parametrize(("case", "implementation"), cases())
 def test_values_and_gradients_equal_the_reference(implementation, case) -> None:
     arrays = inputs(case)
     assert_close(computed(case, implementation, arrays), reference(case, arrays), 1.5e-6)
@@ -151,7 +160,13 @@ MESHES = {
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(mesh, marks=[pytest.mark.slow] * (name != "data, sequence, tensor"), id=name)
+        for name, mesh in MESHES.items()
+    ],
+)
 def test_eight_devices_compute_what_one_does(implementation, mesh) -> None:
     case = Case(rows=4, length=1024, heads=4, kv_heads=2, head_size=16, documents=(300, 500, 180))
     arrays = inputs(case)

@@ -26,9 +26,9 @@ from llama_jax.training.config import TrainingConfig
 COMPILED = json.loads((Path(__file__).parent / "compiled_memory.json").read_text())["steps"]
 """What libtpu said of each case: `record_memory.py` asked it."""
 
-VECTOR_MEMORY = 128 * 2**20
-"""Of a TPU v5e. The compiler keeps arrays there, out of the memory that is counted, where they happen to fit: it
-matters in small programs alone."""
+FURTHER_OFF = {"wide v5e:2x4 1x8x1x1 64 256 4 bfloat16 full splash int8": 0.17}
+"""Half a GiB, of which the compiler keeps some 90 MiB in the vector memory of the chip, which is not counted: it does
+so where arrays happen to fit, and only in so small a program it is more than other errors."""
 
 
 def estimated(case: Case) -> int:
@@ -41,8 +41,7 @@ def test_every_case_was_compiled():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_an_estimate_is_close_to_what_the_compiler_reports(case):
-    peak = COMPILED[case.name]["peak"]
-    assert abs(estimated(case) - peak) < max(0.15 * peak, VECTOR_MEMORY)
+    assert estimated(case) == pytest.approx(COMPILED[case.name]["peak"], rel=FURTHER_OFF.get(case.name, 0.125))
 
 
 def test_half_of_the_estimates_are_within_three_percent():
