@@ -1,6 +1,6 @@
-"""Plan the published recipes for hardware that is not here, keep what came of it in plans.json, and write the table of
-the README: `python tests/planning/record_plans.py`, with both extras `plan` and `plan-gpu`. Takes about half an hour on
-two cores; arguments choose rows by their number."""
+"""Plan the published recipes for hardware that is not here, keep the results in plans.json, and write the table of
+llama_jax/planning/README.md: `python tests/planning/record_plans.py`, with both extras `plan` and `plan-gpu`. Takes
+about half an hour on two cores; arguments choose rows by their number."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 KEPT = FOLDER / "plans.json"
-README = FOLDER.parents[1] / "README.md"
+README = FOLDER.parents[1] / "llama_jax" / "planning" / "README.md"
 BEGIN, END = "<!-- plans: made by tests/planning/record_plans.py -->", "<!-- plans end -->"
 
 PLANS = (
