@@ -5,11 +5,12 @@ if __name__ == "__main__":
 
     main("benchmark")
 
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from llama_jax import lora, pretrain
+from llama_jax import pretrain
 from llama_jax.benchmarks import turns
 from llama_jax.benchmarks.against import compare, own_turn
 from llama_jax.benchmarks.config import BenchmarkConfig
@@ -20,8 +21,9 @@ from llama_jax.benchmarks.training import measure_step
 from llama_jax.config import COMMANDS, PRESETS
 from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.settings.command_line import parse
+from llama_jax.objectives.next_token import next_token
 from llama_jax.runs.description import description
-from llama_jax.supervised import fine_tuning
+from llama_jax.runs.methods import build_program, low_rank_adapter
 from llama_jax.training.program import Program
 
 
@@ -49,8 +51,9 @@ def build(config: BenchmarkConfig) -> Program:
     run: Any = config
     if config.what != "lora":
         return pretrain.build(run)
-    method = lora.method(config.lora, config.model_dtype, run.training.peak_learning_rate)
-    return fine_tuning.build(run, method, run.model.architecture, run.data.sequence_length)
+    method = low_rank_adapter(config.lora, config.model_dtype, run.training.peak_learning_rate)
+    objective = functools.partial(next_token, z_loss=run.training.z_loss)
+    return build_program(run, method, objective, run.model.architecture, run.data.sequence_length)
 
 
 def _step(config: BenchmarkConfig) -> dict[str, Any]:

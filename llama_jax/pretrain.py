@@ -6,150 +6,35 @@ if __name__ == "__main__":
     main("pretrain")
 
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
-from llama_jax.core import placing, tree
-from llama_jax.core.arrays import PyTree
-from llama_jax.core.distributed import from_main_process, is_main_process, start_up
-from llama_jax.core.files import write_whole
-from llama_jax.core.mesh import make_mesh
-from llama_jax.core.recording.metrics import MetricsRecord
-from llama_jax.core.run import RunDirectory, open_run
-from llama_jax.data.rows.loader import Loader, text_bytes, validation_batches, zlib_bits_per_byte
-from llama_jax.data.rows.mixture import Mixture, open_mixture
-from llama_jax.data.sources.documents import Documents
-from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-from llama_jax.model.llama import language_model
+from llama_jax.core.distributed import start_up
 from llama_jax.objectives.next_token import next_token
-from llama_jax.runs.config import FREE_ON_RESUME
-from llama_jax.runs.description import compiled_report, description
-from llama_jax.runs.held_out import perplexity
-from llama_jax.runs.run import Task, raise_if_stopped, train, with_schedule
+from llama_jax.runs.description import print_dry_run
+from llama_jax.runs.directory import opened_run, with_schedule
+from llama_jax.runs.methods import all_parameters, build_program
 from llama_jax.supervised.config import PretrainConfig
-from llama_jax.training.program import Program, make_program
-from llama_jax.training.state import TrainState
+from llama_jax.supervised.pretraining import train_on_text
+from llama_jax.training.program import Program
 
 
 def build(config: PretrainConfig, devices: Sequence[Any] | None = None) -> Program:
     """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
-    model = language_model(config.model.architecture, config.compute)
-    mesh = make_mesh(config.mesh, devices)
-    objective = next_token(model, config.training.z_loss)
-    with jax.set_mesh(mesh):
-        return make_program(model, objective, config.training, config.data.sequence_length, config.seed)
+    objective = functools.partial(next_token, z_loss=config.training.z_loss)
+    method = all_parameters(config.training.trainable)
+    architecture, length = config.model.architecture, config.data.sequence_length
+    return build_program(config, method, objective, architecture, length, devices)
 
 
 def pretrain(config: PretrainConfig) -> None:
-    """Run the command."""
+    """Write a run directory: checkpoints of the model, its metrics and their curves, a log, and the tokenizer if it was
+    trained for the run."""
     who = start_up(config.distributed)
     if config.dry_run:
-        program = build(config)
-        if is_main_process():
-            print(f"{who}\n{description(program, config.model.size)}\n{compiled_report(program)}")
+        print_dry_run(who, build(config), config.model.size)
         return
     config = with_schedule(config)
-    run = open_run(
-        config.run_dir,
-        config,
-        command="pretrain",
-        free=FREE_ON_RESUME,
-        resume=config.resume,
-        is_main_process=is_main_process(),
-    )
-    try:
+    with opened_run(config, "pretrain") as run:
         run.say(who)
-        _train(config, run)
-    finally:
-        run.close()
-
-
-def _train(config: PretrainConfig, run: RunDirectory) -> None:
-    """Everything between opening the run and closing it."""
-    program = build(config)
-    run.say(description(program, config.model.size))
-    training, held_out = open_mixture(config.data).hold_out(config.data.validation_fraction)
-    for line in training.description():
-        run.say(f"data: {line}")
-    tokenizer = _tokenizer(config, run, training)
-    loader = Loader(
-        training,
-        tokenizer,
-        config.data,
-        config.seed,
-        batch_size_at=config.training.batch_size_at,
-        rows_of=functools.partial(placing.local_rows, program.mesh),
-        # Each process reads streams of its own, and only it knows their bad records.
-        say=run.say if is_main_process() else functools.partial(print, flush=True),
-    )
-    with jax.set_mesh(program.mesh):
-        validation = _Validation(config, program, tokenizer, held_out)
-        task = Task(
-            program=program,
-            data=loader,
-            fresh=lambda: program.init(jax.random.key(config.seed)),
-            evaluate=validation,
-            files=_model_files(config, tokenizer),
-            hashes={"tokenizer": tokenizer.fingerprint},
-        )
-        outcome = train(config, run, task)
-        if outcome is not None:
-            raise_if_stopped(outcome, config)
-            _say_result(run, validation)
-
-
-def _tokenizer(config: PretrainConfig, run: RunDirectory, training: Mixture) -> Tokenizer:
-    """The tokenizer named, or that of the prepared sources, or the run's own, trained at its start."""
-    vocab_size, kept = config.model.vocab_size, run.path / "tokenizer.model"
-
-    def keep() -> bytes:
-        # Before the first step the configuration may still change, so a tokenizer from then is made anew.
-        if not kept.exists() or not run.has_progress():
-            count = sum(len(source.documents) for source in training.sources)
-            run.say(f"training a tokenizer of {vocab_size} pieces on {count} documents")
-            write_whole(kept, train_tokenizer(training.texts(), vocab_size).to_bytes())
-        return kept.read_bytes()
-
-    return training.tokenizer(config.data.tokenizer, vocab_size, lambda: load_tokenizer(kept, from_main_process(keep)))
-
-
-def _model_files(config: PretrainConfig, tokenizer: Tokenizer) -> dict[str, bytes]:
-    """What makes a checkpoint usable by itself: model config and tokenizer."""
-    return {
-        "model/config.json": json.dumps(config.model.architecture.to_json(), indent=2).encode(),
-        f"model/{tokenizer.file_name}": tokenizer.to_bytes(),
-    }
-
-
-class _Validation:
-    """Evaluates on the held-out documents; remembers the last result."""
-
-    def __init__(self, config: PretrainConfig, program: Program, tokenizer: Tokenizer, documents: Documents) -> None:
-        self.documents = documents
-        self.last: MetricsRecord | None = None
-        self.tokenizer = tokenizer
-        self._model = program.model
-        self._bytes = text_bytes(documents, tokenizer)
-        rows = config.training.batch_size // config.training.microbatches
-        self._batches = lambda: validation_batches(documents, tokenizer, config.data, rows)
-
-    def __call__(self, state: TrainState, frozen: PyTree) -> MetricsRecord:
-        params = tree.join(state.trainable, frozen)
-        self.last = perplexity(self._model, params, self._batches(), self._bytes)
-        return {"validation_loss": self.last["loss"], "validation_bits_per_byte": self.last["bits_per_byte"]}
-
-
-def _say_result(run: RunDirectory, validation: _Validation) -> None:
-    """Say what came of it."""
-    if validation.last is None or not is_main_process():
-        return
-    run.say(
-        f"validation on {len(validation.documents)} held-out documents: "
-        f"{validation.last['bits_per_byte']:.3f} bits per byte ({validation.last['loss']:.4f} nats per token); "
-        f"zlib needs {zlib_bits_per_byte(validation.documents, validation.tokenizer):.3f} for the same text"
-    )
-    run.say(f"checkpoint, metrics.jsonl and curves.png are in {run.path}")
-    run.say(f'try it: python -m llama_jax.generate --model {run.path} --prompt "The "')
+        train_on_text(config, run, build(config))

@@ -22,7 +22,7 @@ from llama_jax.data.rows.segments import RowPainter, segments_of
 from llama_jax.data.rows.streams import Pipeline
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.supervised.config import FineTuningConfig, PretrainConfig
-from llama_jax.supervised.fine_tuning import open_examples
+from llama_jax.supervised.instructions import open_examples
 
 _say = functools.partial(print, flush=True)
 
@@ -31,7 +31,7 @@ def preview(config: Any) -> None:
     """Print the first rows of training and a report on the data; nothing is written."""
     measured_rows = -(-config.measured_tokens // config.data.sequence_length)
     if isinstance(config, FineTuningConfig):
-        _, tokenizer, loader = open_examples(config, find_model(config.model, _say), say=_say)
+        _, tokenizer, loader = open_examples(config, find_model(config.model, _say), _say)
         rows = [("the first epoch", row) for row in first_rows(loader, config.examples)]
         report = examples_report(loader, tokenizer, config.training.batch_size, measured_rows)
         shown = _show(config, rows, tokenizer, examples_report_lines(report))

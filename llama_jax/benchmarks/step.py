@@ -13,7 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from llama_jax.benchmarks.turns import peak_host_bytes, summary, timed
 from llama_jax.core import placing
 from llama_jax.core.batches import Batch, TokenBatch
-from llama_jax.data.rows.packing import lay
+from llama_jax.data.rows.packing import write_segment
 from llama_jax.training.program import Program
 from llama_jax.training.throughput import peak_flops, rates
 
@@ -99,7 +99,7 @@ def synthetic_batch(program: Program) -> Batch:
     ids = np.random.default_rng(0).integers(0, program.model.config.vocab_size, (size, length + 1), np.int32)
     rows = [TokenBatch.empty_row(length) for _ in range(size)]
     for row, own in zip(rows, ids, strict=True):
-        lay(row, 0, 1, own)
+        write_segment(row, 0, 1, own)
     mine = [rows[number] for number in placing.local_rows(program.mesh, size)]
     return program.place_batch({name: np.stack([row[name] for row in mine]) for name in mine[0]}, size)
 

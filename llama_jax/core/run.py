@@ -23,7 +23,7 @@ _PACKAGES = ("llama_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 
 class RunDirectory:
-    """Paths of one run. Made by `open_run`; `close` it at the end."""
+    """Paths of one run. Made by `open_run`, and closed at the end of a `with` block, or by `close`."""
 
     def __init__(self, path: epath.PathLike, *, is_main_process: bool = True) -> None:
         """Name the paths; nothing is read or written."""
@@ -31,6 +31,12 @@ class RunDirectory:
         self.is_main_process = is_main_process
         self._lock: WriterLock | None = None
         self._log: GrowingFile | None = None
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def config_path(self) -> epath.Path:
@@ -123,7 +129,7 @@ def open_run(
     resume: int | Literal["auto", "never"] = "auto",
     is_main_process: bool = True,
 ) -> RunDirectory:
-    """Begin a run, or go on with one. Every process calls this; the main process locks and writes.
+    """Begin a run, or resume one. Every process calls this; the main process locks and writes.
 
     Every process compares the configurations, so that on a shared disk all of them refuse together.
 

@@ -16,7 +16,7 @@ class RunConfig:
     run_dir: str = "runs/run"
     """Folder of the run: configuration, metrics, checkpoints, curves."""
     resume: int | Literal["auto", "never"] = "auto"
-    """`auto` goes on from the newest checkpoint that verifies; a number, from that step, dropping later ones; `never`
+    """`auto` resumes from the newest checkpoint that verifies; a number, from that step, dropping later ones; `never`
     insists on a fresh run."""
     seed: int = 0
     """Seed of the parameters that are drawn, of the order of the data and of dropout."""
@@ -54,4 +54,4 @@ FREE_ON_RESUME = (
     "data.prefetch_batches",
     "data.workers",
 )
-"""Settings that may differ when a run goes on; all others decide what is learnt."""
+"""Settings that may differ when a run is resumed; all others decide what is learned."""

@@ -7,9 +7,22 @@ import jax
 
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
+from llama_jax.core.distributed import is_main_process
 from llama_jax.model.attention.choice import Shapes, choose
 from llama_jax.model.flops import CONVENTION
 from llama_jax.training.program import Program
+
+
+def print_dry_run(who: str, program: Program, name: str) -> None:
+    """Compile the step, and print what would be run.
+
+    Args:
+        who: the line of `start_up`.
+        name: of the model, for people.
+    """
+    report = f"{who}\n{description(program, name)}\n{compiled_report(program)}"  # all processes compile together
+    if is_main_process():
+        print(report)
 
 
 def description(program: Program, name: str) -> str:

@@ -97,6 +97,8 @@ class HeldOut:
         run: keeps the first result.
     """
 
+    unit = "nats per loss-bearing token"
+
     def __init__(
         self, model: LanguageModel, batches: Callable[[], Iterable[Mapping[str, np.ndarray]]], run: RunDirectory
     ) -> None:

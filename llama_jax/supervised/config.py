@@ -13,7 +13,7 @@ from llama_jax.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class PretrainConfig(RunConfig):
-    """Train a LLaMA from scratch on text. The same command again goes on where it stopped."""
+    """Train a LLaMA from scratch on text. Run the same command again to resume."""
 
     run_dir: str = "runs/pretrain"
     """Folder of the run: configuration, metrics, checkpoints, curves."""
@@ -93,8 +93,7 @@ class FineTuningConfig(RunConfig):
 
 @dataclass(frozen=True)
 class SftConfig(FineTuningConfig):
-    """Fine-tune all parameters of a model on instructions and answers. The same command again goes on where it
-    stopped."""
+    """Fine-tune all parameters of a model on instructions and answers. Run the same command again to resume."""
 
     run_dir: str = "runs/sft"
     """Folder of the run: configuration, metrics, checkpoints, curves, answers to fixed prompts."""
@@ -102,8 +101,8 @@ class SftConfig(FineTuningConfig):
 
 @dataclass(frozen=True)
 class LoraConfig(FineTuningConfig):
-    """Fine-tune a small adapter (LoRA) beside a model on instructions and answers. The model stays as it is. The same
-    command again goes on where it stopped."""
+    """Fine-tune a small adapter (LoRA) beside a model on instructions and answers. The model stays as it is. Run the
+    same command again to resume."""
 
     run_dir: str = "runs/lora"
     """Folder of the run: configuration, metrics, checkpoints of the adapter, curves, answers to fixed prompts."""

@@ -1,62 +1,109 @@
-"""Fine-tuning a model on examples, from opening it to the answers it gives afterwards: what SFT and LoRA share.
+"""Fine-tuning a model, from opening it to the answers it gives afterwards.
 
-What differs between them is a `Method`: which parameters there are, which of them train, what a checkpoint holds."""
+A command says two things: a `Method`, which parameters train and how they are kept, and a `Supervision`, by which loss
+and on what data, and how that is measured. Neither knows of the other."""
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
-from jax.sharding import Mesh
 
 from llama_jax.checkpoints.adapters.base_identity import BASE_FILE
 from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
 from llama_jax.checkpoints.weight_reading import open_weights
-from llama_jax.core import placing, tree
-from llama_jax.core.arrays import PRNGKeyArray, PyTree
-from llama_jax.core.distributed import is_main_process, start_up
+from llama_jax.core import tree
+from llama_jax.core.arrays import PyTree
+from llama_jax.core.distributed import start_up
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
+from llama_jax.core.placing import local_rows
 from llama_jax.core.recording.metrics import MetricsRecord
-from llama_jax.core.run import RunDirectory, keep_config, open_run
-from llama_jax.data.instructions.loader import ExampleLoader
+from llama_jax.core.run import RunDirectory, keep_config
+from llama_jax.data.instructions.loader import Prompt
 from llama_jax.data.instructions.templates import Layout
+from llama_jax.data.rows.streams import Rows
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.inference.samples import Samples
 from llama_jax.model.config import SIZES, LlamaConfig
-from llama_jax.model.llama import LanguageModel, language_model
-from llama_jax.model.quantized import StorageType
-from llama_jax.objectives.next_token import next_token
-from llama_jax.runs.config import RunConfig
-from llama_jax.runs.description import compiled_report, description
-from llama_jax.runs.held_out import HeldOut
-from llama_jax.runs.run import Task, begun_config, begun_schedule, raise_if_stopped, train, with_schedule
+from llama_jax.model.llama import LanguageModel
+from llama_jax.objectives.objective import Objective
+from llama_jax.runs.description import description, print_dry_run
+from llama_jax.runs.directory import begun_config, begun_schedule, opened_run, with_schedule
+from llama_jax.runs.methods import Method, build_program
+from llama_jax.runs.run import train
+from llama_jax.runs.task import Data, Task
 from llama_jax.supervised.config import FineTuningConfig
-from llama_jax.training.program import Partition, Program, make_program
+from llama_jax.training.program import Program
 from llama_jax.training.state import TrainState
+
+RowsOf: TypeAlias = Callable[[int], Sequence[int]]
+"""Numbers of the rows, in a global batch of the given size, that this process is to supply."""
+
+
+@runtime_checkable
+class FineTuningData(Data, Protocol):
+    """The examples of a run, such as `data.instructions.loader.ExampleLoader`."""
+
+    @property
+    def layout(self) -> Layout:
+        """The template of the examples; whoever uses the model asks it by the same."""
+        ...
+
+    def description(self) -> list[str]:
+        """Lines that say what there is to learn, and what could not be used."""
+        ...
+
+    def steps_of_epochs(self, epochs: int | float, batch_size: int) -> int:
+        """Steps that passes over the examples take."""
+        ...
+
+    def validation_batches(self, batch_size: int) -> Iterator[Rows]:
+        """All held-out examples once, as whole global batches."""
+        ...
+
+    def prompts(self, texts: Sequence[str], held_out: int) -> list[Prompt]:
+        """What to ask the model, to read how it changes; none for a model that gives no text."""
+        ...
+
+
+@runtime_checkable
+class Evaluation(Protocol):
+    """How what was learned is measured, such as `runs.held_out.HeldOut`."""
+
+    @property
+    def unit(self) -> str:
+        """Of the loss, such as "nats per loss-bearing token"."""
+        ...
+
+    @property
+    def last(self) -> MetricsRecord | None:
+        """The last result."""
+        ...
+
+    def begin(self, params: PyTree | None) -> float | None:
+        """The held-out loss before training, found from the untrained model, or as an earlier life has left it."""
+        ...
+
+    def __call__(self, params: PyTree) -> MetricsRecord:
+        """The held-out metrics, `validation_loss` among them."""
+        ...
 
 
 @dataclass(frozen=True)
-class Method:
-    """What a way of fine-tuning does with a model."""
+class Supervision:
+    """What a model is to learn."""
 
-    partition: Callable[[LanguageModel], Partition]
-    """The parameters of the run and which of them train."""
-    begin: Callable[[PyTree, PRNGKeyArray], PyTree]
-    """All parameters of a run that begins, from those of the model. May use their memory."""
-    store: StorageType = "float32"
-    """How the parameters of the model are kept."""
-    dropout: float = 0.0
-    """Before the factors of an adapter."""
-    item: str = "params"
-    """See `Task.item`."""
-    is_saved: Callable[[str], bool] = lambda path: True
-    """Which parameters a checkpoint holds, by path. The others are the model's, opened again when a run goes on."""
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    """More files for each checkpoint."""
+    objective: Callable[[LanguageModel], Objective]
+    """The loss, and the class of batches that it takes."""
+    open_data: Callable[[Tokenizer, RowsOf, Callable[[str], None]], FineTuningData]
+    """The examples as such batches."""
+    evaluation: Callable[[LanguageModel, FineTuningData, int, RunDirectory], Evaluation]
+    """Made of the model, the data, rows of a batch and the run, which keeps the first result."""
 
 
 def architecture_of(config: FineTuningConfig) -> LlamaConfig:
@@ -65,150 +112,145 @@ def architecture_of(config: FineTuningConfig) -> LlamaConfig:
 
 
 def build(
-    config: RunConfig,
-    method: Method,
-    architecture: LlamaConfig,
-    sequence_length: int,
-    devices: Sequence[Any] | None = None,
+    config: FineTuningConfig, method: Method, supervision: Supervision, devices: Sequence[Any] | None = None
 ) -> Program:
     """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
-    model = language_model(architecture, config.compute, method.dropout)
-    mesh = make_mesh(config.mesh, devices)
-    objective = next_token(model, config.training.z_loss)
-    with jax.set_mesh(mesh):
-        partition = method.partition(model)
-        return make_program(model, objective, config.training, sequence_length, config.seed, partition)
+    architecture, length = architecture_of(config), config.data.sequence_length
+    return build_program(config, method, supervision.objective, architecture, length, devices)
 
 
-def open_examples(
-    config: FineTuningConfig,
-    path: str,
-    *,
-    rows_of: Callable[[int], Sequence[int]] | None = None,
-    say: Callable[[str], None],
-) -> tuple[Weights, Tokenizer, ExampleLoader]:
-    """The model at a path (nothing of its weights is read), its tokenizer, and the examples as training takes them;
-    `rows_of` as in `ExampleLoader`."""
-    weights = open_weights(path, step=config.step, say=say)
-    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer)
-    batch_size_at = config.training.batch_size_at
-    loader = ExampleLoader(config.data, tokenizer, config.seed, batch_size_at=batch_size_at, rows_of=rows_of, say=say)
-    return weights, tokenizer, loader
+def fine_tune(config: FineTuningConfig, method: Method, supervision: Supervision, *, command: str) -> None:
+    """Train in the run directory of the configuration, from the model that it names or from the newest checkpoint.
 
-
-def fine_tune(config: FineTuningConfig, method: Method, *, command: str, free: Sequence[str]) -> None:
-    """Run the command.
-
-    Args:
-        free: settings that may differ when a run goes on.
+    Raises:
+        UserError: the model, the data or the run do not fit the configuration.
+        SavedAfterSignal: a signal ended it before the last step.
     """
     who = start_up(config.distributed)
     if config.dry_run:
-        program = build(config, method, architecture_of(config), config.data.sequence_length)
-        if is_main_process():
-            print(f"{who}\n{description(program, config.size or _path(config))}\n{compiled_report(program)}")
+        print_dry_run(who, build(config, method, supervision), config.size or _path(config))
         return
-    # Said in full, so that the same command goes on with the same model when there are newer runs.
+    # Said in full, so that the same command resumes with the same model when there are newer runs.
     config = replace(config, model=config.model or begun_config(config.run_dir).get("model") or _path(config))
     config = with_schedule(config) if config.epochs is None else _as_begun(config)
-    run = open_run(
-        config.run_dir,
-        config,
-        command=command,
-        free=free,
-        resume=config.resume,
-        is_main_process=is_main_process(),
-    )
-    try:
+    with opened_run(config, command) as run, jax.set_mesh(make_mesh(config.mesh)):
         run.say(who)
-        mesh = make_mesh(config.mesh)
-        with jax.set_mesh(mesh):
-            _fine_tune(config, method, run, mesh, command)
-    finally:
-        run.close()
+        _fine_tune(config, method, supervision, run, command)
 
 
-def _fine_tune(config: FineTuningConfig, method: Method, run: RunDirectory, mesh: Mesh, command: str) -> None:
+def _fine_tune(
+    config: FineTuningConfig, method: Method, supervision: Supervision, run: RunDirectory, command: str
+) -> None:
     """Everything between opening the run and closing it."""
-    path = str(config.model)
-    rows_of = functools.partial(placing.local_rows, mesh)
-    weights, tokenizer, loader = open_examples(config, path, rows_of=rows_of, say=run.say)
+    path, mesh = str(config.model), jax.sharding.get_mesh()
+    weights = open_weights(path, step=config.step, say=run.say)
     _check_size(config, weights.config, path)
-    for line in loader.description():
+    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer)
+    data = supervision.open_data(tokenizer, functools.partial(local_rows, mesh), run.say)
+    for line in data.description():
         run.say(f"data: {line}")
     if config.epochs is not None:
-        config = _with_steps(config, loader.steps_of_epochs(config.epochs, config.training.batch_size))
+        config = _with_steps(config, data.steps_of_epochs(config.epochs, config.training.batch_size))
         keep_config(run, config, command)
-    program = build(config, method, weights.config, config.data.sequence_length)
+    program = build_program(config, method, supervision.objective, weights.config, config.data.sequence_length)
     run.say(description(program, weights.source))
-
-    def opened() -> OpenParams:
-        reference = ModelReference(path, config.step)
-        return open_params(reference, config.compute, store=method.store, identify=needs_model, say=run.say)
-
-    needs_model = not all(map(method.is_saved, tree.flatten(program.frozen_shapes)))
-    model = opened() if needs_model else None
-    stop_ids = _stop_ids(tokenizer, loader.layout)
-    files = _model_files(weights, tokenizer, loader.layout, stop_ids)
-    hashes = {"tokenizer": tokenizer.fingerprint}
-    elsewhere = {}
-    if model is not None:
-        files[BASE_FILE] = model.identity.to_json()
-        hashes["base"] = model.identity.fingerprint
-        elsewhere = tree.split(model.params, lambda path: not method.is_saved(path))[0]
-    rows = config.training.batch_size // config.training.microbatches
-    held_out = HeldOut(program.model, lambda: loader.validation_batches(rows), run)
-    prompts = loader.prompts(config.samples.prompts, config.samples.held_out)
-    samples = Samples(program.model, tokenizer, prompts, config.samples.max_new_tokens, stop_ids)
-    if left_out := len(prompts) - len(samples.prompts):
-        run.say(f"samples: {left_out} of {len(prompts)} prompts are too long for the model's context, and left out")
+    needs_base = not all(map(method.is_saved, tree.flatten(program.frozen_shapes)))
+    open_base = functools.partial(
+        open_params,
+        ModelReference(path, config.step),
+        config.compute,
+        store=method.store,
+        identify=needs_base,
+        say=run.say,
+    )
+    # Where checkpoints hold all parameters nothing keeps those of the model: a run that begins may use their memory.
+    base = open_base() if needs_base else None
 
     def fresh() -> tuple[TrainState, PyTree]:
-        params = (model or opened()).params
+        params = (base or open_base()).params
         return program.begin(method.begin(params, jax.random.key(config.seed)))
 
-    def opening(first: int, state: TrainState, frozen: PyTree) -> None:
-        params = tree.join(state.trainable, frozen)
-        before = held_out.begin(None if first else params)
-        samples.begin(run, first)
-        if first == 0:
-            if before is not None:
-                run.say(f"held-out loss before training: {before:.4f} nats per loss-bearing token")
-            samples.take(0, params)
-
-    def evaluate(state: TrainState, frozen: PyTree) -> MetricsRecord:
-        params = tree.join(state.trainable, frozen)
-        samples.take(int(state.batches), params)
-        return held_out(params)
-
+    rows = config.training.batch_size // config.training.microbatches
+    evaluation = supervision.evaluation(program.model, data, rows, run)
+    measured = _Measured(evaluation, _samples(config, program.model, tokenizer, data, run), run)
     task = Task(
         program=program,
-        data=loader,
+        data=data,
         fresh=fresh,
-        evaluate=evaluate,
-        files={**files, **method.files},
-        hashes=hashes,
-        opening=opening,
-        item=method.item,
-        kept=method.is_saved,
-        elsewhere=elsewhere,
+        evaluate=measured.evaluate,
+        files=_model_files(weights, tokenizer, data.layout) | _base_files(base) | dict(method.files),
+        hashes={"tokenizer": tokenizer.fingerprint} | ({} if base is None else {"base": base.identity.fingerprint}),
+        before_training=measured.before_training,
+        params_item=method.params_item,
+        is_saved=method.is_saved,
+        unsaved_params={} if base is None else tree.split(base.params, method.is_saved)[1],
     )
-    try:
-        outcome = train(config, run, task)
-    finally:
-        samples.close()
-    if outcome is not None:
-        raise_if_stopped(outcome, config)
-        _say_result(run, held_out, samples)
+    with contextlib.closing(measured):
+        if train(config, run, task):
+            measured.say_result()
 
 
-def _model_files(weights: Weights, tokenizer: Tokenizer, layout: Layout, stop_ids: tuple[int, ...]) -> dict[str, bytes]:
+def _base_files(base: OpenParams | None) -> dict[str, bytes]:
+    """Files of a checkpoint that say which model its parameters belong to."""
+    return {} if base is None else {BASE_FILE: base.identity.to_json()}
+
+
+class _Measured:
+    """The held-out loss and the answers to fixed prompts, before training and at each evaluation."""
+
+    def __init__(self, evaluation: Evaluation, samples: Samples, run: RunDirectory) -> None:
+        self._evaluation, self._samples, self._run = evaluation, samples, run
+
+    def before_training(self, step: int, state: TrainState, frozen: PyTree) -> None:
+        params = tree.join(state.trainable, frozen)
+        before = self._evaluation.begin(None if step else params)
+        self._samples.begin(self._run, step)
+        if step == 0:
+            if before is not None:
+                self._run.say(f"held-out loss before training: {before:.4f} {self._evaluation.unit}")
+            self._samples.take(0, params)
+
+    def evaluate(self, state: TrainState, frozen: PyTree) -> MetricsRecord:
+        params = tree.join(state.trainable, frozen)
+        self._samples.take(int(state.batches), params)
+        return self._evaluation(params)
+
+    def close(self) -> None:
+        self._samples.close()
+
+    def say_result(self) -> None:
+        """Say what came of it."""
+        run, last = self._run, self._evaluation.last
+        for line in self._samples.changes():
+            run.say(line)
+        if last is not None:
+            gain, error = last.get("validation_gain"), last.get("validation_gain_standard_error")
+            spread = "" if error is None else f" ± {error:.4f} (standard error, paired)"
+            compared = "" if gain is None else f", {gain:.4f}{spread} below that before training"
+            run.say(f"held-out loss: {last['validation_loss']:.4f} {self._evaluation.unit}{compared}")
+        run.say(f"checkpoint, metrics.jsonl, samples.jsonl and curves.png are in {run.path}")
+        run.say(f'try it: python -m llama_jax.generate --model {run.path} --chat --prompt "…"')
+
+
+def _samples(
+    config: FineTuningConfig, model: LanguageModel, tokenizer: Tokenizer, data: FineTuningData, run: RunDirectory
+) -> Samples:
+    """The answers to the prompts that the configuration names, or to those of the held-out examples."""
+    prompts = data.prompts(config.samples.prompts, config.samples.held_out)
+    stop_ids = _stop_ids(tokenizer, data.layout)
+    samples = Samples(model, tokenizer, prompts, config.samples.max_new_tokens, stop_ids)
+    if left_out := len(prompts) - len(samples.prompts):
+        run.say(f"samples: {left_out} of {len(prompts)} prompts are too long for the model's context, and left out")
+    return samples
+
+
+def _model_files(weights: Weights, tokenizer: Tokenizer, layout: Layout) -> dict[str, bytes]:
     """What makes a checkpoint usable by itself, by path: architecture, tokenizer, and the template, so that whoever
     uses the model asks it the way it was taught."""
     files = {f"model/{name}": content for name, content in {**weights.files, **tokenizer.files()}.items()}
     files["model/config.json"] = json.dumps(weights.config.to_json(), indent=2).encode()
     files["model/chat_template.jinja"] = layout.chat_template.encode()
-    if stop_ids != tokenizer.stop_ids:
+    if (stop_ids := _stop_ids(tokenizer, layout)) != tokenizer.stop_ids:
         files["model/generation_config.json"] = json.dumps({"eos_token_id": stop_ids}, indent=2).encode()
     return files
 
@@ -245,16 +287,3 @@ def _check_size(config: FineTuningConfig, architecture: LlamaConfig, path: str) 
     for name, value in expected.items():
         if name not in of_no_shape and found[name] != value:
             raise UserError(f"--size {config.size}: has {name} {value}, but {path} has {found[name]}")
-
-
-def _say_result(run: RunDirectory, held_out: HeldOut, samples: Samples) -> None:
-    """Say what came of it."""
-    for line in samples.changes():
-        run.say(line)
-    if (last := held_out.last) is not None:
-        gain, error = last.get("validation_gain"), last.get("validation_gain_standard_error")
-        spread = "" if error is None else f" ± {error:.4f} (standard error, paired)"
-        compared = "" if gain is None else f", {gain:.4f}{spread} below that before training"
-        run.say(f"held-out loss: {last['validation_loss']:.4f} nats per loss-bearing token{compared}")
-    run.say(f"checkpoint, metrics.jsonl, samples.jsonl and curves.png are in {run.path}")
-    run.say(f'try it: python -m llama_jax.generate --model {run.path} --chat --prompt "…"')

@@ -196,14 +196,17 @@ def _selector(pattern: str | None, parameters: PyTree) -> Callable[[str], bool]:
 
 
 def checkpoint_items(
-    state: TrainState, frozen: PyTree, item: str = "params", kept: Callable[[str], bool] = lambda path: True
+    state: TrainState,
+    frozen: PyTree,
+    params_item: str = "params",
+    is_saved: Callable[[str], bool] = lambda path: True,
 ) -> dict[str, PyTree]:
     """The array items of a checkpoint: the parameters, and apart from them what only training needs. Takes arrays, or
     shapes as targets of a restore.
 
     Args:
-        item: name of the item with the parameters.
-        kept: which frozen parameters belong to it, by path; the others come from elsewhere when the run goes on.
+        params_item: name of the item with the parameters.
+        is_saved: which frozen parameters belong to it, by path; the others come from elsewhere when the run resumes.
     """
     rest = {
         "state": tree.unflatten(tree.flatten(state.optimizer_state)),
@@ -211,16 +214,16 @@ def checkpoint_items(
         "updates": state.updates,
         "guard": tree.unflatten(tree.flatten(state.guard)),
     }
-    return {item: tree.join(state.trainable, tree.split(frozen, kept)[0]), "optimizer": rest}
+    return {params_item: tree.join(state.trainable, tree.split(frozen, is_saved)[0]), "optimizer": rest}
 
 
 def from_checkpoint_items(
-    items: dict[str, PyTree], like: TrainState, elsewhere: PyTree | None = None, item: str = "params"
+    items: dict[str, PyTree], like: TrainState, unsaved_params: PyTree | None = None, params_item: str = "params"
 ) -> tuple[TrainState, PyTree]:
-    """The inverse of `checkpoint_items`: state and frozen parameters; `like` gives the structure, `elsewhere` the
-    frozen parameters that are not in the checkpoint."""
+    """The inverse of `checkpoint_items`: state and frozen parameters; `like` gives the structure,
+    `unsaved_params` the frozen parameters that are not in the checkpoint."""
     selected = set(tree.flatten(like.trainable))
-    trainable, frozen = tree.split(items[item], lambda path: path in selected)
+    trainable, frozen = tree.split(items[params_item], lambda path: path in selected)
     optimizer = items["optimizer"]
     restored = functools.partial(_in_structure, optimizer)
     state = TrainState(
@@ -230,7 +233,7 @@ def from_checkpoint_items(
         updates=optimizer["updates"],
         guard=restored("guard", like.guard),
     )
-    return state, tree.join(frozen, elsewhere or {})
+    return state, tree.join(frozen, unsaved_params or {})
 
 
 def _in_structure(items: dict[str, PyTree], name: str, like: PyTree) -> PyTree:

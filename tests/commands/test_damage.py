@@ -38,7 +38,7 @@ def test_a_run_falls_back_to_the_newest_checkpoint_that_verifies(small_run, tmp_
     result = command_runs.run("pretrain", *small_run.arguments, "--run_dir", run_dir, folder=tmp_path)
     assert result.code == 0, result
     assert "checkpoint step 15 does not verify" in result.output
-    assert "going on from step 12" in result.output
+    assert "resuming from step 12" in result.output
     assert command_runs.metrics(run_dir) == command_runs.metrics(small_run.run_dir)
     assert command_runs.checkpoint(run_dir, 30) == command_runs.checkpoint(small_run.run_dir, 30)
 

@@ -134,7 +134,7 @@ def test_a_run_on_five_formats_that_is_killed_goes_on_bit_for_bit(sources, small
             run.kill()
             assert command_runs.ended(run, output).code < 0
     result = command_runs.run(*command(small_run, sources, run_dir), folder=tmp_path)
-    assert result.code == 0 and "going on from step" in result.output, result
+    assert result.code == 0 and "resuming from step" in result.output, result
     assert command_runs.metrics(run_dir) == command_runs.metrics(expected)
     assert command_runs.checkpoint(run_dir, 30) == command_runs.checkpoint(expected, 30)
     epochs = command_runs.metrics(run_dir)[-1]["epochs"]

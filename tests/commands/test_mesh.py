@@ -124,7 +124,7 @@ def test_a_run_goes_from_two_processes_to_one_and_back(tiny_run, tmp_path):
     train(run_dir, "--training.steps", 14)
     assert sorted(checkpoint(run_dir, 14)["positions"]) == ["position-00000-of-00001.json"]
     printed = train_on_two(run_dir, STEPS)
-    assert "going on from step 14" in printed[0] and "going on" not in printed[1]
+    assert "resuming from step 14" in printed[0] and "resuming" not in printed[1]
     assert_same_losses(run_dir, tiny_run)
 
 

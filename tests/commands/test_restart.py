@@ -119,13 +119,13 @@ def test_sigterm_and_ctrl_c_save_the_step_they_interrupt(small_run, tmp_path):
             result = ended(process, output)
         assert result.code == 75
         made = metrics(run_dir)[-1]["step"]
-        assert result.errors == f"saved step {made} of 30 after a signal; the same command goes on\n"
+        assert result.errors == f"interrupted: saved step {made} of 30; run the same command to resume\n"
         assert last + 5 <= made < SMALL_STEPS
         assert steps(run_dir)[-1] == made
-        assert f"going on from step {last}\n" in result.output or last == 0
+        assert f"resuming from step {last}\n" in result.output or last == 0
         last = made
     result = run(*command, folder=tmp_path)
-    assert result.code == 0 and f"going on from step {last}\n" in result.output
+    assert result.code == 0 and f"resuming from step {last}\n" in result.output
     # The seconds after a signal are for saving: an evaluation that is due then is left out.
     assert_same_but_for_validation(run_dir, small_run.run_dir)
 
@@ -178,5 +178,5 @@ def test_a_run_goes_on_from_the_step_that_is_asked_for(small_run, tmp_path):
     result = run("pretrain", *small_run.arguments, "--run_dir", run_dir, "--resume", 18, folder=tmp_path)
     assert result.code == 0
     assert "--resume 18: checkpoint step 24 dropped\n" in result.output
-    assert "going on from step 18\n" in result.output
+    assert "resuming from step 18\n" in result.output
     assert_same_run(run_dir, small_run.run_dir)

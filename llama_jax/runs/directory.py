@@ -1,0 +1,51 @@
+"""The run directory of a configuration: opening it, and what it says of a run that has begun."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+from llama_jax.core.distributed import is_main_process
+from llama_jax.core.run import RunDirectory, load_config, open_run
+from llama_jax.runs.config import FREE_ON_RESUME, RunConfig
+
+AnyRunConfig = TypeVar("AnyRunConfig", bound=RunConfig)
+
+
+def opened_run(config: RunConfig, command: str) -> RunDirectory:
+    """Begin the run of a configuration, or resume it; to be used in a `with` block. Every process calls this.
+
+    Args:
+        command: that reads such a configuration.
+
+    Raises:
+        UserError: see `open_run`.
+    """
+    return open_run(
+        config.run_dir,
+        config,
+        command=command,
+        free=FREE_ON_RESUME,
+        resume=config.resume,
+        is_main_process=is_main_process(),
+    )
+
+
+def with_schedule(config: AnyRunConfig) -> AnyRunConfig:
+    """The config with the end of the schedule spelled out: that of the run, if it has begun, else the last step."""
+    training = config.training
+    if training.schedule_steps is None:
+        training = dataclasses.replace(training, schedule_steps=begun_schedule(config.run_dir) or training.steps)
+        if training.schedule_steps != training.steps and is_main_process():
+            print(f"the learning-rate schedule still ends at step {training.schedule_steps}, as the run began")
+    return dataclasses.replace(config, training=training)
+
+
+def begun_schedule(run_dir: str) -> int | None:
+    """Where the schedule ends of a run that has begun; None for one that has not."""
+    steps = begun_config(run_dir).get("training", {}).get("schedule_steps")
+    return steps if isinstance(steps, int) else None
+
+
+def begun_config(run_dir: str) -> dict[str, Any]:
+    """The configuration of a run that has begun; nothing for one that has not."""
+    run = RunDirectory(run_dir)
+    return load_config(run_dir) if run.config_path.exists() and run.has_progress() else {}

@@ -1,0 +1,42 @@
+"""Supervision by instructions and answers: what `sft` and `lora` give to `fine_tune`."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+from llama_jax.checkpoints.formats.weights import Weights
+from llama_jax.checkpoints.opening import tokenizer_for
+from llama_jax.checkpoints.weight_reading import open_weights
+from llama_jax.data.instructions.loader import ExampleLoader
+from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.objectives.next_token import next_token
+from llama_jax.runs.held_out import HeldOut
+from llama_jax.supervised.config import FineTuningConfig
+from llama_jax.supervised.fine_tuning import Supervision
+
+
+def instructions(config: FineTuningConfig) -> Supervision:
+    """The tokens of the answers, by the next-token loss, and the same loss on examples that are held out."""
+    return Supervision(
+        objective=functools.partial(next_token, z_loss=config.training.z_loss),
+        open_data=functools.partial(_open_data, config),
+        evaluation=lambda model, data, rows, run: HeldOut(model, lambda: data.validation_batches(rows), run),
+    )
+
+
+def open_examples(
+    config: FineTuningConfig, path: str, say: Callable[[str], None]
+) -> tuple[Weights, Tokenizer, ExampleLoader]:
+    """The model at a path (nothing of its weights is read), its tokenizer, and all examples as training takes them."""
+    weights = open_weights(path, step=config.step, say=say)
+    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer)
+    return weights, tokenizer, _open_data(config, tokenizer, None, say)
+
+
+def _open_data(
+    config: FineTuningConfig,
+    tokenizer: Tokenizer,
+    rows_of: Callable[[int], Sequence[int]] | None,
+    say: Callable[[str], None],
+) -> ExampleLoader:
+    batch_size_at = config.training.batch_size_at
+    return ExampleLoader(config.data, tokenizer, config.seed, batch_size_at=batch_size_at, rows_of=rows_of, say=say)
