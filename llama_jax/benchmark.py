@@ -19,7 +19,7 @@ from llama_jax.benchmarks.results import keep, say
 from llama_jax.benchmarks.scaling import measure_scaling
 from llama_jax.benchmarks.training import measure_step
 from llama_jax.config import COMMANDS, PRESETS
-from llama_jax.core.distributed import is_main_process, start_up
+from llama_jax.core.processes.distributed import is_main_process, start_up
 from llama_jax.core.settings.command_line import parse
 from llama_jax.objectives.next_token import next_token
 from llama_jax.runs.description import description

@@ -8,7 +8,7 @@ if __name__ == "__main__":
 import json
 import sys
 
-from llama_jax.core.distributed import is_main_process
+from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.evals.config import EvaluateConfig
 from llama_jax.evals.evaluation import evaluate_model
 

@@ -11,8 +11,8 @@ import sys
 import jax
 
 from llama_jax.checkpoints.opening import open_named
-from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.mesh import make_mesh
+from llama_jax.core.processes.distributed import is_main_process, start_up
 from llama_jax.inference.config import GenerateConfig
 from llama_jax.inference.generation import continue_prompts, read_prompts
 

@@ -8,8 +8,8 @@ if __name__ == "__main__":
 from etils import epath
 
 from llama_jax.core.files import absolute, write_whole
-from llama_jax.core.lock import WriterLock
-from llama_jax.core.signals import StopSignal
+from llama_jax.core.processes.lock import WriterLock
+from llama_jax.core.processes.signals import StopSignal
 from llama_jax.data.preparation.acknowledgements import PROGRESS
 from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.config import PrepareConfig

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from llama_jax.core.distributed import start_up
+from llama_jax.core.processes.distributed import start_up
 from llama_jax.objectives.next_token import next_token
 from llama_jax.runs.description import print_dry_run
 from llama_jax.runs.directory import opened_run, with_schedule

@@ -14,8 +14,8 @@ from llama_jax.benchmarks.config import BenchmarkConfig
 from llama_jax.benchmarks.results import gigabytes, say
 from llama_jax.benchmarks.step import MeasuredStep
 from llama_jax.core import tree
-from llama_jax.core.distributed import start_up
 from llama_jax.core.errors import UserError
+from llama_jax.core.processes.distributed import start_up
 from llama_jax.core.settings.command_line import to_yaml
 from llama_jax.training.program import Program
 

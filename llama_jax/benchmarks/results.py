@@ -7,8 +7,8 @@ from typing import Any
 from etils import epath
 
 from llama_jax.benchmarks.config import BenchmarkConfig
-from llama_jax.core.distributed import is_main_process
 from llama_jax.core.files import write_whole
+from llama_jax.core.processes.distributed import is_main_process
 
 
 def say(config: BenchmarkConfig, text: str) -> None:

@@ -15,9 +15,9 @@ from llama_jax.benchmarks import turns
 from llama_jax.benchmarks.config import BenchmarkConfig
 from llama_jax.benchmarks.results import say
 from llama_jax.benchmarks.step import MeasuredStep
-from llama_jax.core.distributed import is_main_process
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
+from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.training.program import Program
 
 if TYPE_CHECKING:

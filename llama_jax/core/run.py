@@ -16,7 +16,7 @@ from etils import epath
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import GrowingFile, write_whole
-from llama_jax.core.lock import WriterLock
+from llama_jax.core.processes.lock import WriterLock
 from llama_jax.core.settings.command_line import to_yaml
 
 _PACKAGES = ("llama_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -97,7 +97,7 @@ class _Probe:
         return True
 
     def _start(self) -> None:
-        from llama_jax.core.distributed import in_tpu_pod, start_up
+        from llama_jax.core.processes.distributed import in_tpu_pod, start_up
 
         if in_tpu_pod():
             self.tell("pod", True)
@@ -134,7 +134,7 @@ class _Probe:
 
     def _from_all(self, value: Any) -> list[Any]:
         """What each process has given."""
-        from llama_jax.core.distributed import gathered
+        from llama_jax.core.processes.distributed import gathered
 
         return [json.loads(content) for content in gathered(json.dumps(value).encode())]
 

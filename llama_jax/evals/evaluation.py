@@ -12,10 +12,10 @@ import jax
 from llama_jax.checkpoints.opening import OpenModel, open_named
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.distributed import is_main_process, start_up
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
 from llama_jax.core.mesh import make_mesh
+from llama_jax.core.processes.distributed import is_main_process, start_up
 from llama_jax.data.sources.opening import read_records
 from llama_jax.evals import perplexity, record_tasks
 from llama_jax.evals.config import EvaluateConfig

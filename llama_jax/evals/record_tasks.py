@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.core.distributed import is_main_process
 from llama_jax.core.errors import UserError
+from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.data.sources.opening import read_records
 from llama_jax.data.sources.record_text import Record
 from llama_jax.evals import exact_match, instructions, last_word, multiple_choice

@@ -6,9 +6,9 @@ from typing import Any
 
 from etils import epath
 
-from llama_jax.core.distributed import from_main_process, is_main_process
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import GrowingFile, write_whole
+from llama_jax.core.processes.distributed import from_main_process, is_main_process
 from llama_jax.evals.tasks import Sample
 
 

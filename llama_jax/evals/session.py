@@ -10,8 +10,8 @@ from typing import IO, TypeVar
 from etils import epath
 
 from llama_jax.checkpoints.opening import OpenModel
-from llama_jax.core.distributed import is_main_process
 from llama_jax.core.errors import UserError
+from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.core.recording.terminal import LiveLine
 from llama_jax.evals.answers import Answerer
 from llama_jax.evals.config import EvaluateConfig

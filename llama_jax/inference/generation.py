@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from etils import epath
 
 from llama_jax.checkpoints.opening import OpenModel
-from llama_jax.core.distributed import is_main_process
 from llama_jax.core.errors import UserError
+from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.data.tokenizers.stream_decoding import StreamDecoder
 from llama_jax.inference.completion import complete, encode_prompt, writer

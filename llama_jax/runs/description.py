@@ -7,7 +7,7 @@ import jax
 
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.distributed import is_main_process
+from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.model.attention.choice import Shapes, choose
 from llama_jax.model.flops import CONVENTION
 from llama_jax.training.program import Program

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, TypeVar
 
-from llama_jax.core.distributed import is_main_process
+from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.core.run import RunDirectory, load_config, open_run
 from llama_jax.runs.config import FREE_ON_RESUME, RunConfig
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.distributed import JobStopSignal
+from llama_jax.core.processes.distributed import JobStopSignal
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.recording.profiling import Profiler
 from llama_jax.core.run import RunDirectory

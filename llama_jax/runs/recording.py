@@ -3,7 +3,7 @@
 import dataclasses
 
 from llama_jax.checkpoints.steps.folders import best_step, validation_loss
-from llama_jax.core.distributed import is_main_process
+from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.core.recording.curves import draw_curves
 from llama_jax.core.recording.dashboards import TensorBoard, WeightsAndBiases
 from llama_jax.core.recording.metrics import JsonLines, MetricsRecord, Sink, read_metrics

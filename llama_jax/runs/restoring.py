@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from llama_jax.checkpoints.steps.folders import delete_after
 from llama_jax.checkpoints.steps.restoring import Restored, restore
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.distributed import is_main_process
 from llama_jax.core.errors import UserError
+from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.core.run import RunDirectory
 from llama_jax.runs.config import RunConfig
 from llama_jax.runs.task import Position, Task

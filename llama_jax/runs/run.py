@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import Batch
-from llama_jax.core.distributed import JobStopSignal, gathered
 from llama_jax.core.errors import SavedAfterSignal
+from llama_jax.core.processes.distributed import JobStopSignal, gathered
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run import RunDirectory
 from llama_jax.runs.config import RunConfig

@@ -9,8 +9,8 @@ from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.checkpoints.steps.folders import VALIDATION, best_step, validation_loss
 from llama_jax.checkpoints.steps.saving import Checkpoints
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.distributed import is_main_process
 from llama_jax.core.errors import SaveFailedError
+from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run import RunDirectory
 from llama_jax.runs.task import Position

@@ -18,10 +18,10 @@ from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.distributed import start_up
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
 from llama_jax.core.placing import local_rows
+from llama_jax.core.processes.distributed import start_up
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run import RunDirectory, keep_config
 from llama_jax.data.instructions.loader import Prompt

@@ -7,9 +7,9 @@ import jax
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.distributed import from_main_process, is_main_process
 from llama_jax.core.files import write_whole
 from llama_jax.core.placing import local_rows
+from llama_jax.core.processes.distributed import from_main_process, is_main_process
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run import RunDirectory
 from llama_jax.data.rows.loader import Loader, text_bytes, validation_batches, zlib_bits_per_byte

@@ -134,7 +134,7 @@ def _leave(code: int) -> int:
     """End now when other processes take part: the shutdown barrier would wait minutes for those still in a step."""
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
-        from llama_jax.core.distributed import wait_for_leavers  # only here: it is not quick to import
+        from llama_jax.core.processes.distributed import wait_for_leavers  # only here: it is not quick to import
 
         sys.stdout.flush()
         sys.stderr.flush()

@@ -18,8 +18,8 @@ from etils import epath
 
 from llama_jax.core.errors import SavedAfterSignal, UserError
 from llama_jax.core.files import is_remote, write_whole
+from llama_jax.core.processes.signals import StopSignal
 from llama_jax.core.recording.terminal import LiveLine
-from llama_jax.core.signals import StopSignal
 from llama_jax.data.preparation.acknowledgements import PROGRESS, acknowledged, acknowledgement_path, hashes_path
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.duplicates import NO_DUPLICATES, Duplicates, duplicates_of

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from llama_jax.core.config import DistributedConfig
 from llama_jax.core.errors import UserError
-from llama_jax.core.signals import StopSignal
+from llama_jax.core.processes.signals import StopSignal
 
 _CLUSTER_VARIABLES = ("MEGASCALE_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri")
 """Set where JAX itself finds the other processes: several TPU slices, Slurm, Open MPI."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
-from llama_jax.core.distributed import in_tpu_pod
+from llama_jax.core.processes.distributed import in_tpu_pod
 
 
 @contextlib.contextmanager
