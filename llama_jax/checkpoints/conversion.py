@@ -15,7 +15,7 @@ from llama_jax.checkpoints.adapters.merged_weights import MergedWeights, with_to
 from llama_jax.checkpoints.adapters.peft import write_peft
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.checkpoints.conversion_check import check_conversion
-from llama_jax.checkpoints.format_detection import Format
+from llama_jax.checkpoints.format_detection import ModelFormat
 from llama_jax.checkpoints.formats.gguf import write_gguf
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.llama2c import write_llama2c
@@ -31,7 +31,7 @@ from llama_jax.data.tokenizers import load_tokenizer
 
 REPORT = "conversion_report.json"
 """Written into the target's directory, or beside its file."""
-_DIRECTORIES: tuple[Format, ...] = ("orbax", "hf", "meta", "peft")
+_DIRECTORIES: tuple[ModelFormat, ...] = ("orbax", "hf", "meta", "peft")
 
 
 def convert_model(config: ConvertConfig, say: Callable[[str], None]) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _write_peft(target: epath.Path, weights: Weights, config: ConvertConfig) -> 
     write_peft(target, dataclasses.replace(adapter, files=weights.files), config_of)
 
 
-_WRITERS: Mapping[Format, Callable[[epath.Path, Weights, ConvertConfig], None]] = {
+_WRITERS: Mapping[ModelFormat, Callable[[epath.Path, Weights, ConvertConfig], None]] = {
     "orbax": lambda target, weights, config: write_orbax(target, weights, dtype=_dtype(config)),
     "hf": lambda target, weights, config: write_hugging_face(target, weights, dtype=_dtype(config)),
     "meta": _write_meta,
@@ -162,7 +162,7 @@ def _files(written: epath.Path) -> list[epath.Path]:
     return [written / name for name in files_below(written)] if written.is_dir() else [written]
 
 
-def _move(partial: epath.Path, target: epath.Path, kind: Format) -> None:
+def _move(partial: epath.Path, target: epath.Path, kind: ModelFormat) -> None:
     """Give what was written its name; of a single file, what belongs beside it first."""
     if kind in _DIRECTORIES:
         if target.exists():

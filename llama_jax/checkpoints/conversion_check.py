@@ -19,6 +19,7 @@ from llama_jax.core.errors import CannotGoOnError
 from llama_jax.core.mesh import make_mesh
 from llama_jax.data.tokenizers import has_tokenizer, tokenizer_from_files
 from llama_jax.model.config import ComputeConfig
+from llama_jax.objectives.cross_entropy import logprobs_of
 
 _SAMPLE = """The sun had set behind the hills when Anna reached the village. "You are late," said her brother, and
 closed the door. In 1969 two people walked on the Moon; the third stayed in orbit, 110 km above them.
@@ -128,5 +129,4 @@ def _logits(
 
 def _loss(logits: np.ndarray, tokens: np.ndarray) -> float:
     """Mean of -log p(next token), in nats."""
-    logprobs = np.asarray(jax.nn.log_softmax(logits[:-1], axis=-1))
-    return float(-np.take_along_axis(logprobs, tokens[0, 1:, None], axis=-1).mean())
+    return -float(logprobs_of(jax.numpy.asarray(logits[:-1]), jax.numpy.asarray(tokens[0, 1:]))[0].mean())

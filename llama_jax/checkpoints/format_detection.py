@@ -11,9 +11,9 @@ from llama_jax.checkpoints.adapters.sources import holds_adapter
 from llama_jax.checkpoints.formats.hugging_face import has_weights, hub_directory
 from llama_jax.core.errors import UserError
 
-Format = Literal["orbax", "hf", "meta", "gguf", "llama2c", "peft"]
+ModelFormat = Literal["orbax", "hf", "meta", "gguf", "llama2c", "peft"]
 """What can be written."""
-Kind = Literal[Format, "lora"]
+Kind = Literal[ModelFormat, "lora"]
 """What can be read: also a run that trained an adapter."""
 
 _DIRECTORIES: Mapping[str, Kind] = {

@@ -20,7 +20,7 @@ from llama_jax.data.sources.opening import read_records
 from llama_jax.evals import perplexity, record_tasks
 from llama_jax.evals.config import EvaluateConfig
 from llama_jax.evals.instructions import load_judge
-from llama_jax.evals.samples import output_file
+from llama_jax.evals.kept_samples import output_file
 from llama_jax.evals.session import WITHOUT_INFLUENCE, Session
 
 

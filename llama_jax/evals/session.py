@@ -15,7 +15,7 @@ from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.core.recording.terminal import LiveLine
 from llama_jax.evals.answers import Answerer
 from llama_jax.evals.config import EvaluateConfig
-from llama_jax.evals.samples import KeptSamples
+from llama_jax.evals.kept_samples import KeptSamples
 from llama_jax.evals.scoring import Scorer
 from llama_jax.evals.tasks import Sample
 

@@ -54,7 +54,7 @@ def test_an_evaluation_that_was_stopped_goes_on(tiny_run, data, capfd) -> None:
     whole = evaluated(capfd, *ask)
     kept = samples(data / "result.samples.jsonl")
     with pytest.MonkeyPatch.context() as patch:  # as if it were killed before the end
-        patch.setattr("llama_jax.evals.samples.KeptSamples.close", lambda self: None)
+        patch.setattr("llama_jax.evals.kept_samples.KeptSamples.close", lambda self: None)
         evaluated(capfd, *ask)
     # A sample that could not come from computing it again.
     partial = data / "result.json.partial.jsonl"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llama_jax.core.errors import UserError
-from llama_jax.evals.samples import KeptSamples, output_file
+from llama_jax.evals.kept_samples import KeptSamples, output_file
 
 
 def test_samples_are_there_as_soon_as_they_are_known_and_in_order_at_the_end(tmp_path) -> None:
