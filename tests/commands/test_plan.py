@@ -121,13 +121,13 @@ def test_a_step_is_compiled_for_gpus(capfd):
     ("arguments", "message"),
     [
         (("--topology", "v5e:3x5"), "topology: 'v5e:3x5' is not a slice of v5e"),
-        (("--topology", "v5e:2x2", "--num_slices", 2), "mesh.data: 1 is no multiple of the 2 slices"),
+        (("--topology", "v5e:2x2", "--num_slices", 2), "mesh.data: 1 is not divisible by the 2 slices"),
         (
             ("--topology", "v5e:2x2", "--mesh.fsdp_stages", "[2, 4]"),
             "mesh.fsdp_stages: [2, 4] does not make mesh.fsdp 4",
         ),
         (("--what", "decode", "--search"), "--search: is for --what step"),
-        (("--what", "decode", "--decode_rows", 3), "--decode_rows: 3 rows are not divided by the 8 devices"),
+        (("--what", "decode", "--decode_rows", 3), "--decode_rows: 3 rows are not divisible by the 8 devices"),
         (("--what", "decode", "--decode_slots", 9999), "--decode_slots: 9999 exceeds model.context_length 2048"),
     ],
 )

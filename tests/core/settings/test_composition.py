@@ -60,7 +60,7 @@ def test_both_check_their_settings(arguments: tuple[str, str]) -> None:
 
 
 def test_a_class_without_checks_is_composed_too() -> None:
-    with pytest.raises(UserError, match="^--times 0"):
+    with pytest.raises(UserError, match=r"^--times 0"):
         parsed(composed(Shown, Box), "--times", "0")
 
 
