@@ -108,7 +108,8 @@ def test_a_start_that_does_not_end_is_given_up(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(breaking(tmp_path, "import time; time.sleep(600)"))
     request = Request(Host(), MeshConfig(), DistributedConfig(timeout_seconds=1), "tiny", 64, 1.0)
     messages = list(watched(request, start_seconds=1.0))
-    assert [each.what for each in messages] == ["stage", "stopped"]
+    # On a busy machine not even the first message comes in time.
+    assert [each.what for each in messages] in (["stage", "stopped"], ["stopped"])
     assert messages[-1].value["why"] == "no answer for 2 s while starting JAX"
 
 

@@ -1,10 +1,14 @@
 """`plan`: what compiles, what does not fit, and what is the user's mistake."""
 
+import importlib
 import importlib.util
 import json
 
 import pytest
 from command_runs import call
+
+from llama_jax.config import COMMANDS
+from llama_jax.plan import planned_command
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel here")
 needs_cuda = pytest.mark.skipif(
@@ -20,6 +24,15 @@ def planned(capfd, *arguments: object, command: str = "plan") -> tuple[dict, str
     printed = capfd.readouterr()
     print(printed.err)
     return json.loads(printed.out.splitlines()[-1]), printed.err
+
+
+def test_every_command_whose_settings_are_listed_beside_those_of_plan_can_be_planned():
+    listed = {name: settings for name, settings in COMMANDS.items() if name.partition(" ")[0] == "plan"}
+    planned_commands = {name: planned_command(settings()) for name, settings in listed.items()}
+    assert planned_commands == {"plan": "pretrain", "plan sft": "sft", "plan lora": "lora"}
+    for command in planned_commands.values():
+        assert issubclass(listed[f"plan {command}" if f"plan {command}" in listed else "plan"], COMMANDS[command])
+        assert callable(importlib.import_module(f"llama_jax.{command}").build)
 
 
 @needs_libtpu
@@ -108,13 +121,13 @@ def test_a_step_is_compiled_for_gpus(capfd):
     ("arguments", "message"),
     [
         (("--topology", "v5e:3x5"), "topology: 'v5e:3x5' is not a slice of v5e"),
-        (("--topology", "v5e:2x2", "--num_slices", 2), "mesh.data: 1 is no multiple of the 2 slices"),
+        (("--topology", "v5e:2x2", "--num_slices", 2), "mesh.data: 1 is not divisible by the 2 slices"),
         (
             ("--topology", "v5e:2x2", "--mesh.fsdp_stages", "[2, 4]"),
             "mesh.fsdp_stages: [2, 4] does not make mesh.fsdp 4",
         ),
         (("--what", "decode", "--search"), "--search: is for --what step"),
-        (("--what", "decode", "--decode_rows", 3), "--decode_rows: 3 rows are not divided by the 8 devices"),
+        (("--what", "decode", "--decode_rows", 3), "--decode_rows: 3 rows are not divisible by the 8 devices"),
         (("--what", "decode", "--decode_slots", 9999), "--decode_slots: 9999 exceeds model.context_length 2048"),
     ],
 )

@@ -5,7 +5,7 @@ whole with its gradient; and the backward pass of a layer, when the activations 
 again beside their gradients, and the gradients of all parameters have their place. What must be kept is counted. How
 many arrays of a layer are alive at once is up to the compiler's schedule, and was fitted to what libtpu 0.0.42 reports
 of 44 steps: the estimates are within 2 % of half of them and within 12 % of all that take a gibibyte; those of the
-published recipes, which were no part of the fit, within 5 % (`tests/planning/test_memory_model.py`)."""
+published recipes, which were no part of the fit, within 5 % (`tests/planning/estimates/test_memory_model.py`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

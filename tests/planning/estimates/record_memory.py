@@ -1,6 +1,7 @@
 """Compile the steps of `memory_cases.py` for TPUs that are not here, and keep what the compiler says of their memory in
-compiled_memory.json: `python tests/planning/record_memory.py`, with the extra `plan`. Takes about forty minutes on two
-cores; arguments choose cases by words of their names, and `--missing` those that are not kept yet."""
+compiled_memory.json: `PYTHONPATH=tests/planning python tests/planning/estimates/record_memory.py`, with the extra
+`plan`. Takes about forty minutes on two cores; arguments choose cases by words of their names, and `--missing` those
+that are not kept yet."""
 
 import json
 import sys
