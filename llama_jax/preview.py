@@ -7,18 +7,16 @@ if __name__ == "__main__":
 
 import functools
 import json
-import sys
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
 
 from llama_jax.checkpoints.opening import find_model
+from llama_jax.data.config import ShownConfig
 from llama_jax.data.instructions.inspection import examples_report, examples_report_lines, first_rows
 from llama_jax.data.rows.inspection import documents_report, documents_report_lines, read_first_rows
 from llama_jax.data.rows.mixture import Mixture, open_mixture
-from llama_jax.data.rows.packing import Row
-from llama_jax.data.rows.segments import RowPainter, segments_of
+from llama_jax.data.rows.segments import print_rows
 from llama_jax.data.rows.streams import Pipeline
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.supervised.config import FineTuningConfig, PretrainConfig
@@ -29,41 +27,34 @@ _say = functools.partial(print, flush=True)
 
 def preview(config: Any) -> None:
     """Print the first rows of training and a report on the data; nothing is written."""
-    measured_rows = -(-config.measured_tokens // config.data.sequence_length)
-    if isinstance(config, FineTuningConfig):
-        _, tokenizer, loader = open_examples(config, find_model(config.model, _say), _say)
-        rows = [("the first epoch", row) for row in first_rows(loader, config.examples)]
-        report = examples_report(loader, tokenizer, config.training.batch_size, measured_rows)
-        shown = _show(config, rows, tokenizer, examples_report_lines(report))
-        report |= {"examples_shown": [{"segments": segments} for _, segments in shown]}
-    else:
-        training, held_out = open_mixture(config.data).hold_out(config.data.validation_fraction)
-        tokenizer, name = _tokenizer(config, training)
-        pipeline, plan = Pipeline(training, tokenizer, config.data, config.seed), config.training
-        read = max(config.examples, measured_rows)
-        first = read_first_rows(pipeline, plan.batch_size_at, rows=read, examples=config.examples, say=_say)
-        rows, measured = plan.rows_until(plan.steps), config.measured_documents
-        report = documents_report(pipeline, first, steps=plan.steps, rows=rows, measured_documents=measured)
-        report |= {"tokenizer": name, "held_out_documents": len(held_out)}
-        shown = _show(config, first.examples, tokenizer, documents_report_lines(report))
-        report |= {"examples": [{"source": source, "segments": segments} for source, segments in shown]}
-    if config.json:
+    show: ShownConfig = config
+    report = _examples(config, show) if isinstance(config, FineTuningConfig) else _documents(config, show)
+    if show.json:
         print(json.dumps(report))
 
 
-def _show(
-    config: Any,
-    rows: Iterable[tuple[str, Row]],
-    tokenizer: Tokenizer,
-    report: Iterable[str],
-) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Print rows and then the lines of the report; gives the source of each row and its documents as JSON."""
-    painter = RowPainter(sys.stdout.isatty(), config.characters)
-    shown = [(source, segments_of(row, tokenizer)) for source, row in rows]
-    for number, (source, segments) in enumerate(shown):
-        print(painter.row(number, source, segments))
-    print("\n".join(report))
-    return [(source, [segment._asdict() for segment in segments]) for source, segments in shown]
+def _examples(config: FineTuningConfig, show: ShownConfig) -> dict[str, Any]:
+    _, tokenizer, loader = open_examples(config, find_model(config.model, _say), _say)
+    rows = [("the first epoch", row) for row in first_rows(loader, show.examples)]
+    measured_rows = -(-show.measured_tokens // config.data.sequence_length)
+    report = examples_report(loader, tokenizer, config.training.batch_size, measured_rows)
+    shown = print_rows(rows, tokenizer, show.characters)
+    print("\n".join(examples_report_lines(report)))
+    return report | {"examples_shown": [{"segments": segments} for _, segments in shown]}
+
+
+def _documents(config: PretrainConfig, show: ShownConfig) -> dict[str, Any]:
+    mixture, held_out = open_mixture(config.data).hold_out(config.data.validation_fraction)
+    tokenizer, name = _tokenizer(config, mixture)
+    pipeline, steps = Pipeline(mixture, tokenizer, config.data, config.seed), config.training.steps
+    read = max(show.examples, -(-show.measured_tokens // config.data.sequence_length))
+    batch_size_at, rows = config.training.batch_size_at, config.training.rows_until(steps)
+    first = read_first_rows(pipeline, batch_size_at, rows=read, examples=show.examples, say=_say)
+    report = documents_report(pipeline, first, steps=steps, rows=rows, measured_documents=show.measured_documents)
+    report |= {"tokenizer": name, "held_out_documents": len(held_out)}
+    shown = print_rows(first.examples, tokenizer, show.characters)
+    print("\n".join(documents_report_lines(report)))
+    return report | {"examples": [{"source": source, "segments": segments} for source, segments in shown]}
 
 
 def _tokenizer(config: PretrainConfig, mixture: Mixture) -> tuple[Tokenizer, str]:

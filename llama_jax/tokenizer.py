@@ -7,15 +7,15 @@ if __name__ == "__main__":
 
 from etils import epath
 
-from llama_jax.config import TokenizerConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
+from llama_jax.data.config import TokenizerConfig
 from llama_jax.data.rows.mixture import open_mixture
 from llama_jax.data.tokenizers import train_tokenizer
 
 
 def tokenizer(config: TokenizerConfig) -> None:
-    """Run the command."""
+    """Write a sentencepiece model that is trained on the text, and print how well it compresses it."""
     output = epath.Path(config.output)
     if output.exists() and not config.overwrite:
         raise UserError(f"--output {output}: exists; name another file, or add --overwrite")

@@ -11,17 +11,17 @@ class UserError(Exception):
 
 
 class CannotGoOnError(Exception):
-    """Something outside of the program keeps a run from going on; shown as one line, exit code 1."""
+    """Something outside the program keeps a run from continuing; shown as one line, exit code 1."""
 
 
 class SaveFailedError(CannotGoOnError):
-    """Checkpoints could not be written several times in a row, so going on would only waste compute."""
+    """Checkpoints could not be written several times in a row, so continuing would only waste compute."""
 
 
 class SavedAfterSignal(Exception):
-    """The process was told to end and saved its state first. Exit code 75: run the same command again to go on."""
+    """The process was asked to end and saved its state first. Exit code 75: run the same command to resume."""
 
-    def __init__(self, message: str = "saved after a signal; run the same command again to go on") -> None:
+    def __init__(self, message: str = "interrupted: saved; run the same command to resume") -> None:
         super().__init__(message)
 
 

@@ -1,4 +1,4 @@
-"""Text files that survive a kill, a full disk and a bucket that cannot append. Knows nothing of what they say."""
+"""Text files that survive a kill, a full disk and a bucket that cannot append. Independent of their contents."""
 
 import contextlib
 import os
@@ -59,7 +59,7 @@ class GrowingFile:
         keep: Callable[[str], bool] = lambda line: True,
         rewrite_seconds: float | None = None,
     ) -> None:
-        """Keep the whole lines of an existing file for which `keep` is true, and go on after them.
+        """Keep the whole lines of an existing file for which `keep` is true, and continue after them.
 
         Args:
             path: the file; made if missing.

@@ -1,4 +1,4 @@
-"""Small files that someone else made, above all JSON: bounded, strict, refused in one line. Knows not what they say."""
+"""Small files from elsewhere, above all JSON: bounded, strict, refused in one line. Contents are not interpreted."""
 
 import json
 import math
@@ -72,7 +72,7 @@ class JsonFields:
     """The fields of a JSON object, each asked for by its type. A null counts as missing, as transformers has it.
 
     Each method takes a default for a missing field, None for one that must be there, and raises UserError, naming the
-    field, when it is missing or of another type; `true` is no number.
+    field, when it is missing or of another type; `true` is not a number.
     """
 
     values: Mapping[str, Any]

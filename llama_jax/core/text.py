@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], words: int) -> list[str]:
-    """Rows of a table, the first so many columns to the left and the others to the right."""
+    """Rows of a table, the first `words` columns aligned to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -1,4 +1,4 @@
-"""What can be told to the data pipeline."""
+"""Settings of the data pipeline, and of the commands that train a tokenizer and preview data."""
 
 import math
 from dataclasses import dataclass, field
@@ -144,8 +144,8 @@ class InstructionDataConfig:
     validation_source: str | None = None
     """A source to validate on, instead of holding out records of the others."""
     bad_records: Literal["skip", "fail"] = "skip"
-    """What happens at a record that cannot be used: no JSON, without an answer and the like. `skip` counts it by reason
-    (`dropped_records` in the metrics) and names the first few; `fail` ends the run."""
+    """What happens at a record that cannot be used: not JSON, without an answer and the like. `skip` counts it by
+    reason (`dropped_records` in the metrics) and names the first few; `fail` ends the run."""
     max_bad_fraction: float = 0.01
     """Share of the records of a source that may be skipped; more end the run. Examples that have nothing to learn
     within `sequence_length` are counted, too, but not in this share."""

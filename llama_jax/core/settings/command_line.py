@@ -57,7 +57,7 @@ def parse(
         values |= {f"{section}.{key}": value for key, value in plain(lookup(str(name))).items()} | {path: name}
     parser = ArgumentParser(prog=f"python -m llama_jax.{command}", exit_on_error=False)
     parser.add_class_arguments(config_class)
-    if given.wish == "help":
+    if given.action == "help":
         print(_help(parser, schema, values))
         raise SystemExit(0)
     for setting in settings:
@@ -65,7 +65,7 @@ def parse(
     if missing := schema.missing(values):
         raise UserError(f"--{missing[0]}: needed, {expected(schema.types[missing[0]])}")
     config = _construct(config_class, values, "")
-    if given.wish == "print_config":
+    if given.action == "print_config":
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config

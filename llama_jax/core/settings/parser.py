@@ -28,7 +28,7 @@ class Setting(NamedTuple):
     value: Any
     """Text from the command line; any YAML value from a file."""
     origin: str
-    """What stands before the path in a message: `--`, the file and line, or nothing for the first word."""
+    """What precedes the path in a message: `--`, the file and line, or nothing for the first word."""
 
 
 class CommandLine(NamedTuple):
@@ -37,7 +37,7 @@ class CommandLine(NamedTuple):
     settings: list[Setting]
     configs: list[str]
     """Values of `--config`, in order."""
-    wish: Literal["", "help", "print_config"]
+    action: Literal["", "help", "print_config"]
 
 
 class Schema:
@@ -114,7 +114,7 @@ def expected(hint: Any) -> str:
 
 
 def read_argv(argv: Sequence[str], schema: Schema) -> CommandLine:
-    """Take the arguments apart: `--name VALUE`, `--name=VALUE`, bare `--name` for true-or-false settings, and a first
+    """Parse the arguments: `--name VALUE`, `--name=VALUE`, bare `--name` for true-or-false settings, and a first
     word for the setting that takes it.
 
     Raises:
@@ -122,15 +122,15 @@ def read_argv(argv: Sequence[str], schema: Schema) -> CommandLine:
     """
     settings: list[Setting] = []
     configs: list[str] = []
-    wish: Literal["", "help", "print_config"] = ""
+    action: Literal["", "help", "print_config"] = ""
     rest = list(argv)
     while rest:
         argument = rest.pop(0)
         name, equals, value = argument.removeprefix("--").partition("=")
         if argument in ("-h", "--help"):
-            wish = "help"
+            action = "help"
         elif argument == "--print_config":
-            wish = wish or "print_config"
+            action = action or "print_config"
         elif not argument.startswith("--") and schema.first_word and len(rest) == len(argv) - 1:
             settings.append(Setting(schema.first_word, argument, ""))
         elif not argument.startswith("--"):
@@ -147,7 +147,7 @@ def read_argv(argv: Sequence[str], schema: Schema) -> CommandLine:
                 configs.append(value)
             else:
                 settings.append(Setting(name, value, "--"))
-    return CommandLine(settings, configs, wish)
+    return CommandLine(settings, configs, action)
 
 
 def read_config(name: str, schema: Schema, command: str, commands: Commands) -> list[Setting]:

@@ -1,7 +1,7 @@
 """Conversations to token ids, by the model's own chat template.
 
-A template comes with a model, so it is a stranger's program: it runs sandboxed, in a process that is killed when it
-takes too long. What people say is text and never becomes a control token, whatever the template does with it."""
+A template comes with a model, so it is untrusted code: it runs sandboxed, in a process that is killed when it takes too
+long. Messages are text and never become control tokens, whatever the template does with them."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -178,7 +178,7 @@ def _token_names(tokenizer: Tokenizer) -> dict[str, str]:
 @dataclass(frozen=True)
 class _Hidden:
     """How names of control tokens are hidden from whoever looks for them in a rendered text: the first and the last
-    character of each stands as one that no message and no template holds."""
+    character of each is replaced by one that no message and no template contains."""
 
     names: re.Pattern[str]
     stand_ins: Mapping[int, str]
@@ -210,9 +210,9 @@ def _safe_text(
     """The rendered text, in which each name of a control token was written by the template, and how it was hidden in
     what people say.
 
-    Hiding names does not stop a template that joins two messages, or removes what stands between, from making a name of
-    their parts. Hiding every character that could be part of one does, but a template may look for some of them, such
-    as `</think>`. So the first is taken if it has just the control tokens of the second.
+    Hiding names does not stop a template that joins two messages, or removes what is between them, from making a name
+    of their parts. Hiding every character that could be part of one does, but a template may look for some of them,
+    such as `</think>`. So the first is taken if it has just the control tokens of the second.
     """
 
     def rendered(hide: Callable[[str], str]) -> str:
@@ -250,7 +250,7 @@ def _check(messages: Sequence[Message]) -> None:
         if not isinstance(role, str) or not _ROLE.fullmatch(role):
             raise UserError(f"messages[{number}].role: {shown(role)} is not a word such as user or assistant")
         if not isinstance(content, str):
-            raise UserError(f"messages[{number}].content: {shown(content)} is not a text")
+            raise UserError(f"messages[{number}].content: {shown(content)} is not text")
         try:
             content.encode()
         except UnicodeEncodeError:

@@ -1,6 +1,6 @@
 """Instruction data as it is learned from: all examples of a run, encoded once at its start, and what could not be used.
 
-Sets of instructions are small, so every process holds all of them: 5 bytes a token. Knows nothing of rows."""
+Sets of instructions are small, so every process holds all of them: 5 bytes a token. Independent of rows."""
 
 import hashlib
 from array import array
@@ -24,7 +24,7 @@ NOTES = 5
 """Records that are named; the others are only counted."""
 
 _RECORDS_LOOKED_AT = 100
-"""From which the format of a source is told."""
+"""From which the format of a source is recognised."""
 _MANY = 5000
 """Records that take more than a moment to encode."""
 
@@ -93,10 +93,10 @@ class InstructionData:
     Args:
         config: Says what is read.
         layout: Encodes a conversation.
-        say: Told the first few records that are not used.
+        say: Called with a line for each of the first few records that are not used.
 
     Raises:
-        UserError: a source cannot be opened, is of no known format, has more bad records than the config allows, or
+        UserError: a source cannot be opened, has an unknown format, has more bad records than the config allows, or
             nothing to learn from.
     """
 

@@ -1,5 +1,5 @@
-"""Records of instruction data sets to conversations: which fields each format has, and what makes a record good. Knows
-no template and no token."""
+"""Records of instruction data sets to conversations: which fields each format has, and what makes a record good.
+Independent of templates and tokens."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,7 +46,7 @@ def conversation_of(record: Record, form: Format) -> Conversation | str:
     FastChat does with ShareGPT's).
 
     Raises:
-        BadRecordError: a field is missing or holds no text, or there is no answer.
+        BadRecordError: a field is missing or is not text, or there is no answer.
     """
     return _READERS[form](record)
 
@@ -58,10 +58,10 @@ def format_of(fields: Iterable[str]) -> Format | None:
 
 
 def unknown_format(source: str, fields: Sequence[str]) -> UserError:
-    """The error for a source whose records are of no known format."""
+    """The error for a source whose records have an unknown format."""
     shown = ", ".join(f"{field:.40}" for field in fields[:_MOST_FIELDS_SHOWN]) or "no field"
     known = "; ".join(f"{form}: {', '.join(sorted(needed))}" for form, needed in _FIELDS.items())
-    return UserError(f"data.source: {source}: records have {shown}, which is no known format ({known})")
+    return UserError(f"data.source: {source}: records have {shown}, which is not a known format ({known})")
 
 
 _FIELDS: Mapping[Format, set[str]] = {
@@ -79,7 +79,7 @@ def _alpaca(record: Record) -> Conversation:
     turns = _system_turn(record)
     for number, pair in enumerate(_optional_list(values.get("history"), "history", place)):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise BadRecordError("wrong_type", place, f"history[{number}] is no pair of question and answer")
+            raise BadRecordError("wrong_type", place, f"history[{number}] is not a pair of question and answer")
         turns += [
             Turn("user", good_text(pair[0], f"history[{number}][0]", place)),
             Turn("assistant", good_text(pair[1], f"history[{number}][1]", place)),
@@ -137,7 +137,7 @@ def _conversation(turns: list[Turn], place: str) -> Conversation:
         raise BadRecordError("no_answer", place, "has no answer to a user, so there is nothing to learn")
     for number, (first, second) in enumerate(itertools.pairwise(said)):
         if first.role == second.role:
-            message = f"{first.role} speaks twice running, in turns {number + 1} and {number + 2}"
+            message = f"{first.role} speaks twice in a row, in turns {number + 1} and {number + 2}"
             raise BadRecordError("turns", place, message)
     return (*system, *said)
 

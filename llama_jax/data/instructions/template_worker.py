@@ -1,7 +1,7 @@
-"""Renders chat templates, which are programs by strangers, in a process of its own: `python -P template_worker.py`.
+"""Renders chat templates, which are untrusted programs, in a process of its own: `python -P template_worker.py`.
 
 Reads one JSON object a line: `template`, `variables` and `seconds`, the processor time it may take. Answers one a line:
-`text`, or `error`. Knows nothing but jinja2; whoever started it bounds the time and ends it."""
+`text`, or `error`. Imports nothing but jinja2; whoever started it bounds the time and ends it."""
 
 import contextlib
 import functools

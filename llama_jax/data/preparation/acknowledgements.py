@@ -1,4 +1,4 @@
-"""What is kept while a corpus is prepared, so that stopped work resumes without doubt: a small file for each shard that
+"""What is kept while a corpus is prepared, so that stopped work can be resumed: a small file for each shard that
 is whole, and the hashes of its documents. All of it lies in a folder that is deleted at the end."""
 
 import json

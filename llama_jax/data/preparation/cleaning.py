@@ -1,4 +1,4 @@
-"""What `prepare` changes in a text, which texts it leaves out, and which it takes for the same.
+"""What `prepare` changes in a text, which texts it leaves out, and which it treats as the same.
 
 Deliberately little, so that a model learns what was written: no Unicode normalisation, no trimming, no judgement of
 quality or language. Those belong to whoever chose the text."""

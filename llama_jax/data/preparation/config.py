@@ -1,4 +1,4 @@
-"""What can be told to `prepare`."""
+"""Settings of `prepare`."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from llama_jax.data.config import DataConfig
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Turn text into shards of token ids for training. The same command again goes on where it stopped."""
+    """Turn text into shards of token ids for training. Run the same command to resume."""
 
     output: str = "prepared"
     """Directory to write; name it as `data.source` to train on it."""

@@ -30,7 +30,7 @@ def duplicates_of(hashes: Sequence[Callable[[], Int[np.ndarray, "documents two"]
 
     Args:
         hashes: For each range of documents, in order, a function that loads their hashes.
-        chunk: Documents to compare at once, at 40 bytes each; their hashes are loaded once for every so many.
+        chunk: Documents to compare at once, at 40 bytes each; their hashes are loaded once for each chunk.
     """
     counts = [len(load()) for load in hashes]
     parts = max(1, -(-sum(counts) // chunk))

@@ -48,7 +48,7 @@ class Job:
 
 
 def shard_bounds(documents: Documents, megabytes: float) -> list[int]:
-    """Cut the documents into consecutive ranges of about so many megabytes of text, judged by a thousand of them."""
+    """Cut the documents into consecutive ranges of about `megabytes` of text, estimated from a thousand documents."""
     count = len(documents)
     sizes = []
     for index in np.unique(np.linspace(0, count - 1, min(count, _SAMPLED_DOCUMENTS)).astype(np.int64)):
@@ -73,7 +73,7 @@ def as_text(document: Any) -> str:
 
 
 def sampled_texts(documents: Documents, max_bytes: int) -> Iterator[str]:
-    """Documents from all over the source, at most so many bytes of them."""
+    """Documents from all over the source, at most `max_bytes` of them."""
     count = len(documents)
     left = max_bytes
     # A step that shares no factor with the count comes to each document once, far apart at first.
@@ -91,7 +91,7 @@ class ShardWork:
     """The work on one shard after another, within one process.
 
     Args:
-        count: Told documents, bytes of text and tokens that were done since it was told last; may raise, to stop.
+        count: Called with the documents, bytes of text and tokens done since its last call; may raise, to stop.
     """
 
     def __init__(self, job: Job, count: Callable[[int, int, int], None]) -> None:

@@ -5,8 +5,9 @@ loss or some."""
 
 import itertools
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,7 +76,18 @@ def _pieces(ids: Sequence[int], bears_loss: Sequence[bool], tokenizer: Tokenizer
     return [Piece("".join(text for text, _ in group), bears) for bears, group in grouped]
 
 
-class RowPainter:
+def print_rows(
+    rows: Iterable[tuple[str, Row]], tokenizer: Tokenizer, characters: int
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Print rows, each with its source; gives the source of each and its documents as JSON."""
+    painter = _Painter(sys.stdout.isatty(), characters)
+    shown = [(source, segments_of(row, tokenizer)) for source, row in rows]
+    for number, (source, segments) in enumerate(shown):
+        print(painter.row(number, source, segments))
+    return [(source, [segment._asdict() for segment in segments]) for source, segments in shown]
+
+
+class _Painter:
     """Rows as text. Tokens that bear loss are green in colours, else between ⟦ and ⟧.
 
     Args:

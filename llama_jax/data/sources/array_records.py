@@ -27,7 +27,7 @@ class _ReaderCache:
         self.forget()
 
     def forget(self) -> None:
-        """Start anew, as a child process must after a fork."""
+        """Start empty, as a child process must after a fork."""
         self._readers: OrderedDict[str, ArrayRecordReader] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -101,8 +101,8 @@ class ArrayRecordFile:
 
 
 class ArrayRecordDocuments(Generic[_T]):
-    """The documents of an array_record file. Each record is a text in UTF-8, or a JSON object: what starts as such an
-    object does (with `{"`) is taken for one.
+    """The documents of an array_record file. Each record is UTF-8 text or a JSON object; what starts like
+    an object (with `{"`) is read as one.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""What a source of documents is, wherever they come from: random access, a count and an identity. Knows no format."""
+"""What a source of documents is, wherever they come from: random access, a count and an identity; no format."""
 
 import bisect
 import hashlib
@@ -207,7 +207,7 @@ def held_out_count(count: int, fraction: float) -> int:
 
 
 def split_indices(count: int, held_out: int) -> tuple[Int[np.ndarray, "training"], Int[np.ndarray, "validation"]]:
-    """Numbers of the documents to train on and of so many to hold out, each in order."""
+    """Numbers of the documents to train on, and of `held_out` documents to hold out; each ascending."""
     # RandomState, unlike numpy's newer generators, promises the same numbers in every version.
     order = np.random.RandomState(_HELD_OUT_SEED).permutation(count)
     return np.sort(order[held_out:]), np.sort(order[:held_out])

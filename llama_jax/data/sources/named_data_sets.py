@@ -135,7 +135,7 @@ def open_tfds(spec: str, parser: RecordParser[_T]) -> DataSetDocuments[_T]:
     features: Any = builder.info.features
     if parser.field is not None:
         features = tfds.features.FeaturesDict({parser.field: _text_feature(features, parser.field, directory)})
-    # Sources of the library read parquet whole and pass over the ends of a part of a split, so files are read here.
+    # The library's own sources read parquet whole and run past the end of a part of a split, so files are read here.
     try:
         instructions = builder.info.splits[split_name].file_instructions
     except (ValueError, KeyError) as error:

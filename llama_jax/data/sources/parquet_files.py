@@ -29,7 +29,7 @@ class _Cache:
         self.forget()
 
     def forget(self) -> None:
-        """Start anew, as a child process must after a fork."""
+        """Start empty, as a child process must after a fork."""
         self._columns: OrderedDict[tuple[object, int], pa.ChunkedArray | str] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -152,7 +152,7 @@ def parsed_json(content: bytes, where: str) -> Any:
 
 
 def good_text(value: Any, text_field: str, where: str) -> str:
-    """The value of a text field as a text of Unicode that is not blank; bytes are taken for UTF-8.
+    """The value of a text field as valid Unicode that is not blank; bytes are read as UTF-8.
 
     Raises:
         BadRecordError: it is not such a text.

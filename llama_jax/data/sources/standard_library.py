@@ -24,7 +24,7 @@ def standard_library_documents() -> list[str]:
         from pydoc_data import topics
 
         documents = [topics.topics[name].strip() for name in sorted(topics.topics)]
-    except ImportError:  # some distributions package the topics apart
+    except ImportError:  # some distributions package the topics separately
         documents = []
     root = Path(sysconfig.get_paths()["stdlib"])
     seen: set[str] = set()

@@ -1,7 +1,7 @@
 """Text to token ids and back: the tokenizer files of the LLaMA family, training a new one, changing formats.
 
-Text never turns into a control token: `<s>` written in a document is four ordinary characters. Knows nothing of
-conversations, rows or files of text."""
+Text never turns into a control token: `<s>` written in a document is four ordinary characters. Independent of
+conversations, rows and files of text."""
 
 from llama_jax.data.tokenizers.conversion import (
     files_of_vocabulary,

@@ -32,7 +32,7 @@ def files_of_vocabulary(vocabulary: Vocabulary) -> dict[str, bytes]:
     """The files of a vocabulary from GGUF: `tokenizer.model` (llama) or `tokenizer.json` (gpt2), and settings.
 
     Raises:
-        UserError: a field contradicts another, or the splitting into words has a name that is not known.
+        UserError: a field contradicts another, or the splitting into words has an unknown name.
     """
     _check(vocabulary)
     settings = _settings_files(vocabulary)
@@ -41,7 +41,7 @@ def files_of_vocabulary(vocabulary: Vocabulary) -> dict[str, bytes]:
     pre = PRE_ALIASES.get(vocabulary.pre, vocabulary.pre)
     if pre not in PRE_TOKENIZERS:
         known = ", ".join(sorted([*PRE_TOKENIZERS, *PRE_ALIASES]))
-        raise UserError(f"tokenizer: splits words by {shown(vocabulary.pre)}, which is not known; {known} are")
+        raise UserError(f"tokenizer: splits words by {shown(vocabulary.pre)}, which is not supported; {known} are")
     return {"tokenizer.json": _json_bytes(byte_level_json(vocabulary, pre)), **settings}
 
 
@@ -88,10 +88,10 @@ def llama2c_bytes(tokenizer: Tokenizer) -> bytes:
     vocabulary = vocabulary_of(tokenizer)
     tokens, types = vocabulary.tokens, vocabulary.types
     if vocabulary.model != "llama" or not vocabulary.adds_space_prefix:
-        raise UserError("tokenizer: llama2.c knows only tokenizers of LLaMA 1 and 2, of sentencepiece's kind")
+        raise UserError("tokenizer: llama2.c supports only the tokenizers of LLaMA 1 and 2, of sentencepiece's kind")
     layout = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256]
     if [*types[:FIRST_PIECE]] != layout or (vocabulary.bos_id, vocabulary.eos_id) != (1, 2):
-        raise UserError("tokenizer: llama2.c wants unk, bos and eos as tokens 0 to 2, then the 256 bytes")
+        raise UserError("tokenizer: llama2.c requires unk, bos and eos as tokens 0 to 2, then the 256 bytes")
     for token, kind in zip(tokens[FIRST_PIECE:], types[FIRST_PIECE:], strict=True):
         if kind != NORMAL:
             raise UserError(f"tokenizer: token {shown(token)} is special, which llama2.c cannot express")
@@ -112,7 +112,7 @@ def _check(vocabulary: Vocabulary) -> None:
             raise UserError(f"tokenizer: {field} {token} is not below {count} tokens")
     token, times = Counter(vocabulary.tokens).most_common(1)[0]
     if times > 1:
-        raise UserError(f"tokenizer: token {shown(token)} stands {times} times")
+        raise UserError(f"tokenizer: token {shown(token)} occurs {times} times")
     if vocabulary.model == "llama" and vocabulary.scores is None:
         raise UserError("tokenizer: has no scores, by which sentencepiece merges")
     for merge in vocabulary.merges:
@@ -150,7 +150,7 @@ def _json_bytes(value: Mapping[str, Any]) -> bytes:
 def _piece_model(vocabulary: Vocabulary) -> bytes:
     tokens, types, scores = vocabulary.tokens, list(vocabulary.types), vocabulary.scores or ()
     if UNKNOWN not in types:
-        raise UserError("tokenizer: has no token of type 2 (unknown), which sentencepiece wants")
+        raise UserError("tokenizer: has no token of type 2 (unknown), which sentencepiece requires")
     bos = vocabulary.eos_id if vocabulary.bos_id is None else vocabulary.bos_id
     assert bos is not None and vocabulary.eos_id is not None
     types[bos] = types[vocabulary.eos_id] = CONTROL

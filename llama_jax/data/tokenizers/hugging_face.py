@@ -21,15 +21,15 @@ _EOS_NAMES = ("<|end_of_text|>", "</s>", "<|endoftext|>")
 class HuggingFaceTokenizer(FileTokenizer):
     """A `tokenizer.json`, with `tokenizer_config.json` beside it to say which tokens are BOS and EOS.
 
-    Where nothing names them, they are looked for under the names of LLaMA's; a vocabulary without BOS opens documents
-    with EOS. Truncation and padding written in the file are switched off.
+    Where nothing names them, LLaMA's names are tried; a vocabulary without BOS opens documents with EOS. Truncation and
+    padding set in the file are switched off.
 
     Args:
         model: The content of the file.
         beside: Configuration files beside it.
 
     Raises:
-        ValueError: the library refuses the file, or a control token is one that ordinary text gives.
+        ValueError: the library refuses the file, or ordinary text encodes to a control token.
     """
 
     file_name = "tokenizer.json"
@@ -57,7 +57,7 @@ class HuggingFaceTokenizer(FileTokenizer):
             self._bytes = {vocabulary[name]: byte for name, byte in byte_names.items() if name in vocabulary}
         for name, token in self.special_tokens.items():
             if name != content["model"].get("unk_token") and token in self._encode_ordinary(name):
-                raise ValueError(f"control token {name!r} is also what the same ordinary text gives")
+                raise ValueError(f"control token {name!r} is also what the same ordinary text encodes to")
 
     def decode(self, ids: Sequence[int]) -> str:
         ids = [int(token) for token in ids]
@@ -151,7 +151,7 @@ def _opening_token(processor: Any) -> str | None:
 
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """The library's errors, and its panics, which are no `Exception`, as ValueError with the first line of them."""
+    """The library's errors, and its panics, which are not an `Exception`, as a ValueError with their first line."""
     try:
         yield
     except BaseException as error:

@@ -9,7 +9,7 @@ from llama_jax.data.tokenizers.tokenizer import FileTokenizer
 CONTROL_TOKENS = 3
 """unk, bos, eos: ids 0, 1, 2 in every LLaMA tokenizer that falls back to bytes."""
 FIRST_PIECE = CONTROL_TOKENS + 256
-"""Ids 3..258 stand for single bytes."""
+"""Ids 3..258 are single bytes."""
 
 
 class Llama2cTokenizer(FileTokenizer):
@@ -24,7 +24,7 @@ class Llama2cTokenizer(FileTokenizer):
         beside: Configuration files beside it.
 
     Raises:
-        ValueError: the bytes are no such file, or are cut short.
+        ValueError: the bytes are not such a file, or are cut short.
     """
 
     file_name = "tokenizer.bin"
@@ -36,7 +36,7 @@ class Llama2cTokenizer(FileTokenizer):
         for token, piece in enumerate(self.pieces[FIRST_PIECE:], FIRST_PIECE):
             self._ids.setdefault(piece, token)
         if b" " not in self._ids:
-            raise ValueError("it has no piece for a space, which every text is opened with")
+            raise ValueError("it has no piece for a space, which opens every text")
         self.vocab_size = len(self.pieces)
         self.special_tokens = {"<s>": 1, "</s>": 2}
         self._adopt_settings(1, 2, adds_bos=True)
@@ -102,7 +102,7 @@ def llama2c_file(pieces: Iterable[tuple[bytes, float]]) -> bytes:
 
 
 def _llama2c_pieces(model: bytes) -> tuple[list[bytes], list[float]]:
-    """Pieces and scores by id. The file does not say how many there are: they go on until its end."""
+    """Pieces and scores by id. The file does not say how many there are: they continue to its end."""
     pieces: list[bytes] = []
     scores: list[float] = []
     offset = 4

@@ -29,7 +29,7 @@ def load_tokenizer(path: epath.PathLike, content: bytes | None = None) -> Tokeni
         content: what the file holds, when it has been read already; nothing is read then.
 
     Raises:
-        UserError: there is no such file, or it is broken or of another kind.
+        UserError: there is no such file, or it is broken or in another format.
     """
     file = epath.Path(path)
     name = {".json": "tokenizer.json", ".bin": "tokenizer.bin"}.get(file.suffix, "tokenizer.model")

@@ -32,7 +32,7 @@ class PieceModel:
     pieces: tuple[Piece, ...]
     is_bpe: bool = True
     normalizes: bool = False
-    """Changes the text before encoding it (Unicode normalisation, or runs of spaces made one)."""
+    """Changes the text before encoding it (Unicode normalisation, or runs of spaces merged)."""
     adds_space_prefix: bool = True
 
 
@@ -66,7 +66,7 @@ class SentencePieceTokenizer(FileTokenizer):
             processor.id_to_piece(token): token for token in range(self.vocab_size) if processor.is_control(token)
         }
         if processor.bos_id() < 0 or processor.eos_id() < 0:
-            raise ValueError("it has no BOS or no EOS token, and documents are kept apart by both")
+            raise ValueError("it has no BOS or no EOS token; documents are separated by both")
         self._adopt_settings(processor.bos_id(), processor.eos_id(), adds_bos=True)
 
     def decode(self, ids: Sequence[int]) -> str:

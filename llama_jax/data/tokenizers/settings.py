@@ -1,4 +1,4 @@
-"""The configuration files that lie beside a tokenizer: BOS and EOS, ids that end an answer, the chat template."""
+"""The configuration files beside a tokenizer: BOS and EOS, ids that end an answer, the chat template."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_temp
 
 @dataclass(frozen=True)
 class Settings:
-    """What the files say; None, or nothing, where they are silent."""
+    """What the files say; None, or empty, where they say nothing."""
 
     bos_token: str | None = None
     eos_token: str | None = None
@@ -27,7 +27,7 @@ def read_settings(files: Mapping[str, bytes]) -> Settings:
     """Read those of `SETTINGS_FILES` that are there.
 
     Raises:
-        UserError: one is no JSON object, or a field has the wrong type.
+        UserError: one is not a JSON object, or a field has the wrong type.
     """
     config, names, generation = (
         json_object(files.get(name, b"{}"), name)

@@ -1,4 +1,4 @@
-"""What the rest of the package knows of a tokenizer, and what all kinds of tokenizer files share."""
+"""What the rest of the package knows about a tokenizer, and what all kinds of tokenizer files share."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from llama_jax.data.tokenizers.settings import Settings, read_settings
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the rest of the package knows of a tokenizer. `decode(encode(text)) == text` but for what a format cannot
+    """What the rest of the package knows about a tokenizer. `decode(encode(text)) == text` but for what a format cannot
     express (sentencepiece reads U+2581 as a space; a normaliser changes the text)."""
 
     @property
@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
 
     @property
     def adds_bos(self) -> bool:
-        """Whether the model expects BOS before a plain text that it is to go on with."""
+        """Whether the model expects BOS before plain text that it is to continue."""
         ...
 
     @property
@@ -67,7 +67,7 @@ class Tokenizer(Protocol):
             special: Names of control tokens in the text become their ids; else they are ordinary text.
 
         Raises:
-            UnicodeEncodeError: the text holds half a surrogate pair, which UTF-8 cannot express.
+            UnicodeEncodeError: the text holds an unpaired surrogate, which UTF-8 cannot express.
         """
         ...
 
@@ -118,7 +118,7 @@ class FileTokenizer(ABC):
         return type(self), (self._model, self._beside)
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
-        text.encode()  # the libraries replace half a surrogate pair, or call it a failed cast
+        text.encode()  # the libraries replace an unpaired surrogate, or call it a failed cast
         ids = self._encode_special(text) if special else self._encode_ordinary(text)
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 

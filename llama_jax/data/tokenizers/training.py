@@ -18,7 +18,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceToken
     unknown characters into bytes, text left as it is. The same texts give the same bytes.
 
     Args:
-        texts: Documents. They are taken apart into lines; all lines are held in memory while training.
+        texts: Documents. They are split into lines; all lines are held in memory while training.
         vocab_size: Number of ids to make, with 3 control tokens and 256 bytes among them.
 
     Raises:
@@ -73,7 +73,7 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _training_error(vocab_size: int, message: str) -> Exception:
-    """What sentencepiece's complaint means to the user; the complaint itself when it is none of those known."""
+    """What sentencepiece's error means to the user; the error itself when it is not a known one."""
     if largest := re.search(r"too high .* a value <= (\d+)", message):
         return UserError(f"vocab_size: {vocab_size} is too large for this text; at most {largest[1]} fit")
     if smallest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):

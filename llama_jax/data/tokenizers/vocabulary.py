@@ -65,7 +65,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     elif isinstance(tokenizer, HuggingFaceTokenizer):
         parts = _of_hugging_face(tokenizer)
     else:
-        raise TypeError(f"{type(tokenizer).__name__} is no kind of tokenizer file")
+        raise TypeError(f"{type(tokenizer).__name__} is not a kind of tokenizer file")
     return Vocabulary(
         **parts,
         bos_id=tokenizer.bos_id,

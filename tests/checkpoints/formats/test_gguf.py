@@ -324,7 +324,7 @@ REFUSED = {
             "tokenizer.ggml.tokens": ["a"] * 40,
             "tokenizer.ggml.scores": [0.0] * 40,
         },
-        "tokenizer: token 'a' stands 40 times",
+        "tokenizer: token 'a' occurs 40 times",
     ),
     "a token that is not there": (
         {

@@ -252,7 +252,7 @@ def test_exit_codes_say_how_a_command_ended(capsys):
     assert run(fail(UserError("two\n  lines"))) == (2, "error: two lines\n")
     assert run(lambda config: None, "--nope", "1") == (2, "error: --nope: unknown setting\n")
     code, message = run(fail(SavedAfterSignal()))
-    assert (code, message) == (75, "saved after a signal; run the same command again to go on\n")
+    assert (code, message) == (75, "interrupted: saved; run the same command to resume\n")
     assert run(fail(KeyboardInterrupt())) == (130, "interrupted\n")
     code, message = run(fail(ZeroDivisionError("x")))
     assert code == 1

@@ -174,7 +174,7 @@ def test_long_messages_pass(tiktoken_tokenizer):
         ([], "messages: there are none"),
         ([{"role": "user"}], r"messages\[0\]: {'role': 'user'} is not an object with role and content"),
         ([{"role": "user", "content": "a", "name": "b"}], r"messages\[0\]: .* is not an object with role and content"),
-        ([*user("a"), {"role": "user", "content": None}], r"messages\[1\].content: None is not a text"),
+        ([*user("a"), {"role": "user", "content": None}], r"messages\[1\].content: None is not text"),
         ([{"role": "<|eot_id|>", "content": "a"}], r"messages\[0\].role: '<\|eot_id\|>' is not a word"),
         ([{"role": 3, "content": "a"}], r"messages\[0\].role: 3 is not a word"),
         (user("a\ud800"), r"messages\[0\].content: holds an unpaired surrogate"),

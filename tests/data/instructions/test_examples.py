@@ -44,7 +44,7 @@ BAD_LINES = {
     "surrogate in the question": (
         b'{"instruction": "\\udc00", "output": "b"}',
         "surrogate",
-        "'instruction' holds half",
+        "'instruction' holds an unpaired",
     ),
     "NUL": (b'{"instruction": "a\x00", "output": "b"}', "nul", "holds NUL bytes"),
     "escaped NUL": (b'{"instruction": "a\\u0000", "output": "b"}', "nul", "'instruction' holds NUL at character 1"),
@@ -282,8 +282,8 @@ def test_the_format_is_told_for_each_source_by_itself(tmp_path, tokenizer):
 
 def test_an_unknown_format_is_refused_with_what_there_is(tmp_path, tokenizer):
     write(tmp_path / "a.jsonl", [{"question": "a", "answer": "b"}])
-    message = r"^data.source: .*a.jsonl: records have question, answer, which is no known format \(messages: messages; "
-    with pytest.raises(UserError, match=message):
+    message = r"records have question, answer, which is not a known format \(messages: messages; "
+    with pytest.raises(UserError, match=rf"^data.source: .*a.jsonl: {message}"):
         read(tokenizer, tmp_path / "a.jsonl")
 
 

@@ -99,7 +99,7 @@ BAD = {
         "alpaca",
         {"instruction": "a", "output": "b", "history": [["c"]]},
         "wrong_type",
-        "history[0] is no pair",
+        "history[0] is not a pair",
     ),
     "history text": (
         "alpaca",
@@ -151,7 +151,7 @@ BAD = {
         "messages",
         {"messages": chat("user: a", "user: b", "assistant: c")},
         "turns",
-        "user speaks twice running",
+        "user speaks twice in a row",
     ),
     "late system": (
         "messages",

@@ -158,7 +158,7 @@ def test_a_control_token_that_text_would_give_is_refused():
     content = json.loads(byte_level_file())
     assert content["model"]["vocab"]["!"] == 3
     content["added_tokens"].append(letter | {"special": True})
-    with pytest.raises(UserError, match="control token '!' is also what the same ordinary text gives"):
+    with pytest.raises(UserError, match="control token '!' is also what the same ordinary text encodes to"):
         tokenizer_from_files({"tokenizer.json": json.dumps(content).encode()} | BESIDE, "here")
 
 
@@ -237,11 +237,11 @@ def test_a_control_token_that_is_a_word_is_not_found_in_text():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre": "klingon"}, r"splits words by 'klingon', which is not known; .*llama-bpe"),
+        ({"pre": "klingon"}, r"splits words by 'klingon', which is not supported; .*llama-bpe"),
         ({"types": [1]}, r"6 tokens, 1 types and 6 scores do not agree"),
         ({"eos_id": 6}, r"eos_id 6 is not below 6 tokens"),
         ({"eos_id": None}, r"names no EOS token"),
-        ({"tokens": ["a"] * 6}, r"token 'a' stands 6 times"),
+        ({"tokens": ["a"] * 6}, r"token 'a' occurs 6 times"),
         ({"merges": ["x y z"]}, r"merge 'x y z' is not two tokens"),
         ({"model": "llama"}, r"has no scores"),
         ({"model": "llama", "scores": [0.0] * 6}, r"has no token of type 2 \(unknown\)"),
@@ -296,7 +296,7 @@ def test_llama2c_files_are_those_of_its_own_export(tokenizer, byte_tokenizer):
 def test_llama2c_refuses_what_it_cannot_say(tokenizer, json_tokenizer):
     with pytest.raises(UserError, match=r"token '\[PAD\]' is special, which llama2.c cannot express"):
         llama2c_bytes(with_control_tokens(tokenizer, ["[PAD]"]))
-    with pytest.raises(UserError, match=r"llama2.c knows only tokenizers of LLaMA 1 and 2"):
+    with pytest.raises(UserError, match=r"llama2.c supports only the tokenizers of LLaMA 1 and 2"):
         llama2c_bytes(json_tokenizer)
 
 
