@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# grain: the state of ConcatThenSplit, written as JSON and read again, resumes one row too late at the start of the data.
+# grain: the state of ConcatThenSplit, once it has been JSON, resumes with tokens missing at the start of the data.
 #
 # Versions:  grain 0.2.18.
-# Behaviour: the iterator's state marks "no remainder" by the tuple (-1, -1) and compares it with a tuple. JSON returns the
-#            list [-1, -1], which is not equal, so that an element is cut away as if it had been consumed. The same state
-#            passed on as it is resumes exactly, as do the states of FirstFitPack and BestFitPack either way.
+# Behaviour: the iterator's state marks "no remainder" by the tuple (-1, -1) and compares it with a tuple. JSON returns
+#            the list [-1, -1], which is not equal, so that an element is cut away as if it had been consumed. The same
+#            state passed on as it is resumes exactly, as do the states of FirstFitPack and BestFitPack either way.
 # Seen:      after 1 row: as it is True, through JSON False
-# Means:     a data position kept as JSON, the usual way for these dictionaries of numbers, loses data silently. Turn the
-#            lists below "remainder_slices" into tuples after reading.
+# Means:     a data position kept as JSON, the usual way for these dictionaries of numbers, loses data silently. Turn
+#            the lists below "remainder_slices" into tuples after reading.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -2,11 +2,12 @@
 # jax: compiled.cost_analysis() counts the body of a loop once, however often it runs.
 #
 # Versions:  jax and jaxlib 0.10.2, CPU (the compiler for TPU, libtpu 0.0.42, does the same).
-# Behaviour: "flops" of 32 equal layers under lax.scan is that of one layer; written out as a Python loop, it is that of 32.
+# Behaviour: "flops" of 32 equal layers under lax.scan is that of one layer; written out as a Python loop, it is that of
+#            32.
 # Seen:      matrix products need 134217728; scan 4198402, unrolled 134348800
 # Means:     a model with scanned layers, gradient accumulation or a decoding loop seems to need a small fraction of its
-#            FLOPs, and a utilization computed from them is wrong by that factor. Count by formula, or multiply loop bodies
-#            by their trip counts (in jaxpr: `length` of scan).
+#            FLOPs, and a utilization computed from them is wrong by that factor. Count by formula, or multiply loop
+#            bodies by their trip counts (in jaxpr: `length` of scan).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

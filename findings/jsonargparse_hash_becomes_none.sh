@@ -2,8 +2,8 @@
 # jsonargparse: text on the command line that begins with "#" becomes None where the type is str | None.
 #
 # Versions:  jsonargparse 4.53.0.
-# Behaviour: values for optional fields are read as YAML first, and "# title" is a comment, so an empty document, so None.
-#            The same text for a field of type str is kept.
+# Behaviour: values for optional fields are read as YAML first, and "# title" is a comment, so an empty document, so
+#            None. The same text for a field of type str is kept.
 # Seen:      str: '# title', str | None: None
 # Means:     --prompt "# A heading" runs with the default behaviour of None instead of the prompt, and nothing says so.
 #            Declare such fields as str with "" for nothing, or check the raw arguments.

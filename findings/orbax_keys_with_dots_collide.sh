@@ -2,12 +2,12 @@
 # orbax: a key with a dot and a nested path of the same spelling share one array on disk, and one of the two is lost.
 #
 # Versions:  orbax-checkpoint 0.12.8, jax 0.10.2.
-# Behaviour: {"layer": {"kernel": 0}, "layer.kernel": 1} saves and restores without an error or a warning, and both leaves
-#            come back with the value of one of them, not always of the same one. Names of arrays on disk join the path with
-#            dots, and a dot inside a key is not escaped.
+# Behaviour: {"layer": {"kernel": 0}, "layer.kernel": 1} saves and restores without an error or a warning, and both
+#            leaves come back with the value of one of them, not always of the same one. Names of arrays on disk join
+#            the path with dots, and a dot inside a key is not escaped.
 # Seen:      saved 0.0 and 1.0, restored 0.0 and 0.0 (other times 1.0 and 1.0)
-# Means:     flat dictionaries such as PyTorch state dicts ("model.layers.0.weight") are safe alone, but not beside a nested
-#            tree of the same names. Use another separator, or nest all keys, before saving.
+# Means:     flat dictionaries such as PyTorch state dicts ("model.layers.0.weight") are safe alone, but not beside a
+#            nested tree of the same names. Use another separator, or nest all keys, before saving.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

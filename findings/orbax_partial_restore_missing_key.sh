@@ -5,9 +5,9 @@
 # Behaviour: PyTreeRestore(..., partial_restore=True) with a target of two arrays, of which one was saved, returns both:
 #            the saved one as an array, the other as the jax.ShapeDtypeStruct of the target.
 # Seen:      {'bias': 'ShapeDtypeStruct', 'kernel': 'ArrayImpl'}
-# Means:     a renamed or misspelled parameter is noticed only where it is first used, if at all: code that maps over the
-#            tree with functions of shapes and dtypes alone runs on. After a partial restore, look for leaves that are
-#            still ShapeDtypeStruct. Without partial_restore, orbax names the key that is missing.
+# Means:     a renamed or misspelled parameter is noticed only where it is first used, if at all: code that maps over
+#            the tree with functions of shapes and dtypes alone runs on. After a partial restore, look for leaves that
+#            are still ShapeDtypeStruct. Without partial_restore, orbax names the key that is missing.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# PEFT: alpha_pattern is saved sorted by key, though the first match wins, so an adapter can come back with other scales.
+# PEFT: alpha_pattern is saved sorted by key, but the first match wins, so an adapter can load with other scales.
 #
 # Versions:  peft 0.21.2, transformers 5.24.0, torch 2.13.0 (CPU).
-# Behaviour: with {"layers.1.self_attn.q_proj": 64, ".*q_proj": 2} the first pattern that matches decides while training.
-#            adapter_config.json lists them sorted, ".*q_proj" first, so the loaded adapter scales layer 1 by 2 / r.
+# Behaviour: with {"layers.1.self_attn.q_proj": 64, ".*q_proj": 2} the first pattern that matches decides while
+#            training. adapter_config.json lists them sorted, ".*q_proj" first, so the loaded adapter scales layer 1 by
+#            2 / r.
 # Seen:      scale of layer 1: trained 16.0, loaded 0.5; logits differ
-# Means:     the loaded model is another than the one that was trained, without a message (the same with rank_pattern fails
-#            for the shapes). Write patterns that do not overlap, or compare outputs before and after saving.
+# Means:     the loaded model is another than the one that was trained, without a message (the same with rank_pattern
+#            fails for the shapes). Write patterns that do not overlap, or compare outputs before and after saving.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

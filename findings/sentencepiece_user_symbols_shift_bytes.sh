@@ -5,8 +5,9 @@
 # Behaviour: trained with byte_fallback and two user-defined symbols, the model has them at ids 3 and 4 and <0x00> at 5;
 #            without them <0x00> is at 3, as in LLaMA's tokenizer.
 # Seen:      0 symbols: <0x00> is 3, 2 symbols: <0x00> is 5
-# Means:     code that computes a byte's id as 3 + byte, as decoders for LLaMA models do, produces other bytes with such a
-#            tokenizer, and without an error. Look the ids up by piece, or add control tokens after training, at the end.
+# Means:     code that computes a byte's id as 3 + byte, as decoders for LLaMA models do, produces other bytes with such
+#            a tokenizer, and without an error. Look the ids up by piece, or add control tokens after training, at the
+#            end.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -2,11 +2,11 @@
 # tensorflow-datasets: slices such as train[:50%] of a data set in parquet return the whole split.
 #
 # Versions:  tensorflow-datasets 4.9.10, pyarrow 22.0.0, array-record 0.8.6, without TensorFlow.
-# Behaviour: builder.as_data_source(split="train[:50%]") honours the slice where the data set was written as array_record,
-#            and ignores it, without a warning, where it was written as parquet.
+# Behaviour: builder.as_data_source(split="train[:50%]") honours the slice where the data set was written as
+#            array_record, and ignores it, without a warning, where it was written as parquet.
 # Seen:      array_record: train 10, train[:50%] 5, train[50%:] 5; parquet: train 10, train[:50%] 10, train[50%:] 10
-# Means:     train[:90%] and train[90%:] are the usual way to hold data out; from parquet, the model is evaluated on what it
-#            was trained on. Slice the data source yourself, or write array_record.
+# Means:     train[:90%] and train[90%:] are the usual way to hold data out; from parquet, the model is evaluated on
+#            what it was trained on. Slice the data source yourself, or write array_record.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

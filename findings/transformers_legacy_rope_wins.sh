@@ -2,12 +2,12 @@
 # transformers: where a config.json has both spellings, the legacy rope_scaling and rope_theta beat rope_parameters.
 #
 # Versions:  transformers 5.24.0.
-# Behaviour: LlamaConfig.from_dict with rope_parameters (the spelling of version 5) and rope_scaling (of version 4) takes
-#            the type, the factor and the base from the legacy fields; nothing is logged.
+# Behaviour: LlamaConfig.from_dict with rope_parameters (the spelling of version 5) and rope_scaling (of version 4)
+#            takes the type, the factor and the base from the legacy fields; nothing is logged.
 # Seen:      {'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 10000.0}
 # Means:     a file that carries both, so that old and new versions can read it, must be edited in both places: whoever
-#            changes rope_parameters alone still gets the old rotary positions, and a converter that reads rope_parameters
-#            first builds another model than transformers does.
+#            changes rope_parameters alone still gets the old rotary positions, and a converter that reads
+#            rope_parameters first builds another model than transformers does.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# transformers: with tokenizer_class LlamaTokenizer, the tokenizer.json is not used as it is, and a leading space is lost.
+# transformers: with tokenizer_class LlamaTokenizer a tokenizer.json is not used as it is: a leading space is lost.
 #
 # Versions:  transformers 5.24.0, tokenizers 0.23.3.
-# Behaviour: a tokenizer.json whose normalizer prepends "▁", as in the files of LLaMA 1 and 2, encodes " one" as ▁ ▁ o n e.
-#            AutoTokenizer, told by tokenizer_class to make a LlamaTokenizer, replaces the normalizer and the pre-tokenizer:
-#            ▁ o n e, which decodes to "one". A PreTrainedTokenizerFast gives what the file says.
+# Behaviour: a tokenizer.json whose normalizer prepends "▁", as in the files of LLaMA 1 and 2, encodes " one" as ▁ ▁ o n
+#            e. AutoTokenizer, told by tokenizer_class to make a LlamaTokenizer, replaces the normalizer and the
+#            pre-tokenizer: ▁ o n e, which decodes to "one". A PreTrainedTokenizerFast gives what the file says.
 # Seen:      LlamaTokenizer ['▁', 'o', 'n', 'e'], PreTrainedTokenizerFast ['▁', '▁', 'o', 'n', 'e']
-# Means:     the same file tokenizes differently in transformers and in the tokenizers library, which matters for indented
-#            code and for prompts that are continued. Compare token ids before comparing logits between tools.
+# Means:     the same file tokenizes differently in transformers and in the tokenizers library, which matters for
+#            indented code and for prompts that are continued. Compare token ids before comparing logits between tools.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

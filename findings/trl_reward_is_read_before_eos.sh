@@ -2,12 +2,13 @@
 # TRL: where the tokenizer has no pad token, RewardTrainer appends EOS, and the reward is read one token before it.
 #
 # Versions:  trl 1.16.0, transformers 5.24.0, torch 2.13.0 (CPU), datasets 5.2.0.
-# Behaviour: RewardTrainer ends each text with EOS. Without a pad token it takes EOS for one, and the score is read at the
-#            last token that is not padding, which then is the one before EOS. With a pad token of its own it is read at EOS.
+# Behaviour: RewardTrainer ends each text with EOS. Without a pad token it takes EOS for one, and the score is read at
+#            the last token that is not padding, which then is the one before EOS. With a pad token of its own it is
+#            read at EOS.
 # Seen:      when the embedding of EOS is changed, rewards stay the same without a pad token, and change with one
-# Means:     many tokenizers of LLaMA models have no pad token. The EOS of such a reward model is never looked at, so that it cannot tell
-#            a finished answer from one that was cut, and rewards computed at EOS by another tool are not the trained ones.
-#            Give the tokenizer a pad token of its own before training.
+# Means:     many tokenizers of LLaMA models have no pad token. The EOS of such a reward model is never looked at, so
+#            that it cannot tell a finished answer from one that was cut, and rewards computed at EOS by another tool
+#            are not the trained ones. Give the tokenizer a pad token of its own before training.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

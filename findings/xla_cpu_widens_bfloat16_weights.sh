@@ -2,12 +2,13 @@
 # XLA on CPU: bfloat16 weights that a loop reads are all converted to float32 first, so they need more memory, not less.
 #
 # Versions:  jax and jaxlib 0.10.2, CPU.
-# Behaviour: a scan over stacked weights [32, 512, 512] needs hardly any memory beside its arguments in float32. In bfloat16
-#            the arguments are half as large, but the program holds a float32 copy of all layers during the loop.
+# Behaviour: a scan over stacked weights [32, 512, 512] needs hardly any memory beside its arguments in float32. In
+#            bfloat16 the arguments are half as large, but the program holds a float32 copy of all layers during the
+#            loop.
 # Seen:      float32 34 MB + 1 MB temporary, bfloat16 17 MB + 35 MB temporary; a product of one row with a 4096 x 11008
 #            weight took 10 ms in float32 and 181 ms in bfloat16 on a quiet machine
-# Means:     casting a model to bfloat16 to make it fit a laptop makes inference three times the size of the weights, and
-#            slower. On CPU keep weights in float32, or convert layer by layer outside the loop.
+# Means:     casting a model to bfloat16 to make it fit a laptop makes inference three times the size of the weights,
+#            and slower. On CPU keep weights in float32, or convert layer by layer outside the loop.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
