@@ -27,6 +27,8 @@ with Path(os.devnull).open("wb") as nowhere:
 try:
     import jax
 
+    # `[B, T] + [T]` may be meant, or be an axis forgotten: where it is meant, the code says so.
+    jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.devices()
 finally:
     os.dup2(_standard_error, 2)

@@ -7,11 +7,9 @@ do without it."""
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, dataclass_transform
 
 import numpy as np
-
-AnyBatch = TypeVar("AnyBatch", bound="Batch")
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Batch:
         """How many tokens the model reads of this batch."""
         return sum(getattr(self, name).size for name in self.read_fields())
 
-    def replace(self: AnyBatch, **fields: Any) -> AnyBatch:
+    def replace(self, **fields: Any) -> Any:
         """The batch with other arrays in some fields."""
         return dataclasses.replace(self, **fields)  # pyright: ignore[reportArgumentType]
 

@@ -1,6 +1,7 @@
 """Arrays and batches from the memory of processes onto a mesh."""
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from llama_jax.core.arrays import Array, Float
-from llama_jax.core.batches import AnyBatch, ArrayField
+from llama_jax.core.batches import ArrayField, Batch
 from llama_jax.core.errors import UserError
 from llama_jax.core.sharding import batch_parts, mesh_axes, replicated, row_sharding
+
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 def placed(array: np.ndarray, place: NamedSharding) -> Array:

@@ -116,9 +116,11 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         scale = param(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",), decays=False)
-        x = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        return (x * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)
+        with jax.named_scope("rms_norm"):
+            x = x.astype(jnp.float32)
+            mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+            normalized = x * jax.lax.rsqrt(mean_square + self.epsilon)
+            return (normalized * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))).astype(self.dtype)
 
 
 class Embedding(nn.Module):

@@ -74,8 +74,10 @@ class MLP(nn.Module):
         config, dtype = self.config, jnp.dtype(self.compute.dtype)
         gate = Linear(config.mlp_width, ("embed", "mlp"), dtype, name="gate_proj")(x, rows)
         up = Linear(config.mlp_width, ("embed", "mlp"), dtype, name="up_proj")(x, rows)
+        with jax.named_scope("swiglu"):
+            mixed = jax.nn.silu(gate) * up
         shrink = (2 * config.num_layers) ** -0.5
-        return Linear(config.width, ("mlp", "embed"), dtype, shrink, name="down_proj")(jax.nn.silu(gate) * up, rows)
+        return Linear(config.width, ("mlp", "embed"), dtype, shrink, name="down_proj")(mixed, rows)
 
 
 class Block(nn.Module):
@@ -243,6 +245,7 @@ class LanguageModel:
             return gathered(params["embedding"]["table"], ("vocab", "embed"), dtype).T
         return gathered(params["lm_head"]["kernel"], ("embed", "vocab"), dtype)
 
+    @jax.named_scope("unembed")
     def unembed(self, head: Float[Array, "D V"], hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Logits over the padded vocabulary, float32; ids beyond `vocab_size` get a logit that no softmax can see."""
         logits = matmul(hidden, head).astype(jnp.float32)
@@ -260,7 +263,7 @@ class LanguageModel:
     ) -> tuple[Float[Array, "B T D"], list[LayerCache]]:
         """Read T tokens of each row into the caches from slot `start` on (list layout, see `unstacked`)."""
         network = Llama(self.config, self.compute, scanned=False)
-        positions = start[:, None] + jnp.arange(tokens.shape[1])
+        positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
         rows = Rows(rotation(self.config, positions), None, start, adapter_ids)
         hidden, caches = network.apply(_collections(params), tokens, rows, caches)  # pyright: ignore[reportAssignmentType]
         return hidden, caches

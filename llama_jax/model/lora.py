@@ -195,7 +195,7 @@ def _merged(kernel: Float[Array, "I O"], factors: Factors) -> Float[Array, "I O"
     merged = kernel + _product(factors)
     if factors.magnitude is None:
         return merged
-    return merged * rescaling(kernel, factors.replace(b=factors.b * factors.scale))
+    return merged * rescaling(kernel, factors.replace(b=factors.b * factors.scale))[None]
 
 
 def _unmerged(kernel: Float[Array, "I O"], factors: Factors) -> Float[Array, "I O"]:

@@ -41,6 +41,7 @@ def ready(factors: Factors, axes: tuple[str, str], dtype: jnp.dtype) -> Factors:
     )
 
 
+@jax.named_scope("low_rank_adaptation")
 def adapted(
     product: Float[Array, "B T O"],
     x: Float[Array, "B T I"],
@@ -67,7 +68,7 @@ def adapted(
     if factors.magnitude is None:
         return product
     by_column = rescaling(weight(), factors)
-    by_column = by_column if factors.a.ndim == 2 else by_column[adapter_ids][:, None]
+    by_column = by_column[None, None] if factors.a.ndim == 2 else by_column[adapter_ids][:, None]
     return (product.astype(jnp.float32) * by_column).astype(product.dtype)
 
 

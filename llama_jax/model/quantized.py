@@ -89,7 +89,7 @@ def quantize(kernel: Float[Array, "*layers I O"], kind: Quantization) -> dict[st
 def _int8(kernel: Float[Array, "I O"]) -> dict[str, Array]:
     kernel = kernel.astype(jnp.float32)
     scale = jnp.max(jnp.abs(kernel), axis=0) * _PER_127
-    codes = jnp.round(kernel / jnp.where(scale > 0, scale, 1))
+    codes = jnp.round(kernel / jnp.where(scale > 0, scale, 1)[None])
     return {"int8": codes.astype(jnp.int8), "scale": scale}
 
 
@@ -150,12 +150,12 @@ def dequantize(weight: Weight, dtype: jnp.dtype) -> Float[Array, "*layers I O"]:
     if kernel_shape(weight)[:-2]:
         return jax.lax.map(lambda layer: dequantize(layer, dtype), weight)
     if "int8" in weight:
-        return (weight["int8"].astype(jnp.float32) * weight["scale"]).astype(dtype)
+        return (weight["int8"].astype(jnp.float32) * weight["scale"][None]).astype(dtype)
     inputs, outputs = kernel_shape(weight)
     blocks = weight["scale"].shape[0]
     # Everything is a broadcast in this view, so the whole is one loop over the result.
     packed = weight["nf4"].reshape(blocks, 1, inputs // blocks // 2, outputs)
-    codes = (packed >> jnp.array([0, 4], jnp.uint8)[:, None, None]) & 15
+    codes = (packed >> jnp.array([0, 4], jnp.uint8)[None, :, None, None]) & 15
     scales = _block_scales(weight["scale"], weight["step"], weight["offset"])[:, None, None]
     return (_nf4_values(codes) * scales).astype(dtype).reshape(inputs, outputs)
 
@@ -167,8 +167,12 @@ def quantized_matmul(x: Float[Array, "*batch I"], weight: Weight) -> Float[Array
     if "int8" in weight:
         # The scales belong to outputs, so the codes multiply as they are: whole numbers that bfloat16 holds exactly.
         product = jnp.dot(x, weight["int8"].astype(x.dtype))
-        return (product.astype(jnp.float32) * weight["scale"]).astype(x.dtype)
+        return (product.astype(jnp.float32) * _by_output(weight["scale"], product)).astype(x.dtype)
     return jnp.dot(x, dequantize(weight, x.dtype))
+
+
+def _by_output(scale: Float[Array, "O"], like: Float[Array, "*batch O"]) -> Float[Array, "*ones O"]:
+    return jnp.expand_dims(scale, tuple(range(like.ndim - 1)))
 
 
 def _forward(x: Float[Array, "*batch I"], weight: Weight) -> tuple[Array, Weight]:
@@ -177,7 +181,7 @@ def _forward(x: Float[Array, "*batch I"], weight: Weight) -> tuple[Array, Weight
 
 def _backward(weight: Weight, gradient: Float[Array, "*batch O"]) -> tuple[Array, None]:
     if "int8" in weight:
-        scaled = (gradient.astype(jnp.float32) * weight["scale"]).astype(gradient.dtype)
+        scaled = (gradient.astype(jnp.float32) * _by_output(weight["scale"], gradient)).astype(gradient.dtype)
         return jnp.dot(scaled, weight["int8"].astype(gradient.dtype).T), None
     return jnp.dot(gradient, dequantize(weight, gradient.dtype).T), None
 

@@ -5,6 +5,7 @@ rotation on permuted rows of q and k, see `checkpoints/weights.py`."""
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,10 +35,11 @@ def _rescaled(frequencies: Float[np.ndarray, "P"], scaling: RopeScaling) -> Floa
 
 def rotation(config: LlamaConfig, positions: Int[Array, "B T"]) -> Rotation:
     """Cosine and sine of the angle of each pair at each position, float32. P is H/2."""
-    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)
+    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)[None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
+@jax.named_scope("rotary_embedding")
 def rotate(
     x_BTNH: Float[Array, "B T N H"], cosine: Float[Array, "B T P"], sine: Float[Array, "B T P"]
 ) -> Float[Array, "B T N H"]:

@@ -92,7 +92,7 @@ class _Keys:
         """Scores of a block of queries for a block of keys, those of keys that are not seen `MASKED`."""
         scores = _product("BKTH,BKSH->BKTS", queries, self.keys[block]) * queries.shape[-1] ** -0.5
         positions = start + jnp.arange(self.query_size)
-        visible = (positions[:, None] >= block * self.size + jnp.arange(self.size))[None]
+        visible = (positions[:, None] >= block * self.size + jnp.arange(self.size)[None])[None]
         if ids is not None and self.ids is not None:
             visible &= ids[:, :, None] == self.ids[block][:, None, :]
         B, K, GT, S = scores.shape

@@ -159,6 +159,7 @@ _PROBLEMS: dict[Implementation, Callable[[Shapes], str]] = {
 """Why an implementation cannot run, in words that follow its name; nothing where it can."""
 
 
+@jax.named_scope("scaled_dot_product_attention")
 def attention(
     query_BTNH: Float[Array, "B T N H"],
     key_BSKH: Float[Array, "B S K H"],
@@ -190,7 +191,7 @@ def attention(
     segments = None if query_segments is None or key_segments is None else (query_segments, key_segments)
     arrays = (query_BTNH, key_BSKH, value_BSKH, segments)
     if query_start is not None:
-        return _xla(*arrays, query_start[:, None] + jnp.arange(T))
+        return _xla(*arrays, query_start[:, None] + jnp.arange(T)[None])
     shapes = Shapes(B, T, S, N, K, H, query_BTNH.dtype.name)
     chosen = choose(implementation, shapes).name
     if chosen == "splash":
@@ -210,7 +211,7 @@ def attention(
 def _visible(
     positions: Int[Array, "#B T"], keys: int, segments: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None
 ) -> Bool[Array, "#B T S"]:
-    visible = positions[:, :, None] >= jnp.arange(keys)
+    visible = positions[:, :, None] >= jnp.arange(keys)[None, None]
     if segments is not None:
         visible &= segments[0][:, :, None] == segments[1][:, None, :]
     return visible
