@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 
 class StopSignal:
@@ -34,7 +34,7 @@ class StopSignal:
         """Whether a signal has come."""
         return self._received.is_set()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             for number in self._numbers:
                 self._previous[number] = signal.signal(number, lambda *_: None)
