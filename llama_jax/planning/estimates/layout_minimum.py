@@ -21,7 +21,7 @@ _GRADIENT_BYTES = 4
 """Of an element of a gradient that is added up over microbatches."""
 
 
-def layout_minimum(program: Program, rows: int | None = None) -> list[Collective]:
+def layout_minimum(program: Program) -> list[Collective]:
     """The exchanges that one step cannot do without, alike ones together; `wire_bytes` of them adds up to the minimum.
 
     - A matrix of a layer is gathered for the forward and for the backward pass of each microbatch in the type it is
@@ -36,19 +36,14 @@ def layout_minimum(program: Program, rows: int | None = None) -> list[Collective
     - `sequence` gathers keys and values of whole rows for both passes, and scatters their gradients.
 
     Sums of single numbers, token ids and statistics of the loss are left out: they are thousandths of it.
-
-    Args:
-        rows: of the batch; None: `config.batch_size`.
     """
-    layout = _Layout(program, program.mesh, program.config.batch_size if rows is None else rows)
-    return [each for each in layout.exchanges() if each.group_size > 1 and each.bytes]
+    return [each for each in _Layout(program, program.mesh).exchanges() if each.group_size > 1 and each.bytes]
 
 
 @dataclass(frozen=True)
 class _Layout:
     program: Program
     mesh: Mesh
-    rows: int
 
     def exchanges(self) -> Iterator[Collective]:
         yield from self.of_weights()
@@ -124,7 +119,7 @@ class _Layout:
     def of_activations(self) -> Iterator[Collective]:
         config, name = self.program.model.config, _NAMES[self.dtype.name]
         parts = math.prod(self.mesh.shape[axis] for axis in self.axes("batch", "length"))
-        tokens = self.rows * self.program.sequence_length // parts // self.microbatches
+        tokens = self.program.config.batch_size * self.program.sequence_length // parts // self.microbatches
         residual = tokens * config.width * self.dtype.itemsize
         in_layers, once = self.layers * self.microbatches, self.microbatches
 
