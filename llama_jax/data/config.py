@@ -101,7 +101,7 @@ class ShownConfig:
                 raise UserError(f"--{name} {value}: must be at least {least}")
 
 
-Format = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]
+RecordFormat = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "text"]
 Template = Literal["alpaca", "alpaca_newline", "chatml", "llama2", "llama3", "plain", "model"]
 
 
@@ -115,7 +115,7 @@ class InstructionDataConfig:
     mixture: tuple[tuple[str, float], ...] = ()
     """Several sources instead of `source`: pairs of a source, written as there, and its weight, its share of the
     examples once the weights are divided by their sum. Each source has epochs of its own."""
-    format: Literal["auto", Format] = "auto"
+    format: Literal["auto", RecordFormat] = "auto"
     """What the fields of a record are. `alpaca`: instruction, input, output (and system, history); `sharegpt`:
     conversations of {from, value}; `messages`: messages of {role, content}; `prompt_completion`: prompt, completion;
     `text`: text, all of which is learned. `auto` tells them apart by their fields, for each source by itself."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from llama_jax.core.arrays import Bool, Int
 from llama_jax.core.errors import UserError
-from llama_jax.data.config import Format, InstructionDataConfig
+from llama_jax.data.config import InstructionDataConfig, RecordFormat
 from llama_jax.data.instructions.records import Conversation, conversation_of, format_of, unknown_format
 from llama_jax.data.instructions.starter import STARTER, starter_records
 from llama_jax.data.instructions.templates import Layout
@@ -68,7 +68,7 @@ class SourceCounts:
     """What came of the records of a source."""
 
     name: str
-    form: Format
+    form: RecordFormat
     records: int = 0
     examples: int = 0
     """Of which something is learned, for training."""
@@ -120,15 +120,15 @@ class InstructionData:
         self.counts, self.prompts = [], []
         for (name, records), held_out in zip(opened, _held_out(config, opened), strict=True):
             numbers, others = split_indices(len(records), held_out)
-            reading = self._begun(name, records)
-            reading.counts.examples = self._collect(reading, numbers, training)
-            reading.counts.held_out = self._collect(reading, others, validation, keep_prompts=True)
-            self._check(reading.counts, of_training=True)
+            source = self._begun(name, records)
+            source.counts.examples = self._collect(source, numbers, training)
+            source.counts.held_out = self._collect(source, others, validation, keep_prompts=True)
+            self._check(source.counts, of_training=True)
         if (name := config.validation_source) is not None:
-            reading = self._begun(name, records := _open(name))
+            source = self._begun(name, records := _open(name))
             everything = np.arange(len(records))
-            reading.counts.held_out = self._collect(reading, everything, validation, keep_prompts=True)
-            self._check(reading.counts, of_training=False)
+            source.counts.held_out = self._collect(source, everything, validation, keep_prompts=True)
+            self._check(source.counts, of_training=False)
         self.training, self.validation = training.examples(), validation.examples()
 
     def description(self) -> list[str]:
@@ -153,17 +153,17 @@ class InstructionData:
             f"{longest:,} places of a row",
         ]
 
-    def _begun(self, name: str, records: RecordSource[Record]) -> "_Reading":
+    def _begun(self, name: str, records: RecordSource[Record]) -> "_OpenSource":
         form = self._config.format if self._config.format != "auto" else _form(name, records)
         if len(records) > _MANY:
             self._say(f"encoding {len(records):,} records of {name}")
         counts = SourceCounts(name, form, len(records))
         self.counts.append(counts)
-        return _Reading(records, form, counts)
+        return _OpenSource(records, form, counts)
 
     def _collect(
         self,
-        reading: "_Reading",
+        source: "_OpenSource",
         numbers: Int[np.ndarray, "numbers"],
         into: "_Collected",
         *,
@@ -173,16 +173,16 @@ class InstructionData:
         before = len(into)
         for number in numbers.tolist():
             try:
-                record = reading.records[number]
-                conversation = conversation_of(record, reading.form)
+                record = source.records[number]
+                conversation = conversation_of(record, source.form)
                 ids, learned = self._layout.encode(conversation, record.place)
             except BadRecordError as error:
                 if self._config.bad_records == "fail":
                     raise UserError(f"{error} (data.bad_records is fail)") from None
-                reading.counts.bad[error.reason] += 1
+                source.counts.bad[error.reason] += 1
                 self._note(f"bad record skipped: {error}")
                 continue
-            if self._fitted(reading.counts, record.place, ids, learned, into) and keep_prompts:
+            if self._fitted(source.counts, record.place, ids, learned, into) and keep_prompts:
                 self._keep_prompt(conversation)
         into.end_source()
         return len(into) - before
@@ -239,9 +239,9 @@ class InstructionData:
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _OpenSource:
     records: RecordSource[Record]
-    form: Format
+    form: RecordFormat
     counts: SourceCounts
 
 
@@ -285,7 +285,7 @@ def _open(name: str) -> RecordSource[Record]:
     return starter_records() if name == STARTER else open_records(name)
 
 
-def _form(name: str, records: RecordSource[Record]) -> Format:
+def _form(name: str, records: RecordSource[Record]) -> RecordFormat:
     """The format of the first record that is of one."""
     fields: list[str] = []
     for number in range(min(len(records), _RECORDS_LOOKED_AT)):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from llama_jax.core.errors import UserError, nearest
-from llama_jax.data.config import Format
+from llama_jax.data.config import RecordFormat
 from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.record_text import Record, good_text, kind_of
 
@@ -39,7 +39,7 @@ Conversation: TypeAlias = tuple[Turn, ...]
 """One system turn or none, then user and assistant in turn; it ends with an assistant's."""
 
 
-def conversation_of(record: Record, form: Format) -> Conversation | str:
+def conversation_of(record: Record, form: RecordFormat) -> Conversation | str:
     """The conversation in a record, or the text where the format is `text`.
 
     A last turn that nobody answers is left out, and so is a first turn of the assistant's, which answers nothing (as
@@ -51,7 +51,7 @@ def conversation_of(record: Record, form: Format) -> Conversation | str:
     return _READERS[form](record)
 
 
-def format_of(fields: Iterable[str]) -> Format | None:
+def format_of(fields: Iterable[str]) -> RecordFormat | None:
     """The format whose fields are all there; None when no format's are."""
     names = set(fields)
     return next((form for form, needed in _FIELDS.items() if needed <= names), None)
@@ -64,7 +64,7 @@ def unknown_format(source: str, fields: Sequence[str]) -> UserError:
     return UserError(f"data.source: {source}: records have {shown}, which is not a known format ({known})")
 
 
-_FIELDS: Mapping[Format, set[str]] = {
+_FIELDS: Mapping[RecordFormat, set[str]] = {
     "messages": {"messages"},
     "sharegpt": {"conversations"},
     "alpaca": {"instruction", "output"},
@@ -112,7 +112,7 @@ def _plain_text(record: Record) -> str:
     return _field(record, "text")
 
 
-_READERS: Mapping[Format, Callable[[Record], Conversation | str]] = {
+_READERS: Mapping[RecordFormat, Callable[[Record], Conversation | str]] = {
     "alpaca": _alpaca,
     "sharegpt": _sharegpt,
     "messages": _messages,

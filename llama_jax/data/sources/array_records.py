@@ -1,16 +1,17 @@
 """array_record files: records by number, and as documents."""
 
+import functools
 import os
 import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-from llama_jax.data.sources.documents import BadRecordError
+from llama_jax.data.sources.documents import BadRecordError, ParsedRows
 from llama_jax.data.sources.file_bytes import sampled_digest, unreadable
 from llama_jax.data.sources.record_text import MAX_RECORD_BYTES, RecordParser, too_long
 
@@ -100,44 +101,25 @@ class ArrayRecordFile:
         return self._digest
 
 
-class ArrayRecordDocuments(Generic[_T]):
-    """The documents of an array_record file. Each record is UTF-8 text or a JSON object; what starts like
-    an object (with `{"`) is read as one.
-
-    Args:
-        path: The file.
-        parser: What of a record is the document.
+def open_array_record(path: epath.Path, parser: RecordParser[_T]) -> ParsedRows[_T]:
+    """The documents of an array_record file. Each record is UTF-8 text or a JSON object; what starts like an object
+    (with `{"`) is read as one.
 
     Raises:
         UserError: as `ArrayRecordFile` has it.
     """
+    return ParsedRows(ArrayRecordFile(path), functools.partial(_parsed, parser), f"{path} record")
 
-    def __init__(self, path: epath.Path, parser: RecordParser[_T]) -> None:
-        self._path, self._parser = path, parser
-        self._records = ArrayRecordFile(path)
 
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> _T:
-        """The document in a record, counted from 0.
-
-        Raises:
-            BadRecordError: the record cannot be used.
-        """
-        content, where = self._records[index], f"{self._path} record {index}"
-        if len(content) > MAX_RECORD_BYTES:
-            raise too_long(len(content), where)
-        if content.lstrip()[:1] == b"{" and content.lstrip()[1:].lstrip()[:1] in (b'"', b"}"):
-            return self._parser.of_json(content, where)
-        if _is_tf_example(content):
-            message = "a tf.train.Example; open the data set it is from as tfds:NAME or tfds:DIRECTORY"
-            raise BadRecordError("tf_example", where, message)
-        return self._parser.of_text(content, where)
-
-    def identity(self) -> str:
-        """As `ArrayRecordFile` has it."""
-        return self._records.identity()
+def _parsed(parser: RecordParser[_T], content: bytes, where: str) -> _T:
+    if len(content) > MAX_RECORD_BYTES:
+        raise too_long(len(content), where)
+    if content.lstrip()[:1] == b"{" and content.lstrip()[1:].lstrip()[:1] in (b'"', b"}"):
+        return parser.of_json(content, where)
+    if _is_tf_example(content):
+        message = "a tf.train.Example; open the data set it is from as tfds:NAME or tfds:DIRECTORY"
+        raise BadRecordError("tf_example", where, message)
+    return parser.of_text(content, where)
 
 
 def _is_tf_example(content: bytes) -> bool:

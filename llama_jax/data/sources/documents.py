@@ -3,7 +3,7 @@
 import bisect
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -149,6 +149,28 @@ class JoinedDocuments(Generic[_T]):
             raise IndexError(f"document {index} of {len(self)}")
         number = bisect.bisect_right(self._ends, index)
         return number, int(index) - (self._ends[number - 1] if number else 0)
+
+
+class ParsedRows(Generic[_T]):
+    """Records that are parsed, when they are asked for, from the rows of a file or a data set.
+
+    Args:
+        rows: What is stored.
+        parse: Gives the record from what is stored in a row and what leads to the row.
+        name: What leads to a row, but for its number, such as `FILE row`.
+    """
+
+    def __init__(self, rows: RecordSource[Any], parse: Callable[[Any, str], _T], name: str) -> None:
+        self._rows, self._parse, self._name = rows, parse, name
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> _T:
+        return self._parse(self._rows[index], f"{self._name} {index}")
+
+    def identity(self) -> str:
+        return self._rows.identity()
 
 
 def read_many(documents: RecordSource[_T], indices: Sequence[int]) -> Sequence[_T | BadRecordError]:

@@ -1,17 +1,18 @@
 """Data sets by their name: of tensorflow-datasets, read without TensorFlow, and of Hugging Face `datasets`."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
 
 from llama_jax.core.errors import UserError, nearest
 from llama_jax.data.sources.array_records import ArrayRecordFile
-from llama_jax.data.sources.documents import BadRecordError, JoinedDocuments, RecordSource
+from llama_jax.data.sources.documents import BadRecordError, JoinedDocuments, ParsedRows, RecordSource
 from llama_jax.data.sources.parquet_files import ParquetValues
 from llama_jax.data.sources.record_text import RecordParser, missing_field
 
@@ -60,63 +61,44 @@ class _HubRows:
         return f"{len(self)} {[self[int(index)] for index in np.unique(sample)]!r}"
 
 
-class _TfExample:
-    """The content of a serialised tf.train.Example: the value of one field, parsing no other, or a dictionary."""
-
-    def __init__(self, features: Any, field: str | None) -> None:
-        self._features, self._field = features, field
-
-    def __call__(self, example: Any) -> Any:
-        if isinstance(example, dict):  # a row of parquet, which has one column
-            (example,) = example.values()
-        values = self._features.deserialize_example_np(example)
-        return values if self._field is None else values[self._field]
-
-
-class DataSetDocuments(Generic[_T]):
-    """The documents of a data set, one an example.
+class _DataSet(JoinedDocuments[Any]):
+    """The rows of a data set, one part after the other.
 
     Args:
-        parts: Rows, one after the other.
-        decode: Gives what `parser` reads from what is stored in a row; None where that is the same.
-        parser: What of an example is the document.
-        name: Name and split, for messages and the identity.
+        name: Name, split and what is read, for the identity.
     """
 
-    def __init__(
-        self,
-        parts: Sequence[RecordSource[Any]],
-        decode: Callable[[Any], Any] | None,
-        parser: RecordParser[_T],
-        name: str,
-    ) -> None:
-        self._rows, self._decode, self._parser, self._name = JoinedDocuments(parts), decode, parser, name
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> _T:
-        """The document in an example, counted from 0.
-
-        Raises:
-            BadRecordError: the example cannot be used.
-        """
-        row, where = self._rows[index], f"{self._name} example {index}"
-        try:
-            value = row if self._decode is None else self._decode(row)
-        except Exception as error:  # whatever a parser raises over bytes that are not an example
-            raise BadRecordError("damaged", where, f"cannot be decoded: {_first_line(error)}") from None
-        return self._parser.of_value(value, where)
+    def __init__(self, parts: Sequence[RecordSource[Any]], name: str) -> None:
+        super().__init__(parts)
+        self._name = name
 
     def identity(self) -> str:
-        """Follows name, split and field, and each part as far as its own identity does."""
+        """Follows the name, and each part as far as its own identity does."""
         digest = hashlib.sha256()
-        for part in self._rows.parts:
+        for part in self.parts:
             digest.update(part.identity().encode(errors="surrogatepass") + b"\0")
-        return f"{self._name} {self._parser.field or 'records'} sha256:{digest.hexdigest()}"
+        return f"{self._name} sha256:{digest.hexdigest()}"
 
 
-def open_tfds(spec: str, parser: RecordParser[_T]) -> DataSetDocuments[_T]:
+def _documents(
+    parts: Sequence[RecordSource[Any]], parse: Callable[[Any, str], _T], field: str | None, name: str
+) -> ParsedRows[_T]:
+    return ParsedRows(_DataSet(parts, f"{name} {field or 'records'}"), parse, f"{name} example")
+
+
+def _parsed_tf_example(features: Any, parser: RecordParser[_T], example: Any, where: str) -> _T:
+    """The document in a serialised tf.train.Example, of which no other field is parsed."""
+    try:
+        if isinstance(example, dict):  # a row of parquet, which has one column
+            (example,) = example.values()
+        values = features.deserialize_example_np(example)
+        value = values if parser.field is None else values[parser.field]
+    except Exception as error:  # whatever a parser raises over bytes that are not an example
+        raise BadRecordError("damaged", where, f"cannot be decoded: {_first_line(error)}") from None
+    return parser.of_value(value, where)
+
+
+def open_tfds(spec: str, parser: RecordParser[_T]) -> ParsedRows[_T]:
     """The documents of `tfds:NAME[/CONFIG][:SPLIT]` or `tfds:DIRECTORY[:SPLIT]`.
 
     The directory is that of one version, which holds dataset_info.json. A named data set that is not prepared yet is
@@ -161,7 +143,7 @@ def open_tfds(spec: str, parser: RecordParser[_T]) -> DataSetDocuments[_T]:
     with ThreadPoolExecutor(_FILE_THREADS) as threads:
         parts = list(threads.map(part, instructions))
     name = f"tfds:{builder.info.full_name}:{split_name}"
-    return DataSetDocuments(parts, _TfExample(features, parser.field), parser, name)
+    return _documents(parts, functools.partial(_parsed_tf_example, features, parser), parser.field, name)
 
 
 def _text_feature(features: Any, field: str, directory: str) -> Any:
@@ -206,7 +188,7 @@ def check_has_split(spec: str) -> None:
         raise UserError(f"data.source: {spec}: write tfds:NAME:SPLIT or tfds:NAME/CONFIG:SPLIT")
 
 
-def open_hugging_face(spec: str, parser: RecordParser[_T]) -> DataSetDocuments[_T]:
+def open_hugging_face(spec: str, parser: RecordParser[_T]) -> ParsedRows[_T]:
     """The documents of `hf:[ORGANISATION/]NAME[:SPLIT]`, `hf:ORGANISATION/NAME/CONFIG[:SPLIT]` or
     `hf:DIRECTORY[:SPLIT]`: what `save_to_disk` wrote, or files that `load_dataset` knows.
 
@@ -231,7 +213,7 @@ def open_hugging_face(spec: str, parser: RecordParser[_T]) -> DataSetDocuments[_
         _check_strings(rows, parser.field, spec)
     directory = epath.Path(name).expanduser()
     shown = directory.name if directory.is_dir() else name  # a corpus may be moved
-    return DataSetDocuments([_HubRows(rows, parser.field)], None, parser, f"hf:{shown}:{split}")
+    return _documents([_HubRows(rows, parser.field)], parser.of_value, parser.field, f"hf:{shown}:{split}")
 
 
 def _check_strings(rows: Any, column: str, spec: str) -> None:

@@ -171,13 +171,13 @@ def _open_file(path: epath.Path, parser: RecordParser[Any]) -> RecordSource[Any]
 def _opener_of_records(suffix: str) -> Callable[[epath.Path, RecordParser[Any]], RecordSource[Any]]:
     """Libraries are imported only by those who have files of their kind."""
     if suffix == ".parquet":
-        from llama_jax.data.sources.parquet_files import ParquetFile
+        from llama_jax.data.sources.parquet_files import open_parquet
 
-        return ParquetFile
+        return open_parquet
     if suffix == ".array_record":
-        from llama_jax.data.sources.array_records import ArrayRecordDocuments
+        from llama_jax.data.sources.array_records import open_array_record
 
-        return ArrayRecordDocuments
+        return open_array_record
     return LineFile if suffix == ".jsonl" else open_json
 
 

@@ -4,7 +4,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ from etils import epath
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote
-from llama_jax.data.sources.documents import BadRecordError
+from llama_jax.data.sources.documents import BadRecordError, ParsedRows
 from llama_jax.data.sources.file_bytes import read_range, sampled_digest, unreadable
 from llama_jax.data.sources.record_text import RecordParser, missing_field
 
@@ -121,35 +121,13 @@ class ParquetValues:
         return self._digest
 
 
-class ParquetFile(Generic[_T]):
+def open_parquet(path: epath.Path, parser: RecordParser[_T]) -> ParsedRows[_T]:
     """The documents of a parquet file, one a row.
-
-    Args:
-        path: The file.
-        parser: What of a row is the document.
 
     Raises:
         UserError: as `ParquetValues` has it.
     """
-
-    def __init__(self, path: epath.Path, parser: RecordParser[_T]) -> None:
-        self._path, self._parser = path, parser
-        self._values = ParquetValues(path, parser.field)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getitem__(self, index: int) -> _T:
-        """The document in a row, counted from 0.
-
-        Raises:
-            BadRecordError: the row cannot be used.
-        """
-        return self._parser.of_value(self._values[index], f"{self._path} row {index}")
-
-    def identity(self) -> str:
-        """As `ParquetValues` has it."""
-        return self._values.identity()
+    return ParsedRows(ParquetValues(path, parser.field), parser.of_value, f"{path} row")
 
 
 def _open(path: epath.Path) -> pq.ParquetFile:
