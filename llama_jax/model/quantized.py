@@ -241,9 +241,9 @@ def store_as(params: PyTree, storage: StorageType) -> PyTree:
         def stored(weight: Weight) -> Weight:
             if not is_quantized(weight):
                 return quantize(weight, kind)
-            return (
-                weight if kind in weight else jax.lax.map(lambda w: quantize(dequantize(w, jnp.float32), kind), weight)
-            )
+            if kind in weight:
+                return weight
+            return jax.lax.map(lambda layer: quantize(dequantize(layer, jnp.dtype("float32")), kind), weight)
 
         kernels, rest = _kernels(params)
         quantized = {path: stored(weight) for path, weight in kernels.items()}

@@ -17,7 +17,8 @@ SCRIPT = ROOT / "run_tpu.sh"
 HOSTS = 2
 
 GCLOUD = """
-import json, os, pathlib, shutil, subprocess, sys
+import json, os, pathlib, shutil, signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word
 arguments, cloud = sys.argv[1:], pathlib.Path(os.environ["CLOUD"])
 options = dict(word[2:].split("=", 1) for word in arguments if word.startswith("--") and "=" in word)
 stage = arguments[2] if arguments[0] == "storage" else arguments[3]

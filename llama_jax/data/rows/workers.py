@@ -94,7 +94,7 @@ class _Worker:
 
     def send(self, message: Any) -> None:
         try:
-            self._connection.send(message)
+            self._connection.send_bytes(pickle.dumps(message))
         except OSError:
             raise self._death() from None
 

@@ -1,12 +1,18 @@
 """The fast kernels that come with JAX: `splash` for TPU, `triton` for GPU. On a CPU they are run by the interpreter of
 Pallas, which is slow and there for tests.
 
-There is no cuDNN among them. `jax.nn.dot_product_attention(implementation="cudnn")` takes no segment ids: packed rows
-need either their mask as a bias of [B, N, T, S], the very array that a fused kernel is to avoid, or, on Hopper and
-later, the offsets of a fixed number of documents a row. And it cannot be compiled without the libraries of a GPU, not
-even to plan a run (JAX 0.10: `combine_bias_and_mask`, `check_is_flash_attention` and `check_cudnn_version` in
-jax/_src/cudnn/fused_attention_stablehlo.py)."""
+JAX means to remove its backend for Triton and points to other kernels, but none is for packed rows (JAX 0.12, tokamax
+0.0.17):
 
+- cuDNN's, `jax.nn.dot_product_attention(implementation="cudnn")`, takes no segment ids: packed rows need either their
+  mask as a bias of [B, N, T, S], the very array that a fused kernel is to avoid, or, on Hopper and later, the offsets
+  of a fixed number of documents a row. And it cannot be compiled without the libraries of a GPU, not even to plan a run
+  (`combine_bias_and_mask`, `check_is_flash_attention` and `check_cudnn_version` in
+  jax/_src/cudnn/fused_attention_stablehlo.py).
+- `tokamax.dot_product_attention` takes a mask of [B, N, T, S], too, and is not for Python 3.11."""
+
+import functools
+import warnings
 from typing import Any
 
 import jax
@@ -14,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas import next_power_of_2
-from jax.experimental.pallas.ops.gpu import attention as gpu_attention
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jax.sharding import NamedSharding
 
@@ -125,6 +130,15 @@ def triton(
     return by_heads(_grouped_triton, query_BTNH, key_BSKH, value_BSKH, segments)
 
 
+@functools.cache
+def _kernel() -> Any:
+    """The module of the kernel, which from JAX 0.12 on complains when it is imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from jax.experimental.pallas.ops.gpu import attention
+    return attention
+
+
 @jax.custom_vjp
 def _grouped_triton(query: Array, key: Array, value: Array, segments: Segments) -> Array:
     return _triton_forward(query, key, value, segments)[0]
@@ -134,7 +148,7 @@ def _triton_forward(query: Array, key: Array, value: Array, segments: Segments) 
     group = query.shape[2] // key.shape[2]
     ids = None if segments is None else segments[1]
     repeated = (jnp.repeat(array, group, axis=2) for array in (key, value))
-    results: Any = gpu_attention.mha(query, *repeated, ids, **_triton_settings(query), return_residuals=True)
+    results: Any = _kernel().mha(query, *repeated, ids, **_triton_settings(query), return_residuals=True)
     mixed, statistics = (checkpoint_name(array, CHECKPOINT_NAME) for array in results)
     # What is kept has the heads as they came: repeated they would be `group` times as much.
     return mixed, (query, key, value, ids, mixed, statistics)
@@ -146,7 +160,7 @@ def _triton_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array, N
     group = query.shape[2] // K
     repeated = (jnp.repeat(array, group, axis=2) for array in (key, value))
     # The kernel's own rule, so that its statistics could be named above: `mha` itself would make them again.
-    by_query, *by_head, _ = gpu_attention._mha_backward(
+    by_query, *by_head, _ = _kernel()._mha_backward(
         **_triton_settings(query),
         backward_pass_impl="triton",
         num_warps=None,
@@ -168,7 +182,7 @@ _grouped_triton.defvjp(_triton_forward, _triton_backward)
 def _triton_settings(query: Array) -> dict[str, Any]:
     """What the kernel is told forward and backward."""
     block, backward_block = triton_blocks(query.shape[1], query.shape[3], query.dtype)
-    blocks = gpu_attention.BlockSizes(
+    blocks = _kernel().BlockSizes(
         block_q=block,
         block_k=block,
         block_q_dkv=backward_block,

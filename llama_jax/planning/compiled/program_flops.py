@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params, subjaxprs
 from jax.interpreters import partial_eval
 
 Pass = Literal["forward", "recomputation", "backward", "other"]
@@ -40,8 +40,8 @@ _FREE = "mha_preprocess_backward"
 """A kernel without products."""
 
 
-def program_flops(jaxpr: ClosedJaxpr, loop_turns: int | float | None = None) -> ProgramFlops:
-    """Count a program, such as `program.step.trace(...).jaxpr`.
+def program_flops(jaxpr: Any, loop_turns: int | float | None = None) -> ProgramFlops:
+    """Count a program, such as `program.step.trace(...).jaxpr`: a `Jaxpr`, and of JAX 0.10 a `ClosedJaxpr` around it.
 
     A scan counts as often as it is long, and of a conditional the branch that has most. A function run by each device
     (`jax.shard_map`) counts once for every device of its manual axes. A kernel counts as it says itself; JAX's
@@ -57,7 +57,8 @@ def program_flops(jaxpr: ClosedJaxpr, loop_turns: int | float | None = None) -> 
     """
     counts = dict.fromkeys(("forward", "recomputation", "backward", "other"), 0)
     # What nothing reads is left out, as by the compiler: `jax.checkpoint` may repeat a kernel whose results were kept.
-    used, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
+    (plain,) = jaxprs_in_params({"program": jaxpr})
+    used, _ = partial_eval.dce_jaxpr(plain, True)
     for flops, name in _counted(used, 1, "", loop_turns):
         counts[_pass(name)] += flops
     return ProgramFlops(**counts)
@@ -85,10 +86,10 @@ def _counted(jaxpr: Jaxpr, times: int, scope: str, loop_turns: int | float | Non
         elif primitive == "pallas_call":
             yield times * _kernel(equation), name
         elif primitive == "cond":
-            branches = [list(_counted(branch.jaxpr, times, name, loop_turns)) for branch in params["branches"]]
+            branches = [list(_counted(branch, times, name, loop_turns)) for branch in jaxprs_in_params(params)]
             yield from max(branches, key=lambda branch: sum(flops for flops, _ in branch))
         elif primitive == "while":
-            inside = [each for part in _inner(equation) for each in _counted(part, times, name, 1)]
+            inside = [each for part in jaxprs_in_params(params) for each in _counted(part, times, name, 1)]
             if inside and loop_turns is None:
                 raise ValueError(f"the while_loop {name} does not tell how often it turns; pass loop_turns")
             yield from ((round(flops * (loop_turns or 0)), name) for flops, name in inside)
@@ -96,18 +97,8 @@ def _counted(jaxpr: Jaxpr, times: int, scope: str, loop_turns: int | float | Non
             factor = params["length"] if primitive == "scan" else 1
             if primitive == "shard_map":
                 factor = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
-            for part in _inner(equation):
+            for part in jaxprs_in_params(params):
                 yield from _counted(part, times * factor, name, loop_turns)
-
-
-def _inner(equation: JaxprEqn) -> Iterator[Jaxpr]:
-    """The programs inside of an operation."""
-    for parameter in equation.params.values():
-        for part in parameter if isinstance(parameter, tuple | list) else (parameter,):
-            if isinstance(part, ClosedJaxpr):
-                yield part.jaxpr
-            elif isinstance(part, Jaxpr):
-                yield part
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
@@ -148,4 +139,4 @@ def _causal_attention(equation: JaxprEqn, axis_of_keys: int) -> int:
 
 def _products(jaxpr: Jaxpr) -> int:
     own = sum(equation.primitive.name == "dot_general" for equation in jaxpr.eqns)
-    return own + sum(_products(part) for equation in jaxpr.eqns for part in _inner(equation))
+    return own + sum(map(_products, subjaxprs(jaxpr)))
