@@ -66,6 +66,7 @@ def test_one_device_is_ready_too(tmp_path) -> None:
     assert ended.errors.splitlines()[-1] == result["verdict"]
 
 
+@pytest.mark.slow
 def test_two_processes_give_one_report(tmp_path) -> None:
     first, second = command_runs.run_two("doctor", *QUICK, folder=tmp_path)
     assert (first.code, second.code) == (0, 0), (first, second)

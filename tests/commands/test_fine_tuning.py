@@ -190,9 +190,8 @@ def reference_adapter(small_run, instructions, tmp_path_factory) -> tuple[list[o
 @pytest.mark.parametrize(
     ("mesh", "microbatches"),
     [
-        ((1, 8, 1), 1),
         ((2, 2, 2), 4),
-        *(pytest.param((1, 8, 1), count, marks=pytest.mark.slow) for count in (2, 4)),
+        *(pytest.param((1, 8, 1), count, marks=pytest.mark.slow) for count in (1, 2, 4)),
         *(pytest.param((2, 2, 2), count, marks=pytest.mark.slow) for count in (1, 2)),
     ],
     ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else str(value),
@@ -225,7 +224,7 @@ def test_a_dry_run_counts_the_parameters_that_train(config, count, share, capfd)
     assert "bytes a device" in printed
 
 
-@pytest.mark.parametrize("command", ["sft", "lora"])
+@pytest.mark.parametrize("command", [pytest.param("sft", marks=pytest.mark.slow), "lora"])
 def test_the_tiny_configs_train(command, tiny_run, tmp_path):
     result = run(
         command, "--config", f"tiny/{command}", "--model", tiny_run, "--run_dir", tmp_path / "run", folder=tmp_path

@@ -58,15 +58,8 @@ def test_data_fsdp_and_tensor_parallelism_together_give_the_losses_of_one_device
     assert_same_losses(eight_device_run, tiny_run)
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [
-        pytest.param((1, 1, 8)),
-        pytest.param((8, 1, 1), marks=pytest.mark.slow),
-        pytest.param((1, 8, 1), marks=pytest.mark.slow),
-    ],
-    ids=lambda mesh: "x".join(map(str, mesh)),
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(1, 1, 8), (8, 1, 1), (1, 8, 1)], ids=lambda mesh: "x".join(map(str, mesh)))
 def test_one_kind_of_parallelism_gives_the_losses_of_one_device(mesh, tiny_run, tmp_path):
     train(tmp_path / "run", *mesh_of(*mesh))
     assert_same_losses(tmp_path / "run", tiny_run)
@@ -158,6 +151,7 @@ def on_two_processes(*command: object, folder: Path) -> dict:
     return last_line(results[0].output)
 
 
+@pytest.mark.slow
 def test_evaluation_agrees_on_one_device_and_eight(eight_device_run, tmp_path, capfd):
     command = ("evaluate", "--model", eight_device_run, "--json")
     assert call(*command) == 0
@@ -178,6 +172,7 @@ def greedy(model: Path) -> list[object]:
     return ["generate", "--model", model, "--prompt", "The ", "--temperature", 0, "--max_new_tokens", 24, "--json"]
 
 
+@pytest.mark.slow
 def test_generation_agrees_on_one_device_and_eight(eight_device_run, tmp_path, capfd):
     assert call(*greedy(eight_device_run)) == 0
     eight = last_line(capfd.readouterr().out)

@@ -93,6 +93,7 @@ def test_several_processes_give_the_losses_of_one(processes, one_process, small_
     assert not list(tmp_path.glob("tmp.*"))  # logs that nobody needs
 
 
+@pytest.mark.slow
 def test_when_one_process_is_killed_all_end_with_its_exit_code(small_run, tmp_path):
     command = ("pretrain", *small_run.arguments, *LONG, "--run_dir", tmp_path / "run")
     with started(2, *command, folder=tmp_path) as job:

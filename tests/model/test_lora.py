@@ -97,8 +97,15 @@ def test_a_tied_model_has_no_head_to_save() -> None:
         lora.target_paths(AdapterConfig(modules_to_save=("lm_head",)), shapes)
 
 
-@pytest.mark.parametrize("storage", ["float32", "nf4"])
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize(
+    ("kind", "storage"),
+    [
+        ("lora", "nf4"),
+        ("dora", "float32"),
+        pytest.param("lora", "float32", marks=pytest.mark.slow),
+        pytest.param("dora", "nf4", marks=pytest.mark.slow),
+    ],
+)
 def test_only_the_adapter_and_the_modules_to_save_have_gradients(params, packed_batch, kind, storage) -> None:
     config = dataclasses.replace(KINDS[kind], modules_to_save=("lm_head",))
     stored = quantized.store_as(params, storage)

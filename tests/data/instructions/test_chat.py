@@ -130,7 +130,7 @@ def test_templates_render_as_transformers_renders_them():
 )
 def test_hostile_templates_are_refused(template, message):
     with pytest.raises(UserError, match=f"^chat template: .*{message}") as error:
-        render_template(template, {"messages": []}, timeout_seconds=60)
+        render_template(template, {"messages": []}, timeout_seconds=60.0)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
     assert render_template("{{ a }}", {"a": "still there"}) == "still there"
 
@@ -146,7 +146,7 @@ def test_hostile_templates_are_refused(template, message):
 def test_endless_templates_are_killed(template):
     with pytest.raises(UserError, match=r"takes longer than 0.5 s to render|MemoryError|died"):
         render_template(template, {}, timeout_seconds=0.5)
-    assert render_template("{{ a }}", {"a": "still there"}, timeout_seconds=60) == "still there"
+    assert render_template("{{ a }}", {"a": "still there"}, timeout_seconds=60.0) == "still there"
 
 
 def test_threads_get_the_answers_to_their_own_templates():
