@@ -20,9 +20,9 @@ usage:
       One step alone:
         create    ask for the TPU by a queued resource, and wait until it is there
         install   copy this checkout to every host and install it there
-        run       start COMMAND with the same arguments on every host; it goes on without a connection
+        run       start COMMAND with the same arguments on every host; it keeps running without a connection
         follow    show the log of host 0, from its last 100 lines on, until the command ends
-        stop      ask the command to save and end (it leaves with 75: the same command goes on)
+        stop      ask the command to save and end (it exits with 75; run the same command to resume)
         delete    delete the TPU and its queued resource
   ./run_tpu.sh --local N -- COMMAND [ARGS]
       COMMAND as N processes of one job on this machine (CPU, unless JAX_PLATFORMS says otherwise).
@@ -236,7 +236,7 @@ create_tpu() {
       --runtime-version="${RUNTIME_VERSION:-$(runtime_version)}" "${options[@]}" \
       --valid-until-duration="${WAIT_MINUTES}m" --quiet >&2 || failed "create: gcloud could not ask for $NAME ($TYPE)"
   else
-    say "$NAME is there already ($state)"
+    say "$NAME already exists ($state)"
   fi
   COSTS="$NAME is requested, and costs money from when it is ACTIVE"
   wait_for_tpu
@@ -266,7 +266,7 @@ wait_for_tpu() {
       ACTIVE) return ;;
       FAILED | SUSPENDING | SUSPENDED | DELETING | NOT_FOUND)
         queued_resource describe >&2 || true
-        failed "create: $NAME is $state; delete it, then the same command asks anew"
+        failed "create: $NAME is $state; delete it, then run the same command again"
         ;;
     esac
     ((waited < 60 * WAIT_MINUTES)) || failed "create: $NAME is still $state after $WAIT_MINUTES minutes"
@@ -304,7 +304,7 @@ run_on_hosts() {
 follow_log() {
   local line number shown=0 misses=0 state outcome=
   COSTS="$NAME still exists and costs money"
-  trap 'say "the job on $NAME goes on; the steps follow and stop find it again"; exit 130' INT
+  trap 'say "the job on $NAME keeps running; the steps follow and stop find it again"; exit 130' INT
   shopt -s lastpipe # the loop below is of this shell, and Ctrl-C ends gcloud too
   until [[ $outcome ]]; do
     on_hosts 0 host_follow "$shown" | while IFS= read -r line; do
@@ -326,7 +326,7 @@ follow_log() {
   case $outcome in
     0) return 0 ;;
     none) failed "follow: no job was started on $NAME" ;;
-    75) say "the job on $NAME saved and left after a signal; the same command goes on" && return 75 ;;
+    75) say "the job on $NAME saved and ended after a signal; run the same command to resume" && return 75 ;;
   esac
   say "the job on $NAME failed on host 0 ($outcome); all hosts say:"
   on_hosts all host_status >&2 || true
@@ -342,7 +342,7 @@ lost_connection() {
   fi
   if (($1 == 20)); then
     DELETE=false # the job may be running all the same
-    failed "follow: host 0 of $NAME cannot be reached; its job may go on, and the step follow finds it again"
+    failed "follow: host 0 of $NAME cannot be reached; its job may still be running, and the step follow finds it again"
   fi
   say "the connection to host 0 of $NAME is lost; connecting again"
 }
@@ -538,7 +538,7 @@ host_stop() {
 
 # The order of the steps.
 
-# Never returns: all of this file was read by then, and may be replaced while a job goes on.
+# Never returns: all of this file was read by then, and may be replaced while a job runs.
 main() {
   local code=0
   ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || mistake "bash $BASH_VERSION: too old, 4.4 or newer is needed"

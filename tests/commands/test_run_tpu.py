@@ -129,7 +129,8 @@ FAILURES = {
     "host_install": ("error: install: not every host of llama has installed it\n", LEFT),
     "host_start": ("error: run: not every host of llama has started pretrain\n", LEFT),
     "host_follow": (
-        "error: follow: host 0 of llama cannot be reached; its job may go on, and the step follow finds it again\n",
+        "error: follow: host 0 of llama cannot be reached; its job may still be running, and the step follow finds it "
+        "again\n",
         LEFT,
     ),
 }
@@ -184,7 +185,7 @@ def test_a_request_that_came_to_nothing_ends_the_wait_and_says_why(state, cloud)
     cloud.plan("NOT_FOUND", "PROVISIONING", state)
     result = cloud.run(*EVERYTHING)
     assert result.code == 1 and "no capacity" in result.errors
-    assert f"error: create: llama is {state}; delete it, then the same command asks anew\n" in result.errors
+    assert f"error: create: llama is {state}; delete it, then run the same command again\n" in result.errors
     assert "to remove it: gcloud compute tpus queued-resources delete llama" in result.errors
 
 
@@ -201,7 +202,7 @@ def test_a_tpu_that_is_there_is_used(cloud):
     cloud.plan("ACTIVE")
     result = cloud.run(*EVERYTHING)
     assert result.code == 0 and "create" not in cloud.stages()
-    assert "llama is there already (ACTIVE)\n" in result.errors
+    assert "llama already exists (ACTIVE)\n" in result.errors
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ def test_stop_lets_the_job_save_and_whoever_follows_hears_of_it(tmp_path):
         result = cloud.ended(follower)
     assert stopped.code == 0 and "[host-1] ended with exit code 75\n" in stopped.errors, stopped
     assert (result.code, result.output) == (75, "saved\n"), result
-    assert "the job on llama saved and left after a signal; the same command goes on\n" in result.errors
+    assert "the job on llama saved and ended after a signal; run the same command to resume\n" in result.errors
 
 
 def test_a_job_that_does_not_end_is_told_once_and_killed_at_last(tmp_path):
@@ -346,9 +347,8 @@ def test_whoever_stops_following_is_told_that_the_job_goes_on(tmp_path):
         follower = following(cloud)
         os.killpg(follower.pid, signal.SIGINT)  # as Ctrl-C on a terminal does
         result = cloud.ended(follower)
-        assert (
-            result.code == 130 and "the job on llama goes on; the steps follow and stop find it again" in result.errors
-        )
+        assert result.code == 130
+        assert "the job on llama keeps running; the steps follow and stop find it again" in result.errors
         assert result.errors.endswith(LEFT)
         assert cloud.run("stop", *TPU).code == 0
 
@@ -395,6 +395,8 @@ def test_without_gcloud_one_line_says_where_to_find_it(tmp_path):
 
 
 def test_every_command_that_trains_gets_a_run_directory_in_the_bucket():
-    commands = {path.stem for path in (ROOT / "llama_jax").glob("*.py") if "\ndef build(" in path.read_text()}
+    # `benchmark` builds a step too, but not for devices of the caller's choice: it makes no run.
+    builds = re.compile(r"^def build\(.*\bdevices\b", re.MULTILINE)
+    commands = {path.stem for path in (ROOT / "llama_jax").glob("*.py") if builds.search(path.read_text())}
     listed = re.search(r"case \$\{COMMAND\[0\]\} in\n +([a-z |]+)\)", SCRIPT.read_text())
     assert listed and set(listed[1].split(" | ")) == commands
