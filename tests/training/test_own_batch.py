@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from llama_jax.checkpoints.steps.store import Checkpoints, restore
 
 from llama_jax.checkpoints.config import CheckpointConfig
-from llama_jax.checkpoints.steps.store import Checkpoints, restore
 from llama_jax.core import tree
 from llama_jax.core.batches import Batch, array, per_row, total
 from llama_jax.core.config import MeshConfig
