@@ -133,7 +133,7 @@ def with_gathered(
     part of the batch: the gradients that the compiler's own partitioning hands out are reduced already.
     """
     mesh = mesh_in_use()
-    # What is no batch for training (one token, to declare the parameters or to decode) has no gradient to reduce.
+    # Only a batch for training has a gradient to reduce, not one token that declares the parameters or is decoded.
     divided = not mesh.empty and x.shape[0] % size_of("batch") == x.shape[1] % size_of("length") == 0
     if not (divided and any(name.startswith("fsdp_") for name in mesh.axis_names)):
         return product(x, gathered(weight, axes, dtype))
@@ -258,7 +258,7 @@ def shardings_of(mesh: Mesh, shapes: PyTree, axes: PyTree) -> PyTree:
         for size, axis in zip(shape.shape, names, strict=True):
             if axis is not None and size % (parts := size_of(axis, mesh)):
                 split = " x ".join(f"mesh.{name}" for name in _names(axis, mesh))
-                raise UserError(f"{split}: {parts} devices do not divide the {size} of axis '{axis}' of {path}")
+                raise UserError(f"{split}: axis '{axis}' of {path} has size {size}, not divisible by {parts} devices")
         shardings[path] = sharding
     return tree.unflatten(shardings)
 

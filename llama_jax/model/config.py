@@ -1,4 +1,4 @@
-"""The shape of a LLaMA, the table of published sizes, and the shape of an adapter. Knows no arrays."""
+"""The shape of a LLaMA, the table of published sizes, and the shape of an adapter. Independent of arrays."""
 
 import re
 from dataclasses import asdict, dataclass, fields, replace
@@ -62,7 +62,7 @@ class LlamaConfig:
                 raise UserError(f"model.{field.name}: {value} must be greater than 0")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
-                f"model.num_kv_heads: {self.num_kv_heads} does not divide model.num_heads {self.num_heads}; "
+                f"model.num_heads: {self.num_heads} is not divisible by model.num_kv_heads {self.num_kv_heads}; "
                 "every key/value head must serve the same number of query heads"
             )
         if self.head_size % 2:

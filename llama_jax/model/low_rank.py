@@ -27,7 +27,7 @@ class Factors(struct.PyTreeNode):
     """Factor on A B."""
     magnitude: Annotated[Any, Float[Array, "*A O"]] = None
     """DoRA's length of each column. A column whose magnitude is 0 is not rescaled, so that adapters without can stand
-    beside others (and a column of W that is 0 at the start is no division by 0)."""
+    beside others (and a column of W that is 0 at the start divides nothing)."""
 
 
 def ready(factors: Factors, axes: tuple[str, str], dtype: jnp.dtype) -> Factors:
@@ -96,7 +96,7 @@ def _backward(kept: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, A
 factors_product.defvjp(_forward, _backward)
 
 
-ALL_AT_ONCE = 256
+DENSE_COLUMNS = 256
 """Columns of the A of all adapters together, up to which every row is multiplied by all of them."""
 
 
@@ -105,7 +105,7 @@ def _by_row(
 ) -> Float[Array, "B T O"]:
     """x A B, each row by the factors of its adapter."""
     count, inputs, rank = a.shape
-    if count * rank > ALL_AT_ONCE:
+    if count * rank > DENSE_COLUMNS:
         return jnp.einsum("BTR,BRO->BTO", jnp.einsum("BTI,BIR->BTR", x, a[adapter_ids]), b[adapter_ids])
     # Two plain products, with what belongs to other adapters zeroed between them. The columns are few enough for a TPU
     # not to notice, and a CPU reads each adapter once instead of once a row (eight rows decoded, three adapters of rank

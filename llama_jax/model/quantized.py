@@ -1,6 +1,6 @@
 """Matrices of frozen weights in 8 or 4 bits, which a product turns back one layer at a time.
 
-A quantised kernel is a dictionary of arrays in the place of one array, so that trees stay plain. Knows no module."""
+A quantised kernel is a dictionary of arrays in the place of one array, so that trees stay plain."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias

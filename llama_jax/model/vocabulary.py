@@ -1,4 +1,4 @@
-"""More tokens for a model that has been trained. Knows no tokenizer."""
+"""More tokens for a model that has been trained. Independent of tokenizers."""
 
 from dataclasses import replace
 

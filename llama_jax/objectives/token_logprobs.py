@@ -17,7 +17,7 @@ def token_logprobs(
     """log p(target) at each position, in nats, float32; differentiable in `head` and `hidden`.
 
     The logits are made chunk by chunk, and once more in the backward pass. Where all that is wanted of them is a
-    weighted sum with weights that are no function of the parameters, `summed_cross_entropy` saves that.
+    weighted sum with weights that do not depend on the parameters, `summed_cross_entropy` saves that.
     """
 
     def values(head: Any, hidden: Any) -> Array:

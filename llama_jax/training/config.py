@@ -26,7 +26,7 @@ class TrainingConfig:
     warmup_fraction: float | None = None
     """The same as a fraction of the schedule, instead of `warmup_steps`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate goes on after the warm-up."""
+    """How the learning rate changes after the warm-up."""
     schedule_steps: int | None = None
     """Updates until the learning rate reaches its end; None: `steps`, as first asked."""
     final_learning_rate_fraction: float = 0.1
@@ -73,7 +73,7 @@ class TrainingConfig:
             )
         for _, rows in self.stages:
             if rows < 1 or rows % self.microbatches:
-                raise UserError(f"training.microbatches: {self.microbatches} does not divide a batch of {rows} rows")
+                raise UserError(f"training.microbatches: {rows} rows are not divisible by {self.microbatches}")
 
     @property
     def warmup_updates(self) -> int:

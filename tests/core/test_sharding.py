@@ -33,5 +33,5 @@ def test_an_unknown_logical_axis_names_the_parameter() -> None:
 def test_a_dimension_the_mesh_does_not_divide_is_refused_by_name() -> None:
     mesh = make_mesh(MeshConfig(fsdp=8))
     shapes = {"up": {"kernel": jax.ShapeDtypeStruct((12, 8), jnp.float32)}}
-    with pytest.raises(UserError, match=r"8 devices do not divide the 12 of axis 'embed' of up/kernel"):
+    with pytest.raises(UserError, match=r"axis 'embed' of up/kernel has size 12, not divisible by 8 devices"):
         sharding.shardings_of(mesh, shapes, {"up": {"kernel": PartitionSpec("embed", "mlp")}})

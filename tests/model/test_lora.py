@@ -189,7 +189,7 @@ def three(params) -> list:
 
 @pytest.mark.parametrize("way", ["all at once", "looked up"])
 def test_each_row_is_given_its_own_adapter(params, three, way, monkeypatch) -> None:
-    monkeypatch.setattr(low_rank, "ALL_AT_ONCE", 0 if way == "looked up" else 24)
+    monkeypatch.setattr(low_rank, "DENSE_COLUMNS", 0 if way == "looked up" else 24)
     together = lora.with_adapter(params, lora.stack_adapters(three))
     ids = jnp.array([2, 0, 1, 0])
 

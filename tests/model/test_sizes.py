@@ -54,5 +54,5 @@ def test_unknown_size_names_the_nearest() -> None:
 
 
 def test_heads_must_share_key_value_heads_evenly() -> None:
-    with pytest.raises(UserError, match=r"num_kv_heads: 3 does not divide model\.num_heads 8"):
+    with pytest.raises(UserError, match=r"num_heads: 8 is not divisible by model\.num_kv_heads 3"):
         LlamaConfig(num_heads=8, num_kv_heads=3)

@@ -42,8 +42,9 @@ def of_all(logprobs):
 def test_chunks_change_neither_values_nor_gradients(monkeypatch, chunk) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * B * V * chunk)
     assert cross_entropy.chunk_count(B, T, V) == T // chunk
+    targets = jnp.asarray(TARGETS)
     (_, expected), expected_gradients = of_all(by_hand)(HEAD, HIDDEN)
-    (_, found), gradients = of_all(lambda head, hidden: token_logprobs(unembed, head, hidden, TARGETS))(HEAD, HIDDEN)
+    (_, found), gradients = of_all(lambda *arrays: token_logprobs(unembed, *arrays, targets))(HEAD, HIDDEN)
     assert (found.shape, found.dtype) == ((B, T), jnp.float32)
     np.testing.assert_allclose(found, expected, rtol=2e-6)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), gradients, expected_gradients)
@@ -68,7 +69,7 @@ def test_the_mesh_changes_nothing(monkeypatch, sizes) -> None:
 def test_a_frozen_head_costs_no_product() -> None:
     def flops(argnums) -> float:
         def loss(head, hidden):
-            return jnp.sum(COTANGENT * token_logprobs(unembed, head, hidden, TARGETS))
+            return jnp.sum(COTANGENT * token_logprobs(unembed, head, hidden, jnp.asarray(TARGETS)))
 
         compiled = jax.jit(jax.grad(loss, argnums=argnums)).lower(HEAD, HIDDEN).compile()
         return compiled.cost_analysis()["flops"]

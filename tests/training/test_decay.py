@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from llama_jax.core import tree
-from llama_jax.lora import method
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig
 from llama_jax.model.llama import language_model
+from llama_jax.runs.methods import low_rank_adapter
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.optimizer import adamw
 from llama_jax.training.program import Partition
@@ -40,13 +40,13 @@ def test_of_a_model_matrices_decay_and_norms_do_not() -> None:
 @pytest.mark.parametrize("dora", [False, True])
 def test_of_an_adapter_factors_and_saved_matrices_decay_and_magnitudes_do_not(dora, storage) -> None:
     config = AdapterConfig(dora=dora, modules_to_save=("embedding", "lm_head"))
-    partition = method(config, storage, 1e-4).partition(MODEL)
+    partition = low_rank_adapter(config, storage, 1e-4).partition(MODEL)
     saved = {"embedding/table", "lm_head/kernel"}
     assert decayed(partition) == (FACTORS | saved, MAGNITUDES if dora else set())
 
 
 def test_no_array_of_a_quantised_kernel_decays() -> None:
-    partition = method(AdapterConfig(), "nf4", 1e-4).partition(MODEL)
+    partition = low_rank_adapter(AdapterConfig(), "nf4", 1e-4).partition(MODEL)
     shapes = jax.eval_shape(lambda: partition.init(jax.random.key(0)))
     codes = {path for path in tree.flatten(shapes) if "/kernel/" in path}
     assert len(codes) == 4 * len(LINEARS)

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from llama_jax.checkpoints.steps.store import Checkpoints, restore
 
 from llama_jax.checkpoints.config import CheckpointConfig
+from llama_jax.checkpoints.steps.restoring import restore
+from llama_jax.checkpoints.steps.saving import Checkpoints
 from llama_jax.core import tree
 from llama_jax.core.batches import Batch, array, per_row, total
 from llama_jax.core.config import MeshConfig
@@ -58,9 +59,7 @@ def test_pairs_of_rows_train_and_resume_exactly(tmp_path) -> None:
     partition = Partition(init, model.axes | score, model.decays, lambda path: True)
     with jax.set_mesh(make_mesh(MeshConfig(2, 2, 1, 2))):
         program = make_program(model, bradley_terry(model), CONFIG, 16, seed=0, partition=partition)
-        assert program.batch_shapes(8).tokens.shape == (8, 2, 16)
-        checkpoints = Checkpoints(tmp_path, CheckpointConfig(), say=print)
-        records, resumed = [], []
+        checkpoints, records, resumed = Checkpoints(tmp_path, CheckpointConfig(), say=print), [], []
 
         def hooks(keep):
             save = lambda state, frozen, position, record: checkpoints.save(  # noqa: E731

@@ -249,3 +249,12 @@ def test_a_parameter_may_have_a_learning_rate_of_its_own() -> None:
     # The first update of AdamW is -rate * (sign of the gradient + decay * parameter).
     np.testing.assert_allclose(updates["slow"]["kernel"], -0.5 * 1.1, rtol=1e-6)
     np.testing.assert_allclose(updates["fast"]["kernel"], -5.0 * 1.1, rtol=1e-6)
+
+
+def test_a_profile_names_the_parts_as_the_papers_do() -> None:
+    program = program_of()
+    with jax.set_mesh(program.mesh):
+        lowered = program.step.lower(program.state_shapes, program.frozen_shapes, program.batch_shapes(8))
+    text = lowered.as_text(debug_info=True)
+    for name in ("rms_norm", "rotary_embedding", "scaled_dot_product_attention", "swiglu", "cross_entropy", "adamw"):
+        assert f"{name}/" in text, name

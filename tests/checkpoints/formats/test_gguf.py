@@ -272,7 +272,7 @@ REFUSED = {
         "has 9 tensors that do not fit the configuration: blk.1.",
     ),
     "no heads": ({"llama.attention.head_count": 0}, "model.num_heads: 0 must be greater than 0"),
-    "heads that no group divides": ({"llama.attention.head_count_kv": 3}, "model.num_kv_heads: 3 does not divide"),
+    "heads that no group divides": ({"llama.attention.head_count_kv": 3}, "is not divisible by model.num_kv_heads 3"),
     "heads that differ": ({"llama.attention.head_count_kv": [2, 4]}, "head_count_kv is array([2, 4], dtype=int32)"),
     "another width": ({"llama.embedding_length": 2**31}, "tensor token_embd.weight has shape [40, 16]"),
     "another vocabulary": ({"llama.vocab_size": 41}, "tensor token_embd.weight has shape [40, 16]"),

@@ -190,7 +190,7 @@ def test_a_section_without_settings_is_empty(tmp_path):
         ("train", "train: unexpected; settings are written --name VALUE"),
         ("--dry_run yep", "yep: unexpected"),
         ("--model.size lama_7b", "model.size: unknown size 'lama_7b'; did you mean 'llama_7b'?"),
-        ("--model.num_heads 7", "model.num_kv_heads: 4 does not divide model.num_heads 7"),
+        ("--model.num_heads 7", "model.num_heads: 7 is not divisible by model.num_kv_heads 4"),
     ],
 )
 def test_mistakes_on_the_command_line_name_the_setting_and_what_would_be_right(argv, message):
