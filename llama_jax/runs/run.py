@@ -34,8 +34,8 @@ def train(config: RunConfig, run: RunDirectory, task: Task) -> bool:
         SaveFailedError: the last checkpoint could not be saved.
         SavedAfterSignal: a signal ended it before the last step.
     """
-    last = config.training.steps
-    with JobStopSignal() as signal:
+    last, signal = config.training.steps, JobStopSignal()
+    with signal:
         start = begin_or_resume(config, run, task)
         if start.step == last:
             run.say(f"{run.path} is already at step {last}; ask for more with --training.steps")
