@@ -28,8 +28,7 @@ def generate(config: GenerateConfig) -> None:
     prompts = read_prompts(config)
     with jax.set_mesh(make_mesh(config.mesh)):
         opened = open_named(config, say)
-        found = continue_prompts(config, opened, prompts)
-    say(f"{who}; {opened.source}: {found.tokens} tokens in {found.seconds:.1f} s, compilation included")
+        result, seconds = continue_prompts(config, opened, prompts)
+    say(f"{who}; {opened.source}: {result['tokens']} tokens in {seconds:.1f} s, compilation included")
     if config.json and is_main_process():
-        result = {"text": found.texts[0], "texts": found.texts, "tokens": found.tokens, "model": opened.source}
-        print(json.dumps(result | ({"adapters": found.adapters} if found.adapters else {})))
+        print(json.dumps(result))

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from etils import epath
 
@@ -14,20 +14,6 @@ from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.data.tokenizers.stream_decoding import StreamDecoder
 from llama_jax.inference.completion import complete, encode_prompt, writer
 from llama_jax.inference.config import GenerateConfig, SamplingConfig
-
-
-@dataclass(frozen=True)
-class Continued:
-    """What came of the prompts: one text for each prompt and adapter."""
-
-    texts: list[str]
-    """With the prompt, unless it was a chat."""
-    adapters: list[str]
-    """The adapter of each text; empty if there is none."""
-    tokens: int
-    """New ones, of all texts together."""
-    seconds: float
-    """That they took, compilation included."""
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
@@ -47,9 +33,14 @@ def read_prompts(config: GenerateConfig) -> list[str]:
     return lines
 
 
-def continue_prompts(config: GenerateConfig, opened: OpenModel, prompts: Sequence[str]) -> Continued:
+def continue_prompts(config: GenerateConfig, opened: OpenModel, prompts: Sequence[str]) -> tuple[dict[str, Any], float]:
     """Continue all prompts in one batch, on the mesh in use. A single text is printed as it comes, unless JSON is asked
-    for; several are printed in the end."""
+    for; several are printed in the end.
+
+    Returns:
+        What the command writes as JSON (texts with their prompts, unless these are chats), and the seconds it took,
+        compilation included.
+    """
     tokenizer, names = opened.tokenizer, opened.adapters
     sampling = SamplingConfig(config.max_new_tokens, config.temperature, config.top_k, config.top_p)
     ids = [encode_prompt(tokenizer, prompt, chat=config.chat, special=config.special_tokens) for prompt in prompts]
@@ -71,7 +62,9 @@ def continue_prompts(config: GenerateConfig, opened: OpenModel, prompts: Sequenc
     elif not config.json:
         titles = [f"[{name}]\n" for name in adapters] if adapter_ids else [""] * len(texts)
         _print("\n\n".join(title + text for title, text in zip(titles, texts, strict=True)) + "\n")
-    return Continued(texts, adapters, sum(len(answer.ids) for answer in answers), seconds)
+    tokens = sum(len(answer.ids) for answer in answers)
+    result = {"text": texts[0], "texts": texts, "tokens": tokens, "model": opened.source}
+    return result | ({"adapters": adapters} if adapters else {}), seconds
 
 
 class _Printer:
