@@ -45,7 +45,7 @@ def started(processes: int, *command: object, folder: Path, devices: int = 1) ->
 
 
 def ended(process: subprocess.Popen, folder: Path) -> Ended:
-    code = process.wait(timeout=240)
+    code = process.wait(timeout=600)
     return Ended(code, (folder / "printed").read_text(), (folder / "errors").read_text())
 
 
