@@ -65,7 +65,7 @@ def started(*line: object, output: Path, devices: int = 1, xla_flags: str = "") 
         process.wait()
 
 
-def ended(process: subprocess.Popen, output: Path, timeout: float = 240) -> Ended:
+def ended(process: subprocess.Popen, output: Path, timeout: float = 600) -> Ended:
     """Wait for a command that was started."""
     code = process.wait(timeout)
     return Ended(code, output.read_text(), _COMPLAINTS.sub("", _errors(output).read_text()))

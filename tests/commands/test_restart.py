@@ -15,7 +15,7 @@ from conftest import SMALL_STEPS
 from llama_jax.data.tokenizers import load_tokenizer
 
 
-def wait_for(file: Path, word: str, process, seconds: float = 120) -> bool:
+def wait_for(file: Path, word: str, process, seconds: float = 600) -> bool:
     """Whether the word is in the file before the process ends."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

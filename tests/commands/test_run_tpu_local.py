@@ -45,7 +45,7 @@ def started(processes: int, *command: object, folder: Path, devices: int = 1) ->
 
 
 def ended(process: subprocess.Popen, folder: Path) -> Ended:
-    code = process.wait(timeout=240)
+    code = process.wait(timeout=600)
     return Ended(code, (folder / "printed").read_text(), (folder / "errors").read_text())
 
 
@@ -118,7 +118,7 @@ def test_a_signal_to_the_script_makes_all_processes_save_and_leave(number, small
         result = ended(job, tmp_path)
     assert result.code == 75, result
     made = metrics(tmp_path / "run")[-1]["step"]
-    assert f"saved step {made} of 20000 after a signal" in result.errors
+    assert f"interrupted: saved step {made} of 20000;" in result.errors
     assert steps(tmp_path / "run")[-1] == made
 
 

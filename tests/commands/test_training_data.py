@@ -116,7 +116,7 @@ def test_a_reader_process_that_dies_ends_the_run_with_one_line(small_run, files,
         tasks = Path(f"/proc/{process.pid}/task").iterdir()
         (child,) = {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
         os.kill(child, signal.SIGKILL)
-        result = command_runs.ended(process, output, timeout=60)
+        result = command_runs.ended(process, output)
     assert result.code == 1
     assert result.errors == (
         "error: data.workers: reader process 0 of 1 was killed by signal 9; run the same command to resume "

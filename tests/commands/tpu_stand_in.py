@@ -117,7 +117,7 @@ class Cloud:
         return self.ended(subprocess.Popen(command, env=self.environment, stdout=-1, stderr=-1, text=True))
 
     def ended(self, process: subprocess.Popen) -> Ended:
-        output, errors = process.communicate(timeout=240)
+        output, errors = process.communicate(timeout=600)
         return Ended(process.returncode, output, errors)
 
     def calls(self) -> list[list[str]]:
