@@ -3,6 +3,7 @@
 Types and `--help` come from jsonargparse, names and places from `settings`. Imports nothing heavy, so that `--help`
 is quick."""
 
+import inspect
 import json
 import os
 import select
@@ -58,7 +59,7 @@ def parse(
     parser = ArgumentParser(prog=f"python -m llama_jax.{command}", exit_on_error=False)
     parser.add_class_arguments(config_class)
     if given.action == "help":
-        print(_help(parser, schema, values))
+        print(_help(parser, config_class, schema, values))
         raise SystemExit(0)
     for setting in settings:
         _set(values, setting, schema, parser)
@@ -143,7 +144,12 @@ def _leave(code: int) -> int:
     return code
 
 
-def _help(parser: ArgumentParser, schema: Schema, values: Mapping[str, Any]) -> str:
+def _help(parser: ArgumentParser, config_class: type, schema: Schema, values: Mapping[str, Any]) -> str:
+    description = inspect.getdoc(config_class) or ""
+    parser.description = " ".join(description.split())
+    for group in parser._action_groups:
+        if description.startswith(str(group.title)):  # jsonargparse heads the settings with the first line alone
+            group.title = "settings"
     parser.usage = f"{parser.prog} [--config FILE] [--name VALUE ...] [--section.name VALUE ...]"
     parser.set_defaults(dict(values))
     for action in parser._actions:  # what jsonargparse adds beside the settings themselves

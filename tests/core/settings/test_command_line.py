@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import pytest
 
+from llama_jax.config import COMMANDS as REAL_COMMANDS
+from llama_jax.config import PRESETS as REAL_PRESETS
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import SavedAfterSignal, UserError
 from llama_jax.core.settings.command_line import parse, run_command, to_yaml
@@ -293,6 +295,14 @@ def test_help_is_quick_and_says_what_settings_mean(script):
     assert result.returncode == 0
     assert "How many lines. (type: int, default: 3)" in result.stdout
     assert after.ru_utime - before.ru_utime < 2, "0.3 s of a processor's time"
+
+
+def test_help_describes_a_command_in_whole_sentences(capsys):
+    for name in ("lora", "pretrain", "plan"):
+        with pytest.raises(SystemExit):
+            parse(REAL_COMMANDS[name], ["--help"], command=name, commands=REAL_COMMANDS, presets=REAL_PRESETS)
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"{' '.join(str(REAL_COMMANDS[name].__doc__).split())} options:" in text
 
 
 def test_help_shows_the_values_of_the_preset(capsys):
