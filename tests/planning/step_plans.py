@@ -4,11 +4,11 @@ import functools
 
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
-from llama_jax.lora import method
 from llama_jax.model.config import AdapterConfig, ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 from llama_jax.model.quantized import StorageType
 from llama_jax.planning.estimates.layout import Parameter, StepPlan, parameters
+from llama_jax.runs.methods import low_rank_adapter
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import Partition
 
@@ -33,5 +33,7 @@ def parameters_of(
     model: LlamaConfig, trainable: str | None, adapter: AdapterConfig | None, base: StorageType
 ) -> dict[str, Parameter]:
     made = language_model(model, ComputeConfig())
-    partition = Partition.of(made, trainable) if adapter is None else method(adapter, base, 1e-4).partition(made)
+    partition = (
+        Partition.of(made, trainable) if adapter is None else low_rank_adapter(adapter, base, 1e-4).partition(made)
+    )
     return parameters(partition)

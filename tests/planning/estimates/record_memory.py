@@ -12,11 +12,11 @@ import jax
 from memory_cases import CASES, Case
 
 from llama_jax.core.mesh import make_mesh
-from llama_jax.lora import method
 from llama_jax.model.config import AdapterConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
 from llama_jax.planning.topology import absent_devices, compile_without_devices
+from llama_jax.runs.methods import low_rank_adapter
 from llama_jax.training.program import make_program
 
 KEPT = Path(__file__).parent / "compiled_memory.json"
@@ -29,7 +29,7 @@ def compiled_bytes(case: Case) -> dict[str, int]:
     adapter = None if plan.base is None else AdapterConfig()
     model = language_model(plan.model, plan.compute, 0.0 if adapter is None else adapter.dropout)
     with jax.set_mesh(mesh):
-        partition = None if adapter is None else method(adapter, plan.base, 1e-4).partition(model)
+        partition = None if adapter is None else low_rank_adapter(adapter, plan.base, 1e-4).partition(model)
         settings = plan.training, plan.sequence_length, 0, partition
         program = make_program(model, next_token(model), *settings)
         shapes = program.state_shapes, program.frozen_shapes, program.batch_shapes(plan.training.batch_size)

@@ -6,11 +6,11 @@ from step_plans import step_plan
 
 from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
-from llama_jax.lora import method
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 from llama_jax.model.quantized import StorageType
 from llama_jax.planning.estimates.layout import parameters, resolved, stored_as
+from llama_jax.runs.methods import low_rank_adapter
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import Partition
 
@@ -24,7 +24,7 @@ def facts_of(partition: Partition) -> dict:
 
 
 def lora(adapter: AdapterConfig, base: StorageType, model: LlamaConfig = TINY) -> Partition:
-    return method(adapter, base, 1e-4).partition(language_model(model, ComputeConfig()))
+    return low_rank_adapter(adapter, base, 1e-4).partition(language_model(model, ComputeConfig()))
 
 
 def test_parameters_are_those_that_the_run_declares():
