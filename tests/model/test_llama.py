@@ -72,11 +72,11 @@ def test_padding_of_the_vocabulary_has_no_probability(model, params) -> None:
 
 
 def test_bfloat16_stays_near_float32(model, params, packed_batch) -> None:
-    batch = packed_batch(2, 24, CONFIG.vocab_size)
+    tokens = packed_batch(2, 24, CONFIG.vocab_size).tokens
     coarse = language_model(CONFIG, ComputeConfig(dtype="bfloat16"))
-    hidden = jax.jit(coarse.hidden)(params, batch)
+    hidden = jax.jit(coarse.hidden)(params, tokens)
     assert hidden.dtype == jnp.bfloat16
-    np.testing.assert_allclose(hidden.astype(jnp.float32), jax.jit(model.hidden)(params, batch), atol=0.1)
+    np.testing.assert_allclose(hidden.astype(jnp.float32), jax.jit(model.hidden)(params, tokens), atol=0.1)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "attention", "full"])
