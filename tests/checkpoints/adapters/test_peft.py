@@ -169,7 +169,7 @@ WRONG_CONFIGS = {
     "targets": ({"target_modules": [1]}, "target_modules is [1]; a list of names"),
     "more targets": ({"target_modules": ["q_proj", "o_proj", "v_proj"]}, "0.self_attn.o_proj.lora_A.weight, which is"),
     "fewer targets": ({"target_modules": ["q_proj"]}, "has 4 tensors that do not fit this base"),
-    "nothing": ({"target_modules": ["key"]}, "tensors that no adapter"),
+    "nothing": ({"target_modules": ["key"]}, "tensors that do not fit this base"),
     "pattern": ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern is"),
     "expression": ({"alpha_pattern": {"(a+)+b": 2}}, "alpha_pattern has '(a+)+b'; write names"),
     "layers": ({"layers_to_transform": "all"}, "layers_to_transform is 'all'"),
