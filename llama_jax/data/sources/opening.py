@@ -4,7 +4,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -162,23 +162,19 @@ def _open_named(source: str, parser: RecordParser[_T]) -> RecordSource[_T]:
 
 
 def _open_file(path: epath.Path, parser: RecordParser[Any]) -> RecordSource[Any]:
+    """Libraries are imported only by those who have files of their kind."""
     suffix = path.suffix.lower()
     if suffix in _TEXT_SUFFIXES:
         return TextFile(path) if parser.field is not None else _AsRecords(TextFile(path))
-    return _opener_of_records(suffix)(path, parser)
-
-
-def _opener_of_records(suffix: str) -> Callable[[epath.Path, RecordParser[Any]], RecordSource[Any]]:
-    """Libraries are imported only by those who have files of their kind."""
     if suffix == ".parquet":
         from llama_jax.data.sources.parquet_files import open_parquet
 
-        return open_parquet
+        return open_parquet(path, parser)
     if suffix == ".array_record":
         from llama_jax.data.sources.array_records import open_array_record
 
-        return open_array_record
-    return LineFile if suffix == ".jsonl" else open_json
+        return open_array_record(path, parser)
+    return LineFile(path, parser) if suffix == ".jsonl" else open_json(path, parser)
 
 
 def _is_prepared(directory: epath.Path) -> bool:

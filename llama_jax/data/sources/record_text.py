@@ -102,7 +102,7 @@ def record_text(content: bytes, text_field: str, where: str, *, whole: bool = Tr
     record = _object(content, where, f" with the field '{text_field}'", whole=whole)
     if text_field not in record:
         raise BadRecordError("missing_field", where, missing_field(text_field, list(record)))
-    if content.count(json.dumps(text_field).encode()) > 1 and _is_twice(content, text_field):
+    if content.count(json.dumps(text_field).encode()) > 1 and _field_names(content)[-1].count(text_field) > 1:
         raise BadRecordError("duplicate_field", where, f"has the field '{text_field}' twice")
     return good_text(record[text_field], text_field, where)
 
@@ -203,29 +203,19 @@ def _place(error: json.JSONDecodeError) -> str:
     return f"line {error.lineno}, column {error.colno}" if error.doc.count("\n") else f"column {error.colno}"
 
 
-def _is_twice(content: bytes, text_field: str) -> bool:
-    """Whether the outermost object has a field twice. Slow, as it costs a call of Python an object."""
-    last: list[int] = []
-
-    def count(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        last[:] = [sum(key == text_field for key, _ in pairs)]
-        return {}
-
-    json.loads(content.strip().removeprefix(BYTE_ORDER_MARK).decode(), object_pairs_hook=count)
-    return last[0] > 1
-
-
 def _field_twice(content: bytes) -> str | None:
     """A field that an object has twice, at any depth."""
-    twice: list[str] = []
+    repeating = (names for names in _field_names(content) if len(set(names)) < len(names))
+    return next((name for names in repeating for name in names if names.count(name) > 1), None)
 
-    def look(pairs: list[tuple[str, Any]]) -> None:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            twice.extend(name for name in names if names.count(name) > 1)
 
-    json.loads(content.strip().removeprefix(BYTE_ORDER_MARK).decode(), object_pairs_hook=look)
-    return twice[0] if twice else None
+def _field_names(content: bytes) -> list[list[str]]:
+    """The fields of all objects in JSON text, repeated ones too, the outermost object last. Slow, as it costs a call of
+    Python an object."""
+    found: list[list[str]] = []
+    content = content.strip().removeprefix(BYTE_ORDER_MARK)
+    json.loads(content.decode(), object_pairs_hook=lambda pairs: found.append([name for name, _ in pairs]))
+    return found
 
 
 def _plain(value: Any, where: str) -> Any:

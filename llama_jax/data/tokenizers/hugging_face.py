@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_jax.core.json_files import json_object
 from llama_jax.data.tokenizers.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
-from llama_jax.data.tokenizers.tokenizer import FileTokenizer
+from llama_jax.data.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -18,7 +18,7 @@ _BOS_NAMES = ("<|begin_of_text|>", "<s>", "<|startoftext|>")
 _EOS_NAMES = ("<|end_of_text|>", "</s>", "<|endoftext|>")
 
 
-class HuggingFaceTokenizer(FileTokenizer):
+class HuggingFaceTokenizer(Tokenizer):
     """A `tokenizer.json`, with `tokenizer_config.json` beside it to say which tokens are BOS and EOS.
 
     Where nothing names them, LLaMA's names are tried; a vocabulary without BOS opens documents with EOS. Truncation and

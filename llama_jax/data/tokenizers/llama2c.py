@@ -4,7 +4,7 @@ import heapq
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 
-from llama_jax.data.tokenizers.tokenizer import FileTokenizer
+from llama_jax.data.tokenizers.tokenizer import Tokenizer
 
 CONTROL_TOKENS = 3
 """unk, bos, eos: ids 0, 1, 2 in every LLaMA tokenizer that falls back to bytes."""
@@ -12,7 +12,7 @@ FIRST_PIECE = CONTROL_TOKENS + 256
 """Ids 3..258 are single bytes."""
 
 
-class Llama2cTokenizer(FileTokenizer):
+class Llama2cTokenizer(Tokenizer):
     """The tokenizer file of llama2.c: int32 longest piece, then of each piece float32 score, int32 length and bytes.
 
     Encodes as karpathy/llama2.c run.c does: a space before the text, code points (bytes for unknown ones), then again

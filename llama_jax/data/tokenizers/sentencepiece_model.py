@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llama_jax.data.tokenizers.protocol_buffers import as_bytes, as_int, message_bytes, message_fields
-from llama_jax.data.tokenizers.tokenizer import FileTokenizer
+from llama_jax.data.tokenizers.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of pieces, in sentencepiece and in GGUF."""
@@ -36,7 +36,7 @@ class PieceModel:
     adds_space_prefix: bool = True
 
 
-class SentencePieceTokenizer(FileTokenizer):
+class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model (Kudo and Richardson 2018, arXiv:1808.06226), the format of LLaMA 1 and 2.
 
     Pieces of type CONTROL are never matched with text. Those of type USER_DEFINED are, by sentencepiece's design: they

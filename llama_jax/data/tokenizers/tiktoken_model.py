@@ -5,7 +5,7 @@ import binascii
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from llama_jax.data.tokenizers.tokenizer import FileTokenizer
+from llama_jax.data.tokenizers.tokenizer import Tokenizer
 
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -39,7 +39,7 @@ _LONGEST_RUN = 25_000
 _RUN = re.compile(r"\s+|\S+")
 
 
-class TiktokenTokenizer(FileTokenizer):
+class TiktokenTokenizer(Tokenizer):
     """Llama 3's tokenizer: a file of ranks, with Llama 3's pattern and 256 control tokens after them.
 
     Args:

@@ -1,93 +1,19 @@
-"""What the rest of the package knows about a tokenizer, and what all kinds of tokenizer files share."""
+"""What a tokenizer is: what the rest of the package knows about it, and what all kinds of tokenizer files share."""
 
 import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 from llama_jax.data.tokenizers.settings import Settings, read_settings
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What the rest of the package knows about a tokenizer. `decode(encode(text)) == text` but for what a format cannot
-    express (sentencepiece reads U+2581 as a space; a normaliser changes the text)."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, counting control tokens."""
-        ...
-
-    @property
-    def bos_id(self) -> int:
-        """Id that opens every document; that of EOS where the vocabulary has no BOS."""
-        ...
-
-    @property
-    def eos_id(self) -> int:
-        """Id that closes every document."""
-        ...
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer: EOS first, then those that end a turn."""
-        ...
-
-    @property
-    def adds_bos(self) -> bool:
-        """Whether the model expects BOS before plain text that it is to continue."""
-        ...
-
-    @property
-    def special_tokens(self) -> Mapping[str, int]:
-        """The control tokens by their names. Ordinary text never becomes one of them."""
-        ...
-
-    @property
-    def chat_template(self) -> str | None:
-        """Jinja source that lays a conversation out as text; None where the model was given none."""
-        ...
-
-    @property
-    def file_name(self) -> str:
-        """Name under which `to_bytes` is stored so that `load_tokenizer` knows the format."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of `to_bytes`, in hexadecimal."""
-        ...
-
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
-        """Ids of the text, between BOS and EOS where asked for.
-
-        Args:
-            special: Names of control tokens in the text become their ids; else they are ordinary text.
-
-        Raises:
-            UnicodeEncodeError: the text holds an unpaired surrogate, which UTF-8 cannot express.
-        """
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids. Control tokens give no text, nor do ids beyond the vocabulary; bytes that are not UTF-8
-        become U+FFFD; the space that `encode` puts before the first word is taken off again."""
-        ...
-
-    def to_bytes(self) -> bytes:
-        """The model file."""
-        ...
-
-    def files(self) -> dict[str, bytes]:
-        """The model file and those that were beside it, by name: all that `tokenizer_from_files` needs."""
-        ...
-
-
-class FileTokenizer(ABC):
-    """A tokenizer made of a model file and the configuration files beside it; each kind says how ordinary text is
-    encoded and ids decoded.
+class Tokenizer(ABC):
+    """A tokenizer, made of a model file and the configuration files beside it; each kind says how ordinary text is
+    encoded and ids decoded. `decode(encode(text)) == text` but for what a format cannot express (sentencepiece reads
+    U+2581 as a space; a normaliser changes the text).
 
     Args:
         model: The content of the model file.
@@ -98,12 +24,23 @@ class FileTokenizer(ABC):
     """
 
     file_name: ClassVar[str]
+    """Name under which `to_bytes` is stored so that `load_tokenizer` knows the format."""
     vocab_size: int
+    """Number of ids, counting control tokens."""
     bos_id: int
+    """Id that opens every document; that of EOS where the vocabulary has no BOS."""
     eos_id: int
+    """Id that closes every document."""
     stop_ids: tuple[int, ...]
+    """Ids that end an answer: EOS first, then those that end a turn."""
     adds_bos: bool
+    """Whether the model expects BOS before plain text that it is to continue."""
     special_tokens: Mapping[str, int]
+    """The control tokens by their names. Ordinary text never becomes one of them."""
+    chat_template: str | None
+    """Jinja source that lays a conversation out as text; None where the model was given none."""
+    fingerprint: str
+    """SHA-256 of `to_bytes`, in hexadecimal."""
 
     def __init__(self, model: bytes, beside: Mapping[str, bytes] | None = None) -> None:
         if not model:
@@ -118,18 +55,30 @@ class FileTokenizer(ABC):
         return type(self), (self._model, self._beside)
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
+        """Ids of the text, between BOS and EOS where asked for.
+
+        Args:
+            special: Names of control tokens in the text become their ids; else they are ordinary text.
+
+        Raises:
+            UnicodeEncodeError: the text holds an unpaired surrogate, which UTF-8 cannot express.
+        """
         text.encode()  # the libraries replace an unpaired surrogate, or call it a failed cast
         ids = self._encode_special(text) if special else self._encode_ordinary(text)
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
     def to_bytes(self) -> bytes:
+        """The model file."""
         return self._model
 
     def files(self) -> dict[str, bytes]:
+        """The model file and those that were beside it, by name: all that `tokenizer_from_files` needs."""
         return {self.file_name: self._model, **self._beside}
 
     @abstractmethod
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids. Control tokens give no text, nor do ids beyond the vocabulary; bytes that are not UTF-8
+        become U+FFFD; the space that `encode` puts before the first word is taken off again."""
 
     @abstractmethod
     def _encode_ordinary(self, text: str) -> list[int]: ...
