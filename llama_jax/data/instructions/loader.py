@@ -1,7 +1,7 @@
 """Examples to batches: the rows of each step, this process's share of them, and the exact position.
 
-Every process knows all rows, so any number of them reads the same batches, and a run may go on with another number.
-Knows nothing of devices."""
+Every process knows all rows, so any number of them reads the same batches, and a run may be resumed with another.
+Independent of devices."""
 
 import dataclasses
 import hashlib

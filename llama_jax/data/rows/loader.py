@@ -1,7 +1,7 @@
 """Rows to batches: which stream gives each row of the global batch, this process's share of it, and the exact position.
 
 The order of rows depends on the mixture and the number of streams only: any number of processes reads the same batches,
-and a run may be resumed with another number of them. Knows nothing of devices.
+and a run may be resumed with another number of them. Independent of devices.
 """
 
 import dataclasses
