@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
+from llama_jax.model.attention import choice as attention_choice
 from llama_jax.model.attention import kernels as attention_kernels
 from llama_jax.model.attention.blocks import block_size
 from llama_jax.model.attention.choice import CHECKPOINT_NAME, Shapes, attention, choose
@@ -111,7 +112,7 @@ def cases() -> Iterator[Any]:
         yield pytest.param(case, implementation, marks=marks, id=f"{name}-{implementation}")
 
 
-@pytest.mark.parametrize(("case", "implementation"), cases())
+@pytest.mark.parametrize(("case", "implementation"), list(cases()))
 def test_values_and_gradients_equal_the_reference(implementation, case) -> None:
     arrays = inputs(case)
     assert_close(computed(case, implementation, arrays), reference(case, arrays), 1.5e-6)
@@ -240,7 +241,7 @@ def shapes(query_length=2048, key_length=None, rows=8, heads=8, kv_heads=8, head
 
 
 def on(monkeypatch, platform: str) -> None:
-    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    monkeypatch.setattr(attention_choice, "platform", lambda: platform)
 
 
 @pytest.mark.parametrize(
