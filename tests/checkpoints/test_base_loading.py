@@ -106,7 +106,7 @@ def test_beside_what_is_stored_there_is_one_tensor(store) -> None:
     weights = Watched(of_kind(FLOAT32, **SIZE), look)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        _, params, identity = base_from_weights(weights, "watched", ComputeConfig(), mesh, store, True)
+        _, params, identity = base_from_weights(weights, "watched", ComputeConfig(), store, True)
     leaves = jax.tree.leaves(params)
     assert identity is not None
     largest_tensor = 4 * 64 * 128
