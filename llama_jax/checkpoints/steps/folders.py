@@ -49,15 +49,6 @@ def acknowledged_steps(directory: epath.Path) -> list[int]:
     return [step for step in step_folders(directory) if is_acknowledged(directory, step)]
 
 
-def damaged_steps(directory: epath.Path) -> list[int]:
-    """Steps whose save had ended but whose manifest is no longer whole, ascending."""
-    return [
-        step
-        for step in step_folders(directory)
-        if not pending_marker(directory, step).exists() and not is_acknowledged(directory, step)
-    ]
-
-
 def finished_steps(directory: epath.Path) -> list[int]:
     """Steps whose save has ended, whole or damaged, ascending; to be asked while another process writes or removes.
 
@@ -142,22 +133,21 @@ def delete_surplus(
     Returns:
         The steps that were removed, newest first.
     """
-    acknowledged = acknowledged_steps(directory)
+    finished, acknowledged = finished_steps(directory), acknowledged_steps(directory)
     kept = {*acknowledged[-config.keep_last :]}
     if config.keep_every is not None:
         kept |= {step for step in acknowledged if step % config.keep_every == 0}
     if config.keep_best and (best := best_step(directory)) is not None:
         kept.add(best)
-    damaged = damaged_steps(directory)
-    surplus = {*acknowledged, *damaged} - kept
+    surplus = {*finished} - kept
     newer_good, removed = 0, []
-    for step in sorted({*acknowledged, *damaged}, reverse=True):
+    for step in reversed(finished):
         if step < min(surplus, default=step + 1):
             break
         if step in surplus and newer_good >= 2:
             remove_step(directory, step)
             removed.append(step)
-            if step in damaged:
+            if step not in acknowledged:
                 say(f"checkpoint step {step} was damaged and is removed; two newer ones verify")
         elif newer_good < 2 and (step == just_written or verifies(directory / str(step))):
             newer_good += 1

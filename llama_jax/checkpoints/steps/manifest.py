@@ -5,7 +5,7 @@ Works on the files of one step, independent of arrays and of what writes them.""
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -70,24 +70,6 @@ class Manifest:
     def items(self) -> list[str]:
         """Names of the array items and of the folders of plain files."""
         return sorted({*self.leaves, *(name.split("/")[0] for name in self.files if "/" in name)})
-
-    def differences(self, wanted: Mapping[str, Mapping[str, str]]) -> list[str]:
-        """What keeps this step from being restored as wanted, each as a phrase about the step.
-
-        Args:
-            wanted: by item and path, what `describe` says of the leaf.
-        """
-        phrases = []
-        for item, leaves in wanted.items():
-            saved = {path: describe(leaf.shape, leaf.dtype) for path, leaf in self.leaves.get(item, {}).items()}
-            for path in sorted({*saved, *leaves}):
-                if path not in saved:
-                    phrases.append(f"lacks {item}/{path}, the model expects {leaves[path]}")
-                elif path not in leaves:
-                    phrases.append(f"has {item}/{path} {saved[path]}, which the model does not have")
-                elif saved[path] != leaves[path]:
-                    phrases.append(f"has {item}/{path} {saved[path]}, the model expects {leaves[path]}")
-        return phrases
 
 
 def seal(content: Mapping[str, Any]) -> bytes:
@@ -161,38 +143,24 @@ def record_of(path: epath.Path) -> FileRecord:
     return FileRecord(size, digest.hexdigest())
 
 
-def record_of_bytes(content: bytes) -> FileRecord:
-    """The record of a file with this content."""
-    return FileRecord(len(content), hashlib.sha256(content).hexdigest())
+def first_damage(manifest: Manifest, names: Sequence[str], record: Callable[[str], FileRecord]) -> str | None:
+    """What is wrong with the first of the named files that is not what the manifest says, or None.
 
-
-def records_of(folder: epath.Path, names: Sequence[str]) -> dict[str, FileRecord]:
-    """The records of several files; a few are read at a time, as one stream leaves an object store idle."""
-    with ThreadPoolExecutor(4) as pool:
-        return dict(zip(names, pool.map(lambda name: record_of(folder / name), names), strict=True))
-
-
-def damage(name: str, found: FileRecord, expected: FileRecord) -> str | None:
-    """What is wrong with a file, or None."""
-    if found.size != expected.size:
-        return f"{name}: {found.size} bytes, {expected.size} were written"
-    return None if found.sha256 == expected.sha256 else f"{name}: sha256 differs"
-
-
-def unreadable(name: str, error: OSError) -> str:
-    """What is wrong with a file that could not be read."""
-    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-    return f"{name}: missing" if missing else f"{name}: cannot be read ({error.strerror or error})"
-
-
-def first_damage(folder: epath.Path, manifest: Manifest, names: Sequence[str]) -> str | None:
-    """What is wrong with the first of the named files that is not what the manifest says, or None."""
+    Args:
+        record: reads a file by its name; called from several threads.
+    """
 
     def look(name: str) -> str | None:
+        expected = manifest.files[name]
         try:
-            return damage(name, record_of(folder / name), manifest.files[name])
+            found = record(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{name}: missing"
         except OSError as error:
-            return unreadable(name, error)
+            return f"{name}: cannot be read ({error.strerror or error})"
+        if found.size != expected.size:
+            return f"{name}: {found.size} bytes, {expected.size} were written"
+        return None if found.sha256 == expected.sha256 else f"{name}: sha256 differs"
 
     with ThreadPoolExecutor(4) as pool:
         return next((problem for problem in pool.map(look, names) if problem), None)
@@ -204,7 +172,7 @@ def verifies(folder: epath.Path) -> bool:
         manifest = read_manifest(folder)
     except CheckpointDamagedError:
         return False
-    return first_damage(folder, manifest, sorted(manifest.files)) is None
+    return first_damage(manifest, sorted(manifest.files), lambda name: record_of(folder / name)) is None
 
 
 def files_below(folder: epath.Path, prefix: str = "") -> Iterator[str]:
@@ -249,7 +217,8 @@ def write_step(
     items = [item for item, leaves in manifest.leaves.items() if leaves]
     below = [f"{item}/{name}" for item in items for name in files_below(folder / item)]
     names = [*sorted([*loose, *below])[process::process_count], *sorted(files)]
-    records = records_of(folder, names)
+    with ThreadPoolExecutor(4) as pool:  # as one stream leaves an object store idle
+        records = dict(zip(names, pool.map(lambda name: record_of(folder / name), names), strict=True))
     parents = {parent for name in names for parent in epath.Path(name).parents}
     for name in [*names, *sorted(parents)]:
         sync(folder / name)

@@ -2,21 +2,37 @@
 
 What the arrays mean is the caller's affair."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
 from llama_jax.checkpoints.config import StepChoice
-from llama_jax.checkpoints.steps.arrays import leaf_fingerprints
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError, Manifest, describe
 from llama_jax.checkpoints.steps.verification import check_fit, newest, verify
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.files import absolute
-from llama_jax.core.tree import flatten, unflatten
+from llama_jax.core.tree import fingerprints, flatten, unflatten
+
+# Orbax logs an error with a long traceback for every thread that a failed write passes through; the error itself
+# reaches its caller, which says it in one line.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(
+        lambda record: record.levelno != logging.ERROR or "/orbax/" not in record.pathname + record.getMessage()
+    )
+
+
+def leaf_fingerprints(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """`core.tree.fingerprints` of leaves that need not all live on the same devices."""
+    groups: dict[frozenset[Any], dict[str, jax.Array]] = {}
+    for path, leaf in leaves.items():
+        groups.setdefault(frozenset(leaf.sharding.device_set), {})[path] = leaf
+    return {path: words for group in groups.values() for path, words in fingerprints(group).items()}
 
 
 @dataclass(frozen=True)

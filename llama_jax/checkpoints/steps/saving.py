@@ -14,7 +14,6 @@ import jax
 import orbax.checkpoint as ocp
 
 from llama_jax.checkpoints.config import CheckpointConfig
-from llama_jax.checkpoints.steps.arrays import leaf_fingerprints
 from llama_jax.checkpoints.steps.folders import (
     acknowledged_steps,
     clean_up,
@@ -24,6 +23,7 @@ from llama_jax.checkpoints.steps.folders import (
     remove_step,
 )
 from llama_jax.checkpoints.steps.manifest import LeafRecord, Manifest, sync, verifies, write_step
+from llama_jax.checkpoints.steps.restoring import leaf_fingerprints
 from llama_jax.checkpoints.steps.verification import anywhere, first_line, from_first
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import SaveFailedError

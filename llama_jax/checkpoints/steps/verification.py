@@ -2,6 +2,7 @@
 
 Works on manifests and files; how arrays are read is the caller's affair."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import TypeVar
@@ -15,12 +16,12 @@ from llama_jax.checkpoints.config import StepChoice
 from llama_jax.checkpoints.steps.folders import best_step, finished_steps
 from llama_jax.checkpoints.steps.manifest import (
     CheckpointDamagedError,
+    FileRecord,
     Manifest,
-    damage,
+    describe,
     first_damage,
     read_manifest,
-    record_of_bytes,
-    unreadable,
+    record_of,
 )
 from llama_jax.core.errors import UserError
 
@@ -117,13 +118,23 @@ def verify(
     check_fit(manifest, wanted)
     files, reason = _plain_files(folder, manifest, [item for item in items if item not in manifest.leaves])
     arrays = sorted({name for item in items if item in manifest.leaves for name in manifest.files_of(item)})
-    _agree(reason or first_damage(folder, manifest, arrays[jax.process_index() :: jax.process_count()]))
+    share = arrays[jax.process_index() :: jax.process_count()]
+    _agree(reason or first_damage(manifest, share, lambda name: record_of(folder / name)))
     return manifest, files
 
 
 def check_fit(manifest: Manifest, wanted: Mapping[str, Mapping[str, str]]) -> None:
     """Raise `UserError` with the first few leaves in which a step differs from what is wanted."""
-    differences = manifest.differences(wanted)
+    differences = []
+    for item, leaves in wanted.items():
+        saved = {path: describe(leaf.shape, leaf.dtype) for path, leaf in manifest.leaves.get(item, {}).items()}
+        for path in sorted({*saved, *leaves}):
+            if path not in saved:
+                differences.append(f"lacks {item}/{path}, the model expects {leaves[path]}")
+            elif path not in leaves:
+                differences.append(f"has {item}/{path} {saved[path]}, which the model does not have")
+            elif saved[path] != leaves[path]:
+                differences.append(f"has {item}/{path} {saved[path]}, the model expects {leaves[path]}")
     if differences:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(f"checkpoint step {manifest.step} {'; '.join(differences[:3])}{more}")
@@ -131,14 +142,15 @@ def check_fit(manifest: Manifest, wanted: Mapping[str, Mapping[str, str]]) -> No
 
 def _plain_files(folder: epath.Path, manifest: Manifest, items: Sequence[str]) -> tuple[dict[str, bytes], str | None]:
     """Contents by name, and what is wrong with the first that is not what was written."""
-    files, problems = {}, []
-    for name in [name for item in items for name in manifest.files_of(item)]:
-        try:
-            files[name] = (folder / name).read_bytes()
-            problems.append(damage(name, record_of_bytes(files[name]), manifest.files[name]))
-        except OSError as error:
-            problems.append(unreadable(name, error))
-    return files, next((problem for problem in problems if problem), None)
+    names = [name for item in items for name in manifest.files_of(item)]
+    files: dict[str, bytes] = {}
+
+    def record(name: str) -> FileRecord:
+        content = files[name] = (folder / name).read_bytes()
+        return FileRecord(len(content), hashlib.sha256(content).hexdigest())
+
+    problem = first_damage(manifest, names, record)
+    return {name: files[name] for name in names if name in files}, problem
 
 
 def _agree(reason: str | None) -> None:

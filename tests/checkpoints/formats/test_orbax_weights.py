@@ -20,7 +20,7 @@ from llama_jax.checkpoints.formats import orbax as orbax_weights
 from llama_jax.checkpoints.formats.orbax import open_orbax, write_orbax
 from llama_jax.checkpoints.formats.weights import WEIGHTS, WeightName, Weights, padded, weight_names
 from llama_jax.checkpoints.steps.folders import clean_up
-from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError, record_of_bytes, seal
+from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError, record_of, seal
 from llama_jax.checkpoints.steps.restoring import find_verified
 from llama_jax.checkpoints.steps.saving import Checkpoints
 from llama_jax.core import tree
@@ -173,7 +173,7 @@ def test_a_configuration_that_the_arrays_do_not_fit_is_refused(target, changes, 
     folder = target / "checkpoints" / "0"
     file = folder / "model" / "config.json"
     file.write_bytes(json.dumps(json.loads(file.read_bytes()) | changes).encode())
-    record = {"model/config.json": vars(record_of_bytes(file.read_bytes()))}
+    record = {"model/config.json": vars(record_of(epath.Path(file)))}
     reseal(folder / "files-0-of-1.json", lambda content: content["files"].update(record))
     with pytest.raises(UserError, match=message) as caught:
         open_orbax(target, say=pytest.fail)

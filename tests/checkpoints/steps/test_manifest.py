@@ -10,6 +10,7 @@ from llama_jax.checkpoints.steps.manifest import (
     Manifest,
     first_damage,
     read_manifest,
+    record_of,
     seal,
     unseal,
     write_step,
@@ -80,10 +81,10 @@ def test_damage_is_told_apart(tmp_path):
     folder = written(tmp_path)
     manifest = read_manifest(folder)
     names = manifest.files_of("params")
-    assert first_damage(folder, manifest, names) is None
+    assert first_damage(manifest, names, lambda name: record_of(folder / name)) is None
     (folder / "params" / "b").write_bytes(b"bc")
-    assert first_damage(folder, manifest, names) == "params/b: sha256 differs"
+    assert first_damage(manifest, names, lambda name: record_of(folder / name)) == "params/b: sha256 differs"
     (folder / "params" / "b").write_bytes(b"b")
-    assert first_damage(folder, manifest, names) == "params/b: 1 bytes, 2 were written"
+    assert first_damage(manifest, names, lambda name: record_of(folder / name)) == "params/b: 1 bytes, 2 were written"
     (folder / "params" / "b").unlink()
-    assert first_damage(folder, manifest, names) == "params/b: missing"
+    assert first_damage(manifest, names, lambda name: record_of(folder / name)) == "params/b: missing"

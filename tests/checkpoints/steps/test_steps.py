@@ -12,7 +12,6 @@ from llama_jax.checkpoints.steps.folders import (
     acknowledged_steps,
     best_step,
     clean_up,
-    damaged_steps,
     delete_after,
     delete_surplus,
     finished_steps,
@@ -90,10 +89,9 @@ def test_nothing_is_deleted_when_only_the_newest_verifies(steps):
 def test_a_step_without_manifest_goes_once_two_newer_verify(steps):
     (steps / "50" / "manifest.json").unlink()
     (steps / "60" / "manifest.json").unlink()
-    assert damaged_steps(steps) == [50, 60]
-    assert surplus(steps, keep_last=2) == [40, 70] and damaged_steps(steps) == [50, 60]
+    assert surplus(steps, keep_last=2) == [40, 70] and finished_steps(steps) == [40, 50, 60, 70]
     corrupt(steps, 40)
-    assert surplus(steps, keep_last=1) == [40, 70] and damaged_steps(steps) == [50, 60]
+    assert surplus(steps, keep_last=1) == [40, 70] and finished_steps(steps) == [40, 50, 60, 70]
 
 
 def test_saving_removes_old_steps(tmp_path):
