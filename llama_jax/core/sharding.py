@@ -203,7 +203,7 @@ def over_parts(
 
     Args:
         inputs: leading logical axes of each argument; None: the same for all parts.
-        outputs: the same of each result.
+        outputs: the same of each result, which is one array if it is summed, and may be a tree of arrays if not.
     """
     mesh = mesh_in_use()
     manual = set() if mesh.empty else _manual(mesh)
@@ -211,7 +211,7 @@ def over_parts(
         return function
     by_compiler = {name for name in mesh.axis_names if name not in manual and mesh.shape[name] > 1}
 
-    def reduced(result: Array, axes: Axes | Summed) -> Array:
+    def reduced(result: PyTree, axes: Axes | Summed) -> PyTree:
         if not isinstance(axes, Summed):
             return result
         scattered = _names("embed", mesh) if is_scattered(axes) else ()

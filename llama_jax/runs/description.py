@@ -33,7 +33,7 @@ def description(program: Program, name: str) -> str:
     """
     model, training = program.model, program.config
     length, rows = program.sequence_length, training.batch_size
-    total = program.tokens_until(training.steps)
+    tokens, total = program.batch.tokens_per_row(length), program.tokens_until(training.steps)
     axes = " x ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())
     shapes = Shapes.of_whole_rows(model.config, model.compute, rows // training.microbatches, length)
     with jax.set_mesh(program.mesh):
@@ -45,7 +45,7 @@ def description(program: Program, name: str) -> str:
             f"model: {name}, {parameters:,} parameters{train}, {model.compute.dtype}, "
             f"attention {attention}, remat {model.compute.remat}",
             f"mesh: {axes} = {program.mesh.size} devices",
-            f"batch: {rows:,} rows x {length:,} tokens = {rows * length:,} tokens a step"
+            f"batch: {rows:,} rows x {tokens:,} tokens = {rows * tokens:,} tokens a step"
             + (f", ramp {[list(stage) for stage in training.batch_ramp]}" if training.batch_ramp else ""),
             f"training: {training.steps:,} steps, {total:,} tokens, {total / parameters:.1f} tokens a parameter",
             f"FLOPs: {program.flops_per_token:,} a token, {program.flops_per_token * total:.3g} in all ({CONVENTION})",
