@@ -15,7 +15,6 @@ from llama_jax.checkpoints.adapters.merged_weights import MergedWeights, with_to
 from llama_jax.checkpoints.adapters.peft import write_peft
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.checkpoints.conversion_check import check_conversion
-from llama_jax.checkpoints.format_detection import ModelFormat
 from llama_jax.checkpoints.formats.gguf import write_gguf
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.llama2c import write_llama2c
@@ -24,7 +23,7 @@ from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import Weights, tensors_of, weight_names
 from llama_jax.checkpoints.opening import find_model
 from llama_jax.checkpoints.steps.manifest import files_below
-from llama_jax.checkpoints.weight_reading import open_unmerged, open_weights
+from llama_jax.checkpoints.weight_reading import ModelFormat, open_unmerged, open_weights
 from llama_jax.core import tree
 from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers import load_tokenizer
@@ -84,10 +83,6 @@ def _source(config: ConvertConfig, say: Callable[[str], None]) -> Weights:
     return weights
 
 
-def _write_meta(target: epath.Path, weights: Weights, config: ConvertConfig) -> None:
-    write_meta(target, weights, shards=config.shards, dtype=_dtype(config))
-
-
 def _write_llama2c(target: epath.Path, weights: Weights, config: ConvertConfig) -> None:
     if config.dtype not in ("auto", "float32"):
         raise UserError(f"--dtype {config.dtype}: llama2c's format is float32")
@@ -101,14 +96,13 @@ def _write_gguf(target: epath.Path, weights: Weights, config: ConvertConfig) -> 
 
 def _write_peft(target: epath.Path, weights: Weights, config: ConvertConfig) -> None:
     assert isinstance(weights, MergedWeights)
-    adapter, config_of = weights.adapter, weights.config
-    write_peft(target, dataclasses.replace(adapter, files=weights.files), config_of)
+    write_peft(target, dataclasses.replace(weights.adapter, files=weights.files), weights.config)
 
 
 _WRITERS: Mapping[ModelFormat, Callable[[epath.Path, Weights, ConvertConfig], None]] = {
     "orbax": lambda target, weights, config: write_orbax(target, weights, dtype=_dtype(config)),
     "hf": lambda target, weights, config: write_hugging_face(target, weights, dtype=_dtype(config)),
-    "meta": _write_meta,
+    "meta": lambda target, weights, config: write_meta(target, weights, shards=config.shards, dtype=_dtype(config)),
     "gguf": _write_gguf,
     "llama2c": _write_llama2c,
     "peft": _write_peft,

@@ -15,12 +15,10 @@ from jax.sharding import Mesh
 from llama_jax.checkpoints.adapters.adapter import Adapter
 from llama_jax.checkpoints.adapters.base_identity import BaseIdentity, check_base
 from llama_jax.checkpoints.adapters.merged_weights import combined_files
-from llama_jax.checkpoints.adapters.sources import AdapterRun
 from llama_jax.checkpoints.base_loading import base_from_run, base_from_weights
 from llama_jax.checkpoints.config import StepChoice, UseConfig
-from llama_jax.checkpoints.format_detection import find_format
 from llama_jax.checkpoints.steps.restoring import find_verified
-from llama_jax.checkpoints.weight_reading import base_of, lasting_name, open_adapter, open_weights
+from llama_jax.checkpoints.weight_reading import base_of, find_format, lasting_name, open_adapter, open_weights
 from llama_jax.core import placing, sharding, tree
 from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.config import MeshConfig
@@ -208,7 +206,7 @@ def open_params(
             raise UserError(f"--model {path}: is an adapter itself; name its base as --model, and both as --adapters")
         sources = [open_adapter(path, step=step, say=say)]
         (place, kind), path, step = base_of(sources[0]), str(sources[0].base_name), sources[0].base_step
-    identify = identify or any(isinstance(source, AdapterRun) for source in sources)
+    identify = identify or any(source.base is not None for source in sources)
     store = store or compute.dtype
     if kind == "orbax":
         run = epath.Path(place)

@@ -81,27 +81,28 @@ class JsonFields:
 
     def whole(self, field: str, default: int | None = None) -> int:
         """A positive whole number below 2^31."""
-        return self._checked(field, default, _is_whole, "a whole number from 1 to 2^31 - 1")
+        return self.checked(field, default, _is_whole, "a whole number from 1 to 2^31 - 1")
 
     def number(self, field: str, default: float | None = None) -> float:
         """A positive number."""
-        return float(self._checked(field, default, _is_positive, "a number greater than 0"))
+        return float(self.checked(field, default, _is_positive, "a number greater than 0"))
 
     def flag(self, field: str, default: bool) -> bool:
         """True or false."""
-        return self._checked(field, default, lambda value: isinstance(value, bool), "true or false")
+        return self.checked(field, default, lambda value: isinstance(value, bool), "true or false")
 
     def fields(self, field: str) -> "JsonFields":
         """The fields of an object within this one; none of a missing object."""
-        found = self._checked(field, {}, lambda value: isinstance(value, dict), "an object")
+        found = self.checked(field, {}, lambda value: isinstance(value, dict), "an object")
         return JsonFields(found, f"{self.where}: {field}")
 
     def one_of(self, field: str, supported: Iterable[Any], default: Any) -> Any:
         """A value that is supported; the message names those that are."""
         names = " or ".join(json.dumps(value) for value in supported)
-        return self._checked(field, default, lambda value: value in supported, names)
+        return self.checked(field, default, lambda value: value in supported, names)
 
-    def _checked(self, field: str, default: Any, fits: Callable[[Any], bool], expected: str) -> Any:
+    def checked(self, field: str, default: Any, fits: Callable[[Any], bool], expected: str) -> Any:
+        """A value for which `fits` is true; `expected` says in the message what that is."""
         value = self.values.get(field)
         if value is None and default is None:
             raise UserError(f"{self.where}: lacks {field}, {expected}")

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import numpy as np
-
 from llama_jax.checkpoints.adapters.base_identity import BaseIdentity
 from llama_jax.checkpoints.formats.weights import WEIGHTS, WeightName
 from llama_jax.core.arrays import PyTree
@@ -53,11 +51,6 @@ def linears(config: LlamaConfig) -> Iterator[tuple[str, WeightName, tuple[int, i
             yield paths.within_layer(paths.module_of(name.ours)), name, (inputs, outputs)
 
 
-def as_numpy(array: Any) -> np.ndarray:
-    """A factor on the host, float32."""
-    return np.asarray(array, np.float32)
-
-
 def adapter_config_json(config: AdapterConfig) -> bytes:
     """The content of `ADAPTER_FILE`."""
     return json.dumps(asdict(config), indent=1).encode()
@@ -71,9 +64,9 @@ def adapter_config_from_json(content: bytes, where: str) -> AdapterConfig:
     """
     values = json_object(content, where)
     known = {field.name for field in fields(AdapterConfig)}
-    given: dict[str, Any] = {name: value for name, value in values.items() if name in known}
-    for name, value in given.items():
-        given[name] = tuple(value) if isinstance(value, list) else value
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in known
+    }
     try:
         return AdapterConfig(**given)
     except TypeError:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.checkpoints.formats.weights import WeightName, Weights, padded, stored_shape, weight_names
-from llama_jax.checkpoints.steps.manifest import LeafRecord, describe
+from llama_jax.checkpoints.formats.weights import WeightName, Weights, padded, stored_shape, tensors_of, weight_names
+from llama_jax.checkpoints.steps.manifest import LeafRecord
 from llama_jax.core.arrays import Array
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_object, shown
@@ -44,8 +44,7 @@ class BaseIdentity:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that is known of the weights: the same wherever the base is."""
-        known = json.loads(self.to_json())
-        facts = {name: known[name] for name in ("config", *_KINDS)}
+        facts = {name: known for name, known in json.loads(self.to_json()).items() if name not in ("name", "step")}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> bytes:
@@ -106,13 +105,9 @@ def check_base(wanted: BaseIdentity, opened: BaseIdentity, adapter: str) -> None
             raise UserError(f"{here}: {path} has other values than in {wanted.name}, the base it was trained on")
 
 
-def _of_weight(fingerprints: Fingerprints, path: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The arrays of one weight, by path: type and shape, and fingerprint."""
-    return {
-        name: (describe(leaf.shape, leaf.dtype), leaf.fingerprint)
-        for name, leaf in fingerprints.items()
-        if name == path or name.startswith(f"{path}/")
-    }
+def _of_weight(fingerprints: Fingerprints, path: str) -> Fingerprints:
+    """The arrays of one weight."""
+    return {name: leaf for name, leaf in fingerprints.items() if name == path or name.startswith(f"{path}/")}
 
 
 class SourceFingerprints:
@@ -150,8 +145,7 @@ def identity_of(weights: Weights, name: str, step: int | None) -> BaseIdentity:
     records: Any = getattr(weights, "leaves", None)
     if records is None:
         fingerprints = SourceFingerprints(weights.config)
-        for row in weight_names(weights.config):
-            for layer in range(weights.config.num_layers) if row.per_layer else (None,):
-                fingerprints.add(row, layer, as_stored(weights.read(row, layer), row, weights.config))
+        for row, layer in tensors_of(weights.config):
+            fingerprints.add(row, layer, as_stored(weights.read(row, layer), row, weights.config))
         records = fingerprints.records()
     return BaseIdentity(name, step, weights.config, records, records)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.checkpoints.adapters.adapter import Adapter, as_numpy
+from llama_jax.checkpoints.adapters.adapter import Adapter
 from llama_jax.checkpoints.formats.weights import WeightName, Weights
 from llama_jax.core import tree
 from llama_jax.core.errors import UserError
@@ -40,34 +40,31 @@ class MergedWeights:
 
     @property
     def config(self) -> LlamaConfig:
-        """See `Weights`."""
         return self.base.config
 
     def dtype(self, name: WeightName) -> np.dtype:
-        """See `Weights`."""
         return self.base.dtype(name)
 
     def read(self, name: WeightName, layer: int | None) -> np.ndarray:
-        """See `Weights`."""
         if name.ours in self.adapter.saved_modules:
-            whole = as_numpy(self.adapter.saved_modules[name.ours])
+            whole = np.asarray(self.adapter.saved_modules[name.ours], np.float32)
             return self._cast(name, layer, whole[tuple(map(slice, name.shape(self.config)))])
         weight = self.base.read(name, layer)
         module = paths.module_of(name.ours)
         if f"{module}/a" not in self._factors:
             return weight
-        a, b, scale = (as_numpy(self._factors[f"{module}/{part}"][layer]) for part in ("a", "b", "scale"))
+        a, b, scale = (np.asarray(self._factors[f"{module}/{part}"][layer], np.float32) for part in ("a", "b", "scale"))
         changed = weight.astype(np.float32) + np.float32(self.sign) * scale * (a @ b)
         magnitude = self._factors.get(f"{module}/magnitude")
         if magnitude is not None:
-            changed = _rescaled(changed, as_numpy(magnitude[layer]))
+            changed = _rescaled(changed, np.asarray(magnitude[layer], np.float32))
         return self._cast(name, layer, changed)
 
     def _cast(self, name: WeightName, layer: int | None, array: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
             array = array.astype(self.dtype(name))
         if not np.isfinite(array).all():
-            where = name.ours if layer is None else f"{name.ours} of layer {layer}"
+            where = name.in_layer(layer)
             raise UserError(f"{self.source}: {where} has values too large for {array.dtype} with the adapter merged")
         return array
 

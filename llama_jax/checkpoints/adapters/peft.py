@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from llama_jax.checkpoints.adapters.adapter import Adapter, as_numpy, linears
+from llama_jax.checkpoints.adapters.adapter import Adapter, linears
 from llama_jax.checkpoints.adapters.peft_config import (
     PEFT_CONFIG,
     PREFIX,
@@ -30,7 +30,7 @@ from llama_jax.checkpoints.formats.directories import (
     write_bundle,
 )
 from llama_jax.checkpoints.formats.safetensors_files import open_safetensors, same_bits, write_safetensors
-from llama_jax.checkpoints.formats.torch_files import open_torch
+from llama_jax.checkpoints.formats.torch_files import TorchFile
 from llama_jax.checkpoints.formats.weights import WEIGHTS, is_floating, padded
 from llama_jax.core import tree
 from llama_jax.core.errors import UserError, nearest
@@ -43,15 +43,6 @@ _A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector
 
 Read = Callable[[str], np.ndarray]
 Tensors = Mapping[str, tuple[tuple[int, ...], np.dtype]]
-
-
-def peft_base(path: epath.PathLike) -> str | None:
-    """Where the base of an adapter is, as its configuration says.
-
-    Raises:
-        UserError: the configuration is broken.
-    """
-    return read_peft_config(local_directory(path)).base_name
 
 
 def read_peft(path: epath.PathLike, config: LlamaConfig) -> Adapter:
@@ -79,7 +70,7 @@ def read_peft(path: epath.PathLike, config: LlamaConfig) -> Adapter:
         some = ", ".join(sorted(left)[:3])
         raise UserError(f"{file.path}: has {len(left)} tensors that do not fit this base: {some}")
     if not leaves:
-        known = ", ".join(_short_names(config))
+        known = ", ".join(paths.name_of(inner) for inner, _, _ in linears(config))
         raise UserError(f"{peft.where}: does not adapt any module of this base, which has {known}")
     modules = sorted({paths.name_of(paths.module_of(path)) for path in leaves})
     adapter_config = AdapterConfig(
@@ -96,7 +87,7 @@ def read_peft(path: epath.PathLike, config: LlamaConfig) -> Adapter:
 
 
 def _open_file(directory: Path) -> Any:
-    for name, opener in ((_SAFETENSORS, open_safetensors), (_PYTORCH, open_torch)):
+    for name, opener in ((_SAFETENSORS, open_safetensors), (_PYTORCH, TorchFile)):
         if has_member(directory, name):
             return opener(member(directory, name))
     raise UserError(f"{directory}: has neither {_SAFETENSORS} nor {_PYTORCH}")
@@ -217,10 +208,6 @@ def _saved_modules(
     return found
 
 
-def _short_names(config: LlamaConfig) -> list[str]:
-    return [paths.name_of(inner) for inner, _, _ in linears(config)]
-
-
 def write_peft(target: epath.PathLike, adapter: Adapter, config: LlamaConfig) -> None:
     """Write an adapter for `PeftModel.from_pretrained`. Ranks are written as they are used: columns of A and rows of B
     that are both zero, as padding is, are left out.
@@ -243,7 +230,7 @@ def write_peft(target: epath.PathLike, adapter: Adapter, config: LlamaConfig) ->
         factors = adapter.factors["layers"].get(group, {}).get(linear)
         if factors is None:
             continue
-        parts = {part: as_numpy(array) for part, array in factors.items()}
+        parts = {part: np.asarray(array, np.float32) for part, array in factors.items()}
         for layer in range(config.num_layers):
             if parts["scale"][layer] == 0:
                 continue
@@ -279,7 +266,7 @@ def _saved_tensors(adapter: Adapter, config: LlamaConfig) -> dict[str, np.ndarra
     found: dict[str, np.ndarray] = {}
     for row in WEIGHTS:
         if row.ours in adapter.saved_modules:
-            array = as_numpy(adapter.saved_modules[row.ours])[tuple(map(slice, row.shape(config)))]
+            array = np.asarray(adapter.saved_modules[row.ours], np.float32)[tuple(map(slice, row.shape(config)))]
             found[PREFIX + row.hugging_face] = np.ascontiguousarray(array.T if row.transposed else array)
             if config.tie_embeddings:
                 found[f"{PREFIX}lm_head.weight"] = found[PREFIX + row.hugging_face]

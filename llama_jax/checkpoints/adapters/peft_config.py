@@ -7,7 +7,7 @@ ends; where the configuration has one, the tensors themselves say which modules 
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,11 @@ def read_peft_config(directory: Path) -> PeftConfig:
     for name, value in values.items():
         if name not in _READ + _INERT and value not in (None, False, [], {}):
             raise UserError(f"{where}: {name} is {shown(value)}, which is not supported")
-    base = values.get("base_model_name_or_path")
-    if base is not None and not isinstance(base, str):
-        raise UserError(f"{where}: base_model_name_or_path is {shown(base)}; text is expected")
-    targets, excluded = _modules(values, "target_modules", where), _modules(values, "exclude_modules", where)
+    base = fields.checked("base_model_name_or_path", "", lambda value: isinstance(value, str), "text")
+    targets, excluded = _modules(fields, "target_modules"), _modules(fields, "exclude_modules")
     if values.get("target_modules") is None:
         raise UserError(f"{where}: lacks target_modules")
-    saved = _modules(values, "modules_to_save", where) or ()
+    saved = _modules(fields, "modules_to_save") or ()
     for name in saved:
         if name not in SAVED_NAMES.values():
             known = " and ".join(SAVED_NAMES.values())
@@ -120,53 +118,50 @@ def read_peft_config(directory: Path) -> PeftConfig:
         base_name=base or None,
         rank=fields.whole("r", 8),
         alpha=fields.number("lora_alpha", 8.0),
-        dropout=_dropout(values, where),
+        dropout=float(fields.checked("lora_dropout", 0.0, _is_dropout, "a number from 0 to less than 1")),
         rank_stabilized=fields.flag("use_rslora", False),
         dora=fields.flag("use_dora", False),
-        ranks=_pattern(values, "rank_pattern", where, lambda value: type(value) is int and 0 < value < 2**31),
-        alphas=_pattern(values, "alpha_pattern", where, lambda value: type(value) in (int, float) and 0 < value < 1e30),
+        ranks=_pattern(fields, "rank_pattern", lambda value: type(value) is int and 0 < value < 2**31),
+        alphas=_pattern(fields, "alpha_pattern", lambda value: type(value) in (int, float) and 0 < value < 1e30),
         targets=None if is_expression else targets,
         excluded=excluded or (),
-        layers=_layers(values, where),
+        layers=_layers(fields),
         saved_modules=saved,
         tied=fields.flag("ensure_weight_tying", False),
     )
 
 
-def _modules(values: Mapping[str, Any], field: str, where: str) -> tuple[str, ...] | None:
+def _modules(fields: JsonFields, field: str) -> tuple[str, ...] | None:
     """A list of names; None for a missing field and for an expression, which is one text."""
-    value = values.get(field)
+    value = fields.values.get(field)
     if value == "all-linear" and field == "target_modules":
         return ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     if value is None or (isinstance(value, str) and field != "modules_to_save"):
         return None
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise UserError(f"{where}: {field} is {shown(value)}; a list of names is expected")
-    return tuple(value)
+    return tuple(fields.checked(field, None, lambda names: _is_list_of(str, names), "a list of names"))
 
 
-def _layers(values: Mapping[str, Any], where: str) -> tuple[int, ...] | None:
-    value = values.get("layers_to_transform")
-    if value is None or value == []:
-        return None
-    layers = [value] if type(value) is int else value
-    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
-        raise UserError(f"{where}: layers_to_transform is {shown(value)}; a list of layers is expected")
-    return tuple(layers)
+def _layers(fields: JsonFields) -> tuple[int, ...] | None:
+    def fits(value: Any) -> bool:
+        return type(value) is int or _is_list_of(int, value)
+
+    value = fields.checked("layers_to_transform", [], fits, "a list of layers")
+    return (value,) if type(value) is int else tuple(value) or None
 
 
-def _dropout(values: Mapping[str, Any], where: str) -> float:
-    value = values.get("lora_dropout", 0.0)
-    if type(value) not in (int, float) or not 0 <= value < 1:
-        raise UserError(f"{where}: lora_dropout is {shown(value)}; a number from 0 to less than 1 is expected")
-    return float(value)
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is kind for item in value)
 
 
-def _pattern(values: Mapping[str, Any], field: str, where: str, fits: Any) -> Mapping[str, Any]:
-    pattern = values.get(field) or {}
-    if not isinstance(pattern, dict) or not all(fits(value) for value in pattern.values()):
-        raise UserError(f"{where}: {field} is {shown(pattern)}; an object of modules and positive numbers is expected")
-    return pattern
+def _is_dropout(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1
+
+
+def _pattern(fields: JsonFields, field: str, fits: Callable[[Any], bool]) -> Mapping[str, Any]:
+    def fit(value: Any) -> bool:
+        return not value or (isinstance(value, dict) and all(map(fits, value.values())))
+
+    return fields.checked(field, {}, fit, "an object of modules and positive numbers") or {}
 
 
 def _names(module: str, names: Iterable[str]) -> bool:

@@ -5,18 +5,20 @@ known."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 from etils import epath
 
 from llama_jax.checkpoints.adapters.adapter import ADAPTER_FILE, ADAPTER_ITEM, Adapter, adapter_config_from_json
 from llama_jax.checkpoints.adapters.base_identity import BASE_FILE, BaseIdentity
-from llama_jax.checkpoints.adapters.peft import peft_base, read_peft
+from llama_jax.checkpoints.adapters.peft import read_peft
+from llama_jax.checkpoints.adapters.peft_config import read_peft_config
 from llama_jax.checkpoints.config import StepChoice
-from llama_jax.checkpoints.formats.directories import BUNDLE
+from llama_jax.checkpoints.formats.directories import BUNDLE, local_directory
 from llama_jax.checkpoints.steps.folders import finished_steps
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError, read_manifest
-from llama_jax.checkpoints.steps.restoring import Verified, find_verified
+from llama_jax.checkpoints.steps.restoring import find_verified
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
@@ -37,46 +39,22 @@ def holds_adapter(run: epath.Path) -> bool:
 
 
 @dataclass(frozen=True)
-class AdapterRun:
-    """A checkpoint of a run that trained an adapter. Made by `open_adapter_run`."""
+class AdapterSource:
+    """An adapter whose factors have not been read. Made by `open_adapter_run` and `open_peft_directory`."""
 
-    run: epath.Path
-    verified: Verified
-    base: BaseIdentity
-
-    @property
-    def source(self) -> str:
-        """For people."""
-        return f"{self.run} step {self.verified.step}"
-
-    @property
-    def base_name(self) -> str | None:
-        """Where its base was when it was trained."""
-        return self.base.name
+    source: str
+    """For people."""
+    base_name: str | None
+    """Where its base is, as it says itself."""
+    read: Callable[[LlamaConfig], Adapter]
+    """The adapter, for a base of this architecture: that of a run on the mesh in use, that of PEFT on the host."""
+    base: BaseIdentity | None = None
+    """The base it was trained on; None where the files do not tell."""
 
     @property
     def base_step(self) -> int | None:
         """The checkpoint of a base that is a run."""
-        return self.base.step
-
-    def read(self, config: LlamaConfig) -> Adapter:
-        """The adapter, on the mesh in use."""
-        leaves = self.verified.manifest.leaves[ADAPTER_ITEM]
-        shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
-        target = _placed(tree.unflatten(shapes), config)
-        arrays = self.verified.restore({ADAPTER_ITEM: target})[ADAPTER_ITEM]
-        where, files = f"{self.source}: {ADAPTER_FILE}", self.verified.files
-        saved_modules, factors = without_adapter(arrays)
-        return Adapter(
-            factors=factors,
-            config=adapter_config_from_json(files[ADAPTER_FILE], where),
-            saved_modules=tree.flatten(saved_modules),
-            source=self.source,
-            base=self.base,
-            base_name=self.base.name,
-            base_step=self.base.step,
-            files={name: files[f"model/{name}"] for name in BUNDLE if f"model/{name}" in files},
-        )
+        return self.base.step if self.base else None
 
 
 def _placed(shapes: PyTree, config: LlamaConfig) -> PyTree:
@@ -90,20 +68,7 @@ def _placed(shapes: PyTree, config: LlamaConfig) -> PyTree:
     return sharding.with_shardings(shapes, sharding.shardings_of(mesh, shapes, axes))
 
 
-@dataclass(frozen=True)
-class PeftDirectory:
-    """A directory of PEFT."""
-
-    source: str
-    base_name: str | None
-    base_step: int | None = None
-
-    def read(self, config: LlamaConfig) -> Adapter:
-        """The adapter, on the host."""
-        return read_peft(self.source, config)
-
-
-def open_adapter_run(run: epath.Path, step: StepChoice | None, say: Callable[[str], None]) -> AdapterRun:
+def open_adapter_run(run: epath.Path, step: StepChoice | None, say: Callable[[str], None]) -> AdapterSource:
     """The newest checkpoint of a run whose adapter verifies, or the one asked for.
 
     Raises:
@@ -113,13 +78,31 @@ def open_adapter_run(run: epath.Path, step: StepChoice | None, say: Callable[[st
     verified = find_verified(run / "checkpoints", (ADAPTER_ITEM, "model"), step=step, say=say)
     if verified is None:
         raise UserError(f"{run}: holds no checkpoint")
+    source, files = f"{run} step {verified.step}", verified.files
     for name in (BASE_FILE, ADAPTER_FILE):
-        if name not in verified.files:
-            raise UserError(f"{run} step {verified.step}: has no {name}")
-    base = BaseIdentity.from_json(verified.files[BASE_FILE], f"{run} step {verified.step}: {BASE_FILE}")
-    return AdapterRun(run, verified, base)
+        if name not in files:
+            raise UserError(f"{source}: has no {name}")
+    base = BaseIdentity.from_json(files[BASE_FILE], f"{source}: {BASE_FILE}")
+
+    def read(config: LlamaConfig) -> Adapter:
+        leaves = verified.manifest.leaves[ADAPTER_ITEM]
+        shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+        target = _placed(tree.unflatten(shapes), config)
+        saved_modules, factors = without_adapter(verified.restore({ADAPTER_ITEM: target})[ADAPTER_ITEM])
+        return Adapter(
+            factors=factors,
+            config=adapter_config_from_json(files[ADAPTER_FILE], f"{source}: {ADAPTER_FILE}"),
+            saved_modules=tree.flatten(saved_modules),
+            source=source,
+            base=base,
+            base_name=base.name,
+            base_step=base.step,
+            files={name: files[f"model/{name}"] for name in BUNDLE if f"model/{name}" in files},
+        )
+
+    return AdapterSource(source, base.name, read, base)
 
 
-def open_peft_directory(path: str) -> PeftDirectory:
+def open_peft_directory(path: str) -> AdapterSource:
     """A directory that `PeftModel.save_pretrained` made."""
-    return PeftDirectory(path, peft_base(path))
+    return AdapterSource(path, read_peft_config(local_directory(path)).base_name, partial(read_peft, path))

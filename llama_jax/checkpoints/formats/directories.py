@@ -1,5 +1,6 @@
 """Directories of models that someone else made: which of their files may be opened, and what travels with weights."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,6 +79,11 @@ def read_bundle(directory: Path) -> dict[str, bytes]:
         for name, most in BUNDLE.items()
         if has_member(directory, name)
     }
+
+
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """Write a configuration as people read it."""
+    write_whole(epath.Path(path), json.dumps(values, indent=2) + "\n")
 
 
 def write_bundle(directory: Path, files: Mapping[str, bytes]) -> None:

@@ -14,11 +14,15 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from llama_jax.checkpoints.formats.exporting import named_tensors
-from llama_jax.checkpoints.formats.gguf_header import GgufHeader, TensorInfo, gguf_library, read_gguf_header
-from llama_jax.checkpoints.formats.gguf_values import GgufValues
+from llama_jax.checkpoints.formats.gguf_header import (
+    GgufHeader,
+    GgufValues,
+    TensorInfo,
+    gguf_library,
+    read_gguf_header,
+)
 from llama_jax.checkpoints.formats.gguf_vocabulary import add_vocabulary, vocabulary_files
-from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights
+from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights, named_tensors
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote, replacing
 from llama_jax.model.config import LlamaConfig, RopeScaling
@@ -61,15 +65,12 @@ def open_gguf(path: epath.PathLike) -> ForeignWeights:
     )
 
 
-def write_gguf(target: epath.PathLike, weights: Weights, *, dtype: GgufType | None = None) -> tuple[str, ...]:
+def write_gguf(target: epath.PathLike, weights: Weights, *, dtype: GgufType | None = None) -> None:
     """Write a model and its tokenizer for llama.cpp, one tensor in memory at a time. The file appears when it is whole.
 
     Args:
         dtype: type of the matrices; None: as each is stored. Vectors are float32 always, as llama.cpp wants them, which
             loses nothing. Q8_0 goes by blocks of 32: a matrix whose rows are not a multiple of that becomes float16.
-
-    Returns:
-        Names in the file of the matrices that are float16 in place of Q8_0.
 
     Raises:
         UserError: the package `gguf` is missing, the target is in a bucket, or a value is too large for the type.
@@ -99,7 +100,6 @@ def write_gguf(target: epath.PathLike, weights: Weights, *, dtype: GgufType | No
             writer.write_tensor_data(_converted(read(name), kind, f"{target}: tensor {name}"))
         if config.rope_scaling is not None:
             writer.write_tensor_data(_rope_divisors(config))
-    return tuple(name for name, kind in types.items() if dtype == "Q8_0" and kind == "F16")
 
 
 def _config(values: GgufValues, header: GgufHeader) -> LlamaConfig:

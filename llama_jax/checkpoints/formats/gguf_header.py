@@ -3,9 +3,10 @@ for: no length is trusted before it is compared with the bytes that are there. I
 
 Format: ggml-org/ggml, docs/gguf.md."""
 
+import math
 import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
 from types import ModuleType
 from typing import IO, Any
 
@@ -48,6 +49,77 @@ class GgufHeader:
 
     values: dict[str, Value]
     tensors: dict[str, TensorInfo]
+
+
+@dataclass(frozen=True)
+class GgufValues:
+    """Typed access to the keys of a file; every method raises UserError if the value has another type, or is missing
+    without a default."""
+
+    path: str
+    values: Mapping[str, Value]
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A whole number, at least 0; one for each layer counts as one when all are equal."""
+        value = self._value(key, default)
+        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
+            value = value[0].item()
+        if type(value) is not int or value < 0:
+            raise self._error(key, value, "a whole number")
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        """A finite number."""
+        return float(self._of_type(key, default, (int, float), "a finite number", math.isfinite))
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string."""
+        return self._of_type(key, default, (str,), "a string")
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        return self._of_type(key, default, (bool,), "true or false")
+
+    def texts(self, key: str) -> list[str]:
+        """A list of strings."""
+        return self._of_type(key, None, (list,), "a list of strings")
+
+    def numbers(self, key: str, count: int, kind: type[np.number]) -> np.ndarray:
+        """`count` finite numbers of a kind: `np.integer` or `np.floating`."""
+        value = self._value(key, None)
+        if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, kind) or len(value) != count:
+            raise self._error(key, value, f"{count} numbers of kind {kind.__name__}")
+        if not np.isfinite(value).all():
+            raise self._error(key, value[~np.isfinite(value)], "nothing but finite numbers")
+        return value
+
+    def token(self, key: str, count: int) -> int:
+        """An id of a vocabulary of `count` tokens."""
+        token = self.whole(key)
+        if token >= count:
+            raise self._error(key, token, f"one of the {count} tokens")
+        return token
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.values
+
+    def _of_type(
+        self, key: str, default: Any, types: tuple[type, ...], expected: str, fits: Callable[[Any], bool] | None = None
+    ) -> Any:
+        value = self._value(key, default)
+        if type(value) not in types or (fits is not None and not fits(value)):
+            raise self._error(key, value, expected)
+        return value
+
+    def _value(self, key: str, default: Value | None) -> Value:
+        value = self.values.get(key, default)
+        if value is None:
+            raise UserError(f"{self.path}: lacks the key {key}")
+        return value
+
+    def _error(self, key: str, value: Value, expected: str) -> UserError:
+        shown = " ".join(f"{value!r:.60}".split())
+        return UserError(f"{self.path}: {key} is {shown}; expected {expected}")
 
 
 def gguf_library() -> ModuleType:
@@ -209,7 +281,7 @@ def _tensor_info(reader: _Reader) -> TensorInfo:
     if not 1 <= dimensions <= 4:
         raise reader.error(f"tensor {name} has {dimensions} dimensions, 1 to 4 are expected")
     shape = tuple(reader.u64(name) for _ in range(dimensions))[::-1]
-    if not all(0 < length < 2**63 for length in shape) or prod(shape) >= 2**63:
+    if not all(0 < length < 2**63 for length in shape) or math.prod(shape) >= 2**63:
         raise reader.error(f"tensor {name} has the impossible shape {list(shape)}")
     number, start = reader.u32(name), reader.u64(name)
     library = gguf_library()
@@ -220,7 +292,7 @@ def _tensor_info(reader: _Reader) -> TensorInfo:
     block, block_size = library.GGML_QUANT_SIZES[kind]
     if shape[-1] % block:
         raise reader.error(f"tensor {name} has rows of {shape[-1]}, {kind.name} goes by {block}")
-    return TensorInfo(name, shape, kind, start, prod(shape) // block * block_size)
+    return TensorInfo(name, shape, kind, start, math.prod(shape) // block * block_size)
 
 
 def _placed(path: str, tensors: dict[str, TensorInfo], data: int, alignment: int, size: int) -> dict[str, TensorInfo]:

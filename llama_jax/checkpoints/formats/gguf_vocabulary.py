@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.checkpoints.formats.gguf_values import GgufValues
+from llama_jax.checkpoints.formats.gguf_header import GgufValues
 from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers import (
     Vocabulary,

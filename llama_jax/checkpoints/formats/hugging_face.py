@@ -10,8 +10,14 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from llama_jax.checkpoints.formats.directories import has_member, local_directory, member, read_bundle, write_bundle
-from llama_jax.checkpoints.formats.exporting import named_tensors
+from llama_jax.checkpoints.formats.directories import (
+    has_member,
+    local_directory,
+    member,
+    read_bundle,
+    write_bundle,
+    write_json,
+)
 from llama_jax.checkpoints.formats.hugging_face_config import architecture_from, config_values
 from llama_jax.checkpoints.formats.safetensors_files import (
     SafetensorsFile,
@@ -19,10 +25,9 @@ from llama_jax.checkpoints.formats.safetensors_files import (
     same_bits,
     write_safetensors,
 )
-from llama_jax.checkpoints.formats.torch_files import TorchFile, open_torch
-from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights
+from llama_jax.checkpoints.formats.torch_files import TorchFile
+from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights, named_tensors
 from llama_jax.core.errors import UserError
-from llama_jax.core.files import write_whole
 from llama_jax.core.json_files import read_json, shown
 from llama_jax.data.tokenizers import has_tokenizer, hugging_face_files, tokenizer_from_files
 
@@ -67,7 +72,7 @@ def has_weights(directory: epath.Path) -> bool:
 
 def _open_files(directory: Path) -> dict[str, SafetensorsFile | TorchFile]:
     """The open file that each tensor is in, by name of the tensor."""
-    for whole, opener in ((_SAFETENSORS, open_safetensors), (_PYTORCH, open_torch)):
+    for whole, opener in ((_SAFETENSORS, open_safetensors), (_PYTORCH, TorchFile)):
         if has_member(directory, whole):
             file = opener(member(directory, whole))
             return dict.fromkeys(file.tensors, file)
@@ -123,7 +128,7 @@ def write_hugging_face(
         write_safetensors(directory / home, shard, read)
     if len(shards) > 1:
         placed = {name: home for home, shard in zip(homes, shards, strict=True) for name in shard}
-        _write_json(
+        write_json(
             directory / f"{_SAFETENSORS}.index.json", {"metadata": {"total_size": sum(sizes)}, "weight_map": placed}
         )
     _write_rest(directory, weights, tensors[_EMBEDDING][1])
@@ -140,11 +145,7 @@ def _write_rest(directory: Path, weights: Weights, dtype: np.dtype) -> None:
         stops = {"bos_token_id": bos_id, "eos_token_id": list(tokenizer.stop_ids)}
         files.setdefault("generation_config.json", json.dumps(stops, indent=2).encode())
     write_bundle(directory, files)
-    _write_json(directory / "config.json", config_values(weights.config, dtype, bos_id, eos_id))
-
-
-def _write_json(path: Path, values: Mapping[str, object]) -> None:
-    write_whole(epath.Path(path), json.dumps(values, indent=2) + "\n")
+    write_json(directory / "config.json", config_values(weights.config, dtype, bos_id, eos_id))
 
 
 def hub_directory(repo_id: str) -> Path:

@@ -3,7 +3,6 @@
 Sources: `model.py` of meta-llama/llama and meta-llama/llama3, and, for what params.json leaves open, the converter of
 Hugging Face transformers (`convert_llama_weights_to_hf.py`)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,18 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from llama_jax.checkpoints.formats.directories import has_member, local_directory, member, read_bundle, write_bundle
-from llama_jax.checkpoints.formats.exporting import named_tensors
+from llama_jax.checkpoints.formats.directories import (
+    has_member,
+    local_directory,
+    member,
+    read_bundle,
+    write_bundle,
+    write_json,
+)
 from llama_jax.checkpoints.formats.safetensors_files import same_bits
-from llama_jax.checkpoints.formats.torch_files import TorchFile, open_torch, write_torch
-from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights
+from llama_jax.checkpoints.formats.torch_files import TorchFile, write_torch
+from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights, named_tensors
 from llama_jax.core.errors import UserError
-from llama_jax.core.files import write_whole
 from llama_jax.core.json_files import JsonFields, read_json
 from llama_jax.model.config import LlamaConfig, RopeScaling
 
@@ -69,7 +73,7 @@ def _open_ranks(directory: Path) -> Sequence[TorchFile]:
     expected = [f"consolidated.{rank:02d}.pth" for rank in range(max(1, len(found)))]
     if missing := min(set(expected) - set(found), default=None):
         raise UserError(f"{directory}: lacks {missing}; it has {', '.join(found) or 'no consolidated.*.pth'}")
-    ranks = [open_torch(member(directory, name)) for name in expected]
+    ranks = [TorchFile(member(directory, name)) for name in expected]
     for rank in ranks:
         if different := dict(rank.tensors.items() ^ ranks[0].tensors.items()):
             raise UserError(f"{rank.path}: tensor {min(different)} is not as in {ranks[0].path.name}")
@@ -198,7 +202,7 @@ def write_meta(target: epath.PathLike, weights: Weights, *, shards: int = 1, dty
 
         write_torch(directory / f"consolidated.{rank:02d}.pth", parts, part)
     write_bundle(directory, weights.files)
-    write_whole(epath.Path(directory / "params.json"), json.dumps(params, indent=2) + "\n")
+    write_json(directory / "params.json", params)
 
 
 def _params(config: LlamaConfig) -> Mapping[str, Any]:

@@ -97,10 +97,6 @@ def _stored_type(weights: Weights, name: WeightName, dtype: np.dtype | None) -> 
     return np.dtype(np.float32) if own.itemsize == 8 else own  # JAX has no float64 by default
 
 
-def _where(name: WeightName, layer: int | None) -> str:
-    return name.ours if layer is None else f"{name.ours} of layer {layer}"
-
-
 @dataclass(frozen=True)
 class _Leaf:
     """An array of our tree that is never in memory as a whole."""
@@ -133,7 +129,7 @@ class _Leaf:
                 with np.errstate(over="ignore"):
                     block[tuple(map(slice, part.shape))] = part
                 if not np.isfinite(block).all():
-                    where = _where(self.name, layer)
+                    where = self.name.in_layer(layer)
                     raise UserError(f"{where}: has values too large for {self.dtype}; bfloat16 or float32 holds them")
                 yield (*first, start, *(0 for _ in row)), block[None] if first else block
 
@@ -238,17 +234,16 @@ class OrbaxWeights:
     """The tensorstore array of a leaf."""
 
     def dtype(self, name: WeightName) -> np.dtype:
-        """See `Weights`."""
         return np.dtype(self.leaves[name.ours].dtype)
 
     def read(self, name: WeightName, layer: int | None) -> np.ndarray:
-        """See `Weights`. Quickest when all layers of a parameter are read before the next parameter."""
+        """Quickest when all layers of a parameter are read before the next parameter."""
         array = self.open_array(name.ours, self.leaves[name.ours])
         within = () if layer is None else (layer,)
         tensor = array[(*within, *map(slice, name.shape(self.config)))].read().result()
         if not np.isfinite(tensor).all():
             count = int((~np.isfinite(tensor)).sum())
-            raise UserError(f"{self.source}: {_where(name, layer)} has {count} non-finite values")
+            raise UserError(f"{self.source}: {name.in_layer(layer)} has {count} non-finite values")
         return tensor
 
 

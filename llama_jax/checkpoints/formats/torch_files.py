@@ -35,7 +35,12 @@ _STORAGES = {
 
 
 class TorchFile:
-    """The tensors of one file. Made by `open_torch`."""
+    """The tensors of one file, mapped and checked. Files of before torch 1.6, which cannot be mapped, are loaded whole.
+
+    Raises:
+        UserError: torch is not installed or too old, the file asks for code to be run, is broken, or holds anything but
+            ordinary tensors by name.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,16 +62,6 @@ class TorchFile:
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
         return tensor.numpy().copy()
-
-
-def open_torch(path: Path) -> TorchFile:
-    """Map a file and check what it holds. Files of before torch 1.6, which cannot be mapped, are loaded whole.
-
-    Raises:
-        UserError: torch is not installed or too old, the file asks for code to be run, is broken, or holds anything but
-            ordinary tensors by name.
-    """
-    return TorchFile(path)
 
 
 def _torch(path: Path) -> Any:

@@ -39,6 +39,10 @@ class WeightName:
         """Whether there is one for each layer."""
         return paths.in_layers(self.ours)
 
+    def in_layer(self, layer: int | None) -> str:
+        """The parameter, or one layer of it, as messages name it."""
+        return self.ours if layer is None else f"{self.ours} of layer {layer}"
+
     def shape(self, config: LlamaConfig) -> tuple[int, ...]:
         """Shape of one tensor in our orientation, vocabulary not padded.
 
@@ -156,11 +160,9 @@ class ForeignWeights:
     read_tensor: Callable[[str], np.ndarray]
 
     def dtype(self, name: WeightName) -> np.dtype:
-        """See `Weights`."""
         return self.dtypes[name.ours]
 
     def read(self, name: WeightName, layer: int | None) -> np.ndarray:
-        """See `Weights`."""
         theirs = getattr(name, self.naming).format(layer)
         array = self.read_tensor(theirs)
         if not np.isfinite(array).all():
@@ -211,6 +213,33 @@ def foreign_weights(
         some = ", ".join(sorted(left)[:3])
         raise UserError(f"{source}: has {len(left)} tensors that do not fit the configuration: {some}")
     return ForeignWeights(source, config, files, naming, dtypes, read_tensor)
+
+
+def named_tensors(
+    weights: Weights, naming: Naming, dtype: np.dtype | None
+) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype]], Callable[[str], np.ndarray]]:
+    """Shape ([out, in]) and type of each tensor by its name in the format, and a function that makes one by name.
+
+    The function raises UserError when a value is too large for the type asked for.
+
+    Args:
+        dtype: type of all tensors; None: as stored.
+    """
+    places = {getattr(name, naming).format(layer): (name, layer) for name, layer in tensors_of(weights.config)}
+    tensors = {
+        theirs: (name.shape(weights.config)[:: -1 if name.transposed else 1], dtype or weights.dtype(name))
+        for theirs, (name, _) in places.items()
+    }
+
+    def read(theirs: str) -> np.ndarray:
+        name, layer = places[theirs]
+        with np.errstate(over="ignore"):
+            array = weights.read(name, layer).astype(tensors[theirs][1], copy=False)
+        if not np.isfinite(array).all():
+            raise UserError(f"tensor {theirs}: has values too large for {array.dtype}; bfloat16 or float32 holds them")
+        return from_ours(name, array, weights.config, naming)
+
+    return tensors, read
 
 
 def is_floating(dtype: Any) -> bool:

@@ -93,7 +93,7 @@ def test_the_library_reads_the_same_names_shapes_and_values(tmp_path, dtype, fil
 
 def test_q8_0_is_within_half_a_step_of_the_weights(tmp_path) -> None:
     weights = SmallWeights(WIDE)
-    assert write_gguf(tmp_path / "model.gguf", weights, dtype="Q8_0") == ()
+    write_gguf(tmp_path / "model.gguf", weights, dtype="Q8_0")
     opened = open_gguf(tmp_path / "model.gguf")
     for name, layer in tensors_of(WIDE):
         step = np.abs(weights.read(name, layer)).max() / 127
@@ -102,12 +102,12 @@ def test_q8_0_is_within_half_a_step_of_the_weights(tmp_path) -> None:
         assert opened.dtype(name) == FLOAT32
 
 
-def test_matrices_that_q8_0_cannot_hold_are_float16_and_named(tmp_path) -> None:
+def test_matrices_that_q8_0_cannot_hold_are_float16(tmp_path) -> None:
     config = dataclasses.replace(WIDE, mlp_width=72)  # rows of w2; 72 is not a multiple of 32
-    names = write_gguf(tmp_path / "model.gguf", SmallWeights(config), dtype="Q8_0")
-    assert names == ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")
+    write_gguf(tmp_path / "model.gguf", SmallWeights(config), dtype="Q8_0")
     types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
-    assert types["blk.0.ffn_down.weight"] == "F16" and types["blk.0.ffn_up.weight"] == "Q8_0"
+    halves = {name for name, kind in types.items() if kind == "F16"}
+    assert halves == {"blk.0.ffn_down.weight", "blk.1.ffn_down.weight"} and types["blk.0.ffn_up.weight"] == "Q8_0"
     read_all(open_gguf(tmp_path / "model.gguf"))
 
 

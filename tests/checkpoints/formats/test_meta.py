@@ -15,7 +15,7 @@ import pytest
 from small_weights import BFLOAT16, FLOAT32, SMALL, SmallWeights, assert_same, logits, of_kind, read_all
 
 from llama_jax.checkpoints.formats.meta import open_meta, write_meta
-from llama_jax.checkpoints.formats.torch_files import open_torch, write_torch
+from llama_jax.checkpoints.formats.torch_files import TorchFile, write_torch
 from llama_jax.checkpoints.formats.weights import ForeignWeights, Naming, foreign_weights, from_ours, tensors_of
 from llama_jax.core.errors import UserError
 from llama_jax.model.config import LlamaConfig, RopeScaling
@@ -146,7 +146,7 @@ def test_ranks_hold_the_parts_that_metas_code_expects(tmp_path, llama3) -> None:
         name.meta.format(layer): from_ours(name, weights.read(name, layer), SMALL, "meta")
         for name, layer in tensors_of(SMALL)
     }
-    second = open_torch(directory / "consolidated.01.pth")
+    second = TorchFile(directory / "consolidated.01.pth")
     assert second.tensors.keys() == whole.keys()
     rows = ("wq", "wk", "wv", "w1", "w3", "output", *(["tok_embeddings"] if llama3 else []))
     for name, array in whole.items():
@@ -234,7 +234,7 @@ def change_params(directory: Path, **changes: object) -> None:
 
 def replace_tensors(directory: Path, file: str = FIRST, **changes: np.ndarray | None) -> None:
     """Write one of the files again with changed, added or (None) left out tensors."""
-    old = open_torch(directory / file)
+    old = TorchFile(directory / file)
     arrays = {name: old.read(name) for name in old.tensors} | changes
     arrays = {name: array for name, array in arrays.items() if array is not None}
     described = {name: (array.shape, array.dtype) for name, array in arrays.items()}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from llama_jax.checkpoints.formats import torch_files
-from llama_jax.checkpoints.formats.torch_files import open_torch, write_torch
+from llama_jax.checkpoints.formats.torch_files import TorchFile, write_torch
 from llama_jax.core.errors import UserError
 
 torch = pytest.importorskip("torch", "2.6")
@@ -41,7 +41,7 @@ def written(path: Path) -> Path:
 
 
 def assert_read(path: Path) -> None:
-    file = open_torch(path)
+    file = TorchFile(path)
     assert file.tensors == {name: (array.shape, array.dtype) for name, array in ARRAYS.items()}
     for name, array in ARRAYS.items():
         assert file.read(name).tobytes() == array.tobytes()
@@ -75,7 +75,7 @@ def test_what_torch_writes_is_read(tmp_path, archived) -> None:
 def test_views_of_one_storage_and_parameters_are_read(tmp_path) -> None:
     table = torch.arange(12.0).reshape(6, 2)
     torch.save({"a": table[2:4], "b": torch.nn.Parameter(table)}, tmp_path / "a.pth")
-    file = open_torch(tmp_path / "a.pth")
+    file = TorchFile(tmp_path / "a.pth")
     assert file.read("a").tolist() == [[4, 5], [6, 7]]
     assert file.read("b").shape == (6, 2)
 
@@ -85,7 +85,7 @@ def test_the_map_is_given_back_so_that_memory_does_not_grow_with_the_file(tmp_pa
     size = 2**20
     described = {f"tensor{number}": ((size // 4,), np.dtype(np.float32)) for number in range(64)}
     write_torch(tmp_path / "a.pth", described, lambda name: np.full(size // 4, 1, np.float32))
-    file = open_torch(tmp_path / "a.pth")
+    file = TorchFile(tmp_path / "a.pth")
     before = resident_bytes()
     assert sum(file.read(name)[0] for name in described) == 64
     assert resident_bytes() - before < 16 * size
@@ -99,7 +99,7 @@ def test_files_need_torch_and_say_how_to_get_it(tmp_path, monkeypatch) -> None:
     written(tmp_path / "a.pth")
     monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
     with pytest.raises(UserError, match=r"a\.pth: needs torch 2\.6 or later, 2\.5\.1\+cpu is installed; pip install"):
-        open_torch(tmp_path / "a.pth")
+        TorchFile(tmp_path / "a.pth")
 
 
 class Canary:
@@ -213,7 +213,7 @@ def test_a_hostile_file_is_refused_in_one_line_and_runs_nothing(tmp_path, case) 
     make, message = HOSTILE[case]
     (tmp_path / "a.pth").write_bytes(make(tmp_path / "canary"))
     with pytest.raises(UserError, match=message) as raised:
-        open_torch(tmp_path / "a.pth")
+        TorchFile(tmp_path / "a.pth")
     assert str(raised.value).startswith(f"{tmp_path}/a.pth: ")
     assert re.fullmatch(r"[ -~]{1,400}", str(raised.value))
     assert not (tmp_path / "canary").exists()
