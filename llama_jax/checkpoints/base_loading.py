@@ -14,8 +14,7 @@ from llama_jax.checkpoints.adapters.base_identity import BaseIdentity, Fingerpri
 from llama_jax.checkpoints.formats.orbax import stored_config
 from llama_jax.checkpoints.formats.weights import WeightName, Weights, weight_names
 from llama_jax.checkpoints.steps.manifest import LeafRecord, describe
-from llama_jax.checkpoints.steps.restoring import Verified
-from llama_jax.checkpoints.steps.verification import check_fit
+from llama_jax.checkpoints.steps.restoring import Verified, check_fit
 from llama_jax.core import placing, sharding, tree
 from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.files import is_remote

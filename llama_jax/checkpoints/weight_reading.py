@@ -1,29 +1,42 @@
 """What a path holds, told from what is there, and its model read tensor by tensor, whatever the format; an adapter and
 its base as one, merged.
 
-Nothing is put on devices here: see `opening` for a model to be used."""
+No model is put on devices here: see `opening` for one to be used."""
 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import jax
 from etils import epath
 
-from llama_jax.checkpoints.adapters.base_identity import check_base, identity_of
+from llama_jax.checkpoints.adapters.adapter import ADAPTER_FILE, ADAPTER_ITEM, Adapter, adapter_config_from_json
+from llama_jax.checkpoints.adapters.base_identity import BASE_FILE, BaseIdentity, check_base, identity_of
 from llama_jax.checkpoints.adapters.merged_weights import merged, unmerged
-from llama_jax.checkpoints.adapters.peft_config import PEFT_CONFIG
-from llama_jax.checkpoints.adapters.sources import AdapterSource, holds_adapter, open_adapter_run, open_peft_directory
+from llama_jax.checkpoints.adapters.peft import read_peft
+from llama_jax.checkpoints.adapters.peft_config import PEFT_CONFIG, read_peft_config
 from llama_jax.checkpoints.config import StepChoice
+from llama_jax.checkpoints.formats.directories import BUNDLE, local_directory
 from llama_jax.checkpoints.formats.gguf import open_gguf
 from llama_jax.checkpoints.formats.hugging_face import has_weights, hub_directory, open_hugging_face
 from llama_jax.checkpoints.formats.llama2c import open_llama2c
 from llama_jax.checkpoints.formats.meta import open_meta
 from llama_jax.checkpoints.formats.orbax import open_orbax
 from llama_jax.checkpoints.formats.weights import Weights
+from llama_jax.checkpoints.steps.folders import finished_steps
+from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError, read_manifest
+from llama_jax.checkpoints.steps.restoring import find_verified
+from llama_jax.core import sharding, tree
+from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote
+from llama_jax.model.config import ComputeConfig, LlamaConfig
+from llama_jax.model.llama import language_model
+from llama_jax.model.lora import adapter_axes, with_adapter, without_adapter
 
 ModelFormat = Literal["orbax", "hf", "meta", "gguf", "llama2c", "peft"]
 """What can be written."""
@@ -73,7 +86,7 @@ def find_format(path: str) -> tuple[str, Kind]:
 def _directory_format(directory: epath.Path) -> Kind:
     for name, kind in _DIRECTORIES.items():
         if (directory / name).exists():
-            if kind == "orbax" and holds_adapter(directory):
+            if kind == "orbax" and _holds_adapter(directory):
                 return "lora"
             # Trainers also put the configuration of the base beside an adapter.
             is_peft = kind == "hf" and (directory / PEFT_CONFIG).exists() and not has_weights(directory)
@@ -84,6 +97,47 @@ def _directory_format(directory: epath.Path) -> Kind:
     )
 
 
+def _holds_adapter(run: epath.Path) -> bool:
+    """Whether the newest checkpoint of a run whose manifest is whole holds an adapter and not a model."""
+    directory = run / "checkpoints"
+    for step in reversed(finished_steps(directory)):
+        try:
+            return ADAPTER_ITEM in read_manifest(directory / str(step)).leaves
+        except CheckpointDamagedError:
+            continue
+    return False
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """An adapter whose factors have not been read. Made by `open_adapter`."""
+
+    source: str
+    """For people."""
+    base_name: str | None
+    """Where its base is, as it says itself."""
+    read: Callable[[LlamaConfig], Adapter]
+    """The adapter, for a base of this architecture: that of a run on the mesh in use, that of PEFT on the host."""
+    base: BaseIdentity | None = None
+    """The base it was trained on; None where the files do not tell."""
+
+    @property
+    def base_step(self) -> int | None:
+        """The checkpoint of a base that is a run."""
+        return self.base.step if self.base else None
+
+
+def _placed(shapes: PyTree, config: LlamaConfig) -> PyTree:
+    """The shapes with their places: on the mesh in use, or on one device where there is none."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return sharding.with_shardings(shapes, jax.tree.map(lambda _: alone, shapes))
+    axes = language_model(config, ComputeConfig()).axes
+    axes = with_adapter(axes, adapter_axes(without_adapter(shapes)[1], axes))
+    return sharding.with_shardings(shapes, sharding.shardings_of(mesh, shapes, axes))
+
+
 def open_adapter(path: str, *, step: StepChoice | None, say: Callable[[str], None]) -> AdapterSource:
     """The adapter of a path: a run that trained one, or a directory of PEFT.
 
@@ -92,16 +146,46 @@ def open_adapter(path: str, *, step: StepChoice | None, say: Callable[[str], Non
         say: told of checkpoints that do not verify.
 
     Raises:
-        UserError: there is none, or it is broken.
+        UserError: there is none, it is broken, or it is a run that does not say what its base is.
+        CheckpointDamagedError: no checkpoint of the run verifies.
     """
     place, kind = find_format(path)
     if kind == "lora":
-        return open_adapter_run(epath.Path(place), step, say)
+        return _open_adapter_run(epath.Path(place), step, say)
     if kind != "peft":
         raise UserError(f"--adapters {path}: is a model, not an adapter (a run of lora, or a directory of PEFT)")
     if step is not None:
         raise UserError(f"--step {step}: {path} is a single adapter, not a run with checkpoints")
-    return open_peft_directory(place)
+    return AdapterSource(place, read_peft_config(local_directory(place)).base_name, partial(read_peft, place))
+
+
+def _open_adapter_run(run: epath.Path, step: StepChoice | None, say: Callable[[str], None]) -> AdapterSource:
+    verified = find_verified(run / "checkpoints", (ADAPTER_ITEM, "model"), step=step, say=say)
+    if verified is None:
+        raise UserError(f"{run}: holds no checkpoint")
+    source, files = f"{run} step {verified.step}", verified.files
+    for name in (BASE_FILE, ADAPTER_FILE):
+        if name not in files:
+            raise UserError(f"{source}: has no {name}")
+    base = BaseIdentity.from_json(files[BASE_FILE], f"{source}: {BASE_FILE}")
+
+    def read(config: LlamaConfig) -> Adapter:
+        leaves = verified.manifest.leaves[ADAPTER_ITEM]
+        shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+        target = _placed(tree.unflatten(shapes), config)
+        saved_modules, factors = without_adapter(verified.restore({ADAPTER_ITEM: target})[ADAPTER_ITEM])
+        return Adapter(
+            factors=factors,
+            config=adapter_config_from_json(files[ADAPTER_FILE], f"{source}: {ADAPTER_FILE}"),
+            saved_modules=tree.flatten(saved_modules),
+            source=source,
+            base=base,
+            base_name=base.name,
+            base_step=base.step,
+            files={name: files[f"model/{name}"] for name in BUNDLE if f"model/{name}" in files},
+        )
+
+    return AdapterSource(source, base.name, read, base)
 
 
 def base_of(adapter: AdapterSource) -> tuple[str, Kind]:

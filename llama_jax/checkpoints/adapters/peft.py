@@ -3,6 +3,8 @@
 PEFT multiplies by A [rank, in] and B [out, rank], layer by layer; our factors are [layers, in, rank] and
 [layers, rank, out]. The rotary convention is transformers', which is ours."""
 
+import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,8 +19,6 @@ from llama_jax.checkpoints.adapters.peft_config import (
     PREFIX,
     SAVED_NAMES,
     PeftConfig,
-    as_number,
-    peft_config_bytes,
     read_peft_config,
 )
 from llama_jax.checkpoints.formats.directories import (
@@ -285,17 +285,31 @@ def _config_bytes(
     saved = [SAVED_NAMES[key] for key, place in paths.SAVED_MODULES.items() if place in adapter.saved_modules]
     if saved and config.tie_embeddings:
         saved = list(SAVED_NAMES.values())
-    return peft_config_bytes(
-        {
-            "base_model_name_or_path": adapter.base_name,
-            "r": rank,
-            "lora_alpha": as_number(alpha),
-            "lora_dropout": adapter.config.dropout,
-            "use_rslora": adapter.config.rank_stabilized,
-            "use_dora": adapter.config.dora,
-            "target_modules": sorted(modules) if everywhere else sorted(ranks),
-            "rank_pattern": {module: own for module, own in ranks.items() if own != rank},
-            "alpha_pattern": {module: as_number(own) for module, own in alphas.items() if own != alpha},
-            "modules_to_save": saved or None,
-        }
-    )
+    fields = {
+        "alpha_pattern": {module: _as_number(own) for module, own in alphas.items() if own != alpha},
+        "auto_mapping": None,
+        "base_model_name_or_path": adapter.base_name,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "lora_alpha": _as_number(alpha),
+        "lora_dropout": adapter.config.dropout,
+        "modules_to_save": saved or None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": {module: own for module, own in ranks.items() if own != rank},
+        "revision": None,
+        "target_modules": sorted(modules) if everywhere else sorted(ranks),
+        "task_type": "CAUSAL_LM",
+        "use_dora": adapter.config.dora,
+        "use_rslora": adapter.config.rank_stabilized,
+    }
+    return json.dumps(fields, indent=2).encode() + b"\n"
+
+
+def _as_number(value: float) -> int | float:
+    """A whole number without its decimal point, as PEFT writes alpha."""
+    return int(value) if math.isfinite(value) and value == int(value) else value

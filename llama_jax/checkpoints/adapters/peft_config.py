@@ -4,8 +4,6 @@ refused because it would change the mathematics.
 PEFT reads names of modules as regular expressions. A stranger's are not run here, as one can be written that never
 ends; where the configuration has one, the tensors themselves say which modules are adapted."""
 
-import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -175,27 +173,3 @@ def _lookup(module: str, pattern: Mapping[str, Any], default: Any) -> Any:
         if (module == name[1:]) if name.startswith("^") else _names(module, (name,)):
             return value
     return default
-
-
-def peft_config_bytes(fields: Mapping[str, Any]) -> bytes:
-    """The text of a configuration that PEFT reads: `fields`, and the rest of what its own files say."""
-    standing = {
-        "alpha_pattern": {},
-        "auto_mapping": None,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "layers_pattern": None,
-        "layers_to_transform": None,
-        "peft_type": "LORA",
-        "rank_pattern": {},
-        "revision": None,
-        "task_type": "CAUSAL_LM",
-    }
-    return json.dumps(dict(sorted({**standing, **fields}.items())), indent=2).encode() + b"\n"
-
-
-def as_number(value: float) -> int | float:
-    """A whole number without its decimal point, as PEFT writes alpha."""
-    return int(value) if math.isfinite(value) and value == int(value) else value

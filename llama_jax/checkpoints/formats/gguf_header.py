@@ -4,7 +4,6 @@ for: no length is trusted before it is compared with the bytes that are there. I
 Format: ggml-org/ggml, docs/gguf.md."""
 
 import math
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -25,7 +24,6 @@ _NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4"
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _LONGEST_KEY = 65535
 _LONGEST_TENSOR_NAME = 64
-_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -197,10 +195,10 @@ class _Reader:
         return content
 
     def u32(self, what: str) -> int:
-        return _U32.unpack(self.take(4, what))[0]
+        return int.from_bytes(self.take(4, what), "little")
 
     def u64(self, what: str) -> int:
-        return _U64.unpack(self.take(8, what))[0]
+        return int.from_bytes(self.take(8, what), "little")
 
     def string(self, what: str) -> str:
         try:

@@ -4,7 +4,6 @@ Source of the format: `export.py` and `run.c` of karpathy/llama2.c."""
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from etils import epath
@@ -21,18 +20,12 @@ _ROTARY = "llama2c_rotary.bin"
 byte, and libraries differ in the last bit of a cosine."""
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A stretch of the file: one parameter, for all layers; None for the tables of rotary angles."""
+def _layout(config: LlamaConfig) -> tuple[list[tuple[WeightName | None, int, tuple[int, ...]]], int]:
+    """The parts in the order of the file, and the length of the file in bytes.
 
-    name: WeightName | None
-    offset: int
-    shape: tuple[int, ...]
-    """Of one tensor as stored, [out, in]."""
-
-
-def _layout(config: LlamaConfig) -> tuple[list[_Part], int]:
-    """The parts in the order of the file, and the length of the file in bytes."""
+    A part is a parameter, for all layers (None: the tables of rotary angles), its offset in bytes, and the shape of one
+    tensor as stored, [out, in].
+    """
     body = [name for name in weight_names(config) if name.ours != paths.HEAD]
     head = [name for name in weight_names(config) if name.ours == paths.HEAD]
     parts, offset = [], _HEADER.size
@@ -42,7 +35,7 @@ def _layout(config: LlamaConfig) -> tuple[list[_Part], int]:
         else:
             shape = name.shape(config)[:: -1 if name.transposed else 1]
             count = config.num_layers if name.per_layer else 1
-        parts.append(_Part(name, offset, shape))
+        parts.append((name, offset, shape))
         offset += 4 * int(np.prod(shape)) * count
     return parts, offset
 
@@ -61,13 +54,12 @@ def open_llama2c(path: epath.PathLike) -> Weights:
         raise UserError(f"{path}: has {size} bytes, its header asks for {expected}; not a llama2.c model?")
     places: dict[str, tuple[int, tuple[int, ...]]] = {}
     files: dict[str, bytes] = {}
-    for part in parts:
-        count = 4 * int(np.prod(part.shape))
-        if part.name is None:
-            files[_ROTARY] = _read(file, part.offset, part.shape).tobytes()
+    for name, offset, shape in parts:
+        if name is None:
+            files[_ROTARY] = _read(file, offset, shape).tobytes()
             continue
-        for layer in range(config.num_layers if part.name.per_layer else 1):
-            places[part.name.meta.format(layer)] = (part.offset + layer * count, part.shape)
+        for layer in range(config.num_layers if name.per_layer else 1):
+            places[name.meta.format(layer)] = (offset + layer * 4 * int(np.prod(shape)), shape)
     if (beside := file.with_name("tokenizer.bin")).exists():
         files["tokenizer.bin"] = beside.read_bytes()
     tensors = {name: (shape, np.dtype("float32")) for name, (_, shape) in places.items()}
@@ -130,12 +122,12 @@ def write_llama2c(target: epath.Path, weights: Weights) -> None:
 
 
 def _tensors(config: LlamaConfig, weights: Weights) -> Iterator[np.ndarray]:
-    for part in _layout(config)[0]:
-        if part.name is None:
+    for name, _, _ in _layout(config)[0]:
+        if name is None:
             yield _rotary(config, weights.files)
             continue
-        for layer in range(config.num_layers) if part.name.per_layer else (None,):
-            yield from_ours(part.name, weights.read(part.name, layer), config, "meta")
+        for layer in range(config.num_layers) if name.per_layer else (None,):
+            yield from_ours(name, weights.read(name, layer), config, "meta")
 
 
 def _rotary(config: LlamaConfig, files: Mapping[str, bytes]) -> np.ndarray:

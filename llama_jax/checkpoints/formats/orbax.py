@@ -29,8 +29,7 @@ from llama_jax.checkpoints.steps.manifest import (
     sync,
     write_step,
 )
-from llama_jax.checkpoints.steps.restoring import find_verified
-from llama_jax.checkpoints.steps.verification import check_fit
+from llama_jax.checkpoints.steps.restoring import check_fit, find_verified
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import absolute
 from llama_jax.core.json_files import json_object

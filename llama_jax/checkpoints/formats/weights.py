@@ -250,7 +250,8 @@ def is_floating(dtype: Any) -> bool:
 def to_ours(name: WeightName, array: np.ndarray, config: LlamaConfig, naming: Naming) -> np.ndarray:
     """A tensor of another format, [out, in], in our orientation and rotary order."""
     if name.rotary and INTERLEAVED[naming]:
-        array = split_pairs(array, config.head_size)
+        # Meta's pairs are neighbours, ours and transformers' are half a head apart.
+        array = array.reshape(-1, config.head_size // 2, 2, array.shape[-1]).swapaxes(1, 2).reshape(array.shape)
     return array.T if name.transposed else array
 
 
@@ -258,21 +259,8 @@ def from_ours(name: WeightName, array: np.ndarray, config: LlamaConfig, naming: 
     """The inverse of `to_ours`, contiguous."""
     array = array.T if name.transposed else array
     if name.rotary and INTERLEAVED[naming]:
-        array = join_pairs(array, config.head_size)
+        array = array.reshape(-1, 2, config.head_size // 2, array.shape[-1]).swapaxes(1, 2).reshape(array.shape)
     return np.ascontiguousarray(array)
-
-
-def split_pairs(rows: np.ndarray, head_size: int) -> np.ndarray:
-    """Rows of a q or k matrix, [heads * head_size, in], from Meta's rotary order (pairs are neighbours) to ours and
-    transformers' (pairs are half a head apart)."""
-    heads = rows.reshape(-1, head_size // 2, 2, rows.shape[-1])
-    return heads.swapaxes(1, 2).reshape(rows.shape)
-
-
-def join_pairs(rows: np.ndarray, head_size: int) -> np.ndarray:
-    """The inverse of `split_pairs`."""
-    heads = rows.reshape(-1, 2, head_size // 2, rows.shape[-1])
-    return heads.swapaxes(1, 2).reshape(rows.shape)
 
 
 def padded(array: np.ndarray, name: WeightName, config: LlamaConfig) -> np.ndarray:

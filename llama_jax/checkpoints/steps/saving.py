@@ -23,8 +23,7 @@ from llama_jax.checkpoints.steps.folders import (
     remove_step,
 )
 from llama_jax.checkpoints.steps.manifest import LeafRecord, Manifest, sync, verifies, write_step
-from llama_jax.checkpoints.steps.restoring import leaf_fingerprints
-from llama_jax.checkpoints.steps.verification import anywhere, first_line, from_first
+from llama_jax.checkpoints.steps.restoring import anywhere, first_line, from_first, leaf_fingerprints
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import SaveFailedError
 from llama_jax.core.files import absolute

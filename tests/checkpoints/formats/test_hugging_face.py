@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 from small_weights import BFLOAT16, FLOAT16, FLOAT32, SMALL, SmallWeights, assert_same, of_kind, read_all
 
-from llama_jax.checkpoints.formats.hugging_face import hub_directory, open_hugging_face, write_hugging_face
-from llama_jax.checkpoints.formats.hugging_face_config import architecture_from, config_values
+from llama_jax.checkpoints.formats.hugging_face import (
+    architecture_from,
+    config_values,
+    hub_directory,
+    open_hugging_face,
+    write_hugging_face,
+)
 from llama_jax.checkpoints.formats.safetensors_files import open_safetensors, write_safetensors
 from llama_jax.checkpoints.formats.weights import from_ours, tensors_of
 from llama_jax.core.errors import UserError

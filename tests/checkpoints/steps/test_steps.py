@@ -17,9 +17,8 @@ from llama_jax.checkpoints.steps.folders import (
     finished_steps,
     remove_step,
 )
-from llama_jax.checkpoints.steps.restoring import restore
+from llama_jax.checkpoints.steps.restoring import newest, restore
 from llama_jax.checkpoints.steps.saving import Checkpoints
-from llama_jax.checkpoints.steps.verification import newest
 from llama_jax.core.errors import UserError
 
 
