@@ -18,8 +18,8 @@ jax.distributed.initialize(f"127.0.0.1:{PORT}", 2, RANK)
 from checkpoint_trees import sharding, targets, values  # noqa: E402
 from jax.experimental import multihost_utils  # noqa: E402
 
-from llama_jax.checkpoints import store  # noqa: E402
 from llama_jax.checkpoints.config import CheckpointConfig  # noqa: E402
+from llama_jax.checkpoints.steps import restoring, saving  # noqa: E402
 
 
 def arrays(step: int):
@@ -45,7 +45,7 @@ def files(step: int) -> dict[str, bytes]:
 
 
 said: list[str] = []
-checkpoints = store.Checkpoints(DIRECTORY, CheckpointConfig(keep_last=2), say=said.append)
+checkpoints = saving.Checkpoints(DIRECTORY, CheckpointConfig(keep_last=2), say=said.append)
 for step in (1, 2, 3):
     checkpoints.save(step, arrays(step), files(step), {})
 checkpoints.save(3, arrays(4), files(4), {})
@@ -53,7 +53,7 @@ checkpoints.wait()
 assert checkpoints.steps() == [2, 3] and checkpoints.failed_saves == 0, (checkpoints.steps(), said)
 
 # One process cannot write its part: both count it, nothing of it is left, and the next save is as usual.
-store._SECONDS_FOR_OTHERS = 1.0
+saving._SECONDS_FOR_OTHERS = 1.0
 broken = {"data/a": b"", "data/a/b": b""} if RANK == 1 else files(4)
 checkpoints.save(4, arrays(4), broken, {})
 checkpoints.wait()
@@ -61,12 +61,12 @@ assert (checkpoints.failed_saves, checkpoints.failed_in_a_row, checkpoints.steps
 assert len(said) == 1 and ("another process" in said[0]) == (RANK == 0), said
 multihost_utils.sync_global_devices("looked")
 assert RANK == 1 or sorted(path.name for path in DIRECTORY.iterdir()) == ["2", "3"]
-store._SECONDS_FOR_OTHERS = 60.0
+saving._SECONDS_FOR_OTHERS = 60.0
 checkpoints.save(5, arrays(5), files(5), {})
 checkpoints.wait()
 assert (checkpoints.failed_saves, checkpoints.failed_in_a_row, checkpoints.steps()) == (1, 0, [3, 5]), said
 
-found = store.restore(DIRECTORY, targets(8), files=("data",), say=said.append)
+found = restoring.restore(DIRECTORY, targets(8), files=("data",), say=said.append)
 assert found is not None and found.step == 5 and same(found.items, 5)
 assert found.files == {f"data/streams-{rank}-of-2.json": json.dumps([5, rank]).encode() for rank in (0, 1)}
 
@@ -77,7 +77,7 @@ if RANK == 0:
     path = DIRECTORY / "5" / next(name for name in names[1::2] if "ocdbt.process" in name)
     path.write_bytes(path.read_bytes() + b"x")
 multihost_utils.sync_global_devices("damaged")
-found = store.restore(DIRECTORY, targets(8, ("params",)), say=said.append)
+found = restoring.restore(DIRECTORY, targets(8, ("params",)), say=said.append)
 assert found is not None and found.step == 3 and same(found.items, 3), said
 assert ("another process" in said[-1]) == (RANK == 0) and said[-1].endswith("falling back to step 3"), said
 print("done")

@@ -17,7 +17,7 @@ from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import WeightName
 from llama_jax.checkpoints.opening import ModelReference, open_params
-from llama_jax.checkpoints.steps import arrays, restoring
+from llama_jax.checkpoints.steps import restoring
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError
 from llama_jax.core import sharding, tree
 from llama_jax.core.config import MeshConfig
@@ -137,6 +137,6 @@ def test_a_parameter_that_is_not_what_was_saved_is_found(tmp_path, monkeypatch) 
     """Behind the hashes of the files, which verify."""
     run = tmp_path / "run"
     write_orbax(epath.Path(run), of_kind(FLOAT32), dtype=None)
-    monkeypatch.setattr(arrays, "fingerprints", lambda leaves: {path: jnp.zeros(2, jnp.uint32) for path in leaves})
+    monkeypatch.setattr(restoring, "fingerprints", lambda leaves: {path: jnp.zeros(2, jnp.uint32) for path in leaves})
     with pytest.raises(CheckpointDamagedError, match="params/embedding/table: fingerprint differs"):
         opened(run, "nf4")
