@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from llama_jax.checkpoints.adapters.base_identity import BaseIdentity, Fingerprints, SourceFingerprints, as_stored
-from llama_jax.checkpoints.formats.orbax import stored_config
+from llama_jax.checkpoints.adapters.adapter import BaseIdentity, Fingerprints, SourceFingerprints, as_stored
+from llama_jax.checkpoints.formats.orbax import checked_config
 from llama_jax.checkpoints.formats.weights import WeightName, Weights, weight_names
-from llama_jax.checkpoints.steps.manifest import LeafRecord, describe
-from llama_jax.checkpoints.steps.restoring import Verified, check_fit
+from llama_jax.checkpoints.steps.manifest import LeafRecord
+from llama_jax.checkpoints.steps.restoring import Verified
 from llama_jax.core import placing, sharding, tree
 from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.files import is_remote
@@ -98,13 +98,11 @@ def base_from_run(
         UserError: its arrays are not those of its configuration.
         CheckpointDamagedError: an array is not the one that was saved.
     """
-    model = language_model(stored_config(f"{run} step {verified.step}", verified.files), compute)
-    records, shapes = verified.manifest.leaves["params"], tree.flatten(model.shapes())
-    kinds = {path: records[path].dtype if path in records else str(leaf.dtype) for path, leaf in shapes.items()}
-    check_fit(verified.manifest, {"params": {path: describe(s.shape, kinds[path]) for path, s in shapes.items()}})
+    model = language_model(checked_config(f"{run} step {verified.step}", verified), compute)
+    records = verified.manifest.leaves["params"]
     base = StoredBase(model, store)
-    for path, leaf in shapes.items():
-        target = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(kinds[path]), sharding=base.place(path, leaf.shape))
+    for path, leaf in records.items():
+        target = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype), sharding=base.place(path, leaf.shape))
         base.keep(path, verified.restore_leaf("params", path, target))
     name = str(run) if is_remote(run) else str(run.resolve())
     identity = (

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from llama_jax.checkpoints.adapters.merged_weights import MergedWeights, with_tokenizer
+from llama_jax.checkpoints.adapters.merged_weights import MergedWeights, unmerged, with_tokenizer
 from llama_jax.checkpoints.adapters.peft import write_peft
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.checkpoints.formats.gguf import write_gguf
@@ -23,7 +23,7 @@ from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import Weights, tensors_of, weight_names
 from llama_jax.checkpoints.opening import ModelReference, find_model, open_params, with_adapters
 from llama_jax.checkpoints.steps.manifest import files_below
-from llama_jax.checkpoints.weight_reading import ModelFormat, open_adapter, open_unmerged, open_weights
+from llama_jax.checkpoints.weight_reading import ModelFormat, open_adapter, open_weights
 from llama_jax.core import placing, sharding, tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import CannotGoOnError, UserError
@@ -88,10 +88,10 @@ def convert_model(config: ConvertConfig, say: Callable[[str], None]) -> dict[str
 def _source(config: ConvertConfig, say: Callable[[str], None]) -> Weights:
     """What is to be written."""
     source = str(config.source)
+    adapter = None if config.unmerge else config.adapter
+    weights = open_weights(source, step=config.step, say=say, adapter=adapter)
     if config.unmerge:
-        weights: Weights = open_unmerged(source, str(config.adapter), step=config.step, say=say)
-    else:
-        weights = open_weights(source, step=config.step, say=say, adapter=config.adapter)
+        weights = unmerged(weights, open_adapter(str(config.adapter), step=None, say=say).read(weights.config))
     if config.format == "peft" and not isinstance(weights, MergedWeights):
         raise UserError(f"--format peft: writes an adapter, which {source} is not; give one with --adapter")
     if config.tokenizer is not None:

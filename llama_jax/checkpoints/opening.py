@@ -12,8 +12,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from llama_jax.checkpoints.adapters.adapter import Adapter
-from llama_jax.checkpoints.adapters.base_identity import BaseIdentity, check_base
+from llama_jax.checkpoints.adapters.adapter import Adapter, BaseIdentity, check_base
 from llama_jax.checkpoints.adapters.merged_weights import combined_files
 from llama_jax.checkpoints.base_loading import base_from_run, base_from_weights
 from llama_jax.checkpoints.config import StepChoice, UseConfig

@@ -14,9 +14,17 @@ from typing import Literal
 import jax
 from etils import epath
 
-from llama_jax.checkpoints.adapters.adapter import ADAPTER_FILE, ADAPTER_ITEM, Adapter, adapter_config_from_json
-from llama_jax.checkpoints.adapters.base_identity import BASE_FILE, BaseIdentity, check_base, identity_of
-from llama_jax.checkpoints.adapters.merged_weights import merged, unmerged
+from llama_jax.checkpoints.adapters.adapter import (
+    ADAPTER_FILE,
+    ADAPTER_ITEM,
+    BASE_FILE,
+    Adapter,
+    BaseIdentity,
+    adapter_config_from_json,
+    check_base,
+    identity_of,
+)
+from llama_jax.checkpoints.adapters.merged_weights import merged
 from llama_jax.checkpoints.adapters.peft import read_peft
 from llama_jax.checkpoints.adapters.peft_config import PEFT_CONFIG, read_peft_config
 from llama_jax.checkpoints.config import StepChoice
@@ -240,12 +248,6 @@ def open_weights(
     if read.base is not None:
         check_base(read.base, identity_of(weights, path, number), read.source)
     return merged(weights, dataclasses.replace(read, base_name=lasting_name(path), base_step=number))
-
-
-def open_unmerged(path: str, adapter: str, *, step: StepChoice | None, say: Callable[[str], None]) -> Weights:
-    """The base of an adapter, taken from the model that it was merged into; see `open_weights` and `unmerged`."""
-    weights = open_weights(path, step=step, say=say)
-    return unmerged(weights, open_adapter(adapter, step=None, say=say).read(weights.config))
 
 
 def lasting_name(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 
-from llama_jax.checkpoints.adapters.base_identity import BASE_FILE
+from llama_jax.checkpoints.adapters.adapter import BASE_FILE
 from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
 from llama_jax.checkpoints.weight_reading import open_weights

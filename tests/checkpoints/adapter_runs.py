@@ -10,8 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.checkpoints.adapters.adapter import ADAPTER_FILE, ADAPTER_ITEM, Adapter, adapter_config_json, linears
-from llama_jax.checkpoints.adapters.base_identity import BASE_FILE, BaseIdentity
+from llama_jax.checkpoints.adapters.adapter import (
+    ADAPTER_FILE,
+    ADAPTER_ITEM,
+    BASE_FILE,
+    Adapter,
+    BaseIdentity,
+    adapter_config_json,
+    linears,
+)
 from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.checkpoints.steps.saving import Checkpoints
 from llama_jax.core import tree

@@ -1,15 +1,30 @@
-"""An adapter in memory, whatever it was read from, and the table of the modules that it may adapt."""
+"""An adapter in memory, whatever it was read from, and what it knows of its base: fingerprints, not its name.
 
+Two are kept of each weight: as it was read, and as it was kept in memory. So an adapter that was trained over a base in
+bfloat16 or in 4 bits still knows the base in float32 that those were made from, and one that was stored in bfloat16."""
+
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from llama_jax.checkpoints.adapters.base_identity import BaseIdentity
-from llama_jax.checkpoints.formats.weights import WEIGHTS, WeightName
-from llama_jax.core.arrays import PyTree
+import numpy as np
+
+from llama_jax.checkpoints.formats.weights import (
+    WEIGHTS,
+    WeightName,
+    Weights,
+    padded,
+    stored_shape,
+    tensors_of,
+    weight_names,
+)
+from llama_jax.checkpoints.steps.manifest import LeafRecord
+from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_object, shown
+from llama_jax.core.tree import part_fingerprint
 from llama_jax.model import paths
 from llama_jax.model.config import AdapterConfig, LlamaConfig
 
@@ -18,6 +33,66 @@ ADAPTER_ITEM = "adapter"
 parameters (`lora/layers/…`, and the modules that were trained whole)."""
 ADAPTER_FILE = "model/adapter.json"
 """Plain file of such a checkpoint that holds the `AdapterConfig`."""
+BASE_FILE = "model/base.json"
+"""Plain file of a checkpoint of an adapter that holds the identity of its base."""
+
+Fingerprints = Mapping[str, LeafRecord]
+"""Shape, type and fingerprint by path in our tree, layers stacked and vocabulary padded."""
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """A base, known again wherever it is."""
+
+    name: str
+    """Where it was, as `--model` takes it."""
+    step: int | None
+    """Checkpoint, of a base that is a run."""
+    config: LlamaConfig
+    """Its architecture."""
+    source: Fingerprints
+    """Of the weights in the type they were read in (float32 where that is a quantised file)."""
+    stored: Fingerprints
+    """Of the weights in the type they were kept in; below the path of a quantised kernel there are several arrays."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that is known of the weights: the same wherever the base is."""
+        facts = {name: known for name, known in json.loads(self.to_json()).items() if name not in ("name", "step")}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> bytes:
+        """The content of `BASE_FILE`."""
+        values = {"name": self.name, "step": self.step, "config": self.config.to_json()}
+        fingerprints = {kind: {path: asdict(leaf) for path, leaf in getattr(self, kind).items()} for kind in _KINDS}
+        return json.dumps(values | fingerprints, indent=1).encode()
+
+    @staticmethod
+    def from_json(content: bytes, where: str) -> "BaseIdentity":
+        """The inverse of `to_json`.
+
+        Args:
+            where: file, for messages.
+
+        Raises:
+            UserError: it is not what `to_json` writes.
+        """
+        values = json_object(content, where)
+        try:
+            source, stored = ({path: _record(leaf) for path, leaf in values[kind].items()} for kind in _KINDS)
+            name, step = values["name"], values["step"]
+            if not isinstance(name, str) or not (step is None or type(step) is int):
+                raise TypeError
+            return BaseIdentity(name, step, LlamaConfig.from_json(values["config"]), source, stored)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(f"{where}: does not describe the base of an adapter: {shown(values)}") from None
+
+
+_KINDS = ("source", "stored")
+
+
+def _record(leaf: Any) -> LeafRecord:
+    return LeafRecord(tuple(map(int, leaf["shape"])), str(leaf["dtype"]), tuple(map(int, leaf["fingerprint"])))
 
 
 @dataclass(frozen=True)
@@ -71,3 +146,73 @@ def adapter_config_from_json(content: bytes, where: str) -> AdapterConfig:
         return AdapterConfig(**given)
     except TypeError:
         raise UserError(f"{where}: does not describe an adapter: {shown(values)}") from None
+
+
+def check_base(wanted: BaseIdentity, opened: BaseIdentity, adapter: str) -> None:
+    """Make sure that a base is the one an adapter belongs to: each weight must be, as it was read or as it was kept,
+    the same bits as at the training.
+
+    Args:
+        wanted: the base of the training.
+        opened: the base there is.
+        adapter: where the adapter came from, for the message.
+
+    Raises:
+        UserError: it is another base; names the first weight that differs, or the setting.
+    """
+    here = f"{adapter}: belongs to a base other than {opened.name}"
+    before, now = wanted.config.to_json(), opened.config.to_json()
+    for name, value in before.items():
+        if now[name] != value and name != "context_length":  # which some formats do not keep
+            raise UserError(f"{here}: {name} is {shown(now[name])} there, {shown(value)} in the base it was trained on")
+    for path in wanted.source:
+        known = (_of_weight(wanted.source, path), _of_weight(wanted.stored, path))
+        found = (_of_weight(opened.source, path), _of_weight(opened.stored, path))
+        if not any(one and one == other for one in known for other in found):
+            raise UserError(f"{here}: {path} has other values than in {wanted.name}, the base it was trained on")
+
+
+def _of_weight(fingerprints: Fingerprints, path: str) -> Fingerprints:
+    """The arrays of one weight."""
+    return {name: leaf for name, leaf in fingerprints.items() if name == path or name.startswith(f"{path}/")}
+
+
+class SourceFingerprints:
+    """Takes the fingerprints of weights as they are read, tensor by tensor."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        self._config = config
+        self._sums: dict[str, np.ndarray] = {}
+        self._types: dict[str, str] = {}
+
+    def add(self, name: WeightName, layer: int | None, tensor: np.ndarray | Array) -> None:
+        """One tensor as `Weights.read` gave it, the vocabulary padded; it may be on a mesh already."""
+        words = part_fingerprint(tensor, (layer or 0) * tensor.size)
+        self._sums[name.ours] = self._sums.get(name.ours, np.uint32(0)) + words
+        self._types[name.ours] = str(tensor.dtype)
+
+    def records(self) -> dict[str, LeafRecord]:
+        """What was added; every tensor must have been, once."""
+        shapes = {name.ours: stored_shape(self._config, name) for name in weight_names(self._config)}
+        return {
+            path: LeafRecord(shapes[path], self._types[path], tuple(map(int, words)))
+            for path, words in self._sums.items()
+        }
+
+
+def as_stored(tensor: np.ndarray, name: WeightName, config: LlamaConfig) -> np.ndarray:
+    """A tensor as our tree has it: the vocabulary padded, float64 as float32, which is the most that JAX has."""
+    tensor = padded(tensor, name, config)
+    return tensor.astype(np.float32) if tensor.dtype == np.float64 else tensor
+
+
+def identity_of(weights: Weights, name: str, step: int | None) -> BaseIdentity:
+    """The identity of weights that are read and not kept; reads each tensor once, unless they are a checkpoint's, whose
+    manifest has the fingerprints."""
+    records: Any = getattr(weights, "leaves", None)
+    if records is None:
+        fingerprints = SourceFingerprints(weights.config)
+        for row, layer in tensors_of(weights.config):
+            fingerprints.add(row, layer, as_stored(weights.read(row, layer), row, weights.config))
+        records = fingerprints.records()
+    return BaseIdentity(name, step, weights.config, records, records)

@@ -222,10 +222,10 @@ def _converted(array: np.ndarray, kind: GgufType, where: str) -> np.ndarray:
 
 def _add_keys(writer: Any, weights: Weights, types: Mapping[str, GgufType], name: str) -> None:
     config, library = weights.config, gguf_library()
-    file_types = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
+    kind = types["blk.0.ffn_up.weight"]
     writer.add_type("model")
     writer.add_name(name)
-    writer.add_file_type(library.LlamaFileType[file_types[types["blk.0.ffn_up.weight"]]])
+    writer.add_file_type(library.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
     writer.add_quantization_version(library.GGML_QUANT_VERSION)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.context_length)

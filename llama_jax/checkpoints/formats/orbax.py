@@ -29,7 +29,7 @@ from llama_jax.checkpoints.steps.manifest import (
     sync,
     write_step,
 )
-from llama_jax.checkpoints.steps.restoring import check_fit, find_verified
+from llama_jax.checkpoints.steps.restoring import Verified, check_fit, find_verified
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import absolute
 from llama_jax.core.json_files import json_object
@@ -191,13 +191,7 @@ def open_orbax(directory: epath.Path, *, step: StepChoice | None = None, say: Ca
     if verified is None:
         raise UserError(f"{directory}: holds no checkpoint")
     source = f"{directory} step {verified.step}"
-    config = stored_config(source, verified.files)
-    leaves = verified.manifest.leaves["params"]
-    wanted = {
-        name.ours: describe(stored_shape(config, name), leaves[name.ours].dtype if name.ours in leaves else "float32")
-        for name in weight_names(config)
-    }
-    check_fit(verified.manifest, {"params": wanted})
+    config, leaves = checked_config(source, verified), verified.manifest.leaves["params"]
     for path, leaf in leaves.items():
         if leaf.dtype not in _TYPES:
             raise UserError(f"{source}: params/{path} has type {leaf.dtype}; {' or '.join(_TYPES)} is expected")
@@ -206,19 +200,26 @@ def open_orbax(directory: epath.Path, *, step: StepChoice | None = None, say: Ca
     return OrbaxWeights(source, config, files, leaves, opened)
 
 
-def stored_config(source: str, files: Mapping[str, bytes]) -> LlamaConfig:
-    """The architecture that a checkpoint's plain files, by path within the step, tell.
+def checked_config(source: str, verified: Verified) -> LlamaConfig:
+    """The architecture that a checkpoint's plain files tell.
 
     Raises:
-        UserError: there is none, or it does not describe a model.
+        UserError: there is none, it does not describe a model, or the arrays are not those of such a model.
     """
-    if _CONFIG not in files:
+    if _CONFIG not in verified.files:
         raise UserError(f"{source}: has no {_CONFIG}")
-    values = json_object(files[_CONFIG], f"{source}: {_CONFIG}")
+    values = json_object(verified.files[_CONFIG], f"{source}: {_CONFIG}")
     try:
-        return LlamaConfig.from_json(values)
+        config = LlamaConfig.from_json(values)
     except TypeError:
         raise UserError(f"{source}: {_CONFIG}: has a value of a wrong type") from None
+    leaves = verified.manifest.leaves["params"]
+    wanted = {
+        name.ours: describe(stored_shape(config, name), leaves[name.ours].dtype if name.ours in leaves else "float32")
+        for name in weight_names(config)
+    }
+    check_fit(verified.manifest, {"params": wanted})
+    return config
 
 
 @dataclass(frozen=True)

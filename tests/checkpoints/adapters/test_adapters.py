@@ -19,7 +19,7 @@ from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import tensors_of
 from llama_jax.checkpoints.opening import ModelReference, OpenParams, open_params
-from llama_jax.checkpoints.weight_reading import open_unmerged, open_weights
+from llama_jax.checkpoints.weight_reading import open_adapter, open_weights
 from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
@@ -109,7 +109,11 @@ def test_merging_tensor_by_tensor_is_merging_the_tree(base, adapters, name) -> N
 @pytest.mark.parametrize("name", ["lora", "rank_stabilized"])
 def test_an_adapter_is_taken_out_again(base, adapters, tmp_path, name) -> None:
     write_hugging_face(tmp_path, open_weights(str(base), step=None, say=print, adapter=str(adapters[name])))
-    back = open_unmerged(str(tmp_path), str(adapters[name]), step=None, say=print)
+    whole, source = (
+        open_weights(str(tmp_path), step=None, say=print),
+        open_adapter(str(adapters[name]), step=None, say=print),
+    )
+    back = unmerged(whole, source.read(whole.config))
     adapter = random_adapter(SMALL, seed=list(KINDS).index(name), **KINDS[name])
     whole = tree.flatten(unmerge(opened(tmp_path).params, adapter.factors))
     original = of_kind(FLOAT32)

@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 from small_weights import BFLOAT16, FLOAT32, SMALL, SmallWeights, of_kind
 
-from llama_jax.checkpoints.adapters.base_identity import BaseIdentity, check_base, identity_of
+from llama_jax.checkpoints.adapters.adapter import BaseIdentity, check_base, identity_of
 from llama_jax.checkpoints.formats.gguf import write_gguf
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import open_orbax, write_orbax
