@@ -86,7 +86,6 @@ def convert_model(config: ConvertConfig, say: Callable[[str], None]) -> dict[str
 
 
 def _source(config: ConvertConfig, say: Callable[[str], None]) -> Weights:
-    """What is to be written."""
     source = str(config.source)
     adapter = None if config.unmerge else config.adapter
     weights = open_weights(source, step=config.step, say=say, adapter=adapter)
@@ -152,6 +151,7 @@ def _facts(config: ConvertConfig, source: Weights, written: epath.Path, say: Cal
     elif isinstance(source, MergedWeights):
         parameters = tree.size([source.adapter.factors, source.adapter.saved_modules])
         before = after
+    files = [written / name for name in files_below(written)] if written.is_dir() else [written]
     for field, (here, there) in changes.items():
         say(f"note: the format does not keep {field}: {here} in the source, {there} in the target")
     return {
@@ -163,14 +163,10 @@ def _facts(config: ConvertConfig, source: Weights, written: epath.Path, say: Cal
         "parameters": parameters,
         "source_dtypes": before,
         "target_dtypes": after,
-        "bytes": sum(file.stat().length for file in _files(written)),
+        "bytes": sum(file.stat().length for file in files),
         "config_changes": changes,
         "check": None,
     }
-
-
-def _files(written: epath.Path) -> list[epath.Path]:
-    return [written / name for name in files_below(written)] if written.is_dir() else [written]
 
 
 def _move(partial: epath.Path, target: epath.Path, kind: ModelFormat) -> None:

@@ -154,7 +154,6 @@ def _check_shapes(peft: PeftConfig, tensors: Tensors, module: str, sizes: tuple[
 def _stacked(
     peft: PeftConfig, read: Read, layers: Mapping[int, str], sizes: tuple[int, int], num_layers: int
 ) -> dict[str, np.ndarray]:
-    """The factors of one Linear in all layers."""
     inputs, outputs = sizes
     read_a = {layer: read(start + _A) for layer, start in layers.items()}
     rank = max(a.shape[0] for a in read_a.values())

@@ -165,7 +165,6 @@ def _scaling(values: GgufValues, info: TensorInfo, config: LlamaConfig) -> RopeS
 
 
 def _dtype(path: epath.PathLike, info: TensorInfo) -> np.dtype:
-    """Type in which the tensor is read."""
     if info.type.name in _NUMPY_TYPES:
         return _NUMPY_TYPES[info.type.name]
     library = gguf_library()

@@ -97,7 +97,6 @@ def _whole_shape(shape: tuple[int, ...], axis: int | None, ranks: int) -> tuple[
 
 
 def _joined(ranks: Sequence[TorchFile], name: str, axis: int | None) -> np.ndarray:
-    """A tensor put together from its parts."""
     parts = [rank.read(name) for rank in ranks]
     if axis is not None:
         return np.concatenate(parts, axis)

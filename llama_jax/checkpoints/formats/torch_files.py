@@ -94,7 +94,6 @@ def _is_zip(path: Path) -> bool:
 
 
 def _load(path: Path, *, mapped: bool) -> dict[Any, Any]:
-    """What the file holds, no code run."""
     torch = _torch(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

@@ -23,6 +23,7 @@ class WeightName:
         hugging_face: name in transformers' state dict.
         meta: name in Meta's checkpoints.
         gguf: name in llama.cpp's files.
+        axes: of one tensor in our orientation: V vocabulary, D model width, F MLP width, Q all queries, K all keys.
         transposed: other formats store matrices as [out, in], we as [in, out].
         rotary: rows are paired by the rotary embedding, so the order in Meta's and llama.cpp's files differs from ours.
     """
@@ -31,6 +32,7 @@ class WeightName:
     hugging_face: str
     meta: str
     gguf: str
+    axes: str
     transposed: bool = True
     rotary: bool = False
 
@@ -49,47 +51,31 @@ class WeightName:
         Not taken from the model's declaration: a configuration comes from a stranger's file, and tracing a model of its
         sizes could take any amount of memory. A test compares the two.
         """
-        D, F, V = config.width, config.mlp_width, config.vocab_size
-        queries, keys = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
-        return {
-            "embedding": (V, D),
-            "attention_norm": (D,),
-            "mlp_norm": (D,),
-            "final_norm": (D,),
-            "q_proj": (D, queries),
-            "k_proj": (D, keys),
-            "v_proj": (D, keys),
-            "o_proj": (queries, D),
-            "gate_proj": (D, F),
-            "up_proj": (D, F),
-            "down_proj": (F, D),
-            "lm_head": (D, V),
-        }[paths.name_of(paths.module_of(self.ours))]
+        sizes = {"V": config.vocab_size, "D": config.width, "F": config.mlp_width}
+        sizes |= {"Q": config.num_heads * config.head_size, "K": config.num_kv_heads * config.head_size}
+        return tuple(sizes[axis] for axis in self.axes)
 
 
-def _of_layer(ours: str, hugging_face: str, meta: str, gguf: str, **changes: bool) -> WeightName:
-    prefixes = (paths.of_layers(""), "model.layers.{}.", "layers.{}.", "blk.{}.")
-    suffixes = ("", ".weight", ".weight", ".weight")
-    inner = (ours, hugging_face, meta, gguf)
-    names = [f"{prefix}{name}{suffix}" for prefix, name, suffix in zip(prefixes, inner, suffixes, strict=True)]
-    return WeightName(names[0], names[1], names[2], names[3], **changes)
+def _of_layer(ours: str, hugging_face: str, meta: str, gguf: str, axes: str, **changes: bool) -> WeightName:
+    theirs = (f"model.layers.{{}}.{hugging_face}.weight", f"layers.{{}}.{meta}.weight", f"blk.{{}}.{gguf}.weight")
+    return WeightName(paths.of_layers(ours), *theirs, axes, **changes)
 
 
 WEIGHTS = (
     WeightName(
-        paths.TABLE, "model.embed_tokens.weight", "tok_embeddings.weight", "token_embd.weight", transposed=False
+        paths.TABLE, "model.embed_tokens.weight", "tok_embeddings.weight", "token_embd.weight", "VD", transposed=False
     ),
-    _of_layer("attention_norm/scale", "input_layernorm", "attention_norm", "attn_norm", transposed=False),
-    _of_layer("attention/q_proj/kernel", "self_attn.q_proj", "attention.wq", "attn_q", rotary=True),
-    _of_layer("attention/k_proj/kernel", "self_attn.k_proj", "attention.wk", "attn_k", rotary=True),
-    _of_layer("attention/v_proj/kernel", "self_attn.v_proj", "attention.wv", "attn_v"),
-    _of_layer("attention/o_proj/kernel", "self_attn.o_proj", "attention.wo", "attn_output"),
-    _of_layer("mlp_norm/scale", "post_attention_layernorm", "ffn_norm", "ffn_norm", transposed=False),
-    _of_layer("mlp/gate_proj/kernel", "mlp.gate_proj", "feed_forward.w1", "ffn_gate"),
-    _of_layer("mlp/down_proj/kernel", "mlp.down_proj", "feed_forward.w2", "ffn_down"),
-    _of_layer("mlp/up_proj/kernel", "mlp.up_proj", "feed_forward.w3", "ffn_up"),
-    WeightName("final_norm/scale", "model.norm.weight", "norm.weight", "output_norm.weight", transposed=False),
-    WeightName(paths.HEAD, "lm_head.weight", "output.weight", "output.weight"),
+    _of_layer("attention_norm/scale", "input_layernorm", "attention_norm", "attn_norm", "D", transposed=False),
+    _of_layer("attention/q_proj/kernel", "self_attn.q_proj", "attention.wq", "attn_q", "DQ", rotary=True),
+    _of_layer("attention/k_proj/kernel", "self_attn.k_proj", "attention.wk", "attn_k", "DK", rotary=True),
+    _of_layer("attention/v_proj/kernel", "self_attn.v_proj", "attention.wv", "attn_v", "DK"),
+    _of_layer("attention/o_proj/kernel", "self_attn.o_proj", "attention.wo", "attn_output", "QD"),
+    _of_layer("mlp_norm/scale", "post_attention_layernorm", "ffn_norm", "ffn_norm", "D", transposed=False),
+    _of_layer("mlp/gate_proj/kernel", "mlp.gate_proj", "feed_forward.w1", "ffn_gate", "DF"),
+    _of_layer("mlp/down_proj/kernel", "mlp.down_proj", "feed_forward.w2", "ffn_down", "FD"),
+    _of_layer("mlp/up_proj/kernel", "mlp.up_proj", "feed_forward.w3", "ffn_up", "DF"),
+    WeightName("final_norm/scale", "model.norm.weight", "norm.weight", "output_norm.weight", "D", transposed=False),
+    WeightName(paths.HEAD, "lm_head.weight", "output.weight", "output.weight", "DV"),
 )
 
 Naming = Literal["hugging_face", "meta", "gguf"]
