@@ -29,8 +29,8 @@ def compiled_report(program: Lowered, chip: Chip) -> dict[str, Any]:
     report: dict[str, Any] = {
         "flops": {
             "model": program.model_flops,
-            "program": flops.total,
-            "recomputation": flops.total / program.model_flops,
+            "program": flops,
+            "recomputation": flops / program.model_flops,
         }
     }
     started = time.perf_counter()
@@ -48,7 +48,7 @@ def compiled_report(program: Lowered, chip: Chip) -> dict[str, Any]:
     turns = None if program.loop_turns is None else round(program.loop_turns)
     sent = collectives(hlo, turns, program.mesh)
     traffic = memory_traffic(hlo, turns)
-    bound = roofline(chip, program.mesh, flops.total / program.mesh.size, traffic, sent)
+    bound = roofline(chip, program.mesh, flops / program.mesh.size, traffic, sent)
     memory = {"limit": limit, "peak": peak, "headroom": limit - peak, "held": held}
     memory |= {"temporary": peak - sum(held.values()), "updated_in_place": analysis.alias_size_in_bytes}
     return {

@@ -14,7 +14,7 @@ from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
-from llama_jax.planning.compiled.collectives import Collective, collectives, table, wire_bytes
+from llama_jax.planning.compiled.collectives import Collective, collectives, wire_bytes
 from llama_jax.planning.topology import absent_devices, compile_without_devices
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import make_program
@@ -54,9 +54,7 @@ def compiled() -> Iterator[jax.stages.Compiled]:
 
 @pytest.fixture(scope="module")
 def sent(compiled) -> list[Collective]:
-    found = collectives(compiled.as_text())
-    print(f"\n{table(found)}")
-    return found
+    return collectives(compiled.as_text())
 
 
 @pytest.mark.parametrize("phase", ["forward", "backward"])
@@ -124,7 +122,6 @@ def test_over_two_dimensions_of_a_torus_gradients_are_reduced_at_once_or_in_stag
     reduce-scatter, on twice the links. In stages they are scattered along one and then the other."""
     hlo = compiled_for("v5e:4x4", MeshConfig(fsdp=16, fsdp_stages=stages), WIDE, rows=16).as_text()
     sent = collectives(hlo)
-    print(f"\n{table(sent)}")
     reductions = [each for each in sent if "reduce" in each.kind and each.bytes > 2**18]
     assert {each.group_size for each in reductions} == {group}
     assert {each.kind for each in reductions} == ({kind} if kind else {"reduce-scatter", "all-reduce"})
@@ -139,7 +136,6 @@ def test_over_two_dimensions_of_a_torus_gradients_are_reduced_at_once_or_in_stag
 )
 def test_looked_up_rows_and_the_heads_gradient_are_sent_in_parts_on_every_mesh(mesh):
     sent = collectives(compiled_for("v5e:2x4", mesh, MODEL, ROWS).as_text())
-    print(f"\n{table(sent)}")
     large = [each for each in sent if each.where == "entry" and wire_bytes(each) > 2**14]
     # The head is gathered along the axes that split its width alone; its gradient is a part along `tensor`.
     parts = BFLOAT16 * D * V // mesh.tensor

@@ -2,15 +2,13 @@
 mesh, and whether the schedule has other work for the meantime. Knows no model."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from jax.sharding import Mesh
 
-from llama_jax.core.text import aligned
 from llama_jax.planning.compiled import hlo as hlo_text
-from llama_jax.planning.compiled.device_groups import device_groups, group_size, in_mesh, span
+from llama_jax.planning.compiled.device_groups import device_groups, in_mesh, span
 from llama_jax.planning.compiled.hlo import Instruction, Module, Place
 
 Phase = Literal["forward", "backward", "other"]
@@ -58,25 +56,6 @@ def wire_bytes(collective: Collective) -> int:
     return round(collective.count * collective.bytes * factor.get(collective.kind, share))
 
 
-def table(collectives: Sequence[Collective]) -> str:
-    """Collectives for people: those alike in kind, type, place, phase and group size on one line, with the number of
-    executions, the MiB of their arrays and the MiB that a device sends."""
-    header = ("kind", "type", "where", "phase", "devices", "count", "MiB", "wire MiB")
-    alike: dict[tuple[str, ...], list[Collective]] = {}
-    for collective in collectives:
-        key = (collective.kind, "+".join(collective.dtypes), collective.where, collective.phase)
-        alike.setdefault((*key, str(collective.group_size)), []).append(collective)
-    rows = [header, *((*key, *_totals(members)) for key, members in sorted(alike.items()))]
-    rows.append(("total", "", "", "", "", *_totals(collectives)))
-    return "\n".join(aligned(rows, words=4))
-
-
-def _totals(collectives: Sequence[Collective]) -> tuple[str, str, str]:
-    size = sum(each.count * each.bytes for each in collectives)
-    wire = sum(map(wire_bytes, collectives))
-    return str(sum(each.count for each in collectives)), f"{size / 2**20:,.3f}", f"{wire / 2**20:,.3f}"
-
-
 def collectives(hlo: str, trip_count: int | None = None, mesh: Mesh | None = None) -> list[Collective]:
     """The collectives of an optimised program (`compiled.as_text()`), in the order in which it names them.
 
@@ -94,7 +73,7 @@ def collectives(hlo: str, trip_count: int | None = None, mesh: Mesh | None = Non
     """
     module = hlo_text.parse(hlo)
     found: dict[object, Collective] = {}
-    for place, computation, instruction in hlo_text.walk(module, trip_count):
+    for place, computation, instruction in hlo_text.walk(module, module.entry, Place(), trip_count):
         if kind := _kind(instruction):
             key = key_of(instruction, place)
             if key not in found:
@@ -133,7 +112,8 @@ def _collective(
 ) -> Collective:
     if place.count is None:
         raise ValueError(f"the loop {place.where} does not tell its trip count; pass trip_count")
-    members = group_size(instruction, device_groups(module, instruction))
+    groups = device_groups(module, instruction)
+    members = max(len(groups), 1) if kind == "collective-permute" else max(map(len, groups), default=1)
     arrays = _received(instruction)
     size = sum(array.bytes for array in arrays)
     if kind == "reduce-scatter":

@@ -65,10 +65,14 @@ def _along_axes(mesh: str, device_ids: str, axes: str) -> Groups:
         wanted.append((name, 1 if size else 0))
     names = [(name, index) for name, parts in factors.items() for index in range(len(parts))]
     devices = devices.reshape([size for parts in factors.values() for size in parts])
-    last = [names.index(axis) for axis in wanted]
-    first = [axis for axis in range(len(names)) if axis not in last]
+    return _along(devices, [names.index(axis) for axis in wanted])
+
+
+def _along(devices: np.ndarray, last: Sequence[int]) -> Groups:
+    """Groups of an array of devices along dimensions of it."""
+    first = [axis for axis in range(devices.ndim) if axis not in last]
     group = math.prod(devices.shape[axis] for axis in last)
-    return devices.transpose(first + last).reshape(-1, group).tolist()
+    return devices.transpose([*first, *last]).reshape(-1, group).tolist()
 
 
 def in_mesh(module: Module, instruction: Instruction, mesh: Mesh) -> Groups:
@@ -91,10 +95,8 @@ def in_mesh(module: Module, instruction: Instruction, mesh: Mesh) -> Groups:
 
 def along(mesh: Mesh, axes: Sequence[str]) -> Groups:
     """The groups of devices along axes of the mesh, as positions in `mesh.devices.flat`."""
-    last = [mesh.axis_names.index(axis) for axis in axes]
-    first = [axis for axis in range(mesh.devices.ndim) if axis not in last]
-    positions = np.arange(mesh.size).reshape(mesh.devices.shape).transpose(first + last)
-    return positions.reshape(-1, math.prod(mesh.shape[axis] for axis in axes)).tolist()
+    positions = np.arange(mesh.size).reshape(mesh.devices.shape)
+    return _along(positions, [mesh.axis_names.index(axis) for axis in axes])
 
 
 def span(groups: Groups, mesh: Mesh) -> tuple[tuple[str, ...], int, int]:
@@ -109,10 +111,3 @@ def span(groups: Groups, mesh: Mesh) -> tuple[tuple[str, ...], int, int]:
         slices = max(slices, len({getattr(devices[position], "slice_index", 0) for position in group}))
         hosts = max(hosts, len({devices[position].process_index for position in group}))
     return tuple(mesh.axis_names[axis] for axis in sorted(varying)), slices, hosts
-
-
-def group_size(instruction: Instruction, groups: Groups) -> int:
-    """Number of devices in a group; for a `collective-permute`, those that send."""
-    if instruction.opcode.startswith("collective-permute"):
-        return max(len(groups), 1)
-    return max(map(len, groups), default=1)

@@ -3,7 +3,7 @@ executed. Knows the forms of XLA for TPU, GPU and CPU, and not what the instruct
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 
@@ -59,7 +59,10 @@ class Instruction:
     @property
     def arrays(self) -> list[Array]:
         """Arrays of the result, those in tuples one after the other."""
-        return arrays(self.result)
+        return [
+            Array(dtype, tuple(map(int, filter(None, shape.split(",")))), int(space or 0))
+            for dtype, shape, space in _ARRAY.findall(self.result)
+        ]
 
     @property
     def operands(self) -> list[str]:
@@ -117,14 +120,6 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$"
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](?:\{[^{}]*?(?:S\((\d+)\))?\})?")
 
 
-def arrays(text: str) -> list[Array]:
-    """The types of arrays in a text, one after the other."""
-    return [
-        Array(dtype, tuple(map(int, filter(None, shape.split(",")))), int(space or 0))
-        for dtype, shape, space in _ARRAY.findall(text)
-    ]
-
-
 def parse(text: str) -> Module:
     """The program that the text describes."""
     computations: dict[str, list[Instruction]] = {}
@@ -143,25 +138,14 @@ def parse(text: str) -> Module:
 
 
 def walk(
-    module: Module, trip_count: int | None = None, enters: Callable[[Instruction], Sequence[str]] | None = None
+    module: Module, computation: str, place: Place, trip_count: int | None
 ) -> Iterator[tuple[Place, str, Instruction]]:
-    """Every instruction that is executed, with where it is and the name of its computation. Of a conditional, the
-    branches that `enters` names.
+    """Every instruction that a computation executes, with where it is and the name of its computation; of a
+    conditional, those of all branches.
 
     Args:
         trip_count: turns of a loop of which the text does not tell.
-        enters: the computations to go into of those that an instruction calls; None: all. Loops are always gone into.
     """
-    return _walk(module, module.entry, Place(), trip_count, enters or (lambda instruction: instruction.called))
-
-
-def _walk(
-    module: Module,
-    computation: str,
-    place: Place,
-    trip_count: int | None,
-    enters: Callable[[Instruction], Sequence[str]],
-) -> Iterator[tuple[Place, str, Instruction]]:
     for instruction in module.computations.get(computation, ()):
         yield place, computation, instruction
         op_name = instruction.op_name or place.op_name
@@ -173,11 +157,11 @@ def _walk(
                 op_name=op_name,
                 loops=(*place.loops, instruction.name),
             )
-            yield from _walk(module, instruction.body, inside, trip_count, enters)
+            yield from walk(module, instruction.body, inside, trip_count)
         elif not instruction.opcode.endswith(("-update", "-done")):  # they name the computation of their start again
             inside = replace(place, op_name=op_name, callers=(*place.callers, (computation, instruction)))
-            for called in enters(instruction):
-                yield from _walk(module, called, inside, trip_count, enters)
+            for called in instruction.called:
+                yield from walk(module, called, inside, trip_count)
 
 
 def loop_turns(module: Module, loop: Instruction, otherwise: int | None = None) -> int | None:

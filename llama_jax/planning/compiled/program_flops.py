@@ -7,31 +7,10 @@ says so (`jax.shard_map`), and is not where the compiler decides it."""
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params, subjaxprs
 from jax.interpreters import partial_eval
-
-Pass = Literal["forward", "recomputation", "backward", "other"]
-
-
-@dataclass(frozen=True)
-class ProgramFlops:
-    """FLOPs of one run of a program over all devices, by pass. A multiplication and an addition are two."""
-
-    forward: int
-    recomputation: int
-    """Of the forward pass once more, because it was not kept (`jax.checkpoint`)."""
-    backward: int
-    """What an attention kernel makes again in its backward pass is part of it."""
-    other: int
-    """Outside of any differentiation."""
-
-    @property
-    def total(self) -> int:
-        return self.forward + self.recomputation + self.backward + self.other
-
 
 _AXIS_OF_KEYS = {r"splash_m[hq]a_(fwd|dq|dkv)": -2, r"mha_(forward|backward)": 1}
 """JAX's attention kernels for TPU and Triton, which give no cost estimate of their own: by name, the axis of keys in
@@ -40,8 +19,9 @@ _FREE = "mha_preprocess_backward"
 """A kernel without products."""
 
 
-def program_flops(jaxpr: Any, loop_turns: int | float | None = None) -> ProgramFlops:
-    """Count a program, such as `program.step.trace(...).jaxpr`: a `Jaxpr`, and of JAX 0.10 a `ClosedJaxpr` around it.
+def program_flops(jaxpr: Any, loop_turns: int | float | None = None) -> int:
+    """FLOPs of one run of a program over all devices, a multiplication and an addition counted as two. A program is
+    such as `program.step.trace(...).jaxpr`: a `Jaxpr`, and of JAX 0.10 a `ClosedJaxpr` around it.
 
     A scan counts as often as it is long, and of a conditional the branch that has most. A function run by each device
     (`jax.shard_map`) counts once for every device of its manual axes. A kernel counts as it says itself; JAX's
@@ -55,44 +35,31 @@ def program_flops(jaxpr: Any, loop_turns: int | float | None = None) -> ProgramF
         ValueError: the program has a `while_loop` with products and no `loop_turns` were given, or a kernel that says
             nothing and is not known here.
     """
-    counts = dict.fromkeys(("forward", "recomputation", "backward", "other"), 0)
     # What nothing reads is left out, as by the compiler: `jax.checkpoint` may repeat a kernel whose results were kept.
     (plain,) = jaxprs_in_params({"program": jaxpr})
     used, _ = partial_eval.dce_jaxpr(plain, True)
-    for flops, name in _counted(used, 1, "", loop_turns):
-        counts[_pass(name)] += flops
-    return ProgramFlops(**counts)
+    return sum(_counted(used, 1, "", loop_turns))
 
 
-def _pass(name: str) -> Pass:
-    """The pass that the scopes around an operation name; the innermost does."""
-    found = re.findall(r"rematted_computation|transpose\(|jvp\(", name)
-    if not found:
-        return "other"
-    if "rematted_computation" in found:
-        return "recomputation"
-    return "backward" if "transpose(" in found else "forward"
-
-
-def _counted(jaxpr: Jaxpr, times: int, scope: str, loop_turns: int | float | None) -> Iterator[tuple[int, str]]:
-    """FLOPs of each operation that has some, with the scopes around it."""
+def _counted(jaxpr: Jaxpr, times: int, scope: str, loop_turns: int | float | None) -> Iterator[int]:
+    """FLOPs of each operation that has some."""
     for equation in jaxpr.eqns:
         primitive, params = equation.primitive.name, equation.params
         name = f"{scope}/{equation.source_info.name_stack}"
         if primitive == "dot_general":
-            yield times * _dot(equation), name
+            yield times * _dot(equation)
         elif primitive == "conv_general_dilated":
-            yield times * _convolution(equation), name
+            yield times * _convolution(equation)
         elif primitive == "pallas_call":
-            yield times * _kernel(equation), name
+            yield times * _kernel(equation)
         elif primitive == "cond":
             branches = [list(_counted(branch, times, name, loop_turns)) for branch in jaxprs_in_params(params)]
-            yield from max(branches, key=lambda branch: sum(flops for flops, _ in branch))
+            yield from max(branches, key=sum)
         elif primitive == "while":
             inside = [each for part in jaxprs_in_params(params) for each in _counted(part, times, name, 1)]
             if inside and loop_turns is None:
                 raise ValueError(f"the while_loop {name} does not tell how often it turns; pass loop_turns")
-            yield from ((round(flops * (loop_turns or 0)), name) for flops, name in inside)
+            yield from (round(flops * (loop_turns or 0)) for flops in inside)
         else:
             factor = params["length"] if primitive == "scan" else 1
             if primitive == "shard_map":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from llama_jax.planning.compiled.collectives import Collective, collectives, table, wire_bytes
+from llama_jax.planning.compiled.collectives import Collective, collectives, wire_bytes
 
 
 def program(entry: str, *computations: str) -> str:
@@ -176,15 +176,6 @@ def test_text_of_a_kernel_does_not_end_a_computation():
     kernel = '%k = f32[8] custom-call(%p), backend_config={"body":"\n}}, more\n}x"}'
     reduce = "%r = f32[2]{0} all-reduce(%p), replica_groups={}, to_apply=%add"
     assert only(program(kernel + "\n" + reduce)).bytes == 8
-
-
-def test_the_table_adds_what_is_alike():
-    gather = Collective("all-gather", ("bf16",), "bf16[512]", 2**20, 4, 3, "loop", "forward", "q_proj")
-    reduce = Collective("all-reduce", ("f32", "s32"), "f32[], s32[]", 2**19, 2, 1, "entry", "other", "")
-    lines = [line.split() for line in table([gather, reduce, gather]).splitlines()]
-    assert lines[1] == ["all-gather", "bf16", "loop", "forward", "4", "6", "6.000", "4.500"]
-    assert lines[2] == ["all-reduce", "f32+s32", "entry", "other", "2", "1", "0.500", "0.500"]
-    assert lines[3] == ["total", "7", "6.500", "5.000"]
 
 
 AXES = ("data", "fsdp", "tensor")
