@@ -1,4 +1,4 @@
-"""What a tokenizer is: what the rest of the package knows about it, and what all kinds of tokenizer files share."""
+"""What all kinds of tokenizer files share."""
 
 import hashlib
 import re
@@ -11,9 +11,9 @@ from llama_jax.data.tokenizers.settings import Settings, read_settings
 
 
 class Tokenizer(ABC):
-    """A tokenizer, made of a model file and the configuration files beside it; each kind says how ordinary text is
-    encoded and ids decoded. `decode(encode(text)) == text` but for what a format cannot express (sentencepiece reads
-    U+2581 as a space; a normaliser changes the text).
+    """What the rest of the package knows about a tokenizer: one made of a model file and the configuration files beside
+    it. Each kind says how ordinary text is encoded and ids decoded. `decode(encode(text)) == text` but for what a
+    format cannot express (sentencepiece reads U+2581 as a space; a normaliser changes the text).
 
     Args:
         model: The content of the model file.
@@ -37,10 +37,6 @@ class Tokenizer(ABC):
     """Whether the model expects BOS before plain text that it is to continue."""
     special_tokens: Mapping[str, int]
     """The control tokens by their names. Ordinary text never becomes one of them."""
-    chat_template: str | None
-    """Jinja source that lays a conversation out as text; None where the model was given none."""
-    fingerprint: str
-    """SHA-256 of `to_bytes`, in hexadecimal."""
 
     def __init__(self, model: bytes, beside: Mapping[str, bytes] | None = None) -> None:
         if not model:
@@ -48,8 +44,10 @@ class Tokenizer(ABC):
         self._model = model
         self._beside = dict(beside or {})
         self.fingerprint = hashlib.sha256(model).hexdigest()
+        """SHA-256 of `to_bytes`, in hexadecimal."""
         self.settings: Settings = read_settings(self._beside)
         self.chat_template = self.settings.chat_template
+        """Jinja source that lays a conversation out as text; None where the model was given none."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._model, self._beside)
