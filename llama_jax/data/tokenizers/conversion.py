@@ -7,9 +7,9 @@ from typing import Any
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_object, shown
+from llama_jax.data.tokenizers.byte_pairs import PRE_ALIASES, PRE_TOKENIZERS
 from llama_jax.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from llama_jax.data.tokenizers.llama2c import FIRST_PIECE, Llama2cTokenizer, llama2c_file
-from llama_jax.data.tokenizers.pre_tokenizers import PRE_ALIASES, PRE_TOKENIZERS
 from llama_jax.data.tokenizers.sentencepiece_model import (
     BYTE,
     CONTROL,
@@ -67,14 +67,8 @@ def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
         content = sentencepiece_json(vocabulary)
     else:
         content = byte_level_json(vocabulary, vocabulary.pre)
-    return (
-        settings
-        | files
-        | {
-            "tokenizer.json": _json_bytes(content),
-            "tokenizer_config.json": _json_bytes(ours | config),
-        }
-    )
+    made = {"tokenizer.json": _json_bytes(content), "tokenizer_config.json": _json_bytes(ours | config)}
+    return settings | files | made
 
 
 def llama2c_bytes(tokenizer: Tokenizer) -> bytes:

@@ -36,11 +36,13 @@ def read_settings(files: Mapping[str, bytes]) -> Settings:
     adds_bos = config.get("add_bos_token")
     if not isinstance(adds_bos, bool | None):
         raise UserError(f"tokenizer_config.json: add_bos_token {shown(adds_bos)} is not true, false or null")
+    bos, eos = (
+        _token(config, "tokenizer_config.json", field) or _token(names, "special_tokens_map.json", field)
+        for field in ("bos_token", "eos_token")
+    )
     return Settings(
-        bos_token=_token(config, "tokenizer_config.json", "bos_token")
-        or _token(names, "special_tokens_map.json", "bos_token"),
-        eos_token=_token(config, "tokenizer_config.json", "eos_token")
-        or _token(names, "special_tokens_map.json", "eos_token"),
+        bos_token=bos,
+        eos_token=eos,
         adds_bos=adds_bos,
         stop_ids=_stop_ids(generation.get("eos_token_id")),
         chat_template=_chat_template(files, config),

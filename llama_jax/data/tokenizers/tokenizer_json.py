@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llama_jax.data.tokenizers.byte_pairs import merges_of
-from llama_jax.data.tokenizers.pre_tokenizers import BYTE_LEVEL, IGNORES_MERGES, NORMALIZERS, PRE_TOKENIZERS
+from llama_jax.data.tokenizers.byte_pairs import BYTE_LEVEL, IGNORES_MERGES, NORMALIZERS, PRE_TOKENIZERS, merges_of
 from llama_jax.data.tokenizers.sentencepiece_model import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 from llama_jax.data.tokenizers.vocabulary import Vocabulary
 
@@ -56,21 +55,14 @@ def _document(vocabulary: Vocabulary, *, model: Mapping[str, Any], **parts: Any)
     last_plain = max(set(range(len(vocabulary.tokens))) - set(added), default=-1)
     # Tokens after all plain ones get their ids by being added; those before must be in the table to keep theirs.
     table = {token: number for number, token in enumerate(vocabulary.tokens[: last_plain + 1])}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {
-                "id": number,
-                "content": vocabulary.tokens[number],
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": vocabulary.types[number] != USER_DEFINED,
-            }
-            for number in added
+            {"id": each, "content": vocabulary.tokens[each], **plain, "special": vocabulary.types[each] != USER_DEFINED}
+            for each in added
         ],
         **parts,
         "post_processor": _opening(vocabulary),

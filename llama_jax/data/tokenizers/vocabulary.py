@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import shown
-from llama_jax.data.tokenizers.byte_pairs import byte_characters, merges_of
+from llama_jax.data.tokenizers.byte_pairs import PRE_TOKENIZERS, byte_characters, merges_of, pre_name
 from llama_jax.data.tokenizers.hugging_face import HuggingFaceTokenizer, component_types
 from llama_jax.data.tokenizers.llama2c import FIRST_PIECE, Llama2cTokenizer
-from llama_jax.data.tokenizers.pre_tokenizers import PRE_TOKENIZERS, pre_name
 from llama_jax.data.tokenizers.sentencepiece_model import (
     BYTE,
     CONTROL,
