@@ -1,18 +1,15 @@
 """array_record files: records by number, and as documents."""
 
 import functools
-import os
 import resource
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Collection
 from typing import TypeVar
 
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from llama_jax.data.sources.documents import BadRecordError, ParsedRows
-from llama_jax.data.sources.file_bytes import sampled_digest, unreadable
+from llama_jax.data.sources.file_bytes import ProcessCache, sampled_digest, unreadable
 from llama_jax.data.sources.record_text import MAX_RECORD_BYTES, RecordParser, too_long
 
 _BUFFER_BYTES = 32 * 1024
@@ -21,32 +18,15 @@ _DAMAGE = ("Corrupted", "Invalid")
 _T = TypeVar("_T")
 
 
-class _ReaderCache:
-    """The readers of the process that were used last: each holds a file open and 8 bytes a record."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Start empty, as a child process must after a fork."""
-        self._readers: OrderedDict[str, ArrayRecordReader] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, path: str, open_reader: Callable[[], ArrayRecordReader]) -> ArrayRecordReader:
-        """A reader that may be used by several threads at once; opened if it is not kept."""
-        with self._lock:
-            if path not in self._readers:
-                self._readers[path] = open_reader()
-                # Half of the files that the process may open are left to others.
-                limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-                if len(self._readers) > (2**16 if limit == resource.RLIM_INFINITY else max(8, limit // 2)):
-                    self._readers.popitem(last=False)  # closed when the last thread lets go of it
-            self._readers.move_to_end(path)
-            return self._readers[path]
+def _too_many_open(readers: Collection[ArrayRecordReader]) -> bool:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    # Half of the files that the process may open are left to others.
+    return len(readers) > (2**16 if limit == resource.RLIM_INFINITY else max(8, limit // 2))
 
 
-READERS = _ReaderCache()
-os.register_at_fork(after_in_child=READERS.forget)
+READERS = ProcessCache(_too_many_open)
+"""Each holds a file open and 8 bytes a record, may be used by several threads at once, and is closed when the last of
+them lets go of it."""
 
 
 def open_reader(path: str, *, parallel: bool = False) -> ArrayRecordReader:

@@ -61,21 +61,12 @@ class Documents(RecordSource[str | np.ndarray], Protocol):
     """Documents by number: texts, or ids of tokens (int32, BOS and EOS included) where they were prepared."""
 
 
-class TextDocuments:
+class TextDocuments(list[str]):
     """Documents held in memory."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._texts = texts
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def __getitem__(self, index: int) -> str:
-        return self._texts[index]
 
     def identity(self) -> str:
         digest = hashlib.sha256()
-        for text in self._texts:
+        for text in self:
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
         return f"texts sha256:{digest.hexdigest()}"

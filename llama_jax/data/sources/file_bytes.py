@@ -1,8 +1,12 @@
 """Bytes of files that documents are cut from, local or in a bucket. Knows formats only to name them in a refusal."""
 
 import hashlib
-from collections.abc import Iterator
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterator
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from etils import epath
 
@@ -23,6 +27,38 @@ _SIGNATURES = {
     b"PAR1": "a parquet file; name it .parquet",
 }
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".zip")
+
+_T = TypeVar("_T")
+
+
+class ProcessCache(Generic[_T]):
+    """What the threads of the process used last. A child process starts with none of it after a fork.
+
+    Args:
+        is_too_much: Whether something must go; one thing alone never goes.
+    """
+
+    def __init__(self, is_too_much: Callable[[Collection[_T]], bool]) -> None:
+        self._is_too_much = is_too_much
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._kept: OrderedDict[Hashable, _T] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """What is kept under a key; made if it is not."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = make()
+        with self._lock:
+            self._kept[key] = made
+            while len(self._kept) > 1 and self._is_too_much(self._kept.values()):
+                self._kept.popitem(last=False)
+        return made
 
 
 def chunks(path: epath.Path) -> Iterator[tuple[int, bytes]]:

@@ -157,19 +157,15 @@ def _text_feature(features: Any, field: str, directory: str) -> Any:
 
 
 def _builder(tfds: Any, spec: str, name: str) -> Any:
-    """The builder of a data set that is prepared."""
-    directory = epath.Path(name).expanduser()
-    if name.startswith(("/", ".", "~")) or "://" in name:
-        if not (directory / "dataset_info.json").is_file():
-            raise UserError(
-                f"data.source: {spec}: no dataset_info.json in {directory}; name the directory of one version, such as "
-                "NAME/1.0.0"
-            )
-        try:
-            return tfds.builder_from_directory(directory)
-        except Exception as error:  # the library raises whatever its many parts raise
-            raise UserError(f"data.source: {spec}: {_first_line(error)}") from None
+    directory, is_directory = epath.Path(name).expanduser(), name.startswith(("/", ".", "~")) or "://" in name
+    if is_directory and not (directory / "dataset_info.json").is_file():
+        raise UserError(
+            f"data.source: {spec}: no dataset_info.json in {directory}; name the directory of one version, such as "
+            "NAME/1.0.0"
+        )
     try:
+        if is_directory:
+            return tfds.builder_from_directory(directory)
         builder = tfds.builder(name, try_gcs=False)
         if not builder.is_prepared():
             builder.download_and_prepare(file_format="array_record")

@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 from etils import epath
 
 from llama_jax.core.errors import UserError, nearest
-from llama_jax.data.sources.documents import BadRecordError, Documents, JoinedDocuments, RecordSource, TextDocuments
+from llama_jax.data.sources.documents import (
+    BadRecordError,
+    Documents,
+    JoinedDocuments,
+    ParsedRows,
+    RecordSource,
+    TextDocuments,
+)
 from llama_jax.data.sources.file_bytes import COMPRESSED_SUFFIXES
 from llama_jax.data.sources.record_files import LineFile, open_json
 from llama_jax.data.sources.record_text import Record, RecordParser, TextField, WholeRecord
@@ -82,7 +89,7 @@ def open_records(source: str) -> RecordSource[Record]:
         UserError: nothing is found, a file has an unsupported extension or cannot be read, or there is no record.
     """
     if source == "pydoc":
-        return _AsRecords(open_source(source))
+        return _as_records(open_source(source))
     if not source.startswith(("tfds:", "hf:")) and _is_prepared(epath.Path(source).expanduser()):
         raise UserError(f"data.source: {source} holds token ids that `prepare` wrote; name the records it read")
     return _open_named(source, WholeRecord())
@@ -123,20 +130,8 @@ def _errors_of(setting: str) -> Iterator[None]:
         raise UserError(str(error).replace("data.source", setting, 1)) from None
 
 
-class _AsRecords:
-    """Texts as records."""
-
-    def __init__(self, documents: RecordSource[Any]) -> None:
-        self._documents = documents
-
-    def __len__(self) -> int:
-        return len(self._documents)
-
-    def __getitem__(self, index: int) -> Record:
-        return Record(f"document {index}", {"text": self._documents[index]})
-
-    def identity(self) -> str:
-        return self._documents.identity()
+def _as_records(documents: RecordSource[Any]) -> RecordSource[Record]:
+    return ParsedRows(documents, lambda text, where: Record(where, {"text": text}), "document")
 
 
 def _open_named(source: str, parser: RecordParser[_T]) -> RecordSource[_T]:
@@ -165,7 +160,12 @@ def _open_file(path: epath.Path, parser: RecordParser[Any]) -> RecordSource[Any]
     """Libraries are imported only by those who have files of their kind."""
     suffix = path.suffix.lower()
     if suffix in _TEXT_SUFFIXES:
-        return TextFile(path) if parser.field is not None else _AsRecords(TextFile(path))
+        return TextFile(path) if parser.field is not None else _as_records(TextFile(path))
+    return _opener_of_records(suffix)(path, parser)
+
+
+def _opener_of_records(suffix: str) -> Callable[[epath.Path, RecordParser[Any]], RecordSource[Any]]:
+    """Libraries are imported only by those who have files of their kind."""
     if suffix == ".parquet":
         from llama_jax.data.sources.parquet_files import open_parquet
 

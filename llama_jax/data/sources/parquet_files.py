@@ -1,9 +1,6 @@
 """Parquet files as documents: one row each, its row group decoded when a row of it is asked for."""
 
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +11,7 @@ from etils import epath
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote
 from llama_jax.data.sources.documents import BadRecordError, ParsedRows
-from llama_jax.data.sources.file_bytes import read_range, sampled_digest, unreadable
+from llama_jax.data.sources.file_bytes import ProcessCache, read_range, sampled_digest, unreadable
 from llama_jax.data.sources.record_text import RecordParser, missing_field
 
 _CACHE_BYTES = 256 * 2**20
@@ -22,35 +19,12 @@ _CACHE_BYTES = 256 * 2**20
 _T = TypeVar("_T")
 
 
-class _Cache:
-    """Decoded row groups of all files of the process, those used last, of 256 MiB together or of one alone."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Start empty, as a child process must after a fork."""
-        self._columns: OrderedDict[tuple[object, int], pa.ChunkedArray | str] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def column(self, file: "ParquetValues", row_group: int) -> pa.ChunkedArray | str:
-        """The column, or what is wrong with it."""
-        key = (file.key, row_group)
-        with self._lock:
-            if key in self._columns:
-                self._columns.move_to_end(key)
-                return self._columns[key]
-        column = file.read_row_group(row_group)
-        with self._lock:
-            self._columns[key] = column
-            held = sum(_bytes(each) for each in self._columns.values())
-            while held > _CACHE_BYTES and len(self._columns) > 1:
-                held -= _bytes(self._columns.popitem(last=False)[1])
-        return column
+def _too_many_bytes(columns: Collection[pa.ChunkedArray | str]) -> bool:
+    return sum(len(column) if isinstance(column, str) else column.nbytes for column in columns) > _CACHE_BYTES
 
 
-_cache = _Cache()
-os.register_at_fork(after_in_child=_cache.forget)
+_cache = ProcessCache(_too_many_bytes)
+"""Decoded row groups of all files, of 256 MiB together or of one alone; or what is wrong with one."""
 
 
 class ParquetValues:
@@ -77,7 +51,7 @@ class ParquetValues:
             _check_strings(path, schema, column)
         footer_bytes = int.from_bytes(read_range(path, (size := path.stat().length) - 8, size)[:4], "little") + 8
         self._digest = sampled_digest(path, footer_bytes)
-        self.key = (str(path), self._name, self._digest)
+        self._key = (str(path), self._name, self._digest)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -90,7 +64,7 @@ class ParquetValues:
         """
         group = int(np.searchsorted(self._ends, row, side="right"))
         where = f"{self._path} row {row}"
-        column = _cache.column(self, group)
+        column = _cache.get((self._key, group), lambda: self._read_row_group(group))
         if isinstance(column, str):
             raise BadRecordError("damaged", where, f"row group {group} cannot be decoded: {column}")
         within = row - (int(self._ends[group - 1]) if group else 0)
@@ -103,7 +77,7 @@ class ParquetValues:
             message = f"{column} is not UTF-8 at byte {error.start}"
             raise BadRecordError("not_utf8", where, message) from None
 
-    def read_row_group(self, number: int) -> pa.ChunkedArray | str:
+    def _read_row_group(self, number: int) -> pa.ChunkedArray | str:
         """Decode what is wanted of a row group; gives what is wrong where its bytes are damaged."""
         columns = None if self._name is None else [self._name]
         try:
@@ -155,7 +129,3 @@ def _is_string(kind: pa.DataType) -> bool:
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     tests += (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_null)
     return any(test(kind) for test in tests)
-
-
-def _bytes(column: pa.ChunkedArray | str) -> int:
-    return len(column) if isinstance(column, str) else column.nbytes

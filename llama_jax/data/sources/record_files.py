@@ -21,74 +21,79 @@ _NEWLINE = ord("\n")
 _T = TypeVar("_T")
 
 
-class _IndexedFile:
-    """What both kinds of file have in common: where each record is, and the hash of everything."""
+class _IndexedFile(Generic[_T]):
+    """What both kinds of file have in common: where each record is, and the hash of everything.
 
-    _path: epath.Path
+    Args:
+        path: Read once from its start to its end, never more than 4 MiB of it at a time.
+        parser: What of each object is the document.
+    """
+
     _bounds: Int[np.ndarray, "documents two"]
     """First byte of each record and the byte after its last."""
     _digest: str
 
+    def __init__(self, path: epath.Path, parser: RecordParser[_T]) -> None:
+        self._path, self._parser = path, parser
+
     def __len__(self) -> int:
         return len(self._bounds)
+
+    def __getitem__(self, index: int) -> _T:
+        """The document in a record.
+
+        Raises:
+            BadRecordError: the record is not a good one, or is longer than 64 MiB and therefore not read.
+            UserError: the file was changed.
+        """
+        where, (start, end) = self._where(index), (int(bound) for bound in self._bounds[index])
+        if end - start > MAX_RECORD_BYTES:
+            raise too_long(end - start, where)
+        content = read_range(self._path, start, end)
+        return self._parser.of_json(content, where, whole=self._is_whole(content))
 
     def identity(self) -> str:
         """SHA-256 of the whole content."""
         return self._digest
 
-    def _content(self, index: int, where: str) -> bytes:
-        """The bytes of a record, unless there are more than 64 MiB of them."""
-        start, end = (int(bound) for bound in self._bounds[index])
-        if end - start > MAX_RECORD_BYTES:
-            raise too_long(end - start, where)
-        return read_range(self._path, start, end)
+    def _where(self, index: int) -> str:
+        """What leads to a record."""
+        raise NotImplementedError
+
+    def _is_whole(self, content: bytes) -> bool:
+        """Whether the file goes on after a record."""
+        return True
 
 
-class LineFile(_IndexedFile, Generic[_T]):
+class LineFile(_IndexedFile[_T]):
     """The documents of a file of JSON lines; blank lines are skipped. Holds 16 bytes a line.
-
-    Args:
-        path: Read once from its start to its end, never more than 4 MiB of it at a time.
-        parser: What of each object is the document.
 
     Raises:
         UserError: the file cannot be read, or is compressed or UTF-16.
     """
 
     def __init__(self, path: epath.Path, parser: RecordParser[_T]) -> None:
-        self._path, self._parser = path, parser
+        super().__init__(path, parser)
         self._bounds, self._skipped, self._digest = _index_lines(path)
 
-    def __getitem__(self, index: int) -> _T:
-        """The document in a line.
-
-        Raises:
-            BadRecordError: the line is not a good record, or is longer than 64 MiB and therefore not read.
-            UserError: the file was changed.
-        """
-        where = f"{self._path}:{self._line_number(index)}"
-        content = self._content(index, where)
-        return self._parser.of_json(content, where, whole=content.endswith(b"\n"))
-
-    def _line_number(self, index: int) -> int:
-        """From 1, counting lines that were skipped."""
+    def _where(self, index: int) -> str:
+        """With the number of the line from 1, counting lines that were skipped."""
         place = int(np.searchsorted(self._skipped[:, 0], index, side="right"))
-        return index + 1 + (int(self._skipped[place - 1, 1]) if place else 0)
+        return f"{self._path}:{index + 1 + (int(self._skipped[place - 1, 1]) if place else 0)}"
+
+    def _is_whole(self, content: bytes) -> bool:
+        return content.endswith(b"\n")
 
 
-class ArrayFile(_IndexedFile, Generic[_T]):
+class ArrayFile(_IndexedFile[_T]):
     """The documents of a file with one JSON array of objects. Holds 16 bytes an element.
-
-    Args:
-        path: Read once from its start to its end, never more than 4 MiB of it at a time.
-        parser: What of each object is the document.
 
     Raises:
         UserError: the file cannot be read, or is not a whole JSON array.
     """
 
     def __init__(self, path: epath.Path, parser: RecordParser[_T]) -> None:
-        self._path, self._parser = path, parser
+        super().__init__(path, parser)
         digest, bounds = hashlib.sha256(), array("q")
 
         def hashed() -> Iterator[tuple[int, bytes]]:
@@ -108,15 +113,8 @@ class ArrayFile(_IndexedFile, Generic[_T]):
             if not read_range(path, start, min(end, start + MAX_RECORD_BYTES)).strip():
                 self._bounds = self._bounds[:0]
 
-    def __getitem__(self, index: int) -> _T:
-        """The document in an element.
-
-        Raises:
-            BadRecordError: the element is not a good record, or is longer than 64 MiB and therefore not read.
-            UserError: the file was changed.
-        """
-        where = f"{self._path}[{index}]"
-        return self._parser.of_json(self._content(index, where), where)
+    def _where(self, index: int) -> str:
+        return f"{self._path}[{index}]"
 
 
 def open_json(path: epath.Path, parser: RecordParser[_T]) -> LineFile[_T] | ArrayFile[_T]:

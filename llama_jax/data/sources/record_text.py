@@ -1,6 +1,7 @@
 """What a good record is: JSON that can be read, with a field that holds text. The one place that decides it, whatever
 the record was read from."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -73,8 +74,8 @@ class WholeRecord:
 
     def of_json(self, content: bytes, where: str, *, whole: bool = True) -> Record:
         values = _object(content, where, whole=whole)
-        if (twice := _field_twice(content)) is not None:
-            raise BadRecordError("duplicate_field", where, f"has the field '{twice:.40}' twice")
+        for field in itertools.chain(*_fields_twice(content)):
+            raise BadRecordError("duplicate_field", where, f"has the field '{field:.40}' twice")
         return Record(where, values)
 
     def of_value(self, value: Any, where: str) -> Record:
@@ -102,7 +103,7 @@ def record_text(content: bytes, text_field: str, where: str, *, whole: bool = Tr
     record = _object(content, where, f" with the field '{text_field}'", whole=whole)
     if text_field not in record:
         raise BadRecordError("missing_field", where, missing_field(text_field, list(record)))
-    if content.count(json.dumps(text_field).encode()) > 1 and _field_names(content)[-1].count(text_field) > 1:
+    if content.count(json.dumps(text_field).encode()) > 1 and text_field in _fields_twice(content)[-1]:
         raise BadRecordError("duplicate_field", where, f"has the field '{text_field}' twice")
     return good_text(record[text_field], text_field, where)
 
@@ -203,18 +204,15 @@ def _place(error: json.JSONDecodeError) -> str:
     return f"line {error.lineno}, column {error.colno}" if error.doc.count("\n") else f"column {error.colno}"
 
 
-def _field_twice(content: bytes) -> str | None:
-    """A field that an object has twice, at any depth."""
-    repeating = (names for names in _field_names(content) if len(set(names)) < len(names))
-    return next((name for names in repeating for name in names if names.count(name) > 1), None)
-
-
-def _field_names(content: bytes) -> list[list[str]]:
-    """The fields of all objects in JSON text, repeated ones too, the outermost object last. Slow, as it costs a call of
-    Python an object."""
+def _fields_twice(content: bytes) -> list[list[str]]:
+    """The fields that each object has twice, the outermost object last. Slow, as it costs a call of Python an object."""
     found: list[list[str]] = []
-    content = content.strip().removeprefix(BYTE_ORDER_MARK)
-    json.loads(content.decode(), object_pairs_hook=lambda pairs: found.append([name for name, _ in pairs]))
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        found.append([name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else [])
+
+    json.loads(content.strip().removeprefix(BYTE_ORDER_MARK).decode(), object_pairs_hook=look)
     return found
 
 
