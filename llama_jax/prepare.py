@@ -10,10 +10,9 @@ from etils import epath
 from llama_jax.core.files import absolute, write_whole
 from llama_jax.core.processes.lock import WriterLock
 from llama_jax.core.processes.signals import StopSignal
-from llama_jax.data.preparation.acknowledgements import PROGRESS
 from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.config import PrepareConfig
-from llama_jax.data.preparation.resuming import Plan, check_unchanged, find_plan, remove_progress, settings_of
+from llama_jax.data.preparation.resuming import PROGRESS, Plan, check_unchanged, find_plan, remove_progress, settings_of
 from llama_jax.data.preparation.shards import Job, sampled_texts, shard_bounds
 from llama_jax.data.preparation.writing import described, write_manifest, write_shards
 from llama_jax.data.sources.documents import Documents

@@ -231,12 +231,11 @@ def _shielded(messages: Sequence[Message], hide: Callable[[str], str]) -> list[d
 
 
 def _encoded(tokenizer: Tokenizer, text: str, hidden: _Hidden) -> list[int]:
-    plain = hidden.restored(text)
-    if plain == text:
+    if hidden.restored(text) == text:
         return tokenizer.encode(text, special=True)
     ids: list[int] = []
-    for index, part in enumerate(hidden.names.split(text)):
-        ids += [tokenizer.special_tokens[part]] if index % 2 else tokenizer.encode(hidden.restored(part))
+    for part in _controls_and_text(tokenizer, text, hidden):
+        ids += [part] if isinstance(part, int) else tokenizer.encode(part)
     return ids
 
 

@@ -113,22 +113,23 @@ class InstructionData:
     ) -> None:
         self._config, self._layout, self._say = config, layout, say
         self._said = 0
-        self.shares = _shares([weight for _, weight in config.weighted_sources])
+        weights = [weight for _, weight in config.weighted_sources]
+        self.shares = tuple(weight / sum(weights) for weight in weights)
         """Of the examples, by source; they sum to 1."""
         opened = [(name, _open(name)) for name, _ in config.weighted_sources]
         training, validation = _Collected(), _Collected()
         self.counts, self.prompts = [], []
         for (name, records), held_out in zip(opened, _held_out(config, opened), strict=True):
             numbers, others = split_indices(len(records), held_out)
-            source = self._begun(name, records)
-            source.counts.examples = self._collect(source, numbers, training)
-            source.counts.held_out = self._collect(source, others, validation, keep_prompts=True)
-            self._check(source.counts, of_training=True)
+            counts = self._begun(name, records)
+            counts.examples = self._collect(records, counts, numbers, training)
+            counts.held_out = self._collect(records, counts, others, validation, keep_prompts=True)
+            self._check(counts, of_training=True)
         if (name := config.validation_source) is not None:
-            source = self._begun(name, records := _open(name))
+            counts = self._begun(name, records := _open(name))
             everything = np.arange(len(records))
-            source.counts.held_out = self._collect(source, everything, validation, keep_prompts=True)
-            self._check(source.counts, of_training=False)
+            counts.held_out = self._collect(records, counts, everything, validation, keep_prompts=True)
+            self._check(counts, of_training=False)
         self.training, self.validation = training.examples(), validation.examples()
 
     def description(self) -> list[str]:
@@ -153,17 +154,18 @@ class InstructionData:
             f"{longest:,} places of a row",
         ]
 
-    def _begun(self, name: str, records: RecordSource[Record]) -> "_OpenSource":
+    def _begun(self, name: str, records: RecordSource[Record]) -> SourceCounts:
         form = self._config.format if self._config.format != "auto" else _form(name, records)
         if len(records) > _MANY:
             self._say(f"encoding {len(records):,} records of {name}")
         counts = SourceCounts(name, form, len(records))
         self.counts.append(counts)
-        return _OpenSource(records, form, counts)
+        return counts
 
     def _collect(
         self,
-        source: "_OpenSource",
+        records: RecordSource[Record],
+        counts: SourceCounts,
         numbers: Int[np.ndarray, "numbers"],
         into: "_Collected",
         *,
@@ -173,16 +175,16 @@ class InstructionData:
         before = len(into)
         for number in numbers.tolist():
             try:
-                record = source.records[number]
-                conversation = conversation_of(record, source.form)
+                record = records[number]
+                conversation = conversation_of(record, counts.form)
                 ids, learned = self._layout.encode(conversation, record.place)
             except BadRecordError as error:
                 if self._config.bad_records == "fail":
                     raise UserError(f"{error} (data.bad_records is fail)") from None
-                source.counts.bad[error.reason] += 1
+                counts.bad[error.reason] += 1
                 self._note(f"bad record skipped: {error}")
                 continue
-            if self._fitted(source.counts, record.place, ids, learned, into) and keep_prompts:
+            if self._fitted(counts, record.place, ids, learned, into) and keep_prompts:
                 self._keep_prompt(conversation)
         into.end_source()
         return len(into) - before
@@ -236,13 +238,6 @@ class InstructionData:
         if self._said <= NOTES:
             more = "; further ones are only counted (dropped_records in the metrics)" * (self._said == NOTES)
             self._say(f"{line}{more}")
-
-
-@dataclass(frozen=True)
-class _OpenSource:
-    records: RecordSource[Record]
-    form: RecordFormat
-    counts: SourceCounts
 
 
 class _Collected:
@@ -316,7 +311,3 @@ def _held_out(config: InstructionDataConfig, opened: Sequence[tuple[str, RecordS
     for number in by_remainder[: wanted - sum(parts)]:
         parts[number] += 1
     return parts
-
-
-def _shares(weights: Sequence[float]) -> tuple[float, ...]:
-    return tuple(weight / sum(weights) for weight in weights)

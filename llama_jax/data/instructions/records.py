@@ -91,12 +91,8 @@ def _alpaca(record: Record) -> Conversation:
     return (*turns, question, Turn("assistant", _field(record, "output")))
 
 
-def _sharegpt(record: Record) -> Conversation:
-    return _conversation([*_system_turn(record), *_turns(record, "conversations")], record.place)
-
-
-def _messages(record: Record) -> Conversation:
-    return _conversation([*_system_turn(record), *_turns(record, "messages")], record.place)
+def _listed(record: Record, field: str) -> Conversation:
+    return _conversation([*_system_turn(record), *_turns(record, field)], record.place)
 
 
 def _prompt_completion(record: Record) -> Conversation:
@@ -108,16 +104,12 @@ def _prompt_completion(record: Record) -> Conversation:
     return _conversation([*_system_turn(record), *prompt, *_turns(record, "completion")], place)
 
 
-def _plain_text(record: Record) -> str:
-    return _field(record, "text")
-
-
 _READERS: Mapping[RecordFormat, Callable[[Record], Conversation | str]] = {
     "alpaca": _alpaca,
-    "sharegpt": _sharegpt,
-    "messages": _messages,
+    "sharegpt": lambda record: _listed(record, "conversations"),
+    "messages": lambda record: _listed(record, "messages"),
     "prompt_completion": _prompt_completion,
-    "text": _plain_text,
+    "text": lambda record: _field(record, "text"),
 }
 
 

@@ -118,10 +118,7 @@ def packed(order: Int[np.ndarray, "examples"], lengths: Int[np.ndarray, "all"], 
         together = order[start : start + _PACKING_CHUNK]
         together = together[np.argsort(-lengths[together], kind="stable")]
         rows += _best_fit(together.tolist(), lengths[together].tolist(), row_length)
-    counts = [len(row) for row in rows]
-    return EpochPlan(
-        np.array([example for row in rows for example in row], np.int64), np.concatenate([[0], np.cumsum(counts)])
-    )
+    return _plan_of(rows)
 
 
 def _best_fit(examples: Sequence[int], lengths: Sequence[int], row_length: int) -> list[list[int]]:
@@ -148,8 +145,12 @@ def _best_fit(examples: Sequence[int], lengths: Sequence[int], row_length: int) 
 
 
 def _shuffled(plan: EpochPlan, generator: np.random.RandomState) -> EpochPlan:
-    rows = [plan[row] for row in generator.permutation(len(plan)).tolist()]
-    return EpochPlan(np.concatenate(rows), np.concatenate([[0], np.cumsum([len(row) for row in rows])]))
+    return _plan_of([plan[row] for row in generator.permutation(len(plan)).tolist()])
+
+
+def _plan_of(rows: Sequence[Sequence[int] | np.ndarray]) -> EpochPlan:
+    bounds = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return EpochPlan(np.concatenate(rows).astype(np.int64), bounds)
 
 
 def _grouped(

@@ -10,20 +10,12 @@ STARTER = "starter"
 _FILE = "starter_instructions.json"
 
 
-class _StarterRecords:
-    def __init__(self, content: bytes) -> None:
-        self._records = json.loads(content)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Record:
-        return Record(f"{STARTER}[{index}]", self._records[index])
-
+class _StarterRecords(list[Record]):
     def identity(self) -> str:
         return STARTER
 
 
 def starter_records() -> _StarterRecords:
     """Instructions with and without input, and an answer to each, in Alpaca's format."""
-    return _StarterRecords((resources.files("llama_jax.data.instructions") / _FILE).read_bytes())
+    values = json.loads((resources.files("llama_jax.data.instructions") / _FILE).read_bytes())
+    return _StarterRecords(Record(f"{STARTER}[{index}]", each) for index, each in enumerate(values))

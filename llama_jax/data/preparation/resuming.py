@@ -1,4 +1,5 @@
-"""What was settled when the preparation of a corpus began, and whether the same command may resume it."""
+"""What is kept while a corpus is prepared, so that the same command may resume it: what was settled when it began, and
+for each shard that is whole a small file and the hashes of its documents. All of it is deleted at the end."""
 
 import json
 from typing import Any, NamedTuple
@@ -7,14 +8,44 @@ from etils import epath
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
-from llama_jax.data.preparation.acknowledgements import PROGRESS
 from llama_jax.data.preparation.cleaning import CLEANING_VERSION
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.sources.documents import Documents
-from llama_jax.data.sources.prepared import MANIFEST, read_manifest
+from llama_jax.data.sources.prepared import MANIFEST, Shard, read_manifest
 from llama_jax.data.tokenizers import load_tokenizer
 
+PROGRESS = "progress"
+"""The folder, within the prepared directory."""
 _PLAN = "plan.json"
+
+
+class Acknowledged(NamedTuple):
+    """A shard that is whole."""
+
+    shard: Shard
+    dropped: list[dict[str, Any]]
+    """Documents left out, in order: `document`, `reason`, and what else is known."""
+
+    @property
+    def bad(self) -> list[dict[str, Any]]:
+        """Those whose record could not be used, in contrast to what cleaning left out."""
+        return [each for each in self.dropped if "where" in each]
+
+
+def hashes_path(directory: epath.Path, number: int) -> epath.Path:
+    """Where the hashes of a shard's documents are."""
+    return directory / PROGRESS / f"hashes-{number:05}.npy"
+
+
+def acknowledgement_path(directory: epath.Path, number: int) -> epath.Path:
+    """The file that says that a shard is whole."""
+    return directory / PROGRESS / f"shard-{number:05}.json"
+
+
+def acknowledged(directory: epath.Path, number: int) -> Acknowledged:
+    """What the acknowledgement of a shard says."""
+    values = json.loads(acknowledgement_path(directory, number).read_bytes())
+    return Acknowledged(Shard(**values["shard"]), values["dropped"])
 
 
 class Plan(NamedTuple):

@@ -18,9 +18,9 @@ from etils import epath
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote, write_whole
-from llama_jax.data.preparation.acknowledgements import acknowledgement_path, hashes_path
 from llama_jax.data.preparation.cleaning import Cleaning, cleaned, text_hash
 from llama_jax.data.preparation.duplicates import Duplicates
+from llama_jax.data.preparation.resuming import acknowledgement_path, hashes_path
 from llama_jax.data.sources.documents import BadRecordError, Documents
 from llama_jax.data.sources.prepared import ShardWriter, id_dtype, shard_name
 from llama_jax.data.tokenizers import Tokenizer

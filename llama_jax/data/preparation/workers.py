@@ -79,19 +79,18 @@ class Workers:
 
     def hash_shards(self, numbers: Iterable[int], tick: Callable[[], None]) -> Iterator[int]:
         """Write the hashes of shards; gives the number of each when it is done. `tick` is called often."""
-        yield from self._results(((_hash_shard, number) for number in numbers), tick)
+        return self._results(((ShardWork.hash_shard, number) for number in numbers), tick)
 
     def write_shards(self, numbers: Iterable[int], duplicates: Duplicates, tick: Callable[[], None]) -> Iterator[int]:
         """Write shards; gives the number of each when it is acknowledged. `tick` is called often."""
-        bounds = self._bounds
-        tasks = ((_write_shard, number, duplicates.within(*bounds[number : number + 2])) for number in numbers)
-        yield from self._results(tasks, tick)
+        parts = ((number, duplicates.within(*self._bounds[number : number + 2])) for number in numbers)
+        return self._results(((ShardWork.write_shard, *part) for part in parts), tick)
 
     def _results(self, tasks: Iterator[tuple[Any, ...]], tick: Callable[[], None]) -> Iterator[int]:
         pending: set[Future[int]] = set()
         while True:
             while len(pending) < self._most_pending and (task := next(tasks, None)) is not None:
-                pending.add(self._executor.submit(*task))
+                pending.add(self._executor.submit(_done, *task))
             if not pending:
                 return
             done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
@@ -110,7 +109,7 @@ _worker: ShardWork
 
 
 def _start(job: Job, meter: Meter, is_process: bool) -> None:
-    """Make this process ready for `_hash_shard` and `_write_shard`."""
+    """Make this process ready for `_done`."""
     global _worker
     _worker = ShardWork(job, meter.add)
     if is_process:
@@ -127,9 +126,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _hash_shard(number: int) -> int:
-    return _worker.hash_shard(number)
-
-
-def _write_shard(number: int, duplicates: Duplicates) -> int:
-    return _worker.write_shard(number, duplicates)
+def _done(work: Callable[..., int], *arguments: Any) -> int:
+    return work(_worker, *arguments)

@@ -2,28 +2,23 @@
 
 Knows the order of the work and what is shown of it, not how a shard is written."""
 
-import contextlib
 import functools
 import io
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 
 from llama_jax.core.errors import SavedAfterSignal, UserError
-from llama_jax.core.files import is_remote, write_whole
+from llama_jax.core.files import is_remote, replacing, write_whole
 from llama_jax.core.processes.signals import StopSignal
 from llama_jax.core.recording.terminal import LiveLine
-from llama_jax.data.preparation.acknowledgements import PROGRESS, acknowledged, acknowledgement_path, hashes_path
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.duplicates import NO_DUPLICATES, Duplicates, duplicates_of
-from llama_jax.data.preparation.resuming import Plan
+from llama_jax.data.preparation.resuming import Plan, acknowledged, acknowledgement_path, hashes_path
 from llama_jax.data.preparation.shards import Job
 from llama_jax.data.preparation.workers import Meter, Workers
 from llama_jax.data.sources.prepared import DROPPED, MANIFEST, Manifest, Shard, id_dtype
@@ -41,9 +36,9 @@ def write_shards(config: PrepareConfig, job: Job, stop: StopSignal) -> None:
         UserError: too many records are bad.
     """
     missing = [number for number in range(job.shards) if not acknowledgement_path(job.directory, number).exists()]
-    bad = _BadRecords(config, job)
+    bad = 0
     for number in sorted(set(range(job.shards)) - set(missing)):
-        bad.count(number)
+        bad = _with_bad_records(config, job, number, bad)
     if not missing:
         return
     count = (os.cpu_count() or 1) if config.workers is None else config.workers
@@ -54,7 +49,7 @@ def write_shards(config: PrepareConfig, job: Job, stop: StopSignal) -> None:
         duplicates = _find_duplicates(job, workers, meter, stop) if config.deduplicate else NO_DUPLICATES
         with _Progress("writing", job, missing, meter, stop) as progress:
             for number in workers.write_shards(missing, duplicates, progress.tick):
-                bad.count(number)
+                bad = _with_bad_records(config, job, number, bad)
 
 
 def _find_duplicates(job: Job, workers: Workers, meter: Meter, stop: StopSignal) -> Duplicates:
@@ -72,24 +67,16 @@ def _find_duplicates(job: Job, workers: Workers, meter: Meter, stop: StopSignal)
     return duplicates
 
 
-class _BadRecords:
-    """Counts records that could not be used, shard by shard, and ends the work when they are too many."""
-
-    def __init__(self, config: PrepareConfig, job: Job) -> None:
-        self._most = config.data.max_bad_fraction
-        self._job = job
-        self._count = 0
-
-    def count(self, number: int) -> None:
-        bad = acknowledged(self._job.directory, number).bad
-        self._count += len(bad)
-        total = len(self._job.documents)
-        if bad and self._count > self._most * total:
-            first = bad[0]
-            raise UserError(
-                f"data.max_bad_fraction: {self._count} bad records of {total} documents are more than {self._most}; "
-                f"such as {first['where']}: {first['message']}"
-            )
+def _with_bad_records(config: PrepareConfig, job: Job, number: int, before: int) -> int:
+    """How many records could not be used, with those of one more shard; ends the work when they are too many."""
+    bad = acknowledged(job.directory, number).bad
+    count, total, most = before + len(bad), len(job.documents), config.data.max_bad_fraction
+    if bad and count > most * total:
+        raise UserError(
+            f"data.max_bad_fraction: {count} bad records of {total} documents are more than {most}; "
+            f"such as {bad[0]['where']}: {bad[0]['message']}"
+        )
+    return count
 
 
 class _Progress:
@@ -145,7 +132,8 @@ def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Manifest:
     """
     reasons: Counter[str] = Counter()
     shards: list[Shard] = []
-    with _whole(job.directory / DROPPED) as file:
+    path = job.directory / DROPPED
+    with path.open("wb") if is_remote(path) else replacing(path) as file:
         for number in range(job.shards):
             shard, dropped = acknowledged(job.directory, number)
             shards.append(shard)
@@ -168,16 +156,6 @@ def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Manifest:
         raise UserError(f"--output {config.output}: no document is left: {_reasons(manifest)}")
     write_whole(job.directory / MANIFEST, manifest.to_json())
     return manifest
-
-
-@contextlib.contextmanager
-def _whole(path: epath.Path) -> Iterator[Any]:
-    """A file to write that is there as a whole or not at all."""
-    temporary = path if is_remote(path) else path.parent / PROGRESS / path.name
-    with temporary.open("wb") as file:
-        yield file
-    if not is_remote(path):
-        Path(temporary).replace(path)
 
 
 def described(manifest: Manifest) -> str:

@@ -5,6 +5,7 @@ be computed again from a position alone, and a pair that was left out or used tw
 """
 
 import functools
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,8 @@ GOLDEN_RATIO = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 _TABLE_PAIRS = 2**18
 """Pairs whose running sums are kept (2 MB); only longer documents are summed pair by pair."""
+
+_Number = TypeVar("_Number", int, np.ndarray)
 
 
 def entered(ledger: int, document: int, start: int, stop: int) -> int:
@@ -28,8 +31,8 @@ def entered(ledger: int, document: int, start: int, stop: int) -> int:
     return (ledger + (mixed(document) | 1) * amount) & _MASK
 
 
-def mixed(number: int) -> int:
-    """64 bits that look random (splitmix64, Steele et al. 2014)."""
+def mixed(number: _Number) -> _Number:
+    """64 bits that look random (splitmix64, Steele et al. 2014), of a whole number or of each in an array of uint64."""
     number = (number + GOLDEN_RATIO) & _MASK
     number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -37,10 +40,7 @@ def mixed(number: int) -> int:
 
 
 def _mixed_range(start: int, stop: int) -> np.ndarray:
-    numbers = np.arange(start, stop, dtype=np.uint64) + np.uint64(GOLDEN_RATIO)
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))
+    return mixed(np.arange(start, stop, dtype=np.uint64))
 
 
 @functools.cache

@@ -6,6 +6,7 @@ and a run may be resumed with another number of them. Independent of devices.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import zlib
 from collections import Counter, deque
@@ -15,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llama_jax.core.arrays import Int
+from llama_jax.core.batches import TokenBatch
 from llama_jax.core.errors import UserError
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.mixture import Mixture
-from llama_jax.data.rows.packing import PACKING_VERSION, Row, validation_rows
+from llama_jax.data.rows.packing import PACKING_VERSION, validation_rows
 from llama_jax.data.rows.positions import RowsPosition, StreamPositions, merge_positions
 from llama_jax.data.rows.prefetching import Prefetcher
 from llama_jax.data.rows.progress import check_dropped, dropped_in, progress
@@ -50,16 +52,6 @@ def streams_of_batch(first_row: int, batch_size: int, streams: int) -> Int[np.nd
         )
     rows = np.arange(batch_size)
     return (first_row + rows) % streams if batch_size <= streams else rows // (batch_size // streams)
-
-
-def _own_part(position: RowsPosition, streams: int) -> RowsPosition:
-    """A position without the streams that other processes have read on since it was recorded there."""
-    own = {
-        number: stream
-        for number, stream in position.streams.items()
-        if stream.rows == _rows_given(number, position.row, streams)
-    }
-    return dataclasses.replace(position, streams=own)
 
 
 class Loader:
@@ -147,7 +139,12 @@ class Loader:
 
     def position_of(self, records: Sequence[Mapping[str, Any]]) -> RowsPosition:
         """One position from those that all processes recorded after the same batch; see `merge_positions`."""
-        positions = [_own_part(RowsPosition.from_json(record), self._config.streams) for record in records]
+        positions = []
+        for position in map(RowsPosition.from_json, records):
+            given = {number: _rows_given(number, position.row, self._config.streams) for number in position.streams}
+            # Without the streams that other processes have read on since it was recorded there.
+            own = {number: stream for number, stream in position.streams.items() if stream.rows == given[number]}
+            positions.append(dataclasses.replace(position, streams=own))
         return merge_positions(positions)
 
     def tokens_before(self, position: RowsPosition) -> int:
@@ -268,14 +265,9 @@ def validation_batches(
 ) -> Iterator[Rows]:
     """All held-out documents once, each token a target once, arrays [batch_size, T]. Rows missing in the last batch are
     padding throughout (`segment_ids` and `loss_weights` 0)."""
-    rows: list[Row] = []
-    for row in validation_rows(documents, tokenizer, config.sequence_length):
-        rows.append(row)
-        if len(rows) == batch_size:
-            yield {name: np.stack([row[name] for row in rows]) for name in row}
-            rows = []
-    if rows:
-        rows += [{name: np.zeros_like(array) for name, array in rows[0].items()}] * (batch_size - len(rows))
+    given = validation_rows(documents, tokenizer, config.sequence_length)
+    while rows := list(itertools.islice(given, batch_size)):
+        rows += [TokenBatch.empty_row(config.sequence_length)] * (batch_size - len(rows))
         yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

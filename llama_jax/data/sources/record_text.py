@@ -1,7 +1,6 @@
 """What a good record is: JSON that can be read, with a field that holds text. The one place that decides it, whatever
 the record was read from."""
 
-import itertools
 import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -74,8 +73,8 @@ class WholeRecord:
 
     def of_json(self, content: bytes, where: str, *, whole: bool = True) -> Record:
         values = _object(content, where, whole=whole)
-        for field in itertools.chain(*_fields_twice(content)):
-            raise BadRecordError("duplicate_field", where, f"has the field '{field:.40}' twice")
+        if twice := [field for fields in _fields_twice(content) for field in fields]:
+            raise BadRecordError("duplicate_field", where, f"has the field '{twice[0]:.40}' twice")
         return Record(where, values)
 
     def of_value(self, value: Any, where: str) -> Record:
@@ -205,7 +204,7 @@ def _place(error: json.JSONDecodeError) -> str:
 
 
 def _fields_twice(content: bytes) -> list[list[str]]:
-    """The fields that each object has twice, the outermost object last. Slow, as it costs a call of Python an object."""
+    """The fields that each object has twice, the outermost object last. Slow: it costs a call of Python an object."""
     found: list[list[str]] = []
 
     def look(pairs: list[tuple[str, Any]]) -> None:
