@@ -46,16 +46,9 @@ class DataConfig:
     """Batches prepared ahead of the training step."""
 
     def __post_init__(self) -> None:
-        _check_mixture(self.source, self.mixture, DataConfig.source)
-        if self.sequence_length < 2:
-            raise UserError(f"data.sequence_length: {self.sequence_length} is too short; use at least 2 tokens")
+        _check_shared(self, streams=1, prefetch_batches=1, workers=0)
         if not 0 < self.validation_fraction < 1:
             raise UserError(f"data.validation_fraction: {self.validation_fraction} must lie between 0 and 1")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UserError(f"data.max_bad_fraction: {self.max_bad_fraction} must lie between 0 and 1")
-        for name, least in (("streams", 1), ("prefetch_batches", 1), ("workers", 0)):
-            if (value := getattr(self, name)) < least:
-                raise UserError(f"data.{name}: {value} must be at least {least}")
 
     @property
     def weighted_sources(self) -> tuple[tuple[str, float], ...]:
@@ -153,22 +146,15 @@ class InstructionDataConfig:
     """Batches prepared ahead of the training step."""
 
     def __post_init__(self) -> None:
-        _check_mixture(self.source, self.mixture, InstructionDataConfig.source)
-        if self.sequence_length < 2:
-            raise UserError(f"data.sequence_length: {self.sequence_length} is too short; use at least 2 tokens")
+        _check_shared(self, pad_multiple=1, prefetch_batches=1)
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"data.validation_fraction: {self.validation_fraction} must be at least 0 and below 1")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UserError(f"data.max_bad_fraction: {self.max_bad_fraction} must lie between 0 and 1")
         if self.validation_examples is not None and self.validation_examples < 0:
             raise UserError(f"data.validation_examples: {self.validation_examples} must not be negative")
         if self.validation_examples is not None and self.validation_source is not None:
             raise UserError("data.validation_examples: contradicts data.validation_source; give one of the two")
         if self.group_by_length and self.packing == "pack":
             raise UserError("data.group_by_length: contradicts data.packing pack, which fills rows; add packing none")
-        for name, least in (("pad_multiple", 1), ("prefetch_batches", 1)):
-            if (value := getattr(self, name)) < least:
-                raise UserError(f"data.{name}: {value} must be at least {least}")
 
     @property
     def weighted_sources(self) -> tuple[tuple[str, float], ...]:
@@ -178,6 +164,18 @@ class InstructionDataConfig:
 
 def _weighted_sources(source: str, mixture: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
     return tuple((source, weight) for source, weight in mixture) or ((source, 1.0),)
+
+
+def _check_shared(config: DataConfig | InstructionDataConfig, **least: int) -> None:
+    """What holds for either kind of data; `least` has the least value of some fields."""
+    _check_mixture(config.source, config.mixture, type(config).source)
+    if config.sequence_length < 2:
+        raise UserError(f"data.sequence_length: {config.sequence_length} is too short; use at least 2 tokens")
+    if not 0 <= config.max_bad_fraction <= 1:
+        raise UserError(f"data.max_bad_fraction: {config.max_bad_fraction} must lie between 0 and 1")
+    for name, bound in least.items():
+        if (value := getattr(config, name)) < bound:
+            raise UserError(f"data.{name}: {value} must be at least {bound}")
 
 
 def _check_mixture(source: str, mixture: tuple[tuple[str, float], ...], default: str) -> None:

@@ -295,7 +295,6 @@ def _form(name: str, records: RecordSource[Record]) -> RecordFormat:
 
 
 def _held_out(config: InstructionDataConfig, opened: Sequence[tuple[str, RecordSource[Record]]]) -> list[int]:
-    """Records of each source to hold out."""
     counts = [len(records) for _, records in opened]
     if config.validation_source is not None:
         return [0] * len(counts)

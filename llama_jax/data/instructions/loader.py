@@ -187,9 +187,7 @@ class ExampleLoader:
         for start in range(0, len(examples), batch_size):
             rows = [np.array([number]) for number in range(start, min(start + batch_size, len(examples)))]
             length = padded_length(examples, rows, config)
-            yield _stacked(
-                examples, [rows[place] if place < len(rows) else None for place in range(batch_size)], length
-            )
+            yield _stacked(examples, rows, range(batch_size), length)
 
     def prompts(self, texts: Sequence[str], held_out: int) -> list[Prompt]:
         """What to ask a model, to read how it changes: these texts, each as a user's; where there are none, the prompts
@@ -215,14 +213,14 @@ class ExampleLoader:
             length = self._config.sequence_length
             if self._config.packing == "none":
                 length = padded_length(self.data.training, rows, self._config)
-            wanted = [rows[place] if place < len(rows) else None for place in self._rows_of(size)]
+            made = _stacked(self.data.training, rows, self._rows_of(size), length)
             step, row, given, tokens = step + 1, row + size, given + len(rows), tokens + size * length
-            yield _stacked(self.data.training, wanted, length), ExamplesPosition(step, row, tokens, epoch, given)
+            yield made, ExamplesPosition(step, row, tokens, epoch, given)
 
 
-def _stacked(examples: Examples, rows: Sequence[np.ndarray | None], length: int) -> Rows:
-    """Rows of a batch; None is one of padding."""
-    made = [row_of(examples, [] if row is None else row.tolist(), length) for row in rows]
+def _stacked(examples: Examples, rows: Sequence[np.ndarray], places: Sequence[int], length: int) -> Rows:
+    """The rows at some places of a batch; beyond those given there is padding."""
+    made = [row_of(examples, rows[place].tolist() if place < len(rows) else [], length) for place in places]
     return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
 

@@ -84,8 +84,7 @@ def _forget() -> None:
     _process = None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_forget)
 
 
 def _send(process: subprocess.Popen[bytes], content: bytes, deadline: float) -> None:

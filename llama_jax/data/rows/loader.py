@@ -24,7 +24,7 @@ from llama_jax.data.rows.mixture import Mixture
 from llama_jax.data.rows.packing import PACKING_VERSION, validation_rows
 from llama_jax.data.rows.positions import RowsPosition, StreamPositions, merge_positions
 from llama_jax.data.rows.prefetching import Prefetcher
-from llama_jax.data.rows.progress import check_dropped, dropped_in, progress
+from llama_jax.data.rows.progress import check_dropped, progress
 from llama_jax.data.rows.streams import NOTES, BatchPart, Pipeline, Rows, Share, Streams
 from llama_jax.data.rows.workers import StreamProcesses
 from llama_jax.data.sources.documents import Documents, in_order
@@ -183,7 +183,7 @@ class Loader:
             parts = readers.answer()
             for part in parts:
                 streams.update(part.streams)
-            if any(dropped_in(part.streams) for part in parts):
+            if any(source.dropped for part in parts for stream in part.streams.values() for source in stream.sources):
                 check_dropped(streams, self._pipeline.mixture, self._config.max_bad_fraction)
             after = RowsPosition(plan.step + 1, plan.first_row + plan.size, dict(streams))
             yield _assembled(plan, places, parts), after, [note for part in parts for note in part.notes]
@@ -203,8 +203,6 @@ class Loader:
 
 
 class _BatchPlan(NamedTuple):
-    """What a batch is made of."""
-
     step: int
     first_row: int
     size: int

@@ -36,11 +36,6 @@ def progress(streams: StreamPositions, mixture: Mixture) -> dict[str, Progress]:
     return found
 
 
-def dropped_in(streams: StreamPositions) -> bool:
-    """Whether there was a document that could not be used."""
-    return any(source.dropped for stream in streams.values() for source in stream.sources)
-
-
 def check_dropped(streams: StreamPositions, mixture: Mixture, most: float) -> None:
     """Raise if more than the fraction `most` of the documents of a source that were read could not be used.
 

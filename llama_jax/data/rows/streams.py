@@ -103,10 +103,7 @@ class Streams:
             )
             for source, epochs in zip(pipeline.mixture.sources, self._epochs, strict=True)
         ]
-        opened = _Stream(pipeline, stream, sources)
-        if (position := self._positions.get(stream)) is not None:
-            opened.restore(position)
-        return opened
+        return _Stream(pipeline, stream, sources, self._positions.get(stream))
 
     def _read_ahead(self, shares: Sequence[Share]) -> None:
         """Read the documents that the rows will need, of all streams at once: one after another each would wait for
@@ -134,15 +131,12 @@ class Streams:
 class _Stream:
     """One stream: which source gives its next row, and how many rows it has given."""
 
-    def __init__(self, pipeline: Pipeline, stream: int, sources: list[PackedRows]) -> None:
-        self._pipeline = pipeline
-        self._stream = stream
-        self._sources = sources
-        self._rows = 0
-
-    def restore(self, position: StreamPosition) -> None:
-        self._rows = position.rows
-        for source, of_source in zip(self._sources, position.sources, strict=True):
+    def __init__(
+        self, pipeline: Pipeline, stream: int, sources: list[PackedRows], position: StreamPosition | None
+    ) -> None:
+        self._pipeline, self._stream, self._sources = pipeline, stream, sources
+        self._rows = position.rows if position else 0
+        for source, of_source in zip(sources, position.sources, strict=True) if position else ():
             source.restore(of_source)
 
     def position(self) -> StreamPosition:

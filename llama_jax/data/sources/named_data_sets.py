@@ -27,8 +27,6 @@ _T = TypeVar("_T")
 
 
 class _Slice:
-    """Some consecutive rows of a file."""
-
     def __init__(self, rows: RecordSource[Any], first: int, count: int) -> None:
         self._rows, self._first, self._count = rows, first, count
 

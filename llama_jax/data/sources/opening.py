@@ -135,7 +135,6 @@ def _as_records(documents: RecordSource[Any]) -> RecordSource[Record]:
 
 
 def _open_named(source: str, parser: RecordParser[_T]) -> RecordSource[_T]:
-    """Documents of a data set by name, or of files."""
     if source.startswith(("tfds:", "hf:")):
         from llama_jax.data.sources.named_data_sets import open_hugging_face, open_tfds
 
@@ -161,11 +160,7 @@ def _open_file(path: epath.Path, parser: RecordParser[Any]) -> RecordSource[Any]
     suffix = path.suffix.lower()
     if suffix in _TEXT_SUFFIXES:
         return TextFile(path) if parser.field is not None else _as_records(TextFile(path))
-    return _opener_of_records(suffix)(path, parser)
-
-
-def _opener_of_records(suffix: str) -> Callable[[epath.Path, RecordParser[Any]], RecordSource[Any]]:
-    """Libraries are imported only by those who have files of their kind."""
+    # Libraries are imported only by those who have files of their kind.
     if suffix == ".parquet":
         from llama_jax.data.sources.parquet_files import open_parquet
 
@@ -174,7 +169,7 @@ def _opener_of_records(suffix: str) -> Callable[[epath.Path, RecordParser[Any]],
         from llama_jax.data.sources.array_records import open_array_record
 
         return open_array_record(path, parser)
-    return LineFile(path, parser) if suffix == ".jsonl" else open_json(path, parser)
+    return (LineFile if suffix == ".jsonl" else open_json)(path, parser)
 
 
 def _is_prepared(directory: epath.Path) -> bool:

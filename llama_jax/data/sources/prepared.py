@@ -270,6 +270,3 @@ class PreparedDocuments(JoinedDocuments[np.ndarray]):
     def tokenizer_fingerprint(self) -> str:
         """Of the tokenizer that gave the ids; the tokenizer itself is in `directory`, for `load_tokenizer`."""
         return self.manifest.tokenizer
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedDocuments, (self.directory, self.manifest)

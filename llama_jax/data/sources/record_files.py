@@ -57,7 +57,6 @@ class _IndexedFile(Generic[_T]):
         return self._digest
 
     def _where(self, index: int) -> str:
-        """What leads to a record."""
         raise NotImplementedError
 
     def _is_whole(self, content: bytes) -> bool:

@@ -1,6 +1,6 @@
 """A tokenizer as GGUF stores it: one list of tokens with their scores and types."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,18 +55,14 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     Raises:
         UserError: it is of a kind that GGUF cannot express for a LLaMA.
     """
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        parts = _of_sentencepiece(tokenizer)
-    elif isinstance(tokenizer, Llama2cTokenizer):
-        parts = _of_llama2c(tokenizer)
-    elif isinstance(tokenizer, TiktokenTokenizer):
-        parts = _of_tiktoken(tokenizer)
-    elif isinstance(tokenizer, HuggingFaceTokenizer):
-        parts = _of_hugging_face(tokenizer)
-    else:
-        raise TypeError(f"{type(tokenizer).__name__} is not a kind of tokenizer file")
+    kinds: Mapping[type, Callable[[Any], dict[str, Any]]] = {
+        SentencePieceTokenizer: _of_sentencepiece,
+        Llama2cTokenizer: _of_llama2c,
+        TiktokenTokenizer: _of_tiktoken,
+        HuggingFaceTokenizer: _of_hugging_face,
+    }
     return Vocabulary(
-        **parts,
+        **kinds[type(tokenizer)](tokenizer),
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         adds_bos=tokenizer.adds_bos,
