@@ -3,10 +3,12 @@
 Sets of instructions are small, so every process holds all of them: 5 bytes a token. Independent of rows."""
 
 import hashlib
+import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 
 import numpy as np
 
@@ -14,7 +16,6 @@ from llama_jax.core.arrays import Bool, Int
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import InstructionDataConfig, RecordFormat
 from llama_jax.data.instructions.records import Conversation, conversation_of, format_of, unknown_format
-from llama_jax.data.instructions.starter import STARTER, starter_records
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.sources.documents import BadRecordError, RecordSource, held_out_count, split_indices
 from llama_jax.data.sources.opening import open_records
@@ -23,6 +24,7 @@ from llama_jax.data.sources.record_text import Record
 NOTES = 5
 """Records that are named; the others are only counted."""
 
+_STARTER, _STARTER_FILE = "starter", "starter_instructions.json"
 _RECORDS_LOOKED_AT = 100
 """From which the format of a source is recognised."""
 _MANY = 5000
@@ -276,8 +278,20 @@ def _end_of_learned(learned: Sequence[bool]) -> int:
     return next((stop for stop in range(len(learned), 0, -1) if learned[stop - 1]), 0)
 
 
+class _StarterRecords(list[Record]):
+    def identity(self) -> str:
+        return _STARTER
+
+
+def starter_records() -> _StarterRecords:
+    """The small set that comes with the package, so that fine-tuning needs no download: instructions with and without
+    input, and an answer to each, in Alpaca's format."""
+    values = json.loads((resources.files("llama_jax.data.instructions") / _STARTER_FILE).read_bytes())
+    return _StarterRecords(Record(f"{_STARTER}[{index}]", each) for index, each in enumerate(values))
+
+
 def _open(name: str) -> RecordSource[Record]:
-    return starter_records() if name == STARTER else open_records(name)
+    return starter_records() if name == _STARTER else open_records(name)
 
 
 def _form(name: str, records: RecordSource[Record]) -> RecordFormat:

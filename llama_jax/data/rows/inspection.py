@@ -15,12 +15,10 @@ from llama_jax.data.rows.positions import RowsPosition
 from llama_jax.data.rows.progress import Progress, progress
 from llama_jax.data.rows.segments import segment_places
 from llama_jax.data.rows.streams import Pipeline
-from llama_jax.data.sources.documents import BadRecordError, Documents, read_many
+from llama_jax.data.sources.documents import BadRecordError, Documents, SelectedDocuments, in_order
 from llama_jax.data.tokenizers import Tokenizer
 
 PERCENTILES = (1, 10, 50, 90, 99, 100)
-
-_READ_CHUNK = 64
 
 
 @dataclass
@@ -112,16 +110,15 @@ class Lengths:
 def measure_lengths(documents: Documents, tokenizer: Tokenizer, sample: int) -> Lengths:
     """Look at so many documents at the most, spread evenly over the source."""
     count = len(documents)
-    chosen = np.unique(np.linspace(0, count - 1, min(count, sample)).astype(np.int64)).tolist()
+    chosen = np.unique(np.linspace(0, count - 1, min(count, sample)).astype(np.int64))
     lengths: list[int] = []
     dropped: Counter[str] = Counter()
-    for start in range(0, len(chosen), _READ_CHUNK):
-        numbers = chosen[start : start + _READ_CHUNK]
-        for number, document in zip(numbers, read_many(documents, numbers), strict=True):
-            try:
-                lengths.append(len(token_ids(document, tokenizer, number)))
-            except BadRecordError as error:
-                dropped[error.reason] += 1
+    sampled = in_order(SelectedDocuments(documents, chosen, "sampled"))
+    for number, document in zip(chosen.tolist(), sampled, strict=True):
+        try:
+            lengths.append(len(token_ids(document, tokenizer, number)))
+        except BadRecordError as error:
+            dropped[error.reason] += 1
     return Lengths(count, np.array(lengths, np.int64), dict(sorted(dropped.items())))
 
 

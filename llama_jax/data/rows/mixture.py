@@ -51,11 +51,6 @@ class Mixture:
         """Share of the rows by source; they sum to 1."""
         self._bounds = [int(bound * 2**64) for bound in itertools.accumulate(self.shares)][:-1]
 
-    @classmethod
-    def of(cls, documents: Documents, name: str = "documents") -> "Mixture":
-        """A mixture of one source."""
-        return cls([Source(name, documents)])
-
     def source_of(self, row: int, seed: int) -> int:
         """Number of the source that gives a row.
 

@@ -7,7 +7,14 @@ from typing import Any
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_object, shown
-from llama_jax.data.tokenizers.byte_pairs import PRE_ALIASES, PRE_TOKENIZERS
+from llama_jax.data.tokenizers.byte_pairs import (
+    BYTE_LEVEL,
+    IGNORES_MERGES,
+    NORMALIZERS,
+    PRE_ALIASES,
+    PRE_TOKENIZERS,
+    merges_of,
+)
 from llama_jax.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from llama_jax.data.tokenizers.llama2c import FIRST_PIECE, Llama2cTokenizer, llama2c_file
 from llama_jax.data.tokenizers.sentencepiece_model import (
@@ -16,12 +23,12 @@ from llama_jax.data.tokenizers.sentencepiece_model import (
     NORMAL,
     SPACE,
     UNKNOWN,
+    USER_DEFINED,
     Piece,
     PieceModel,
     piece_model_bytes,
 )
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
-from llama_jax.data.tokenizers.tokenizer_json import byte_level_json, sentencepiece_json
 from llama_jax.data.tokenizers.vocabulary import Vocabulary, vocabulary_of
 
 _FAST_CLASS = "PreTrainedTokenizerFast"
@@ -42,7 +49,7 @@ def files_of_vocabulary(vocabulary: Vocabulary) -> dict[str, bytes]:
     if pre not in PRE_TOKENIZERS:
         known = ", ".join(sorted([*PRE_TOKENIZERS, *PRE_ALIASES]))
         raise UserError(f"tokenizer: splits words by {shown(vocabulary.pre)}, which is not supported; {known} are")
-    return {"tokenizer.json": _json_bytes(byte_level_json(vocabulary, pre)), **settings}
+    return {"tokenizer.json": _json_bytes(_byte_level_json(vocabulary, pre)), **settings}
 
 
 def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
@@ -64,9 +71,9 @@ def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     ours = json_object(settings["tokenizer_config.json"], "tokenizer_config.json")
     if vocabulary.model == "llama":
         files = {"tokenizer.model": _piece_model(vocabulary)} | files
-        content = sentencepiece_json(vocabulary)
+        content = _sentencepiece_json(vocabulary)
     else:
-        content = byte_level_json(vocabulary, vocabulary.pre)
+        content = _byte_level_json(vocabulary, vocabulary.pre)
     made = {"tokenizer.json": _json_bytes(content), "tokenizer_config.json": _json_bytes(ours | config)}
     return settings | files | made
 
@@ -151,3 +158,79 @@ def _piece_model(vocabulary: Vocabulary) -> bytes:
     pieces = tuple(map(Piece, tokens, map(float, scores), types))
     model = PieceModel(pieces, adds_space_prefix=vocabulary.adds_space_prefix)
     return piece_model_bytes(model, unk=tokens[types.index(UNKNOWN)], bos=tokens[bos], eos=tokens[vocabulary.eos_id])
+
+
+def _byte_level_json(vocabulary: Vocabulary, pre: str) -> dict[str, Any]:
+    """`tokenizer.json` of a vocabulary of kind gpt2. `pre` is a name in `PRE_TOKENIZERS`."""
+    return _document(
+        vocabulary,
+        normalizer=NORMALIZERS.get(pre),
+        pre_tokenizer=PRE_TOKENIZERS[pre],
+        decoder=BYTE_LEVEL,
+        model={
+            "ignore_merges": pre in IGNORES_MERGES,
+            "merges": [merge.split(" ") for merge in vocabulary.merges],
+        },
+    )
+
+
+def _sentencepiece_json(vocabulary: Vocabulary) -> dict[str, Any]:
+    """`tokenizer.json` of a vocabulary of kind llama, laid out like that of Llama 2."""
+    ids = {token: number for number, token in enumerate(vocabulary.tokens) if vocabulary.types[number] == NORMAL}
+    scores = vocabulary.scores or [0.0] * len(ids)
+    best_first = sorted(ids, key=lambda token: -scores[ids[token]])
+    prefix = vocabulary.adds_space_prefix
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    restore = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+    unknown = [token for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == UNKNOWN]
+    return _document(
+        vocabulary,
+        normalizer={"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}] * prefix + [replace]},
+        pre_tokenizer=None,
+        decoder={"type": "Sequence", "decoders": restore + strip * prefix},
+        model={
+            "unk_token": next(iter(unknown), None),
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "merges": merges_of(ids, best_first),
+        },
+    )
+
+
+def _document(vocabulary: Vocabulary, *, model: Mapping[str, Any], **parts: Any) -> dict[str, Any]:
+    added = [number for number, kind in enumerate(vocabulary.types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
+    last_plain = max(set(range(len(vocabulary.tokens))) - set(added), default=-1)
+    # Tokens after all plain ones get their ids by being added; those before must be in the table to keep theirs.
+    table = {token: number for number, token in enumerate(vocabulary.tokens[: last_plain + 1])}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": each, "content": vocabulary.tokens[each], **plain, "special": vocabulary.types[each] != USER_DEFINED}
+            for each in added
+        ],
+        **parts,
+        "post_processor": _opening(vocabulary),
+        "model": {"type": "BPE", "vocab": table, **model},
+    }
+
+
+def _opening(vocabulary: Vocabulary) -> dict[str, Any] | None:
+    """Puts BOS before a text, for readers that ask the file for it."""
+    if vocabulary.bos_id is None or not vocabulary.adds_bos:
+        return None
+    bos = vocabulary.tokens[vocabulary.bos_id]
+    opening = {"SpecialToken": {"id": bos, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [opening, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [opening, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {bos: {"id": bos, "ids": [vocabulary.bos_id], "tokens": [bos]}},
+    }

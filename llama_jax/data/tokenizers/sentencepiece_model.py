@@ -1,11 +1,10 @@
 """sentencepiece models: the tokenizer files of LLaMA 1 and 2."""
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llama_jax.data.tokenizers.protocol_buffers import as_bytes, as_int, message_bytes, message_fields
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -84,29 +83,95 @@ def read_piece_model(model: bytes) -> PieceModel:
     """
     pieces: list[Piece] = []
     is_bpe, normalizes, adds_space_prefix = False, True, True
-    for field, value in message_fields(model):
+    for field, value in _message_fields(model):
         if field == 1 and isinstance(value, bytes):
-            parts = dict(message_fields(value))
+            parts = dict(_message_fields(value))
             pieces.append(
                 Piece(
-                    as_bytes(parts.get(1)).decode(errors="replace"),
-                    struct.unpack("<f", as_bytes(parts.get(2)) or bytes(4))[0],
-                    as_int(parts.get(3), NORMAL),
+                    _as_bytes(parts.get(1)).decode(errors="replace"),
+                    struct.unpack("<f", _as_bytes(parts.get(2)) or bytes(4))[0],
+                    _as_int(parts.get(3), NORMAL),
                 )
             )
         elif field == 2 and isinstance(value, bytes):
-            is_bpe = dict(message_fields(value)).get(3) == _BPE
+            is_bpe = dict(_message_fields(value)).get(3) == _BPE
         elif field == 3 and isinstance(value, bytes):
-            spec = dict(message_fields(value))
-            normalizes = bool(as_bytes(spec.get(2))) or bool(as_int(spec.get(4), 1))
-            adds_space_prefix = bool(as_int(spec.get(3), 1))
+            spec = dict(_message_fields(value))
+            normalizes = bool(_as_bytes(spec.get(2))) or bool(_as_int(spec.get(4), 1))
+            adds_space_prefix = bool(_as_int(spec.get(3), 1))
     return PieceModel(tuple(pieces), is_bpe, normalizes, adds_space_prefix)
 
 
 def piece_model_bytes(model: PieceModel, *, unk: str, bos: str, eos: str) -> bytes:
     """A model file for byte-pair encoding that leaves the text as it is and falls back to bytes if it has them."""
     has_bytes = int(any(piece.type == BYTE for piece in model.pieces))
-    trainer = message_bytes((3, _BPE), (4, len(model.pieces)), (35, has_bytes), (45, unk), (46, bos), (47, eos))
-    normalizer = message_bytes((1, "identity"), (3, int(model.adds_space_prefix)), (4, 0))
-    pieces = (message_bytes((1, piece.text), (2, piece.score), (3, piece.type)) for piece in model.pieces)
-    return b"".join(message_bytes((1, piece)) for piece in pieces) + message_bytes((2, trainer), (3, normalizer))
+    trainer = _message_bytes((3, _BPE), (4, len(model.pieces)), (35, has_bytes), (45, unk), (46, bos), (47, eos))
+    normalizer = _message_bytes((1, "identity"), (3, int(model.adds_space_prefix)), (4, 0))
+    pieces = (_message_bytes((1, piece.text), (2, piece.score), (3, piece.type)) for piece in model.pieces)
+    return b"".join(_message_bytes((1, piece)) for piece in pieces) + _message_bytes((2, trainer), (3, normalizer))
+
+
+# Protocol buffers, without a schema: the generated classes that libraries ship load only with the release of protobuf
+# that made them.
+
+
+def _message_bytes(*fields: tuple[int, int | float | str | bytes]) -> bytes:
+    """A message of these fields."""
+    parts: list[bytes] = []
+    for number, value in fields:
+        if isinstance(value, int):
+            parts += [_varint(number << 3), _varint(value)]
+        elif isinstance(value, float):
+            parts += [_varint(number << 3 | 5), struct.pack("<f", value)]
+        else:
+            content = value.encode() if isinstance(value, str) else value
+            parts += [_varint(number << 3 | 2), _varint(len(content)), content]
+    return b"".join(parts)
+
+
+def _varint(value: int) -> bytes:
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
+
+
+def _message_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a message by number: numbers as int, all else as bytes.
+
+    Raises:
+        ValueError: it is cut short.
+    """
+    offset = 0
+    while offset < len(message):
+        key, offset = _varint_at(message, offset)
+        if key & 7 == 0:
+            value, offset = _varint_at(message, offset)
+            yield key >> 3, value
+            continue
+        size = {1: 8, 5: 4}.get(key & 7)
+        if size is None:
+            size, offset = _varint_at(message, offset)
+        yield key >> 3, message[offset : offset + size]
+        offset += size
+
+
+def _varint_at(message: bytes, offset: int) -> tuple[int, int]:
+    """A number, and the offset behind it."""
+    value = 0
+    for position, byte in enumerate(message[offset : offset + 10]):
+        value |= (byte & 0x7F) << 7 * position
+        if byte < 0x80:
+            return value, offset + position + 1
+    raise ValueError("it is cut short")
+
+
+def _as_bytes(value: int | bytes | None) -> bytes:
+    """A field of bytes or text; empty where the message has another."""
+    return value if isinstance(value, bytes) else b""
+
+
+def _as_int(value: int | bytes | None, default: int) -> int:
+    """A field of a number; the default where the message has none."""
+    return value if isinstance(value, int) else default

@@ -2,8 +2,8 @@
 
 import pytest
 
+from llama_jax.data.instructions.examples import starter_records
 from llama_jax.data.instructions.records import Turn, conversation_of, format_of
-from llama_jax.data.instructions.starter import starter_records
 from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.record_text import Record
 

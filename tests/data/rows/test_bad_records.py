@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.loader import Loader
-from llama_jax.data.rows.mixture import Mixture
+from llama_jax.data.rows.mixture import Mixture, Source
 from llama_jax.data.rows.packing import Epochs
 from llama_jax.data.rows.progress import progress
 from llama_jax.data.sources import record_files
@@ -326,7 +326,7 @@ def test_all_kinds_together_lose_no_good_record_and_each_is_counted(tmp_path, by
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(part for line, _ in lines for part in (GOOD, line)))
     write_records(tmp_path / "b.array_record", [part for record, _ in BAD_RECORDS.values() for part in (GOOD, record)])
     reasons = [found for _, reason in kinds for found in (None, reason)]
-    mixture, said = Mixture.of(open_source(str(tmp_path))), []
+    mixture, said = Mixture([Source("documents", open_source(str(tmp_path)))]), []
     config = DataConfig(sequence_length=8, streams=1, max_bad_fraction=1.0)
     loader = Loader(mixture, byte_tokenizer, config, 0, batch_size_at=lambda step: 1, say=said.append).start()
     tokens: list[int] = []

@@ -18,7 +18,7 @@ from llama_jax.data.rows.loader import (
     validation_batches,
     zlib_bits_per_byte,
 )
-from llama_jax.data.rows.mixture import Mixture
+from llama_jax.data.rows.mixture import Mixture, Source
 from llama_jax.data.rows.packing import Epochs, PackedRows
 from llama_jax.data.rows.positions import RowsPosition, merge_positions
 from llama_jax.data.sources.documents import TextDocuments
@@ -35,7 +35,7 @@ def loader(
     sizes = batch_size if callable(batch_size) else lambda _: batch_size
     number, parts = share
     return Loader(
-        Mixture.of(TextDocuments(texts)),
+        Mixture([Source("documents", TextDocuments(texts))]),
         tokenizer,
         config,
         seed,
@@ -97,7 +97,7 @@ def test_two_processes_supply_the_rows_of_one(byte_tokenizer, batch_size, steps)
 
 def test_rows_come_in_the_order_asked_for_and_may_be_shared(byte_tokenizer):
     whole, _ = taken(loader(byte_tokenizer, 128), 3)
-    mixture = Mixture.of(TextDocuments(TEXTS))
+    mixture = Mixture([Source("documents", TextDocuments(TEXTS))])
     picked = Loader(mixture, byte_tokenizer, CONFIG, 0, batch_size_at=lambda step: 128, rows_of=lambda size: [77, 1, 0])
     some, _ = taken(picked, 3)
     for step in range(3):
@@ -203,7 +203,7 @@ def test_close_frees_who_waits_for_a_batch(byte_tokenizer):
 
 def test_what_goes_wrong_in_the_thread_is_raised_where_the_batch_is_asked_for(tmp_path, byte_tokenizer):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' * 40 + '{"text": 5}\n')
-    mixture = Mixture.of(open_source(str(tmp_path / "a.jsonl")))
+    mixture = Mixture([Source("documents", open_source(str(tmp_path / "a.jsonl")))])
     config = DataConfig(sequence_length=8, bad_records="fail")
     source = Loader(mixture, byte_tokenizer, config, 0, batch_size_at=lambda step: 64).start()
     with pytest.raises(UserError, match=r"a\.jsonl:41: .*'text'.* \(data.bad_records is fail\)"):

@@ -135,12 +135,13 @@ import sys, time
 from llama_jax.data.config import DataConfig
 from llama_jax.data.sources.documents import TextDocuments
 from llama_jax.data.rows.loader import Loader
-from llama_jax.data.rows.mixture import Mixture
+from llama_jax.data.rows.mixture import Mixture, Source
 from llama_jax.data.tokenizers import load_tokenizer
 
 config = DataConfig(sequence_length=8, workers=2)
 tokenizer = load_tokenizer(sys.argv[1])
-source = Loader(Mixture.of(TextDocuments(["a", "b"])), tokenizer, config, 0, batch_size_at=lambda step: 64).start()
+mixture = Mixture([Source("documents", TextDocuments(["a", "b"]))])
+source = Loader(mixture, tokenizer, config, 0, batch_size_at=lambda step: 64).start()
 if sys.argv[2] == "running":
     next(source)
 print(*(worker._process.pid for worker in source._readers._workers), flush=True)

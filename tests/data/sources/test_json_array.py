@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 
-from llama_jax.data.sources.json_array import array_bounds
+from llama_jax.data.sources.record_files import array_bounds
 
 
 def elements(content: bytes, size: int) -> list[bytes]:
