@@ -160,7 +160,6 @@ def _open_file(path: epath.Path, parser: RecordParser[Any]) -> RecordSource[Any]
     suffix = path.suffix.lower()
     if suffix in _TEXT_SUFFIXES:
         return TextFile(path) if parser.field is not None else _as_records(TextFile(path))
-    # Libraries are imported only by those who have files of their kind.
     if suffix == ".parquet":
         from llama_jax.data.sources.parquet_files import open_parquet
 

@@ -55,14 +55,8 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     Raises:
         UserError: it is of a kind that GGUF cannot express for a LLaMA.
     """
-    kinds: Mapping[type, Callable[[Any], dict[str, Any]]] = {
-        SentencePieceTokenizer: _of_sentencepiece,
-        Llama2cTokenizer: _of_llama2c,
-        TiktokenTokenizer: _of_tiktoken,
-        HuggingFaceTokenizer: _of_hugging_face,
-    }
     return Vocabulary(
-        **kinds[type(tokenizer)](tokenizer),
+        **_KINDS[type(tokenizer)](tokenizer),
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         adds_bos=tokenizer.adds_bos,
@@ -135,6 +129,14 @@ def _of_hugging_face(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
         "pre": pre,
         "adds_space_prefix": False,
     }
+
+
+_KINDS: Mapping[type, Callable[[Any], dict[str, Any]]] = {
+    SentencePieceTokenizer: _of_sentencepiece,
+    Llama2cTokenizer: _of_llama2c,
+    TiktokenTokenizer: _of_tiktoken,
+    HuggingFaceTokenizer: _of_hugging_face,
+}
 
 
 def _like_sentencepiece(tokenizer: HuggingFaceTokenizer, content: Mapping[str, Any]) -> dict[str, Any]:
