@@ -17,7 +17,7 @@ from llama_jax.benchmarks.config import BenchmarkConfig
 from llama_jax.benchmarks.data import measure_data
 from llama_jax.benchmarks.results import keep, say
 from llama_jax.benchmarks.scaling import measure_scaling
-from llama_jax.benchmarks.training import measure_step
+from llama_jax.benchmarks.step import measure_step
 from llama_jax.config import COMMANDS, PRESETS
 from llama_jax.core.processes.distributed import is_main_process, start_up
 from llama_jax.core.settings.command_line import parse
@@ -35,8 +35,8 @@ def benchmark(config: BenchmarkConfig) -> None:
         keep(config, f"{config.what}_against_{config.against}", compared)
         return
     say(config, start_up(config.run.distributed))
-    measure = {"train": _step, "lora": _step, "data": measure_data, "scaling": _scaling}[config.what]
-    result = measure(config)
+    scaling = functools.partial(measure_scaling, build=build)
+    result = {"train": _step, "lora": _step, "data": measure_data, "scaling": scaling}[config.what](config)
     if is_main_process():
         keep(config, config.what, result)
 
@@ -60,10 +60,6 @@ def _step(config: BenchmarkConfig) -> dict[str, Any]:
     program = build(config)
     say(config, description(program, config.run.model.size))
     return measure_step(config, program)
-
-
-def _scaling(config: BenchmarkConfig) -> dict[str, Any]:
-    return measure_scaling(config, build)
 
 
 def _parsed(settings: str) -> BenchmarkConfig:

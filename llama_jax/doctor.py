@@ -24,11 +24,10 @@ def doctor(config: DoctorConfig) -> int:
         The exit code: 1 when something is broken.
     """
     host = this_host(config.run_dir)
-    request = Request(host, config.mesh, config.distributed, config.size, config.sequence_length, config.seconds)
     report = Report(sys.stderr if config.json else sys.stdout)
     examination = Examination(host, report, (config.distributed.num_processes or expected_processes(host)) > 1)
     try:
-        for message in watched(request):
+        for message in watched(Request(host, config)):
             examination.take(message)
     finally:
         report.close()

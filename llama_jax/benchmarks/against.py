@@ -45,32 +45,25 @@ def compare(config: BenchmarkConfig, own_side: str) -> dict[str, Any]:
         # One after the other, so that neither compiles while the other warms up.
         facts = {side.name: side.prepare() for side in (ours, theirs)}
         for side in (ours, theirs):
-            own = facts[side.name]
-            say(config, f"{side.name}: {own['what']}, {own['parameters']:,} parameters, {own['trained']:,} train")
+            fact = facts[side.name]
+            say(config, f"{side.name}: {fact['what']}, {fact['parameters']:,} parameters, {fact['trained']:,} train")
         if len({(each["parameters"], each["trained"]) for each in facts.values()}) > 1:
             raise RuntimeError("the two sides do not train the same model; their numbers of parameters are above")
         tokens = config.run.training.batch_size * config.run.data.sequence_length
         for number in range(config.turns):
             for side in (ours, theirs):
                 side.take_turn(config.steps_per_turn)
-            speeds = [tokens / side.seconds[-1] for side in (ours, theirs)]
-            say(
-                config,
-                f"turn {number + 1:>2}: {speeds[0]:>9,.1f} and {speeds[1]:>9,.1f} tokens/s, ratio "
-                f"{speeds[0] / speeds[1]:.3f}",
-            )
-    return _compared(config, ours, theirs, facts)
+            own, other = (tokens / side.seconds[-1] for side in (ours, theirs))
+            say(config, f"turn {number + 1:>2}: {own:>9,.1f} and {other:>9,.1f} tokens/s, ratio {own / other:.3f}")
+    return _compared(config, ours, theirs, facts, tokens)
 
 
 def _check_comparable(config: BenchmarkConfig) -> None:
     for package in ("torch", "transformers", *(["peft"] if config.what == "lora" else [])):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"--against {config.against}: needs {package}; pip install 'llama_jax[oracle]'")
-    if (
-        config.run.distributed.coordinator is not None
-        or config.run.training.microbatches > 1
-        or config.run.training.trainable
-    ):
+    training = config.run.training
+    if config.run.distributed.coordinator is not None or training.microbatches > 1 or training.trainable:
         raise UserError(
             f"--against {config.against}: is for one process, one microbatch and all parameters; unset "
             "distributed.coordinator, training.microbatches and training.trainable"
@@ -78,10 +71,9 @@ def _check_comparable(config: BenchmarkConfig) -> None:
 
 
 def _compared(
-    config: BenchmarkConfig, ours: turns.Side, theirs: turns.Side, facts: dict[str, dict[str, Any]]
+    config: BenchmarkConfig, ours: turns.Side, theirs: turns.Side, facts: dict[str, dict[str, Any]], tokens: int
 ) -> dict[str, Any]:
-    """The report of both sides."""
-    tokens = config.run.training.batch_size * config.run.data.sequence_length
+    """The report of both sides, of steps of so many tokens."""
     result: dict[str, Any] = {
         side.name: {
             **facts[side.name],

@@ -29,5 +29,5 @@ def keep(config: BenchmarkConfig, name: str, result: dict[str, Any]) -> None:
 
 
 def gigabytes(count: int) -> str:
-    """Bytes in words."""
+    """Bytes for people."""
     return f"{count / 2**30:.2f} GiB"

@@ -1,4 +1,5 @@
-"""One training step as compiled: its time, its compilation and its memory, on synthetic tokens."""
+"""`benchmark train` and `benchmark lora`: one training step as compiled, its time, its compilation and its memory, on
+synthetic tokens."""
 
 import contextlib
 import tempfile
@@ -10,12 +11,46 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+from llama_jax.benchmarks.config import BenchmarkConfig
+from llama_jax.benchmarks.results import gigabytes, say
 from llama_jax.benchmarks.turns import peak_host_bytes, summary, timed
 from llama_jax.core import placing
 from llama_jax.core.batches import Batch, TokenBatch
 from llama_jax.data.rows.packing import write_segment
+from llama_jax.model.flops import CONVENTION
 from llama_jax.training.program import Program
 from llama_jax.training.throughput import peak_flops, rates
+
+
+def measure_step(config: BenchmarkConfig, program: Program) -> dict[str, Any]:
+    """Speed, memory and compilation of the step of a program."""
+    with jax.set_mesh(program.mesh):
+        step = MeasuredStep(program)
+        step.turn(config.warmup_steps)
+        result = step.report([timed(step.turn, config.steps_per_turn) for _ in range(config.turns)])
+    say(config, _described(result))
+    return result
+
+
+def _described(result: dict[str, Any]) -> str:
+    seconds, memory, compilation = result["step_seconds"], result["memory"], result["compile_seconds"]
+    utilization = result["model_flops_utilization"]
+    mfu = "not known, no peak for this device" if utilization is None else f"{utilization:.1%}"
+    speeds = result["tokens_per_second_by_turn"]
+    device = memory["peak_device_bytes"]
+    on_device = "" if device is None else f", fullest device {gigabytes(device)}"
+    return "\n".join(
+        [
+            f"speed:    {result['tokens_per_second']:,.0f} tokens/s (turns {min(speeds):,.0f}–{max(speeds):,.0f}, "
+            f"noise ±{seconds['noise']:.1%}), {result['tokens_per_second_per_device']:,.0f} a device",
+            f"step:     {seconds['median']:.4f} s for {result['tokens_per_step']:,} tokens",
+            f"compiled: {compilation['cold']:.1f} s, {compilation['warm']:.1f} s from the compilation cache",
+            f"FLOPs:    {result['model_flops_per_second'] / 1e9:,.1f} GFLOP/s of the model ({CONVENTION}), MFU {mfu}",
+            f"memory:   peak of the process {gigabytes(memory['peak_host_bytes'])}{on_device}; by the compiler a "
+            f"device holds {gigabytes(memory['arguments'])} between steps and {gigabytes(memory['temporary'])} more "
+            "in one",
+        ]
+    )
 
 
 class MeasuredStep:
@@ -43,11 +78,6 @@ class MeasuredStep:
         for _ in range(steps):
             self._state, metrics = self._compiled(self._state, self._frozen, self._batch)
         jax.block_until_ready((self._state, metrics))
-
-    def measure(self, warmup_steps: int, turns: int, steps: int) -> dict[str, Any]:
-        """The report of several turns of a few steps each, after a warm-up."""
-        self.turn(warmup_steps)
-        return self.report([timed(self.turn, steps) for _ in range(turns)])
 
     def report(self, seconds: list[float]) -> dict[str, Any]:
         """Speed, compilation and memory as JSON values.

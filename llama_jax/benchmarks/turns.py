@@ -81,7 +81,6 @@ class Side:
     """One of the programs, in a process that calls `serve`."""
 
     def __init__(self, name: str, process: subprocess.Popen[str], task: Any) -> None:
-        """Hand the task over; `facts` waits until it is prepared."""
         self.name = name
         self.seconds: list[float] = []
         """Seconds a step, by turn."""

@@ -1,7 +1,6 @@
-"""The record of a machine and of what JAX found on it: plain values, which go from process to process as JSON. Knows
+"""The record of a machine and of what JAX found on it: plain values, which go from process to process. Knows
 neither how they are found out nor what is wrong with them."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,14 +104,3 @@ class Devices:
     cache: Place | None
     """Where compiled programs are kept; None: nowhere."""
     cache_bytes: int | None
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> "Devices":
-        """The record whose `dataclasses.asdict` this is."""
-        cache = values["cache"] and Place(**values["cache"])
-        return Devices(**{**values, "backend_errors": tuple(values["backend_errors"]), "cache": cache})
-
-
-def as_json(record: Host | Devices) -> dict[str, Any]:
-    """The record as plain values."""
-    return dataclasses.asdict(record)

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from packaging.specifiers import SpecifierSet
 
+from llama_jax.core.chips import GIB
 from llama_jax.diagnosis.environment import Devices, Host, Requirement
 
 Level: TypeAlias = Literal["broken", "warning", "note"]
@@ -63,7 +64,6 @@ class View(NamedTuple):
 
 Check: TypeAlias = Callable[[View], Iterator[Finding]]
 
-GIB = 2**30
 _LEAST_FREE_DISK = 5 * GIB
 _LEAST_FREE_MEMORY = 2 * GIB
 _LEAST_OPEN_FILES = 4096
@@ -245,33 +245,24 @@ def _tensorflow(view: View) -> Iterator[Finding]:
         yield Finding("warning", what, remedy)
 
 
-def _memory_settings(view: View) -> Iterator[Finding]:
-    """What changes how much of a GPU a program gets."""
-    if not view.host.nvidia_gpus:
-        return
-    meanings = {
+def _settings(view: View) -> Iterator[Finding]:
+    """What changes how much of a GPU a program gets, and what changes or slows down every program."""
+    of_memory = {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "memory is allocated on demand, and fragments",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "it decides how much of each GPU JAX takes, instead of 75%",
         "XLA_CLIENT_MEM_FRACTION": "it decides how much of each GPU JAX takes, instead of 75%",
         "XLA_PYTHON_CLIENT_ALLOCATOR": "the allocator is not JAX's own; `platform` is very slow",
     }
     harmless = {"XLA_PYTHON_CLIENT_PREALLOCATE": _ON, "XLA_PYTHON_CLIENT_ALLOCATOR": ("default", "bfc")}
-    for name, meaning in meanings.items():
-        value = view.variable(name)
-        if value and value.lower() not in harmless.get(name, ()):
-            yield Finding("warning", f"{name}={value}: {meaning}", f"unset {name}")
-
-
-def _slow_settings(view: View) -> Iterator[Finding]:
-    """Settings of JAX that change or slow down every program."""
-    meanings = {
+    slow = {
         "JAX_ENABLE_X64": "64-bit numbers take twice the memory, and TPUs emulate them",
         "JAX_DISABLE_JIT": "nothing is compiled",
         "JAX_DEBUG_NANS": "every program waits for its results to be looked at",
     }
-    for name, meaning in meanings.items():
-        if view.variable(name).lower() in _ON:
-            yield Finding("warning", f"{name}={view.variable(name)}: {meaning}", f"unset {name}")
+    for name, meaning in (of_memory | slow if view.host.nvidia_gpus else slow).items():
+        value = view.variable(name)
+        if value.lower() in _ON if name in slow else value and value.lower() not in harmless.get(name, ()):
+            yield Finding("warning", f"{name}={value}: {meaning}", f"unset {name}")
 
 
 def _limits(view: View) -> Iterator[Finding]:
@@ -353,8 +344,7 @@ _CHECKS: tuple[Check, ...] = (
     _places,
     _platforms,
     _tensorflow,
-    _memory_settings,
-    _slow_settings,
+    _settings,
     _limits,
     _idle_plugins,
 )

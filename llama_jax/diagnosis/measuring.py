@@ -1,11 +1,10 @@
 """How fast one device multiplies matrices and reads its memory."""
 
-import dataclasses
 import functools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,7 @@ _LONGEST_SECONDS, _FEWEST = 0.25, 3
 """A repetition lasts about so long at the most, and there are so many at least."""
 
 
-@dataclass(frozen=True)
-class Rate:
+class Rate(NamedTuple):
     """Repetitions of the same work, as rates: FLOP/s or bytes/s."""
 
     median: float
@@ -27,9 +25,6 @@ class Rate:
     repetitions: int
     peak: float | None = None
     """The most that the maker says; None: not known."""
-
-    def to_json(self) -> dict[str, float | int | None]:
-        return dataclasses.asdict(self)
 
 
 def matmul_rate(dtype: str, size: int, seconds: float) -> Rate:

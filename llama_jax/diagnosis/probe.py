@@ -8,29 +8,21 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llama_jax.core.config import DistributedConfig, MeshConfig
 from llama_jax.core.errors import UserError
-from llama_jax.diagnosis.environment import Devices, Host, as_json
+from llama_jax.diagnosis.config import DoctorConfig
+from llama_jax.diagnosis.environment import Devices, Host
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What to look at."""
 
     host: Host
     """This machine."""
-    mesh: MeshConfig
-    distributed: DistributedConfig
-    size: str
-    """Name of the model whose implementations are reported."""
-    sequence_length: int
-    seconds: float
-    """For all measurements of one device, about."""
+    config: DoctorConfig
 
 
 class Message(NamedTuple):
@@ -67,7 +59,7 @@ def main() -> None:
 
 class _Probe:
     def __init__(self, request: Request, tell: Callable[[str, Any], None]) -> None:
-        self._request = request
+        self._host, self._config = request
         self.tell = tell
         self._complaints = _Complaints()
 
@@ -101,14 +93,14 @@ class _Probe:
 
         if in_tpu_pod():
             self.tell("pod", True)
-        start_up(self._request.distributed)
+        start_up(self._config.distributed)
         import jax
         from jax._src import distributed, xla_bridge  # neither the client nor the errors have a public name
 
         from llama_jax.core.mesh import make_mesh, platform
 
         devices = jax.devices()
-        self._mesh = make_mesh(self._request.mesh)
+        self._mesh = make_mesh(self._config.mesh)
         self._platform = platform()
         memory = jax.local_devices()[0].memory_stats() or {}
         refused = getattr(xla_bridge, "_backend_errors", {})
@@ -126,11 +118,11 @@ class _Probe:
             cache=cache,
             cache_bytes=cache_bytes,
         )
-        self.tell("devices", as_json(found))
+        self.tell("devices", found)
         self._accelerated = self._platform != "cpu"
 
     def _compare(self) -> None:
-        self.tell("hosts", self._from_all(as_json(self._request.host)))
+        self.tell("hosts", self._from_all(dataclasses.asdict(self._host)))
 
     def _from_all(self, value: Any) -> list[Any]:
         """What each process has given."""
@@ -146,7 +138,7 @@ class _Probe:
         from llama_jax.model.config import ComputeConfig, sized
         from llama_jax.objectives.cross_entropy import CHUNK_BYTES, chunk_count
 
-        config, length = sized(self._request.size).architecture, self._request.sequence_length
+        config, length = sized(self._config.size).architecture, self._config.sequence_length
         with jax.set_mesh(self._mesh):
             rows = sharding.size_of("batch")
             shapes = Shapes.of_whole_rows(config, ComputeConfig(dtype="bfloat16"), rows, length)
@@ -157,7 +149,7 @@ class _Probe:
         self.tell(
             "choices",
             {
-                "model": self._request.size,
+                "model": self._config.size,
                 "sequence_length": length,
                 "rows": rows,
                 "attention": attention.name,
@@ -173,22 +165,22 @@ class _Probe:
 
         if wrong := wrong_products(dtype):
             self.tell("wrong", wrong)
-        rate = matmul_rate(dtype, _MATRIX[self._accelerated], self._request.seconds * _PARTS["matmul"])
+        rate = matmul_rate(dtype, _MATRIX[self._accelerated], self._config.seconds * _PARTS["matmul"])
         chip = self._chip()
         peak = chip.flops if chip is not None and dtype == "bfloat16" else None
-        self.tell(f"matmul_{dtype}", dataclasses.replace(rate, peak=peak).to_json())
+        self.tell(f"matmul_{dtype}", rate._replace(peak=peak)._asdict())
 
     def _read(self) -> None:
         from llama_jax.diagnosis.measuring import memory_rate
 
-        available = self._request.host.available_bytes
+        available = self._host.available_bytes
         size = _MEMORY[self._accelerated]
         if not self._accelerated and available is not None:
             size = min(size, available // 8)
-        rate = memory_rate(size, self._request.seconds * _PARTS["memory"])
+        rate = memory_rate(size, self._config.seconds * _PARTS["memory"])
         chip = self._chip()
         peak = None if chip is None else chip.memory_bandwidth
-        self.tell("memory_bandwidth", dataclasses.replace(rate, peak=peak).to_json())
+        self.tell("memory_bandwidth", rate._replace(peak=peak)._asdict())
 
     def _chip(self) -> Any:
         import jax

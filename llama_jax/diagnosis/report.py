@@ -4,8 +4,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llama_jax.core.chips import GIB
 from llama_jax.diagnosis.environment import Devices, Host, Place
-from llama_jax.diagnosis.findings import GIB, Finding
+from llama_jax.diagnosis.findings import Finding
 
 _LABEL, _VALUE = 20, 18
 """Widths of the first two columns."""
@@ -20,23 +21,18 @@ class Report:
 
         # Lines as long as they are, where nobody looks at them in a window.
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self._status: Any = None
+        self._status = self._console.status("")
         self._group = ""
 
     def under_way(self, stage: str) -> None:
         """Say what is being done now."""
-        if not self._console.is_terminal:
-            return
-        if self._status is None:
-            self._status = self._console.status("")
+        if self._console.is_terminal:
+            self._status.update(f"{stage} …")
             self._status.start()
-        self._status.update(f"{stage} …")
 
     def close(self) -> None:
         """Take that line away."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        self._status.stop()
 
     def machine(self, hosts: Sequence[Host]) -> None:
         """Software and hardware, of the first host where there are several."""

@@ -48,9 +48,9 @@ def _passed_on(
 ) -> Iterator[Message]:
     stage, ended = STARTING, False
     while not ended:
-        limit = request.seconds + _STAGE_SECONDS
+        limit = request.config.seconds + _STAGE_SECONDS
         if stage == STARTING:
-            limit = start_seconds + request.distributed.timeout_seconds
+            limit = start_seconds + request.config.distributed.timeout_seconds
         if not connection.poll(limit):
             yield Message("stopped", {"stage": stage, "why": f"no answer for {limit:.0f} s while {stage}"})
             return

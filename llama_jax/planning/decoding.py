@@ -13,7 +13,7 @@ from llama_jax.inference.decode import DecodeState, PromptBatch, Rules, decode_s
 from llama_jax.model import paths
 from llama_jax.model.llama import LanguageModel, unstacked
 from llama_jax.model.quantized import cast_plain
-from llama_jax.planning.lowered import Lowered
+from llama_jax.planning.report import Lowered
 
 
 def lowered_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> Lowered:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llama_jax.core.errors import UserError, nearest
@@ -71,14 +71,11 @@ class Topology:
         """Larger ones of the same kind, smallest first: the slices of the generation; for GPUs, twice the hosts, and
         twice again, up to 4096."""
         if self.platform == "gpu":
-            hosts = self.shape[0] * 2
-            while hosts <= 4096:
-                yield Topology(self.generation, (hosts, self.shape[1]))
-                hosts *= 2
+            hosts, gpus = self.shape
+            shapes = [(hosts * 2**power, gpus) for power in range(1, 13) if hosts * 2**power <= 4096]
         else:
-            for shape in SLICES[self.generation]:
-                if math.prod(shape) > math.prod(self.shape):
-                    yield Topology(self.generation, shape, self.num_slices)
+            shapes = [shape for shape in SLICES[self.generation] if math.prod(shape) > math.prod(self.shape)]
+        yield from (replace(self, shape=shape) for shape in shapes)
 
 
 def parse_topology(name: str, num_slices: int = 1) -> Topology:

@@ -23,8 +23,7 @@ from llama_jax.planning.estimates.layout import StepPlan, parameters, resolved
 from llama_jax.planning.estimates.layout_minimum import layout_minimum
 from llama_jax.planning.estimates.memory_model import memory_estimate
 from llama_jax.planning.hardware import Topology
-from llama_jax.planning.lowered import Lowered
-from llama_jax.planning.report import compiled_report
+from llama_jax.planning.report import Lowered, compiled_report
 from llama_jax.planning.search import candidates, remedies
 from llama_jax.planning.text import heading_lines, remedy_lines, report_lines, search_lines
 from llama_jax.training.program import Program
@@ -140,7 +139,6 @@ class Planner:
         return {"what": "search", "fits": fits, "candidates": len(found), "fitting": len(fitting), "ranked": ranked}
 
     def _compiled(self, facts: dict[str, Any], lowered: Lowered) -> dict[str, Any]:
-        """The report of one program."""
         facts |= {"mesh": dict(lowered.mesh.shape)}
         self.say("\n".join(heading_lines({**facts, **self._hardware})))
         report = facts | compiled_report(lowered, self._chip)

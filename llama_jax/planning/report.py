@@ -1,20 +1,38 @@
 """A program compiled for hardware that is not here, and the report: memory, FLOPs, what it sends, what bounds it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from llama_jax.core import sharding
+from llama_jax.core.arrays import PyTree
 from llama_jax.core.chips import Chip
 from llama_jax.planning.compiled.collectives import Collective, collectives, wire_bytes
 from llama_jax.planning.compiled.memory_traffic import memory_traffic
 from llama_jax.planning.compiled.program_flops import program_flops
-from llama_jax.planning.lowered import Lowered
 from llama_jax.planning.roofline import LABEL, Roofline, roofline
 from llama_jax.planning.search import usable_bytes
 from llama_jax.planning.topology import DoesNotFitError, compile_without_devices
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program before it is compiled, and what is known of it by then."""
+
+    traced: jax.stages.Traced
+    mesh: Mesh
+    held: Mapping[str, PyTree]
+    """Shapes and shardings of what lies in memory between two runs of the program, by kind."""
+    model_flops: int
+    """By the formula, over all devices."""
+    minimum: Sequence[Collective]
+    """The exchanges that the layout cannot do without; empty: not known."""
+    loop_turns: float | None = None
+    """Turns of a loop whose number only a running program knows, on average."""
 
 
 def compiled_report(program: Lowered, chip: Chip) -> dict[str, Any]:

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llama_jax.core.chips import GIB
 from llama_jax.core.text import aligned
 from llama_jax.model.flops import CONVENTION
 from llama_jax.planning.roofline import LABEL
-
-GIB = 2**30
 
 
 def heading_lines(report: Mapping[str, Any]) -> list[str]:

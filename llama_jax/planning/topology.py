@@ -161,17 +161,11 @@ def compile_without_devices(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         raise DoesNotFitError(*figures) from None
     finally:
         jax.config.update(name, before)
-    _check_gpu(compiled)
-    return compiled
-
-
-def _check_gpu(compiled: jax.stages.Compiled) -> None:
     device = next(iter(jax.tree.leaves(compiled.input_shardings)[0].device_set))
     chip, memory = chip_of(device.device_kind), compiled.memory_analysis()
-    if device.platform != "gpu" or chip is None or memory is None:
-        return
-    if memory.peak_memory_in_bytes > chip.memory_bytes:
+    if device.platform == "gpu" and chip and memory and memory.peak_memory_in_bytes > chip.memory_bytes:
         raise DoesNotFitError(memory.peak_memory_in_bytes, chip.memory_bytes)
+    return compiled
 
 
 _REFUSALS = (

@@ -8,7 +8,8 @@ import command_runs
 import jax
 import pytest
 
-from llama_jax.core.config import DistributedConfig, MeshConfig
+from llama_jax.core.config import DistributedConfig
+from llama_jax.diagnosis.config import DoctorConfig
 from llama_jax.diagnosis.environment import Host
 from llama_jax.diagnosis.probe import Request
 from llama_jax.diagnosis.watching import watched
@@ -107,7 +108,7 @@ def test_a_broken_jax_is_named_in_one_line(breakage, tmp_path, capfd, monkeypatc
 
 def test_a_start_that_does_not_end_is_given_up(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(breaking(tmp_path, "import time; time.sleep(600)"))
-    request = Request(Host(), MeshConfig(), DistributedConfig(timeout_seconds=1), "tiny", 64, 1.0)
+    request = Request(Host(), DoctorConfig(seconds=1.0, distributed=DistributedConfig(timeout_seconds=1)))
     messages = list(watched(request, start_seconds=1.0))
     # On a busy machine not even the first message comes in time.
     assert [each.what for each in messages] in (["stage", "stopped"], ["stopped"])
@@ -116,7 +117,7 @@ def test_a_start_that_does_not_end_is_given_up(tmp_path, monkeypatch) -> None:
 
 def test_hosts_that_the_environment_names_are_waited_for(monkeypatch) -> None:
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "host-0,host-1")
-    messages = list(watched(Request(Host(), MeshConfig(), DistributedConfig(), "tiny", 64, 1.0)))
+    messages = list(watched(Request(Host(), DoctorConfig(distributed=DistributedConfig()))))
     assert [each.what for each in messages] == ["stage", "pod", "failed", "end"]
     # Their names mean nothing to JAX where there is no TPU.
     assert messages[2].value["why"] == "ValueError: coordinator_address should be defined."

@@ -1,5 +1,6 @@
 """Measurements of one device, and the facts of the machine that this runs on."""
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from llama_jax.diagnosis.environment import Host, as_json
+from llama_jax.diagnosis.environment import Host
 from llama_jax.diagnosis.gathering import holders, place, this_host
 from llama_jax.diagnosis.measuring import matmul_rate, measured, memory_rate, wrong_products
 
@@ -59,7 +60,7 @@ def test_the_facts_of_this_machine_are_true(tmp_path, monkeypatch) -> None:
     assert host.runs.path == str(tmp_path / "runs") and host.runs.writable
     assert {asked.package for asked in host.requirements if asked.owner == "llama_jax"} >= {"python", "jax", "flax"}
     assert [asked.specifier for asked in host.requirements if (asked.owner, asked.package) == ("jax", "jaxlib")]
-    assert Host.from_json(as_json(host)) == host
+    assert Host.from_json(dataclasses.asdict(host)) == host
 
 
 def test_a_process_that_has_a_file_open_is_found_by_its_number(tmp_path) -> None:

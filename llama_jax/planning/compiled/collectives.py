@@ -130,7 +130,7 @@ def _collective(
         group_size=members,
         count=place.count,
         where=place.where,
-        phase=_phase(op_name),
+        phase="backward" if "transpose(" in op_name else "forward" if "jvp(" in op_name else "other",
         name=op_name,
         overlapped=_is_overlapped(module, computation, instruction, place),
         axes=axes,
@@ -144,16 +144,9 @@ def _received(instruction: Instruction) -> list[hlo_text.Array]:
     arrays = instruction.arrays
     if instruction.opcode in ("all-gather-start", "reduce-scatter-start", "all-to-all-start"):
         return arrays[len(arrays) // 2 :]  # operands, then as many results
-    if instruction.opcode in ("collective-permute-start", "send"):
-        # Operand, result, and scalars for synchronisation; or operand, scalar, token.
-        return arrays[1:2] if instruction.opcode != "send" else arrays[:1]
-    return arrays
-
-
-def _phase(op_name: str) -> Phase:
-    if "transpose(" in op_name:
-        return "backward"
-    return "forward" if "jvp(" in op_name else "other"
+    if instruction.opcode == "collective-permute-start":
+        return arrays[1:2]  # operand, result, and scalars for synchronisation
+    return arrays[:1] if instruction.opcode == "send" else arrays  # operand, scalar, token
 
 
 _WORK = ("fusion", "custom-call", "convolution", "dot", "while", "call", "conditional", "sort")

@@ -22,14 +22,10 @@ class Array:
         return math.prod(self.shape)
 
     @property
-    def bits(self) -> int:
-        """Of one element."""
-        return 8 if self.dtype == "pred" else int(re.findall(r"\d+", self.dtype)[0])
-
-    @property
     def bytes(self) -> int:
         """Without the padding of tiled layouts."""
-        return self.size * self.bits // 8
+        bits = 8 if self.dtype == "pred" else int(re.findall(r"\d+", self.dtype)[0])
+        return self.size * bits // 8
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"

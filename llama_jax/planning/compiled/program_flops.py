@@ -12,11 +12,9 @@ from typing import Any
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params, subjaxprs
 from jax.interpreters import partial_eval
 
-_AXIS_OF_KEYS = {r"splash_m[hq]a_(fwd|dq|dkv)": -2, r"mha_(forward|backward)": 1}
+_AXIS_OF_KEYS = {r"splash_m[hq]a_(fwd|dq|dkv)": -2, r"mha_(forward|backward)": 1, "mha_preprocess_backward": None}
 """JAX's attention kernels for TPU and Triton, which give no cost estimate of their own: by name, the axis of keys in
-their second large operand."""
-_FREE = "mha_preprocess_backward"
-"""A kernel without products."""
+their second large operand; None: it has no products."""
 
 
 def program_flops(jaxpr: Any, loop_turns: int | float | None = None) -> int:
@@ -89,11 +87,9 @@ def _kernel(equation: JaxprEqn) -> int:
     if (estimate := params["cost_estimate"]) is not None:
         return int(estimate.flops)
     name = params["name"]
-    if re.match(_FREE, name):
-        return 0
     for pattern, axis in _AXIS_OF_KEYS.items():
         if re.match(pattern, name):
-            return _causal_attention(equation, axis)
+            return 0 if axis is None else _causal_attention(equation, axis)
     raise ValueError(f"the kernel {name} gives no cost estimate, and is not known to planning.program_flops")
 
 

@@ -115,9 +115,8 @@ def parameters(partition: Partition) -> dict[str, Parameter]:
 def stored_as(parameters: Mapping[str, Parameter], base: StorageType) -> dict[str, Parameter]:
     """The same parameters with those that do not train stored in another type."""
     return {
-        path: parameter if parameter.trains or paths.is_adapter(path) else parameter._replace(stored=size)
-        for path, parameter in parameters.items()
-        for size in (_stored(base, path, parameter.shape),)
+        path: each if each.trains or paths.is_adapter(path) else each._replace(stored=_stored(base, path, each.shape))
+        for path, each in parameters.items()
     }
 
 

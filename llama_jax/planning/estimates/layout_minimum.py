@@ -2,7 +2,9 @@
 are laid out: the least that any program with this layout sends, to hold a compiled one against. Knows the layout of
 `core.sharding` and the structure of the model, and compiles nothing."""
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +19,7 @@ from llama_jax.planning.compiled.device_groups import along, span
 from llama_jax.training.program import Program
 
 _NAMES = {"float32": "f32", "bfloat16": "bf16", "int8": "s8", "uint8": "u8"}
+_PASSES: tuple[Phase, ...] = ("forward", "backward")
 _GRADIENT_BYTES = 4
 """Of an element of a gradient that is added up over microbatches."""
 
@@ -37,18 +40,15 @@ def layout_minimum(program: Program) -> list[Collective]:
 
     Sums of single numbers, token ids and statistics of the loss are left out: they are thousandths of it.
     """
-    return [each for each in _Layout(program, program.mesh).exchanges() if each.group_size > 1 and each.bytes]
+    layout = _Layout(program, program.mesh)
+    found = itertools.chain(layout.of_weights(), layout.of_gradients(), layout.of_activations())
+    return [each for each in found if each.group_size > 1 and each.bytes]
 
 
 @dataclass(frozen=True)
 class _Layout:
     program: Program
     mesh: Mesh
-
-    def exchanges(self) -> Iterator[Collective]:
-        yield from self.of_weights()
-        yield from self.of_gradients()
-        yield from self.of_activations()
 
     @property
     def microbatches(self) -> int:
@@ -76,40 +76,36 @@ class _Layout:
             yield path, leaf, False
 
     def of_weights(self) -> Iterator[Collective]:
-        passes: tuple[Phase, ...] = ("forward", "backward")
-        for in_layers in (True, False):
-            sums: dict[tuple[tuple[str, ...], str], int] = {}
-            for path, leaf, _ in self.leaves():
-                split = self.split_storage(path, leaf)
-                if paths.in_layers(path) == in_layers and split:
-                    dtype = self.sent_as(path, leaf)
-                    size = self.part_bytes(leaf, dtype, kept=split) // (self.layers if in_layers else 1)
-                    key = (split, _NAMES[dtype.name])
-                    sums[key] = sums.get(key, 0) + size
+        sums: Counter[tuple[tuple[str, ...], str, bool]] = Counter()
+        for path, leaf, _ in self.leaves():
+            if split := self.split_storage(path, leaf):
+                dtype = jnp.dtype(leaf.dtype) if paths.is_quantized(path) else self.dtype
+                key = (split, _NAMES[dtype.name], paths.in_layers(path))
+                sums[key] += self.part_bytes(leaf, dtype, kept=split)
+        for (axes, dtype, in_layers), size in sums.items():
             what = "weights of a layer" if in_layers else "weights outside of the layers"
-            count = self.microbatches * (self.layers if in_layers else 1)
-            for (axes, dtype), size in sums.items():
-                for phase in passes if in_layers else passes[:1]:
-                    yield self.exchange("all-gather", what, phase, axes, dtype, size, count)
+            turns = self.layers if in_layers else 1
+            for phase in _PASSES if in_layers else _PASSES[:1]:
+                yield self.exchange("all-gather", what, phase, axes, dtype, size // turns, turns * self.microbatches)
 
     def of_gradients(self) -> Iterator[Collective]:
         tokens = self.axes("batch", "length")
-        sums: dict[tuple[str, tuple[str, ...], str, bool], int] = {}
+        sums: Counter[tuple[str, tuple[str, ...], str, bool]] = Counter()
         for path, leaf, trains in self.leaves():
             if not trains:
                 continue
             in_layers = paths.in_layers(path)
-            is_matrix = any(_flat(part) for part in leaf.sharding.spec) or paths.is_adapter(path)  # pyright: ignore
+            is_matrix = _spec_axes(leaf) or paths.is_adapter(path)
             dtype = self.dtype if is_matrix else jnp.dtype("float32")
             split = self.split_storage(path, leaf)
             if split:
                 key = ("reduce-scatter", split, _NAMES[dtype.name], in_layers)
-                sums[key] = sums.get(key, 0) + self.part_bytes(leaf, dtype, kept=split)
+                sums[key] += self.part_bytes(leaf, dtype, kept=split)
             same = tuple(axis for axis in tokens if axis not in _spec_axes(leaf))
             if self.microbatches * dtype.itemsize > _GRADIENT_BYTES:
                 dtype = jnp.dtype("float32")
             key = ("all-reduce", same, _NAMES[dtype.name], in_layers)
-            sums[key] = sums.get(key, 0) + self.part_bytes(leaf, dtype)
+            sums[key] += self.part_bytes(leaf, dtype)
         for (kind, axes, dtype, in_layers), size in sums.items():
             what = "gradients of a layer" if in_layers else "gradients outside of the layers"
             turns = self.layers if in_layers else 1
@@ -118,34 +114,29 @@ class _Layout:
 
     def of_activations(self) -> Iterator[Collective]:
         config, name = self.program.model.config, _NAMES[self.dtype.name]
-        parts = math.prod(self.mesh.shape[axis] for axis in self.axes("batch", "length"))
+        row_parts = sharding.size_of("length", self.mesh)
+        parts = sharding.size_of("batch", self.mesh) * row_parts
         tokens = self.program.config.batch_size * self.program.sequence_length // parts // self.microbatches
         residual = tokens * config.width * self.dtype.itemsize
         in_layers, once = self.layers * self.microbatches, self.microbatches
 
-        for phase in self.passes_of_table():
+        table_trains = any(path == paths.TABLE and trains for path, _, trains in self.leaves())
+        for phase in _PASSES if table_trains else _PASSES[:1]:
             yield self.exchange("all-to-all", "rows of the table", phase, self.axes("embed"), name, residual, once)
         yield self.exchange("all-reduce", "rows of the table", "forward", self.axes("vocab"), name, residual, once)
         yield self.exchange("all-reduce", "last hidden state", "backward", self.axes("vocab"), name, residual, once)
 
         tensor = self.axes("heads", "mlp")
         again = 1 if self.program.model.compute.remat in ("full", "attention") else 0
-        yield self.exchange("all-reduce", "residual stream", "forward", tensor, name, residual, 2 * in_layers)
-        yield self.exchange(
-            "all-reduce", "residual stream", "backward", tensor, name, residual, (2 + again) * in_layers
-        )
+        for phase, sums in zip(_PASSES, (2, 2 + again), strict=True):
+            yield self.exchange("all-reduce", "residual stream", phase, tensor, name, residual, sums * in_layers)
 
         length = self.axes("length")
-        row_parts = math.prod(self.mesh.shape[axis] for axis in length)
-        heads = config.num_kv_heads // math.prod(self.mesh.shape[axis] for axis in self.axes("kv_heads"))
+        heads = config.num_kv_heads // sharding.size_of("kv_heads", self.mesh)
         keys = 2 * tokens * row_parts * heads * config.head_size * self.dtype.itemsize
-        yield self.exchange("all-gather", "keys and values", "forward", length, name, keys, in_layers)
-        yield self.exchange("all-gather", "keys and values", "backward", length, name, keys, in_layers)
+        for phase in _PASSES:
+            yield self.exchange("all-gather", "keys and values", phase, length, name, keys, in_layers)
         yield self.exchange("reduce-scatter", "keys and values", "backward", length, name, keys, in_layers)
-
-    def passes_of_table(self) -> tuple[Phase, ...]:
-        trained = {path for path, _, trains in self.leaves() if trains}
-        return ("forward", "backward") if paths.TABLE in trained else ("forward",)
 
     def split_storage(self, path: str, leaf: jax.ShapeDtypeStruct) -> tuple[str, ...]:
         """The axes along which a parameter is gathered for use and its gradient scattered. The table of an embedding is
@@ -153,9 +144,6 @@ class _Layout:
         if path == paths.TABLE and not self.program.model.config.tie_embeddings:
             return ()
         return tuple(axis for axis in self.axes("embed") if axis in _spec_axes(leaf))
-
-    def sent_as(self, path: str, leaf: jax.ShapeDtypeStruct) -> jnp.dtype:
-        return jnp.dtype(leaf.dtype) if paths.is_quantized(path) else self.dtype
 
     def part_bytes(self, leaf: jax.ShapeDtypeStruct, dtype: jnp.dtype, kept: tuple[str, ...] = ()) -> int:
         """Of what one device holds of a parameter, when it has all parts along the axes `kept`."""

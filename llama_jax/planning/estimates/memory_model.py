@@ -1,15 +1,12 @@
-"""An estimate of the memory of a training step, without compiling it: what is alive on a device when most is.
-
-Two moments compete for that: the loss, when all layers' activations wait for the backward pass and the head is there
-whole with its gradient; and the backward pass of a layer, when the activations wait still, those of the layer are made
-again beside their gradients, and the gradients of all parameters have their place. What must be kept is counted. How
-many arrays of a layer are alive at once is up to the compiler's schedule, and was fitted to what libtpu 0.0.42 reports
-of 44 steps: the estimates are within 2 % of half of them and within 12 % of all that take a gibibyte; those of the
-published recipes, which were no part of the fit, within 5 % (`tests/planning/estimates/test_memory_model.py`)."""
+"""An estimate of the memory of a training step, without compiling it: what is alive on a device when most is, at the
+loss or in the backward pass of a layer. What must be kept is counted; how many arrays of a layer are alive at once is
+up to the compiler's schedule, and was fitted to what libtpu 0.0.42 reports of 44 steps: within 2 % of half of them and
+12 % of all that take a gibibyte, and within 5 % of the published recipes, which were no part of the fit
+(`tests/planning/estimates/test_memory_model.py`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from llama_jax.model import paths
 from llama_jax.objectives.cross_entropy import CHUNK_BYTES
@@ -18,16 +15,12 @@ from llama_jax.planning.estimates.time_model import attention_kind
 
 FLOAT32, BFLOAT16 = 4, 2
 
-Number: TypeAlias = int | float
-
-Moment = Literal["loss", "layer"]
-
 
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes of one device."""
 
-    moment: Moment
+    moment: Literal["loss", "layer"]
     """When most is alive: at the `loss`, or in the backward pass of a `layer`."""
     bytes_by_kind: Mapping[str, int]
     """What is alive then. Kept between steps: `parameters`, `optimizer`, `batch`. Of a step: `gradients` (float32,
@@ -42,14 +35,13 @@ class MemoryEstimate:
 def memory_estimate(plan: StepPlan) -> MemoryEstimate:
     """The estimate for one device."""
     kept = _kept(plan) | {"saved activations": plan.model.num_layers * plan.tokens * _saved_bytes(plan)}
-    moments: dict[Moment, dict[str, Number]] = {"loss": kept | _at_the_loss(plan), "layer": kept | _at_a_layer(plan)}
-    estimates = [
-        MemoryEstimate(moment, {kind: round(size) for kind, size in kinds.items()}) for moment, kinds in moments.items()
-    ]
-    return max(estimates, key=lambda estimate: estimate.total)
+    loss, layer = (
+        {kind: round(size) for kind, size in (kept | more).items()} for more in (_at_the_loss(plan), _at_a_layer(plan))
+    )
+    return max(MemoryEstimate("loss", loss), MemoryEstimate("layer", layer), key=lambda estimate: estimate.total)
 
 
-def _kept(plan: StepPlan) -> dict[str, Number]:
+def _kept(plan: StepPlan) -> dict[str, float]:
     found = plan.parameters.values()
     rows = plan.training.batch_size // (plan.mesh.data * plan.mesh.fsdp)
     return {
@@ -59,7 +51,7 @@ def _kept(plan: StepPlan) -> dict[str, Number]:
     }
 
 
-def _trained(plan: StepPlan) -> Number:
+def _trained(plan: StepPlan) -> float:
     """Elements on a device that train."""
     return sum(p.held(plan.mesh) for p in plan.parameters.values() if p.trains)
 
@@ -77,7 +69,7 @@ class _Widths:
         self.statistics = model.num_heads / tensor
 
 
-def _adapted(plan: StepPlan) -> Number:
+def _adapted(plan: StepPlan) -> float:
     """Elements a token of what adapters add to the outputs of a layer's Linears."""
     return sum(
         p.shape[-1] / parts(p.axes[-1], plan.mesh)
@@ -86,7 +78,7 @@ def _adapted(plan: StepPlan) -> Number:
     )
 
 
-def _saved_bytes(plan: StepPlan) -> Number:
+def _saved_bytes(plan: StepPlan) -> float:
     """What a remat policy keeps of a token from the forward pass of a layer."""
     widths, wide = _Widths(plan), plan.compute_bytes
     attention = widths.queries * wide + widths.statistics * FLOAT32
@@ -104,7 +96,7 @@ def _saved_bytes(plan: StepPlan) -> Number:
     return widths.residual * wide + attention + products + between
 
 
-def _at_the_loss(plan: StepPlan) -> dict[str, Number]:
+def _at_the_loss(plan: StepPlan) -> dict[str, float]:
     found, model = plan.parameters, plan.model
     matrix = model.width * model.padded_vocab_size / plan.mesh.tensor
     trains = found[paths.TABLE if model.tie_embeddings else paths.HEAD].trains
@@ -118,7 +110,7 @@ def _at_the_loss(plan: StepPlan) -> dict[str, Number]:
     }
 
 
-def _at_a_layer(plan: StepPlan) -> dict[str, Number]:
+def _at_a_layer(plan: StepPlan) -> dict[str, float]:
     copies = 2 if plan.training.microbatches > 1 else 1
     return {
         "gradients": copies * FLOAT32 * _trained(plan),
@@ -127,7 +119,7 @@ def _at_a_layer(plan: StepPlan) -> dict[str, Number]:
     }
 
 
-def _casts(plan: StepPlan) -> Number:
+def _casts(plan: StepPlan) -> float:
     """This device's part of the layers' matrices in the type of the products, made once for all turns of the loop."""
     return sum(
         p.held(plan.mesh) * plan.compute_bytes
@@ -136,7 +128,7 @@ def _casts(plan: StepPlan) -> Number:
     )
 
 
-def _gathered_layer(plan: StepPlan) -> Number:
+def _gathered_layer(plan: StepPlan) -> float:
     """One layer's matrices whole, as they enter products. The codes of quantised ones come on top; those of int8 are
     cast one matrix at a time."""
     codes, used, one_by_one = 0.0, [], False
@@ -150,14 +142,14 @@ def _gathered_layer(plan: StepPlan) -> Number:
     return codes + (max(used) if one_by_one else sum(used))
 
 
-_WORKING: Mapping[str, tuple[Number, Number]] = {"none": (2, 1), "dots": (3, 3), "attention": (5, 6.5), "full": (5, 8)}
+_WORKING: Mapping[str, tuple[float, float]] = {"none": (2, 1), "dots": (3, 3), "attention": (5, 6.5), "full": (5, 8)}
 """Arrays of one layer that are alive at once in its backward pass: of the MLP's width, and of the model's (half of them
 of the residual stream, half of the heads). Fitted."""
 _WITHOUT_GRADIENTS = 4
 """The most of each where the layer's weights have no gradients. Fitted."""
 
 
-def _working_bytes(plan: StepPlan) -> Number:
+def _working_bytes(plan: StepPlan) -> float:
     """Of a token."""
     widths = _Widths(plan)
     counts = _WORKING[plan.compute.remat]
@@ -171,7 +163,7 @@ _SCORES = 1.5
 """Of `xla` attention: all scores of a layer in float32, and in the type of the products."""
 
 
-def _scores(plan: StepPlan) -> Number:
+def _scores(plan: StepPlan) -> float:
     if attention_kind(plan) != "xla":
         return 0
     by_row = plan.model.num_heads / plan.mesh.tensor * plan.sequence_length**2 / plan.mesh.sequence

@@ -2,7 +2,7 @@
 every product is taken to run at the chip's peak and every exchange at the full speed of its links, so the sum is a
 bound that no run reaches, of use only beside another one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llama_jax.core.chips import Chip
 from llama_jax.model import paths
@@ -86,7 +86,7 @@ def attention_kind(plan: StepPlan) -> str:
 
 def _gather_seconds(plan: StepPlan, chip: Chip, topology: Topology) -> float:
     """Of one microbatch: the layers' weights once in each pass, the head once."""
-    group = _weights_group(plan, chip, topology)
+    group = _Group(plan.weight_parts, plan.mesh.tensor, topology, chip)
     total = 0.0
     for path, parameter in plan.parameters.items():
         if "embed" not in parameter.axes or (path == paths.TABLE and not plan.model.tie_embeddings):
@@ -101,7 +101,7 @@ def _gather_seconds(plan: StepPlan, chip: Chip, topology: Topology) -> float:
 def _reduce_seconds(plan: StepPlan, chip: Chip, topology: Topology) -> float:
     """Of one microbatch: gradients scattered among the devices that share a weight, then summed over the others."""
     mesh = plan.mesh
-    group = _weights_group(plan, chip, topology)
+    group = _Group(plan.weight_parts, plan.mesh.tensor, topology, chip)
     others = _Group(mesh.data // topology.num_slices, plan.weight_parts * mesh.tensor, topology, chip)
     slices = topology.num_slices
     total = 0.0
@@ -110,7 +110,7 @@ def _reduce_seconds(plan: StepPlan, chip: Chip, topology: Topology) -> float:
             continue
         shard = parameter.held(mesh) * plan.compute_bytes
         if mesh.fsdp_stages:
-            total += _Group(group.size, group.inner, topology, chip, one_dimension=True).seconds(shard * group.size)
+            total += replace(group, one_dimension=True).seconds(shard * group.size)
         else:
             # Over several dimensions of a torus libtpu sums for all at once, over all links, instead of scattering.
             total += group.seconds(shard * group.size) * (2 if group.dimensions > 1 else 1)
@@ -119,10 +119,6 @@ def _reduce_seconds(plan: StepPlan, chip: Chip, topology: Topology) -> float:
             assert chip.network_bandwidth is not None
             total += 2 * shard / others.size * (1 - 1 / slices) / chip.network_bandwidth
     return total
-
-
-def _weights_group(plan: StepPlan, chip: Chip, topology: Topology) -> "_Group":
-    return _Group(plan.weight_parts, plan.mesh.tensor, topology, chip)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from llama_jax.diagnosis.examination import low_speeds, stage_failure, start_failure, verdict
 from llama_jax.diagnosis.findings import Finding
-from llama_jax.diagnosis.outcomes import low_speeds, stage_failure, start_failure, verdict
 
 START_FAILURES = {
     "no answer for 150 s while starting JAX": (True, "not all processes", "--worker=all"),
