@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from llama_jax.core.chips import chip_of
+from llama_jax.core.chips import CHIPS
 from llama_jax.core.errors import UserError
 from llama_jax.planning.hardware import Topology, parse_topology
 
@@ -167,7 +167,7 @@ def compile_without_devices(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 def _check_gpu(compiled: jax.stages.Compiled) -> None:
     device = next(iter(jax.tree.leaves(compiled.input_shardings)[0].device_set))
-    chip, memory = chip_of(device.device_kind), compiled.memory_analysis()
+    chip, memory = CHIPS.get(device.device_kind), compiled.memory_analysis()
     if device.platform != "gpu" or chip is None or memory is None:
         return
     if memory.peak_memory_in_bytes > chip.memory_bytes:

@@ -178,16 +178,15 @@ def test_the_remaining_time_forgets_the_slow_first_step():
 def test_a_terminal_shows_one_live_line_and_notes_above_it():
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=200)
-    terminal = Terminal(3, 1, lambda text: console.print(text), console=console)
+    terminal = Terminal(3, 1, lambda text: console.print(text, highlight=False), console=console)
     terminal.write(full(1))
-    terminal.note("a note")
-    terminal.write(full(2))
+    terminal.write(full(2, validation_loss=1.5))
     terminal.write(full(3))
     terminal.close()
     last = output.getvalue().rsplit("\r", 1)[-1]
     assert "step 3/3 (100%) | loss 2.5000 | 12,346 tokens/s | MFU 41.2%" in last
     assert "step 2" not in last
-    assert "a note\n" in output.getvalue()
+    assert "step 2: validation loss 1.5000\n" in output.getvalue()
 
 
 def test_a_live_line_without_a_terminal_is_a_line_now_and_then_and_the_last_one():
