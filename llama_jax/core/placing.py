@@ -1,6 +1,5 @@
 """Arrays and batches from the memory of processes onto a mesh."""
 
-import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -30,7 +29,8 @@ def placed_rows(array: np.ndarray) -> Array:
 
 def padded_rows(rows: int) -> int:
     """The least number of rows, not below the given one, that the mesh in use divides."""
-    return math.ceil(rows / size_of("batch")) * size_of("batch")
+    parts = size_of("batch")
+    return -(-rows // parts) * parts
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
