@@ -15,7 +15,7 @@ from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
 from llama_jax.core.mesh import make_mesh
-from llama_jax.core.processes.distributed import is_main_process, said_once, start_up
+from llama_jax.core.processes.distributed import is_main_process, main_process_printer, start_up
 from llama_jax.data.sources.opening import read_records
 from llama_jax.evals import perplexity, record_tasks
 from llama_jax.evals.config import EvaluateConfig
@@ -30,7 +30,7 @@ def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
     Args:
         stream: where people read what is happening.
     """
-    say = said_once(stream)
+    say = main_process_printer(stream)
     who = start_up(config.distributed)
     mesh = make_mesh(config.mesh)
     output = output_file(config.output)

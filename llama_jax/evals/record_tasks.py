@@ -34,7 +34,8 @@ def evaluate(session: Session, records: Sequence[Record], judge: instructions.Ju
     examples, documents = _few_shot(config, documents, task)
     documents = documents[: config.limit]
     if not documents:
-        raise UserError(f"--data {config.data}: leaves nothing to measure on; {skipped} records have no answer")
+        taken = f"{skipped} records have no answer, {len(examples)} are examples"
+        raise UserError(f"--data {config.data}: leaves nothing to measure on; {taken}")
     prefix = few_shot_prefix(examples)
     if isinstance(task, ScoredTask):
         worker = session.scorer()

@@ -76,7 +76,7 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def said_once(stream: IO[str]) -> Callable[[str], None]:
+def main_process_printer(stream: IO[str]) -> Callable[[str], None]:
     """A function that prints a line for the whole job."""
     return lambda text: print(text, file=stream, flush=True) if is_main_process() else None
 

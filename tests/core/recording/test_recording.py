@@ -33,7 +33,7 @@ def test_metrics_read_back_exactly(tmp_path):
 
 def test_non_finite_numbers_are_valid_json_and_read_back(tmp_path):
     sink = JsonLines(tmp_path / "metrics.jsonl", 0)
-    sink.write(record(1, loss=math.nan, a=math.inf, b=-math.inf))
+    sink.write(record(1, loss=math.nan, a=math.inf, b=-math.inf, below={"c": -math.inf}))
     sink.close()
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert (line["loss"], line["a"], line["b"], line["model_flops_utilization"]) == (
@@ -44,7 +44,7 @@ def test_non_finite_numbers_are_valid_json_and_read_back(tmp_path):
     )
     back = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert math.isnan(back["loss"] or 0)
-    assert (back["a"], back["b"]) == (math.inf, -math.inf)
+    assert (back["a"], back["b"], back["below"]) == (math.inf, -math.inf, {"c": -math.inf})
 
 
 @pytest.mark.parametrize("rewrite_seconds", [None, 1000.0])
