@@ -2,7 +2,7 @@
 
 from llama_jax.benchmarks.config import BenchmarkConfig
 from llama_jax.checkpoints.config import ConvertConfig
-from llama_jax.core.settings.composition import composed
+from llama_jax.core.settings.parser import composed
 from llama_jax.data.config import ShownConfig, TokenizerConfig
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.diagnosis.config import DoctorConfig

@@ -12,18 +12,14 @@ import jax
 
 from llama_jax.checkpoints.opening import open_named
 from llama_jax.core.mesh import make_mesh
-from llama_jax.core.processes.distributed import is_main_process, start_up
+from llama_jax.core.processes.distributed import is_main_process, main_process_printer, start_up
 from llama_jax.inference.config import GenerateConfig
 from llama_jax.inference.generation import continue_prompts, read_prompts
 
 
 def generate(config: GenerateConfig) -> None:
     """Print what the model writes after each prompt, and as JSON with the number of tokens and the model's name."""
-
-    def say(text: str) -> None:
-        if is_main_process():
-            print(text, file=sys.stderr, flush=True)
-
+    say = main_process_printer(sys.stderr)
     who = start_up(config.distributed)
     prompts = read_prompts(config)
     with jax.set_mesh(make_mesh(config.mesh)):

@@ -5,6 +5,8 @@ if __name__ == "__main__":
 
     main("prepare")
 
+from contextlib import closing
+
 from etils import epath
 
 from llama_jax.core.files import absolute, write_whole
@@ -39,7 +41,7 @@ def prepare(config: PrepareConfig) -> None:
     bounds = plan.bounds if plan else shard_bounds(documents, config.shard_megabytes)
     plan = plan or Plan(documents.identity(), tokenizer.fingerprint, settings_of(config), bounds)
     (directory / PROGRESS).mkdir(parents=True, exist_ok=True)
-    with WriterLock(directory / PROGRESS, f"--output {config.output}"), StopSignal() as stop:
+    with closing(WriterLock(directory / PROGRESS, f"--output {config.output}")), StopSignal() as stop:
         plan.write(directory)
         for name, content in tokenizer.files().items():
             write_whole(directory / name, content)

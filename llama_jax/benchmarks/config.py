@@ -62,7 +62,7 @@ class BenchmarkConfig:
 
     @property
     def run(self) -> MeasuredRun:
-        """The settings of `pretrain`, which the command has beside these (`core.settings.composition`)."""
+        """The settings of `pretrain`, which the command has beside these (`core.settings.parser`)."""
         return cast(MeasuredRun, self)
 
     def __post_init__(self) -> None:

@@ -266,7 +266,7 @@ def _logits(
         if adapter is not None:
             read = open_adapter(adapter, step=None, say=say).read(opened.model.config)
             opened = with_adapters(opened, [read], any_base=True)
-        rows = placing.placed(np.tile(tokens, (sharding.batch_parts(mesh), 1)), sharding.row_sharding(mesh))
+        rows = placing.placed(np.tile(tokens, (sharding.size_of("batch", mesh), 1)), sharding.row_sharding(mesh))
         logits = jax.jit(opened.model.logits)(opened.params, rows)
         return np.asarray(logits[0])
 

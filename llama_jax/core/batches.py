@@ -40,11 +40,6 @@ def per_token(dtype: Any, *, is_read: bool = False) -> Any:
     return array(dtype, "batch", "length", is_read=is_read)
 
 
-def per_row(dtype: Any) -> Any:
-    """Declare a field `[B]`."""
-    return array(dtype, "batch")
-
-
 def total(of: str) -> Any:
     """Declare a normaliser: the sum of another field over the whole batch of one update, counted before it is cut into
     microbatches and over all devices, so that losses and gradients of microbatches only need to be added. At least 1,
@@ -52,7 +47,7 @@ def total(of: str) -> Any:
     return dataclasses.field(metadata={"array": ArrayField(np.dtype(np.float32), (), total_of=of)})
 
 
-@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(array, per_token, per_row, total))
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(array, per_token, total))
 class Batch:
     """Base of the batch classes, which become frozen dataclasses and pytrees. Their fields hold arrays, or what stands
     for them: shapes, shardings; microbatches have an axis before all others."""

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from llama_jax.core.arrays import Array, Float
 from llama_jax.core.batches import ArrayField, Batch
 from llama_jax.core.errors import UserError
-from llama_jax.core.sharding import batch_parts, mesh_axes, replicated, row_sharding
+from llama_jax.core.sharding import mesh_axes, replicated, row_sharding, size_of
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
@@ -21,13 +21,25 @@ def placed(array: np.ndarray, place: NamedSharding) -> Array:
     return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
 
 
+def placed_rows(array: np.ndarray) -> Array:
+    """The same, with its rows split over the mesh in use, if any."""
+    mesh = jax.sharding.get_mesh()
+    return jnp.asarray(array) if mesh.empty else placed(array, row_sharding(mesh))
+
+
+def padded_rows(rows: int) -> int:
+    """The least number of rows, not below the given one, that the mesh in use divides."""
+    parts = size_of("batch")
+    return -(-rows // parts) * parts
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """Row numbers of a global batch that the devices of this process hold, in order.
 
     Raises:
         UserError: the mesh does not divide the batch.
     """
-    if problem := indivisible_rows(batch_size, batch_parts(mesh)):
+    if problem := indivisible_rows(batch_size, size_of("batch", mesh)):
         raise UserError(f"training.batch_size: {problem}")
     slices = row_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return sorted({row for (rows,) in filter(None, slices) for row in range(*rows.indices(batch_size))})

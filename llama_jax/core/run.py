@@ -5,7 +5,6 @@ import json
 import os
 import platform
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,76 +21,43 @@ from llama_jax.core.settings.command_line import to_yaml
 _PACKAGES = ("llama_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-class RunDirectory:
+class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
     """Paths of one run. Made by `open_run`, and closed at the end of a `with` block, or by `close`."""
 
     def __init__(self, path: epath.PathLike, *, is_main_process: bool = True) -> None:
         """Name the paths; nothing is read or written."""
         self.path = epath.Path(path)
+        self.config_path = self.path / "config.yaml"
+        """The resolved configuration, for `--config`."""
+        self.environment = self.path / "environment.json"
+        """Versions, devices and start time of the latest start."""
+        self.checkpoints = self.path / "checkpoints"
+        """Folder of the checkpoints, one folder a step."""
+        self.metrics = self.path / "metrics.jsonl"
+        """One JSON object a step; see `recording.metrics.JsonLines`."""
+        self.samples = self.path / "samples.jsonl"
+        """One JSON object for each time that the model answered the fixed prompts."""
+        self.losses_before = self.path / "losses_before.json"
+        """The losses on held-out examples before training."""
+        self.log = self.path / "log.txt"
+        """What `say` printed, with times in UTC."""
+        self.curves = self.path / "curves.png"
+        """The picture of the metrics."""
+        self.tensorboard = self.path / "tensorboard"
+        """Folder of event files."""
+        self.profile = self.path / "profile"
+        """Folder of `jax.profiler` traces."""
         self.is_main_process = is_main_process
         self._lock: WriterLock | None = None
         self._log: GrowingFile | None = None
 
-    def __enter__(self) -> "RunDirectory":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def config_path(self) -> epath.Path:
-        """The resolved configuration, for `--config`."""
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> epath.Path:
-        """Versions, devices and start time of the latest start."""
-        return self.path / "environment.json"
-
-    @property
-    def checkpoints(self) -> epath.Path:
-        """Folder of the checkpoints, one folder a step."""
-        return self.path / "checkpoints"
-
-    @property
-    def metrics(self) -> epath.Path:
-        """One JSON object a step; see `recording.metrics.JsonLines`."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def samples(self) -> epath.Path:
-        """One JSON object for each time that the model answered the fixed prompts."""
-        return self.path / "samples.jsonl"
-
-    @property
-    def losses_before(self) -> epath.Path:
-        """The losses on held-out examples before training."""
-        return self.path / "losses_before.json"
-
-    @property
-    def log(self) -> epath.Path:
-        """What `say` printed, with times in UTC."""
-        return self.path / "log.txt"
-
-    @property
-    def curves(self) -> epath.Path:
-        """The picture of the metrics."""
-        return self.path / "curves.png"
-
-    @property
-    def tensorboard(self) -> epath.Path:
-        """Folder of event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def profile(self) -> epath.Path:
-        """Folder of `jax.profiler` traces."""
-        return self.path / "profile"
 
     def has_progress(self) -> bool:
         """Whether a step was recorded or a checkpoint written."""
         recorded = self.metrics.exists() and self.metrics.stat().length > 0
-        return recorded or (self.checkpoints.exists() and any(_steps(self.checkpoints)))
+        return recorded or any(_steps(self.checkpoints))
 
     def lock(self) -> None:
         """Become the one writer of this run until `close` or the end of the process; see `WriterLock`.
@@ -154,7 +120,7 @@ def open_run(
             raise UserError(f"--resume never: {path} is a run with progress; choose another --run_dir, or remove it")
         # An attempt that failed before its first step has nothing to protect: its mistake may be corrected.
         if run.config_path.exists() and run.has_progress():
-            _check_same(run, load_config(path), _plain(config), free)
+            _check_same(run, load_config(path), yaml.safe_load(to_yaml(config)), free)
     except UserError:
         run.close()
         raise
@@ -204,10 +170,6 @@ def newest_run(root: str | os.PathLike[str] = "runs") -> Path | None:
 def _steps(checkpoints: epath.Path) -> Iterator[epath.Path]:
     """Folders named by a step."""
     return (folder for folder in checkpoints.iterdir() if folder.name.isdigit()) if checkpoints.exists() else iter(())
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(config)))
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

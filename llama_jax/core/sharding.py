@@ -178,11 +178,6 @@ def _scattered(partial: Array, along: int, names: tuple[str, ...]) -> Array:
     return partial
 
 
-def _manual(mesh: AbstractMesh) -> set[str]:
-    """Mesh axes that split the batch, or rows of it."""
-    return {*_names("batch", mesh), *_names("length", mesh), *_names("embed", mesh)}
-
-
 @dataclass(frozen=True)
 class Summed:
     """A result that is added up over the parts of a batch. Of the gradient of a gathered weight, `axes` are the logical
@@ -206,7 +201,7 @@ def over_parts(
         outputs: the same of each result, which is one array if it is summed, and may be a tree of arrays if not.
     """
     mesh = mesh_in_use()
-    manual = set() if mesh.empty else _manual(mesh)
+    manual = {name for axis in ("batch", "length", "embed") for name in _names(axis, mesh)}
     if not manual:
         return function
     by_compiler = {name for name in mesh.axis_names if name not in manual and mesh.shape[name] > 1}
@@ -254,12 +249,11 @@ def shardings_of(mesh: Mesh, shapes: PyTree, axes: PyTree) -> PyTree:
     shardings = {}
     for path, shape in shapes_by_path.items():
         names = tuple(axes_by_path[path])
-        sharding = NamedSharding(mesh, mesh_axes(names, mesh, path))
+        shardings[path] = NamedSharding(mesh, mesh_axes(names, mesh, path))
         for size, axis in zip(shape.shape, names, strict=True):
             if axis is not None and size % (parts := size_of(axis, mesh)):
                 split = " x ".join(f"mesh.{name}" for name in _names(axis, mesh))
                 raise UserError(f"{split}: axis '{axis}' of {path} has size {size}, not divisible by {parts} devices")
-        shardings[path] = sharding
     return tree.unflatten(shardings)
 
 
@@ -302,8 +296,3 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Rows split over the devices that split the batch."""
     return NamedSharding(mesh, mesh_axes(("batch",), mesh))
-
-
-def batch_parts(mesh: Mesh) -> int:
-    """Number of parts the rows of a batch are split into."""
-    return size_of("batch", mesh)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from llama_jax.core.arrays import Array, PyTree, UInt32
 
@@ -22,14 +23,7 @@ def flatten(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[
 
 def unflatten(leaves: Mapping[str, Any]) -> PyTree:
     """The nested dictionary with the given leaves; the inverse of `flatten` for trees of dictionaries."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
+    return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def split(tree: PyTree, select: Callable[[str], bool]) -> tuple[PyTree, PyTree]:

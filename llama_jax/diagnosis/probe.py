@@ -185,9 +185,9 @@ class _Probe:
     def _chip(self) -> Any:
         import jax
 
-        from llama_jax.core.chips import chip_of
+        from llama_jax.core.chips import CHIPS
 
-        return chip_of(jax.devices()[0].device_kind)
+        return CHIPS.get(jax.devices()[0].device_kind)
 
     def _exchange(self) -> None:
         from llama_jax.diagnosis.collective_check import COLLECTIVES, check, groups

@@ -9,13 +9,13 @@ from typing import IO, Any
 
 import jax
 
-from llama_jax.checkpoints.opening import OpenModel, open_named
+from llama_jax.checkpoints.opening import open_named
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
 from llama_jax.core.mesh import make_mesh
-from llama_jax.core.processes.distributed import is_main_process, start_up
+from llama_jax.core.processes.distributed import is_main_process, main_process_printer, start_up
 from llama_jax.data.sources.opening import read_records
 from llama_jax.evals import perplexity, record_tasks
 from llama_jax.evals.config import EvaluateConfig
@@ -30,11 +30,7 @@ def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
     Args:
         stream: where people read what is happening.
     """
-
-    def say(text: str) -> None:
-        if is_main_process():
-            print(text, file=stream, flush=True)
-
+    say = main_process_printer(stream)
     who = start_up(config.distributed)
     mesh = make_mesh(config.mesh)
     output = output_file(config.output)
@@ -54,7 +50,16 @@ def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
         else:
             found = record_tasks.evaluate(session, records, judge)
         found["seconds"] = time.perf_counter() - started
-    result = _with_facts(config, opened, session.model_fingerprint, found)
+    settings = dataclasses.asdict(config).items()
+    result = {
+        "task": config.task,
+        "model": opened.source,
+        "data": config.data,
+        **found,
+        "config": {name: value for name, value in settings if name not in WITHOUT_INFLUENCE},
+        "model_fingerprint": session.model_fingerprint,
+        "tokenizer_fingerprint": opened.tokenizer.fingerprint,
+    }
     say(f"{opened.source}, {config.task}: {_in_words(result)}")
     if output is not None and is_main_process():
         write_whole(output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
@@ -67,22 +72,6 @@ def _lm_eval(session: Session) -> dict[str, Any]:
     except ImportError as error:
         raise UserError(f"--task {session.config.task}: {error}; pip install 'llama_jax[eval]'") from None
     return harness.evaluate(session)
-
-
-def _with_facts(
-    config: EvaluateConfig, opened: OpenModel, model_fingerprint: str, found: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The result, with all that it depends on."""
-    settings = dataclasses.asdict(config)
-    return {
-        "task": config.task,
-        "model": opened.source,
-        "data": config.data,
-        **found,
-        "config": {name: value for name, value in settings.items() if name not in WITHOUT_INFLUENCE},
-        "model_fingerprint": model_fingerprint,
-        "tokenizer_fingerprint": opened.tokenizer.fingerprint,
-    }
 
 
 def _in_words(result: Mapping[str, Any]) -> str:

@@ -1,10 +1,9 @@
 """Word problems with a number as the answer (GSM8K, Cobbe et al. 2021, arXiv:2110.14168)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from llama_jax.evals.metrics import means
 from llama_jax.evals.tasks import Question, Sample, text_of
 
 STOPS = ("Question:", "</s>", "<|im_end|>")
@@ -41,8 +40,3 @@ def problem_sample(document: Question, answer: str) -> Sample:
 
 def _plain(number: str) -> str:
     return re.sub(r"[,$]", "", number).removesuffix(".")
-
-
-def problem_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """`exact_match` (strict) and `exact_match_flexible`, with their standard errors."""
-    return means(samples, ("exact_match", "exact_match_flexible"))

@@ -2,13 +2,12 @@
 
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
 
 from llama_jax.core.errors import UserError, nearest
-from llama_jax.core.text_metrics import rouge_l
 from llama_jax.data.instructions.templates import alpaca_prompt
-from llama_jax.evals.metrics import means
+from llama_jax.evals.metrics import rouge_l
 from llama_jax.evals.tasks import Question, Sample, text_of
 
 Judge: TypeAlias = Callable[[str, str, str, str], float]
@@ -71,8 +70,3 @@ def instruction_sample(document: Question, answer: str, judge: Judge | None) -> 
             raise UserError(f"--judge: gave {grade!r} for an answer; it must give a finite number")
         sample["judge"] = float(grade)
     return sample
-
-
-def instruction_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """`rouge_l`, and `judge` where there is one, with their standard errors."""
-    return means(samples, ("rouge_l", "judge") if "judge" in samples[0] else ("rouge_l",))

@@ -46,7 +46,7 @@ class KeptSamples:
         self._file: GrowingFile | None = None
         if output is None:
             return
-        partial = self._partial_file(output)
+        partial = self._partial = output.with_name(f"{output.name}.partial.jsonl")
         lines = from_main_process(lambda: partial.read_bytes() if partial.exists() else b"").splitlines(keepends=True)
         opening = _line({"key": key})
         ours = bool(lines) and lines[0] == f"{opening}\n".encode()
@@ -76,11 +76,7 @@ class KeptSamples:
         self._file.close()
         lines = [_line({"document": number} | sample) for number, sample in sorted(self.by_document.items())]
         write_whole(self._output.with_name(f"{self._output.stem}.samples.jsonl"), "\n".join([*lines, ""]))
-        self._partial_file(self._output).unlink()
-
-    @staticmethod
-    def _partial_file(output: epath.Path) -> epath.Path:
-        return output.with_name(f"{output.name}.partial.jsonl")
+        self._partial.unlink()
 
 
 def _line(value: dict[str, Any]) -> str:

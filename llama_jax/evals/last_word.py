@@ -1,6 +1,5 @@
 """LAMBADA (Paperno et al. 2016, arXiv:1606.06031): the last word of a passage, which takes the whole of it to guess."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from llama_jax.evals.metrics import means
 from llama_jax.evals.scoring import Score
 from llama_jax.evals.tasks import Choices, Sample, text_of
+from llama_jax.runs.held_out import bounded_exp
 
 
 def read_passage(record: Mapping[str, Any], text_field: str) -> list[Choices]:
@@ -30,7 +30,7 @@ def passage_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     """`accuracy`, and `perplexity` of the word: exp of the mean of -log p over passages, as the harness has it. Its
     standard error is that of the mean times the perplexity (first order)."""
     found = means(samples, ("accuracy", "logprob"))
-    perplexity = math.exp(min(-found["logprob"], 700.0))
+    perplexity = bounded_exp(-found["logprob"])
     return {
         "accuracy": found["accuracy"],
         "accuracy_stderr": found["accuracy_stderr"],

@@ -5,7 +5,6 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_jax.evals.metrics import means
 from llama_jax.evals.scoring import Score
 from llama_jax.evals.tasks import Choices, Sample, text_of
 
@@ -26,9 +25,8 @@ def read_choices(record: Mapping[str, Any]) -> list[Choices]:
         ValueError: the record has none of these forms.
     """
     if "endings" in record:
-        return _document(
-            _hella_swag_prompt(record), [_cleaned(e) for e in _texts(record["endings"], "endings")], None, record
-        )
+        endings = map(_cleaned, _texts(record["endings"], "endings"))
+        return _document(_hella_swag_prompt(record), list(endings), None, record)
     question, choices = record.get("question"), record.get("choices")
     labels: Sequence[Any] | None = None
     if isinstance(question, dict):
@@ -69,11 +67,8 @@ def _document(
 
 
 def _texts(choices: Any, name: str) -> list[str]:
-    if (
-        not isinstance(choices, list)
-        or not 2 <= len(choices) <= 26
-        or not all(isinstance(c, str) and c for c in choices)
-    ):
+    are_texts = isinstance(choices, list) and all(isinstance(choice, str) and choice for choice in choices)
+    if not (are_texts and 2 <= len(choices) <= 26):
         raise ValueError(f"field '{name}' must be a list of 2 to 26 texts that are not empty")
     return choices
 
@@ -104,8 +99,3 @@ def choices_sample(document: Choices, scores: Sequence[Score]) -> Sample:
         "accuracy": int(logprobs.index(max(logprobs)) == document.gold),
         "accuracy_normalized": int(by_character.index(max(by_character)) == document.gold),
     }
-
-
-def choices_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """`accuracy` and `accuracy_normalized`, with their standard errors."""
-    return means(samples, ("accuracy", "accuracy_normalized"))

@@ -4,11 +4,10 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from llama_jax.core import sharding
 from llama_jax.core.errors import UserError
+from llama_jax.core.placing import padded_rows
 from llama_jax.core.run import load_config
 from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.loader import text_bytes, texts_of, validation_batches, zlib_bits_per_byte
@@ -16,9 +15,9 @@ from llama_jax.data.rows.mixture import open_mixture
 from llama_jax.data.sources.documents import Documents, SelectedDocuments
 from llama_jax.data.sources.opening import open_source
 from llama_jax.data.tokenizers import Tokenizer
-from llama_jax.evals.scoring import Request, Scorer
+from llama_jax.evals.scoring import Request, Scorer, document_scores
 from llama_jax.evals.session import Session
-from llama_jax.evals.tasks import Sample, document_scores
+from llama_jax.evals.tasks import Sample
 from llama_jax.runs.held_out import bounded_exp, per_unit, perplexity
 
 
@@ -57,10 +56,8 @@ def _documents(session: Session) -> tuple[DataConfig, Documents]:
 
 def _packed(session: Session) -> dict[str, Any]:
     """Every document once, packed into rows as in training."""
-    opened, mesh = session.opened, jax.sharding.get_mesh()
+    opened, rows = session.opened, padded_rows(session.config.batch_size)
     data, documents = _documents(session)
-    parts = sharding.batch_parts(mesh)
-    rows = -(-session.config.batch_size // parts) * parts
     batches = validation_batches(documents, opened.tokenizer, data, rows)
     result = perplexity(opened.model, opened.params, batches, text_bytes(documents, opened.tokenizer))
     words = sum(len(text.split()) for text in texts_of(documents, opened.tokenizer))

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,16 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.data.sources.opening import read_records
 from llama_jax.data.sources.record_text import Record
+from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.evals import exact_match, instructions, last_word, multiple_choice
+from llama_jax.evals.answers import Answerer
 from llama_jax.evals.config import EvaluateConfig
+from llama_jax.evals.metrics import means
+from llama_jax.evals.scoring import Request, Scorer, document_scores, encode_pair
 from llama_jax.evals.session import Session
-from llama_jax.evals.tasks import (
-    AnsweredTask,
-    ScoredTask,
-    answered_samples,
-    few_shot_prefix,
-    read_documents,
-    scored_samples,
-)
+from llama_jax.evals.tasks import AnsweredTask, Choices, Question, Sample, ScoredTask, few_shot_prefix, read_documents
+from llama_jax.inference.completion import encode_prompt
+from llama_jax.inference.config import SamplingConfig
 
 
 def evaluate(session: Session, records: Sequence[Record], judge: instructions.Judge | None) -> dict[str, Any]:
@@ -35,21 +34,15 @@ def evaluate(session: Session, records: Sequence[Record], judge: instructions.Ju
     examples, documents = _few_shot(config, documents, task)
     documents = documents[: config.limit]
     if not documents:
-        raise UserError(f"--data {config.data}: leaves nothing to measure on; {skipped} records have no answer")
+        taken = f"{skipped} records have no answer, {len(examples)} are examples"
+        raise UserError(f"--data {config.data}: leaves nothing to measure on; {taken}")
     prefix = few_shot_prefix(examples)
     if isinstance(task, ScoredTask):
         worker = session.scorer()
-        measure = functools.partial(scored_samples, task=task, prefix=prefix, tokenizer=tokenizer, scorer=worker)
+        measure = functools.partial(_scored_samples, task, prefix, tokenizer, worker)
     else:
-        worker = session.answerer()
-        measure = functools.partial(
-            answered_samples,
-            task=task,
-            prefix=prefix,
-            tokenizer=tokenizer,
-            answerer=worker,
-            max_new_tokens=config.max_new_tokens,
-        )
+        worker, sampling = session.answerer(), SamplingConfig(config.max_new_tokens, temperature=0.0)
+        measure = functools.partial(_answered_samples, task, prefix, tokenizer, worker, sampling)
     content = hashlib.sha256(repr((prefix, documents)).encode()).hexdigest()
     samples = session.samples(documents, content, measure)
     counts = {name: sum(sample[name] for sample in samples) for name in ("requests", "truncated")}
@@ -78,7 +71,9 @@ def _task(session: Session, judge: instructions.Judge | None) -> ScoredTask | An
         chat = session.opened.tokenizer.chat_template is not None
     return {
         "multiple_choice": ScoredTask(
-            multiple_choice.read_choices, multiple_choice.choices_sample, multiple_choice.choices_metrics
+            multiple_choice.read_choices,
+            multiple_choice.choices_sample,
+            functools.partial(means, names=("accuracy", "accuracy_normalized")),
         ),
         "last_word": ScoredTask(
             functools.partial(last_word.read_passage, text_field=config.text_field),
@@ -86,11 +81,43 @@ def _task(session: Session, judge: instructions.Judge | None) -> ScoredTask | An
             last_word.passage_metrics,
         ),
         "exact_match": AnsweredTask(
-            exact_match.read_problem, exact_match.problem_sample, exact_match.problem_metrics, exact_match.STOPS
+            exact_match.read_problem,
+            exact_match.problem_sample,
+            functools.partial(means, names=("exact_match", "exact_match_flexible")),
+            exact_match.STOPS,
         ),
         "instructions": AnsweredTask(
             functools.partial(instructions.read_instructions, chat=chat),
             functools.partial(instructions.instruction_sample, judge=judge if is_main_process() else None),
-            instructions.instruction_metrics,
+            functools.partial(means, names=("rouge_l",) if judge is None else ("rouge_l", "judge")),
         ),
     }[config.task]
+
+
+def _scored_samples(
+    task: ScoredTask, prefix: str, tokenizer: Tokenizer, scorer: Scorer, documents: Mapping[int, Choices]
+) -> Iterator[tuple[int, Sample]]:
+    """(number of the document, its sample), in the order in which they become known; `prefix` is put before each."""
+
+    def requests(document: Choices) -> list[Request]:
+        return [encode_pair(tokenizer, prefix + document.prompt, choice) for choice in document.choices]
+
+    for number, scores in document_scores(documents, requests, scorer):
+        counts = {"requests": len(scores), "truncated": sum(score.truncated for score in scores)}
+        yield number, task.sample(documents[number], scores) | counts
+
+
+def _answered_samples(
+    task: AnsweredTask,
+    prefix: str,
+    tokenizer: Tokenizer,
+    answerer: Answerer,
+    sampling: SamplingConfig,
+    documents: Mapping[int, Question],
+) -> Iterator[tuple[int, Sample]]:
+    """The same for answers."""
+    numbers, questions = list(documents), list(documents.values())
+    prompts = [encode_prompt(tokenizer, prefix + question.prompt, chat=question.chat) for question in questions]
+    for index, answer in answerer.answers(prompts, sampling, task.stops):
+        counts = {"requests": 1, "truncated": int(answer.truncated)}
+        yield numbers[index], task.sample(questions[index], answer.text) | counts

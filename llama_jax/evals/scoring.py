@@ -1,9 +1,9 @@
 """The one scorer: how likely a model finds given continuations of given contexts. Knows tokens, but no task."""
 
 import functools
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,11 @@ SHORTEST_ROW = 16
 """Rows are padded to this many tokens, to half as many more, to twice as many, and so on: few programs are compiled."""
 FEWEST_TARGETS = 4
 """The scored tokens of a row are padded to this many, four times as many, and so on."""
+
+REQUESTS_CHUNK = 16384
+"""Requests made and sorted at a time: enough for full batches of one length, without holding all of a large task."""
+
+Document = TypeVar("Document")
 
 
 class Request(NamedTuple):
@@ -90,11 +95,8 @@ class Scorer:
     """
 
     def __init__(self, model: LanguageModel, params: PyTree, *, rows: int, context_length: int) -> None:
-        mesh = jax.sharding.get_mesh()
-        parts = 1 if mesh.empty else sharding.batch_parts(mesh)
         self._model, self._params = model, params
-        self._rows = -(-rows // parts) * parts
-        self._context_length = context_length
+        self._rows, self._context_length = placing.padded_rows(rows), context_length
         self.programs: set[tuple[int, int]] = set()
         """(tokens, targets) of a row in each program that was compiled so far."""
 
@@ -139,7 +141,29 @@ class Scorer:
             ends = [np.arange(-len(asked.targets), 0) + len(row.tokens) for asked in row.asked]
             positions[index, : row.targets] = np.concatenate(ends)
             targets[index, : row.targets] = np.concatenate([asked.targets for asked in row.asked])
-        return _target_logprobs(self._model, self._params, *map(_placed, (tokens, positions, targets)))
+        return _target_logprobs(self._model, self._params, *map(placing.placed_rows, (tokens, positions, targets)))
+
+
+def document_scores(
+    documents: Mapping[int, Document], requests_of: Callable[[Document], Sequence[Request]], scorer: Scorer
+) -> Iterator[tuple[int, list[Score]]]:
+    """(number of the document, scores of its requests), in the order in which they become known."""
+    waiting: list[tuple[int, Request]] = []
+    for number, document in documents.items():
+        waiting += ((number, request) for request in requests_of(document))
+        if len(waiting) >= REQUESTS_CHUNK:
+            yield from _whole_documents(waiting, scorer)
+            waiting = []
+    yield from _whole_documents(waiting, scorer)
+
+
+def _whole_documents(waiting: Sequence[tuple[int, Request]], scorer: Scorer) -> Iterator[tuple[int, list[Score]]]:
+    asked, known = Counter(number for number, _ in waiting), defaultdict[int, dict[int, Score]](dict)
+    for index, score in scorer.scores([request for _, request in waiting]):
+        number = waiting[index][0]
+        known[number][index] = score
+        if len(known[number]) == asked[number]:
+            yield number, [score for _, score in sorted(known[number].items())]
 
 
 def padded_length(tokens: int, longest: int) -> int:
@@ -148,11 +172,6 @@ def padded_length(tokens: int, longest: int) -> int:
     while length < tokens:
         length += length // 2 if length & (length - 1) == 0 else length // 3
     return min(length, longest)
-
-
-def _placed(array: np.ndarray) -> Array:
-    mesh = jax.sharding.get_mesh()
-    return jnp.asarray(array) if mesh.empty else placing.placed(array, sharding.row_sharding(mesh))
 
 
 def _read(batch: list[_Row], results: tuple[Array, Array]) -> Iterator[tuple[int, Score]]:

@@ -1,20 +1,13 @@
 """What a task is: how a record becomes documents to score or to answer, and how the outcome becomes a sample and the
 samples metrics. A task is made of pure functions, independent of any model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.sources.record_text import Record
-from llama_jax.data.tokenizers import Tokenizer
-from llama_jax.evals.answers import Answerer
-from llama_jax.evals.scoring import Request, Score, Scorer, encode_pair
-from llama_jax.inference.completion import encode_prompt
-from llama_jax.inference.config import SamplingConfig
-
-REQUESTS_CHUNK = 16384
-"""Requests made and sorted at a time: enough for full batches of one length, without holding all of a large task."""
+from llama_jax.evals.scoring import Score
 
 Sample: TypeAlias = dict[str, Any]
 """What is known of one document after it was measured; JSON values."""
@@ -53,7 +46,6 @@ class Question:
         return f"{self.prompt} {self.reference}"
 
 
-Document = TypeVar("Document")
 Metrics: TypeAlias = Callable[[Sequence[Sample]], dict[str, float]]
 
 
@@ -114,59 +106,3 @@ def text_of(record: Mapping[str, Any], *names: str) -> str:
 def few_shot_prefix(examples: Sequence[Choices | Question]) -> str:
     """Solved documents before a prompt, a blank line after each, as in lm-evaluation-harness."""
     return "".join(f"{example.solved}\n\n" for example in examples)
-
-
-def scored_samples(
-    documents: Mapping[int, Choices], task: ScoredTask, prefix: str, tokenizer: Tokenizer, scorer: Scorer
-) -> Iterator[tuple[int, Sample]]:
-    """(number of the document, its sample), in the order in which they become known; `prefix` is put before each."""
-
-    def requests(document: Choices) -> list[Request]:
-        return [encode_pair(tokenizer, prefix + document.prompt, choice) for choice in document.choices]
-
-    for number, scores in document_scores(documents, requests, scorer):
-        counts = {"requests": len(scores), "truncated": sum(score.truncated for score in scores)}
-        yield number, task.sample(documents[number], scores) | counts
-
-
-def answered_samples(
-    documents: Mapping[int, Question],
-    task: AnsweredTask,
-    prefix: str,
-    tokenizer: Tokenizer,
-    answerer: Answerer,
-    max_new_tokens: int,
-) -> Iterator[tuple[int, Sample]]:
-    """The same for answers, which are greedy."""
-    numbers = list(documents)
-    questions = [documents[number] for number in numbers]
-    prompts = [encode_prompt(tokenizer, prefix + question.prompt, chat=question.chat) for question in questions]
-    sampling = SamplingConfig(max_new_tokens, temperature=0.0)
-    for index, answer in answerer.answers(prompts, sampling, task.stops):
-        counts = {"requests": 1, "truncated": int(answer.truncated)}
-        yield numbers[index], task.sample(questions[index], answer.text) | counts
-
-
-def document_scores(
-    documents: Mapping[int, Document], requests_of: Callable[[Document], Sequence[Request]], scorer: Scorer
-) -> Iterator[tuple[int, list[Score]]]:
-    """(number of the document, scores of its requests), in the order in which they become known."""
-    waiting: list[tuple[int, Request]] = []
-    for number, document in documents.items():
-        waiting += ((number, request) for request in requests_of(document))
-        if len(waiting) >= REQUESTS_CHUNK:
-            yield from _whole_documents(waiting, scorer)
-            waiting = []
-    yield from _whole_documents(waiting, scorer)
-
-
-def _whole_documents(waiting: Sequence[tuple[int, Request]], scorer: Scorer) -> Iterator[tuple[int, list[Score]]]:
-    scores: dict[int, dict[int, Score | None]] = {}
-    for index, (number, _) in enumerate(waiting):
-        scores.setdefault(number, {})[index] = None
-    for index, score in scorer.scores([request for _, request in waiting]):
-        number = waiting[index][0]
-        scores[number][index] = score
-        known = [score for score in scores[number].values() if score is not None]
-        if len(known) == len(scores[number]):
-            yield number, known

@@ -72,16 +72,13 @@ def complete(
     Raises:
         UserError: a prompt is empty, or does not fit into the model's context with the tokens asked for.
     """
-    rules = decode.Rules(sampling, by.stop_ids)
+    rules, decode_ids = decode.Rules(sampling, by.stop_ids), by.tokenizer.decode
     answers = decode.generate(by.model, by.layers, prompts, rules, seed=seed, stream=stream, adapter_ids=adapter_ids)
     return [
-        Completion(ids, _added_text(by.tokenizer, prompt, ids)) for prompt, ids in zip(prompts, answers, strict=True)
+        # Decoded together, since the spelling of a token depends on the one before.
+        Completion(ids, decode_ids([*prompt, *ids])[len(decode_ids(prompt)) :])
+        for prompt, ids in zip(prompts, answers, strict=True)
     ]
-
-
-def _added_text(tokenizer: Tokenizer, prompt: Sequence[int], answer: Sequence[int]) -> str:
-    # Decoded together, since the spelling of a token depends on the one before.
-    return tokenizer.decode([*prompt, *answer])[len(tokenizer.decode(prompt)) :]
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, *, chat: bool = False, special: bool = True) -> list[int]:

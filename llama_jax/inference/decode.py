@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from llama_jax.core import placing, sharding
+from llama_jax.core import sharding
 from llama_jax.core.arrays import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from llama_jax.core.errors import UserError
+from llama_jax.core.placing import padded_rows, placed_rows
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.sampling import sample
 from llama_jax.model.cache import LayerCache, empty_cache
@@ -185,23 +186,14 @@ _resume = jax.jit(_decoded, static_argnums=(0, 1, 2), donate_argnums=4)
 
 def _placed_prompts(prompts: Sequence[Sequence[int]], width: int, adapter_ids: Sequence[int] | None) -> PromptBatch:
     """Prompts as arrays over the mesh in use; empty rows are added until the mesh divides them."""
-    mesh = jax.sharding.get_mesh()
-    parts = 1 if mesh.empty else sharding.batch_parts(mesh)
-    rows = -(-len(prompts) // parts) * parts
-    tokens, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
+    rows = padded_rows(len(prompts))
+    tokens, (lengths, adapters) = np.zeros((rows, width), np.int32), np.zeros((2, rows), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-    adapters = None
-    if adapter_ids is not None:
-        adapters = np.zeros(rows, np.int32)
-        adapters[: len(prompts)] = adapter_ids
-
-    def place(array: np.ndarray | None) -> Any:
-        if array is None or mesh.empty:
-            return None if array is None else jnp.asarray(array)
-        return placing.placed(array, sharding.row_sharding(mesh))
-
-    return PromptBatch(place(tokens), place(lengths), place(adapters))
+    if adapter_ids is None:
+        return PromptBatch(placed_rows(tokens), placed_rows(lengths))
+    adapters[: len(prompts)] = adapter_ids
+    return PromptBatch(placed_rows(tokens), placed_rows(lengths), placed_rows(adapters))
 
 
 def _read(state: DecodeState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -36,7 +36,7 @@ class PlannedConfig:
 
     @property
     def run(self) -> RunConfig:
-        """The settings of the command that is planned, which `plan` has beside these (`core.settings.composition`)."""
+        """The settings of the command that is planned, which `plan` has beside these (`core.settings.parser`)."""
         return cast(RunConfig, self)
 
     def __post_init__(self) -> None:

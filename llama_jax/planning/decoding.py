@@ -25,7 +25,7 @@ def lowered_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> L
         UserError: the mesh does not divide the rows or a parameter, or the slots exceed the model's context.
     """
     config = model.config
-    if problem := indivisible_rows(rows, sharding.batch_parts(mesh)):
+    if problem := indivisible_rows(rows, sharding.size_of("batch", mesh)):
         raise UserError(f"--decode_rows: {problem}")
     if slots > config.context_length:
         raise UserError(f"--decode_slots: {slots} exceeds model.context_length {config.context_length}")

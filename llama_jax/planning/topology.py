@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from llama_jax.core.chips import chip_of
+from llama_jax.core.chips import CHIPS
 from llama_jax.core.errors import UserError
 from llama_jax.planning.hardware import Topology, parse_topology
 
@@ -162,7 +162,7 @@ def compile_without_devices(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     finally:
         jax.config.update(name, before)
     device = next(iter(jax.tree.leaves(compiled.input_shardings)[0].device_set))
-    chip, memory = chip_of(device.device_kind), compiled.memory_analysis()
+    chip, memory = CHIPS.get(device.device_kind), compiled.memory_analysis()
     if device.platform == "gpu" and chip and memory and memory.peak_memory_in_bytes > chip.memory_bytes:
         raise DoesNotFitError(memory.peak_memory_in_bytes, chip.memory_bytes)
     return compiled

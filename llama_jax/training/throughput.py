@@ -1,12 +1,12 @@
 """From times to rates: tokens per second and model FLOPs utilization."""
 
-from llama_jax.core.chips import chip_of
+from llama_jax.core.chips import CHIPS
 
 
 def peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 FLOP/s of one device, or None when the kind is not in the table: no utilization is better than a
     wrong one."""
-    chip = chip_of(device_kind)
+    chip = CHIPS.get(device_kind)
     return None if chip is None else chip.flops
 
 

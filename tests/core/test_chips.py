@@ -2,12 +2,12 @@
 
 import pytest
 
-from llama_jax.core.chips import CHIPS, chip_of
+from llama_jax.core.chips import CHIPS
 from llama_jax.training.throughput import peak_flops
 
 
 def test_a_kind_that_is_not_in_the_table_has_no_figures():
-    assert chip_of("TPU v99") is None and peak_flops("TPU v99") is None
+    assert CHIPS.get("TPU v99") is None and peak_flops("TPU v99") is None
     assert peak_flops("TPU v5 lite") == 197e12
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llama_jax.core import placing
-from llama_jax.core.batches import Batch, TokenBatch, array, per_row, per_token, total
+from llama_jax.core.batches import Batch, TokenBatch, array, per_token, total
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
@@ -16,7 +16,7 @@ class Odd(Batch):
 
     ids: jax.Array = array(np.int32, "batch", 2, "length", is_read=True)
     advantages: jax.Array = per_token(np.float32)
-    kept: jax.Array = per_row(np.float32)
+    kept: jax.Array = array(np.float32, "batch")
     coefficient: jax.Array = array(np.float32)
     pairs: jax.Array = total("kept")
     mass: jax.Array = total("advantages")

@@ -60,7 +60,7 @@ def test_the_config_of_a_run_can_be_given_again(tmp_path):
     assert run.config_path.read_text().startswith(
         f"# python -m llama_jax.train --config {tmp_path}/a/run/config.yaml\n"
     )
-    again = parse(Config, ["--config", str(run.config_path)], command="train", commands={"train": lambda: Config})
+    again = parse(Config, ["--config", str(run.config_path)], command="train", commands={"train": Config})
     assert again == config
     assert load_config(run.path)["training"]["batch_ramp"] == [[0, 4], [9, 32]]
     opened(tmp_path / "a" / "run", again).close()

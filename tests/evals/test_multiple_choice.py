@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from llama_jax.evals.multiple_choice import choices_metrics, choices_sample, read_choices
+from llama_jax.evals.metrics import means
+from llama_jax.evals.multiple_choice import choices_sample, read_choices
 from llama_jax.evals.scoring import Score
 from llama_jax.evals.tasks import Choices
 
@@ -82,7 +83,8 @@ def test_the_preferred_choice_depends_on_the_normalisation() -> None:
     assert (long_is_better_a_character["accuracy"], long_is_better_a_character["accuracy_normalized"]) == (0, 1)
     first_of_equals = sample(-2.0, -2.0, gold=1)
     assert first_of_equals["accuracy"] == 0
-    found = choices_metrics([long_is_better_a_character, first_of_equals, sample(-1.0, -2.0, gold=0)])
+    samples = [long_is_better_a_character, first_of_equals, sample(-1.0, -2.0, gold=0)]
+    found = means(samples, ("accuracy", "accuracy_normalized"))
     assert found["accuracy"] == pytest.approx(1 / 3)
     assert found["accuracy_normalized"] == pytest.approx(2 / 3)
     assert found["accuracy_stderr"] == pytest.approx(1 / 3)  # 0, 0, 1: variance 1/3 over 3 samples

@@ -8,8 +8,9 @@ import pytest
 from llama_jax.core.errors import UserError
 from llama_jax.data.sources.record_text import Record
 from llama_jax.evals.exact_match import problem_sample, read_problem
-from llama_jax.evals.instructions import instruction_metrics, instruction_sample, load_judge, read_instructions
+from llama_jax.evals.instructions import instruction_sample, load_judge, read_instructions
 from llama_jax.evals.last_word import passage_metrics, passage_sample, read_passage
+from llama_jax.evals.metrics import means
 from llama_jax.evals.scoring import Score
 from llama_jax.evals.tasks import AnsweredTask, Choices, few_shot_prefix, read_documents
 
@@ -85,7 +86,7 @@ def test_a_judge_grades_each_answer() -> None:
     sample = instruction_sample(question, " 2\n", lambda *parts: asked.append(parts) or 7)
     assert asked == [("Add.", "1 + 1", "It is 2", "2")]
     assert sample["answer"] == "2"
-    assert instruction_metrics([sample]) == {
+    assert means([sample], ("rouge_l", "judge")) == {
         "rouge_l": pytest.approx(2 / 4),
         "rouge_l_stderr": 0.0,
         "judge": 7.0,

@@ -9,7 +9,7 @@ from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.checkpoints.steps.restoring import restore
 from llama_jax.checkpoints.steps.saving import Checkpoints
 from llama_jax.core import tree
-from llama_jax.core.batches import Batch, array, per_row, total
+from llama_jax.core.batches import Batch, array, total
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import SIZES, ComputeConfig
@@ -26,7 +26,7 @@ class Pairs(Batch):
     """Two answers, the better one first."""
 
     tokens: jax.Array = array(np.int32, "batch", 2, "length", is_read=True)
-    weights: jax.Array = per_row(np.float32)
+    weights: jax.Array = array(np.float32, "batch")
     pairs: jax.Array = total("weights")
 
 

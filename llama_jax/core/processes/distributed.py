@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -74,6 +74,11 @@ def _keep_compiled_programs() -> None:
 def is_main_process() -> bool:
     """Whether this process speaks for the job: prints, and writes what exists once."""
     return jax.process_index() == 0
+
+
+def main_process_printer(stream: IO[str]) -> Callable[[str], None]:
+    """A function that prints a line for the whole job."""
+    return lambda text: print(text, file=stream, flush=True) if is_main_process() else None
 
 
 def from_main_process(make: Callable[[], bytes]) -> bytes:

@@ -15,7 +15,7 @@ from llama_jax.core.files import is_remote
 class WriterLock:
     """Keeps other processes from writing to a directory until `close` or the end of this process, however it ends.
 
-    Remote paths, and file systems without locks, are not protected. A context manager, too.
+    Remote paths, and file systems without locks, are not protected.
     """
 
     def __init__(self, directory: epath.PathLike, name: str) -> None:
@@ -45,12 +45,6 @@ class WriterLock:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         self._file = file
-
-    def __enter__(self) -> "WriterLock":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let others write."""

@@ -33,11 +33,15 @@ def draw_curves(records: Iterable[Mapping[str, Any]], path: epath.PathLike) -> N
     axes = figure.subplots(2, 2, sharex=True)
     steps = _column(rows, "step")
     _draw(axes[0, 0], steps, _column(rows, "loss"), "Loss", "nats per token")
-    _draw_validation(axes[0, 0], steps, _column(rows, "validation_loss"))
+    if np.isfinite(validation := _column(rows, "validation_loss")).any():
+        axes[0, 0].plot(steps, validation, "o", color=_POINT, markersize=5, zorder=3, label="validation")
+        axes[0, 0].legend(frameon=False, fontsize=9)
     _draw(axes[0, 1], steps, _column(rows, "learning_rate"), "Learning rate", "", smooth=False)
     axes[0, 1].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    _draw(axes[1, 0], steps, _column(rows, "grad_norm"), "Gradient norm", "")
-    _log_scale(axes[1, 0], _column(rows, "grad_norm"))
+    _draw(axes[1, 0], steps, norms := _column(rows, "grad_norm"), "Gradient norm", "")
+    finite = norms[np.isfinite(norms)]
+    if finite.size and finite.min() > 0 and finite.max() > 20 * np.median(finite):
+        axes[1, 0].set_yscale("log")  # a few spikes would flatten everything else
     _draw(axes[1, 1], steps, _column(rows, "tokens_per_second"), "Speed, all devices", "tokens per second")
     axes[1, 1].set_ylim(bottom=0)
     axes[1, 1].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -88,19 +92,6 @@ def _draw(axis: "Axes", steps: np.ndarray, values: np.ndarray, title: str, unit:
     axis.plot(steps, values, color=_LINE, linewidth=0.7, label="each step")
     axis.plot(*_running_median(steps, values, half), color=_MEDIAN, linewidth=1.8, label=f"median of {2 * half + 1}")
     axis.legend(frameon=False, fontsize=9)
-
-
-def _draw_validation(axis: "Axes", steps: np.ndarray, values: np.ndarray) -> None:
-    if np.isfinite(values).any():
-        axis.plot(steps, values, "o", color=_POINT, markersize=5, zorder=3, label="validation")
-        axis.legend(frameon=False, fontsize=9)
-
-
-def _log_scale(axis: "Axes", values: np.ndarray) -> None:
-    """Use a logarithmic axis where a few spikes would flatten everything else."""
-    finite = values[np.isfinite(values)]
-    if finite.size and finite.min() > 0 and finite.max() > 20 * np.median(finite):
-        axis.set_yscale("log")
 
 
 def _title(name: str, rows: list[Mapping[str, Any]]) -> str:

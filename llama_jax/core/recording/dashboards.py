@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from llama_jax.core import tree
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote, write_whole
 from llama_jax.core.recording.metrics import MetricsRecord
@@ -32,8 +33,8 @@ class TensorBoard:
 
     def write(self, record: MetricsRecord) -> None:
         """Add the scalars of one step."""
-        for name, value in _flat(record).items():
-            if self._writer is not None and name != "step" and value is not None:
+        for name, value in tree.flatten(record).items():
+            if self._writer is not None and name != "step":
                 self._writer.add_scalar(name, value, global_step=record["step"])
 
     def close(self) -> None:
@@ -92,14 +93,3 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Send what is left."""
         self._run.finish()
-
-
-def _flat(record: MetricsRecord) -> dict[str, float | int | None]:
-    """The numbers below a name as `name/below`."""
-    flat: dict[str, float | int | None] = {}
-    for name, value in record.items():
-        below = (
-            {f"{name}/{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value}
-        )
-        flat.update(below)
-    return flat

@@ -77,16 +77,18 @@ def _finite_or_name(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite_or_name(inner) for key, inner in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return json.dumps(value)  # its name
     return value
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
     """The record on a line; None for a broken one."""
+
+    def with_floats(found: dict[str, Any]) -> dict[str, Any]:
+        return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in found.items()}
+
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_hook=with_floats)
     except ValueError:
         return None
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
-        return None
-    return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in record.items()}
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None

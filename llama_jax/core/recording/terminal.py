@@ -89,13 +89,10 @@ class Terminal:
         if self._line.on_terminal:
             self._line.update(lambda: self._text(step, record, _SHOWN_LIVE))
             if record.get("validation_loss") is not None:
-                self.note(f"step {step}: {_validation(record)}")
+                # The live line, while it is shown, redirects standard output to above itself.
+                self._say(f"step {step}: {_validation(record)}")
         elif step % self._log_every == 0 or step == self._total or record.get("validation_loss") is not None:
             self._say(self._text(step, record, _SHOWN))
-
-    def note(self, text: str) -> None:
-        """Print a line; a live line stays below it."""
-        self._say(text)  # while it is shown, the live line redirects standard output to above itself
 
     def close(self) -> None:
         """Leave the last state of the live line on the screen."""

@@ -97,10 +97,8 @@ def run_command(
         code = main(parse(config_class, arguments, command=command, commands=commands, presets=presets)) or 0
         sys.stdout.flush()
         return code
-    except UserError as error:
-        return _leave(_say(f"error: {' '.join(str(error).split())}", 2))
-    except CannotGoOnError as error:
-        return _leave(_say(f"error: {' '.join(str(error).split())}", 1))
+    except (UserError, CannotGoOnError) as error:
+        return _leave(_say(f"error: {' '.join(str(error).split())}", 2 if isinstance(error, UserError) else 1))
     except SavedAfterSignal as saved:
         return _say(str(saved), 75)
     except KeyboardInterrupt:

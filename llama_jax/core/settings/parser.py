@@ -4,8 +4,8 @@ Knows names and places, so that a mistake is reported as one line that says wher
 `command_line`."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -13,8 +13,8 @@ import yaml
 
 from llama_jax.core.errors import UserError, nearest
 
-Commands = Mapping[str, type | Callable[[], type]]
-"""For the name of each command, its config class, or a function that imports and returns it."""
+Commands = Mapping[str, type]
+"""For the name of each command, its config class."""
 
 _PACKAGE = Path(__file__).parents[2]
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -87,6 +87,22 @@ class Schema:
     def missing(self, values: Mapping[str, Any]) -> list[str]:
         """Required settings that have no value."""
         return [path for path in self.types if path not in values and path.rpartition(".")[0] not in self.types]
+
+
+def composed(own: type, other: type, description: str | None = None) -> type:
+    """A frozen dataclass with the settings of both, those of `other` first, and the checks of both, those of `own`
+    first.
+
+    Args:
+        description: what `--help` says of the command; None: the docstring of `own`.
+    """
+
+    def check(config: Any) -> None:
+        for part in (own, other):
+            getattr(part, "__post_init__", lambda config: None)(config)
+
+    namespace = {"__doc__": description or own.__doc__, "__module__": __name__, "__post_init__": check}
+    return make_dataclass(f"{own.__name__}Of{other.__name__}", [], bases=(own, other), namespace=namespace, frozen=True)
 
 
 def plain(value: Any) -> Any:
@@ -188,8 +204,8 @@ def command_for(name: str, argv: Sequence[str], commands: Commands) -> str:
     return next((each for each in variants if _knows(commands[each], keys)), name)
 
 
-def _knows(known: Any, keys: set[str]) -> bool:
-    return keys <= {field.name for field in fields(known if is_dataclass(known) else known())}
+def _knows(config_class: Any, keys: set[str]) -> bool:
+    return keys <= {field.name for field in fields(config_class)}
 
 
 def _config_text(name: str) -> tuple[str, str]:
@@ -212,7 +228,6 @@ def _config_text(name: str) -> tuple[str, str]:
 
 def _check_command(keys: set[str], file: str, command: str, commands: Commands) -> None:
     """Raise a UserError when the top-level keys of a file fit another command and not this one."""
-
     if _knows(commands[command], keys):
         return
     if other := next((each for each, known in commands.items() if _knows(known, keys)), None):

@@ -33,7 +33,7 @@ def test_metrics_read_back_exactly(tmp_path):
 
 def test_non_finite_numbers_are_valid_json_and_read_back(tmp_path):
     sink = JsonLines(tmp_path / "metrics.jsonl", 0)
-    sink.write(record(1, loss=math.nan, a=math.inf, b=-math.inf))
+    sink.write(record(1, loss=math.nan, a=math.inf, b=-math.inf, below={"c": -math.inf}))
     sink.close()
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert (line["loss"], line["a"], line["b"], line["model_flops_utilization"]) == (
@@ -44,7 +44,7 @@ def test_non_finite_numbers_are_valid_json_and_read_back(tmp_path):
     )
     back = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert math.isnan(back["loss"] or 0)
-    assert (back["a"], back["b"]) == (math.inf, -math.inf)
+    assert (back["a"], back["b"], back["below"]) == (math.inf, -math.inf, {"c": -math.inf})
 
 
 @pytest.mark.parametrize("rewrite_seconds", [None, 1000.0])
@@ -178,16 +178,15 @@ def test_the_remaining_time_forgets_the_slow_first_step():
 def test_a_terminal_shows_one_live_line_and_notes_above_it():
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=200)
-    terminal = Terminal(3, 1, lambda text: console.print(text), console=console)
+    terminal = Terminal(3, 1, lambda text: console.print(text, highlight=False), console=console)
     terminal.write(full(1))
-    terminal.note("a note")
-    terminal.write(full(2))
+    terminal.write(full(2, validation_loss=1.5))
     terminal.write(full(3))
     terminal.close()
     last = output.getvalue().rsplit("\r", 1)[-1]
     assert "step 3/3 (100%) | loss 2.5000 | 12,346 tokens/s | MFU 41.2%" in last
     assert "step 2" not in last
-    assert "a note\n" in output.getvalue()
+    assert "step 2: validation loss 1.5000\n" in output.getvalue()
 
 
 def test_a_live_line_without_a_terminal_is_a_line_now_and_then_and_the_last_one():

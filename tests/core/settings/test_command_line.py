@@ -52,7 +52,7 @@ class Sample:
     """What to call it."""
 
 
-COMMANDS = {"train": lambda: Train, "sample": Sample}
+COMMANDS = {"train": Train, "sample": Sample}
 PRESETS = {"model.size": sized}
 
 
@@ -276,7 +276,7 @@ class Config:
 def main(config):
     for number in range(config.lines):
         print(number)
-code = run_command(main, Config, command="x", commands={"x": lambda: Config})
+code = run_command(main, Config, command="x", commands={"x": Config})
 assert "jax" not in sys.modules and "numpy" not in sys.modules
 sys.exit(code)
 """
@@ -346,7 +346,7 @@ def main(config):
         raise ZeroDivisionError("one process fails")
     print("going on", flush=True)
     time.sleep(120)
-sys.exit(run_command(main, Config, command="x", commands={"x": lambda: Config}))
+sys.exit(run_command(main, Config, command="x", commands={"x": Config}))
 """
 
 

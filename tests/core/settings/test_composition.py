@@ -6,7 +6,7 @@ import pytest
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.settings.command_line import parse
-from llama_jax.core.settings.composition import composed
+from llama_jax.core.settings.parser import composed
 
 
 @dataclass(frozen=True)
