@@ -19,7 +19,6 @@ from llama_jax.core.batches import Batch, TokenBatch
 from llama_jax.data.rows.packing import write_segment
 from llama_jax.model.flops import CONVENTION
 from llama_jax.training.program import Program
-from llama_jax.training.throughput import peak_flops, rates
 
 
 def measure_step(config: BenchmarkConfig, program: Program) -> dict[str, Any]:
@@ -87,13 +86,9 @@ class MeasuredStep:
         """
         program = self.program
         tokens = self._batch.token_count
-        device = program.mesh.devices.flat[0]
         times = summary(seconds)
-        speed = rates(
-            tokens, times["median"], program.flops_per_token, program.mesh.size, peak_flops(device.device_kind)
-        )
         return {
-            **speed,
+            **program.rates(tokens, times["median"]),
             "tokens_per_second_by_turn": [tokens / each for each in seconds],
             "model_flops_per_second": program.flops_per_token * tokens / times["median"],
             "flops_per_token": program.flops_per_token,
@@ -102,7 +97,7 @@ class MeasuredStep:
             "compile_seconds": self.compile_seconds,
             "memory": self.memory(),
             "parameters": program.model.parameter_count(),
-            "device_kind": device.device_kind,
+            "device_kind": program.mesh.devices.flat[0].device_kind,
             "devices": program.mesh.size,
         }
 

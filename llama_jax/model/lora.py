@@ -7,7 +7,6 @@
 [L, O] makes it DoRA. Several adapters have an axis for them behind the layers; a row takes one by `adapter_ids`.
 All trees here are in the scanned layout. The mathematics of one Linear is in `low_rank.py`."""
 
-import functools
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -138,11 +137,6 @@ def _factors(adapter: PyTree) -> dict[str, Factors]:
     return {module: Factors(**leaves) for module, leaves in modules.items()}
 
 
-def _require_one(adapter: PyTree) -> None:
-    if any(factors.scale.ndim != 1 for factors in _factors(adapter).values()):
-        raise ValueError("the tree holds several adapters; merge them one by one")
-
-
 def merge(params: PyTree, dtype: Literal["float32", "bfloat16"] = "bfloat16") -> PyTree:
     """The base with its adapter worked into the kernels: W + scale A B, with DoRA times its rescaling. Computed in
     float32, a layer at a time, and cast once to the type each kernel has.
@@ -153,53 +147,29 @@ def merge(params: PyTree, dtype: Literal["float32", "bfloat16"] = "bfloat16") ->
     base, adapter = without_adapter(params)
     if adapter is None:
         return base
-    _require_one(adapter)
-    return _with_kernels(_merged, base, adapter, jnp.dtype(dtype))
-
-
-def unmerge(params: PyTree, adapter: PyTree) -> PyTree:
-    """The base that `merge` made `params` from, up to rounding, without the adapter.
-
-    Raises:
-        UserError: the adapter is a DoRA, whose merged kernels do not tell how long the columns were.
-    """
-    _require_one(adapter)
-    if any(factors.magnitude is not None for factors in _factors(adapter).values()):
-        raise UserError("unmerge: a DoRA cannot be taken out again: merging replaces the length of each column")
-    return _with_kernels(_unmerged, params, adapter, jnp.dtype("bfloat16"))
-
-
-def _with_kernels(change: Callable[[Array, Factors], Array], base: PyTree, adapter: PyTree, dtype: jnp.dtype) -> PyTree:
     factors = _factors(adapter)
-
-    def of_layer(own: Factors | None, result: jnp.dtype, layer: tuple[Weight, Factors | None]) -> Array:
-        kernel = dequantize(layer[0], jnp.dtype("float32"))
-        return (kernel if layer[1] is None else change(kernel, layer[1])).astype(result)
+    if any(own.scale.ndim != 1 for own in factors.values()):
+        raise ValueError("the tree holds several adapters; merge them one by one")
 
     def kernel(path: str, weight: Weight) -> Weight:
         own = factors.get(paths.module_of(path))
         if own is None and not is_quantized(weight):
             return weight
-        result = dtype if is_quantized(weight) else weight.dtype
-        return jax.lax.map(functools.partial(of_layer, own, result), (weight, own))
+        result = jnp.dtype(dtype) if is_quantized(weight) else weight.dtype
+        return jax.lax.map(lambda layer: _merged(*layer).astype(result), (weight, own))
 
     return map_kernels(kernel, base)
 
 
-def _product(factors: Factors) -> Float[Array, "I O"]:
+def _merged(weight: Weight, factors: Factors | None) -> Float[Array, "I O"]:
+    kernel = dequantize(weight, jnp.dtype("float32"))
+    if factors is None:
+        return kernel
     # The highest precision: a TPU would otherwise multiply float32 in passes of bfloat16.
-    return factors.scale * jnp.dot(factors.a, factors.b, precision="highest")
-
-
-def _merged(kernel: Float[Array, "I O"], factors: Factors) -> Float[Array, "I O"]:
-    merged = kernel + _product(factors)
+    merged = kernel + factors.scale * jnp.dot(factors.a, factors.b, precision="highest")
     if factors.magnitude is None:
         return merged
     return merged * rescaling(kernel, factors.replace(b=factors.b * factors.scale))[None]
-
-
-def _unmerged(kernel: Float[Array, "I O"], factors: Factors) -> Float[Array, "I O"]:
-    return kernel - _product(factors)
 
 
 def stack_adapters(adapters: Sequence[PyTree]) -> PyTree:

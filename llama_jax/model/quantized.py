@@ -125,10 +125,6 @@ def _block_scales(
     return (offset[..., None] + codes * step[..., None]).reshape(scale.shape)
 
 
-def _nf4_values(codes: Integer[Array, "*shape"]) -> Float[Array, "*shape"]:
-    return jax.lax.platform_dependent(codes, cpu=_looked_up, default=_chosen)
-
-
 def _looked_up(codes: Integer[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.asarray(NF4, jnp.float32)[codes]
 
@@ -157,7 +153,8 @@ def dequantize(weight: Weight, dtype: jnp.dtype) -> Float[Array, "*layers I O"]:
     packed = weight["nf4"].reshape(blocks, 1, inputs // blocks // 2, outputs)
     codes = (packed >> jnp.array([0, 4], jnp.uint8)[None, :, None, None]) & 15
     scales = _block_scales(weight["scale"], weight["step"], weight["offset"])[:, None, None]
-    return (_nf4_values(codes) * scales).astype(dtype).reshape(inputs, outputs)
+    values = jax.lax.platform_dependent(codes, cpu=_looked_up, default=_chosen)
+    return (values * scales).astype(dtype).reshape(inputs, outputs)
 
 
 @jax.custom_vjp

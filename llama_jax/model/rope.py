@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, equation 34), in the half-split convention.
 
 Pairs are (x[i], x[i + H/2]), as in transformers. Meta's checkpoints pair neighbours, (x[2i], x[2i + 1]); the same
-rotation on permuted rows of q and k, see `checkpoints/weights.py`."""
+rotation on permuted rows of q and k, see `checkpoints/formats/weights.py`."""
 
 import math
 

@@ -14,7 +14,7 @@ from llama_jax.planning.estimates.layout import StepPlan, parts, stored_as
 from llama_jax.planning.estimates.memory_model import MemoryEstimate, memory_estimate
 from llama_jax.planning.estimates.time_model import StepTime, step_time
 from llama_jax.planning.hardware import Topology
-from llama_jax.training.divisibility import indivisible
+from llama_jax.training.program import indivisible
 
 REMAT = ("none", "dots", "attention", "full")
 """Policies from the one that keeps most to the one that recomputes most."""

@@ -1,8 +1,13 @@
-"""The run directory of a configuration: opening it, and what it says of a run that has begun."""
+"""The run directory of a configuration: opening it, what it says of a run that has begun, and the step to resume."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from llama_jax.checkpoints.steps.folders import delete_after
+from llama_jax.checkpoints.steps.restoring import Restored, restore
+from llama_jax.core.arrays import PyTree
+from llama_jax.core.errors import UserError
 from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.core.run import RunDirectory, load_config, open_run
 from llama_jax.runs.config import FREE_ON_RESUME, RunConfig
@@ -49,3 +54,36 @@ def begun_config(run_dir: str) -> dict[str, Any]:
     """The configuration of a run that has begun; nothing for one that has not."""
     run = RunDirectory(run_dir)
     return load_config(run_dir) if run.config_path.exists() and run.has_progress() else {}
+
+
+def restore_step(config: RunConfig, run: RunDirectory, targets: Mapping[str, PyTree], pipeline: str) -> Restored | None:
+    """The trees of the step that `config.resume` asks for, by default the newest that verifies, and the files with the
+    data positions of all processes. Steps after one that was asked for are removed.
+
+    Args:
+        targets: shapes of the trees, by item.
+        pipeline: fingerprint of the data, which must be that of the checkpoint.
+
+    Returns:
+        None for a run without checkpoints.
+
+    Raises:
+        UserError: the checkpoint does not fit the targets, the data or `training.steps`.
+    """
+    if config.resume == "never":
+        return None
+    step = None if config.resume == "auto" else config.resume
+    restored = restore(run.checkpoints, targets, files=("data",), step=step, say=run.say)
+    if restored is None:
+        return None
+    if step is not None and is_main_process():
+        for dropped in delete_after(run.checkpoints, step):
+            run.say(f"--resume {step}: checkpoint step {dropped} dropped")
+    if restored.manifest.hashes["pipeline"] != pipeline:
+        raise UserError(
+            f"--run_dir {run.path}: the documents or the tokenizer are not those the run began with; restore them, or "
+            "choose another --run_dir"
+        )
+    if restored.step > config.training.steps:
+        raise UserError(f"training.steps: {config.training.steps}, but {run.path} is already at step {restored.step}")
+    return restored

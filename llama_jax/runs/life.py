@@ -1,29 +1,36 @@
 """One life of a run, from the step it begins at to its end, a signal or a fault: what a loop calls while it trains."""
 
+import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
+from typing import Any
 
+import jax
+
+from llama_jax.checkpoints.steps.folders import VALIDATION, best_step, validation_loss
+from llama_jax.checkpoints.steps.saving import Checkpoints
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.processes.distributed import JobStopSignal
-from llama_jax.core.recording.metrics import MetricsRecord
+from llama_jax.core.errors import SaveFailedError
+from llama_jax.core.processes.distributed import is_main_process
+from llama_jax.core.recording.curves import draw_curves
+from llama_jax.core.recording.dashboards import TensorBoard, WeightsAndBiases
+from llama_jax.core.recording.metrics import JsonLines, MetricsRecord, Sink, read_metrics
 from llama_jax.core.recording.profiling import Profiler
+from llama_jax.core.recording.terminal import Terminal
 from llama_jax.core.run import RunDirectory
 from llama_jax.runs.config import RunConfig
-from llama_jax.runs.recording import Recorder
-from llama_jax.runs.saving import Saver
-from llama_jax.runs.task import Position
 
 
 class Life:
-    """Recording, saving, profiling and the stop signal of a run, for the loop that trains it. A context manager; all
-    processes enter it at the same step.
+    """Records, saves (in the background, see `Checkpoints`) and profiles the steps of a run. A context manager, which
+    all processes enter at the same step and call alike.
 
     Args:
-        first: steps made before.
-        files: saved with each checkpoint, `model/config.json` among them.
+        first: steps made before; what an earlier life recorded of later ones is dropped.
+        files: saved with each checkpoint, by path, `model/config.json` among them.
         hashes: kept in each manifest: of the tokenizer, the base and whatever a reader may want to compare.
         pipeline: fingerprint of the data.
-        signal: listens since before the state was restored.
     """
 
     def __init__(
@@ -34,46 +41,85 @@ class Life:
         files: Mapping[str, bytes],
         hashes: Mapping[str, str],
         pipeline: str,
-        signal: JobStopSignal,
     ) -> None:
         of_config = hashlib.sha256(files["model/config.json"]).hexdigest()
-        self._saver = Saver(config.checkpoints, run, files, {**hashes, "config": of_config, "pipeline": pipeline})
-        self._recorder = Recorder(config, run, first)
-        self._profiler = Profiler(run.profile, config.tracking)
-        self._signal = signal
+        self._files = files if is_main_process() else {}
+        self._hashes = {**hashes, "config": of_config, "pipeline": pipeline}
+        self._checkpoints = Checkpoints(run.checkpoints, config.checkpoints, say=run.say)
+        if is_main_process():
+            self._checkpoints.clean_up()
+        self._keeps_best = config.checkpoints.keep_best
+        step = best_step(run.checkpoints) if self._keeps_best else None
+        self._lowest = None if step is None else validation_loss(run.checkpoints, step)
+        self._sinks: list[Sink] = []
+        if is_main_process():
+            self._open_sinks(config, run, first)
+        self.profiler = Profiler(run.profile, config.tracking)
+        """To be told of each step before it is made."""
+
+    def _open_sinks(self, config: RunConfig, run: RunDirectory, first: int) -> None:
+        tracking = config.tracking
+        self._sinks += [JsonLines(run.metrics, first), Terminal(config.training.steps, tracking.log_every, run.say)]
+        if tracking.tensorboard:
+            self._sinks.append(TensorBoard(run.tensorboard, first, run.say))
+        if tracking.wandb:
+            self._sinks.append(WeightsAndBiases(run.path, tracking.wandb, dataclasses.asdict(config)))
 
     def __enter__(self) -> "Life":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._profiler.close()
-        self._saver.close()  # an error of the data is no reason to lose a save that is under way
-        self._recorder.close()
+        self.profiler.close()
+        self._checkpoints.close()  # an error of the data is no reason to lose a save that is under way
+        for sink in self._sinks:
+            sink.close()
 
     def record(self, record: MetricsRecord) -> None:
         """Write down a step; each once and in order, and before it is saved."""
-        self._recorder.record(record)
+        for sink in self._sinks:
+            sink.write(record)
 
-    def save(self, items: Mapping[str, PyTree], position: Position, record: MetricsRecord) -> None:
-        """Save a step; see `Saver.save`."""
-        self._saver.save(items, position, record)
+    def save(self, items: Mapping[str, PyTree], position: Mapping[str, Any], record: MetricsRecord) -> None:
+        """Save a step. Returns when its arrays may be donated.
 
-    def is_best(self, record: MetricsRecord) -> bool:
-        """Whether a step is to be saved for its validation loss; see `Saver.is_best`."""
-        return self._saver.is_best(record)
-
-    def stop_requested(self, step: int) -> bool:
-        """Whether to save and leave after this step; the same on all processes."""
-        return self._signal.requested(step)
-
-    def trace(self, step: int) -> None:
-        """Start or stop a profile; called before each step."""
-        self._profiler.step(step)
-
-    def finish(self, step: int) -> None:
-        """Wait until the last step is saved.
+        Args:
+            items: trees of arrays.
+            position: of the data of this process, after this step, as JSON.
+            record: of the step, with its `validation_loss` if it was evaluated.
 
         Raises:
-            SaveFailedError: it could not be.
+            SaveFailedError: too many saves in a row have failed.
         """
-        self._saver.finish(step)
+        contents = {f"data/position-{jax.process_index():05}-of-{jax.process_count():05}.json": position}
+        if is_main_process() and "validation_loss" in record:
+            contents[VALIDATION] = {"validation_loss": record["validation_loss"]}
+        files = {name: json.dumps(content).encode() for name, content in contents.items()}
+        self._checkpoints.save(int(record["step"]), items, {**self._files, **files}, self._hashes)
+
+    def is_best(self, record: MetricsRecord) -> bool:
+        """Whether the step of a record is to be saved because its validation loss is the lowest so far."""
+        loss = record.get("validation_loss")
+        if not self._keeps_best or loss is None or (self._lowest is not None and not loss < self._lowest):
+            return False
+        self._lowest = loss
+        return True
+
+    def finish(self, step: int) -> None:
+        """Wait for a save that is under way.
+
+        Raises:
+            SaveFailedError: the step, the last, is not there.
+        """
+        self._checkpoints.wait()
+        if step not in self._checkpoints.steps():
+            raise SaveFailedError(f"step {step}, the last, could not be saved; see above")
+
+
+def summarize(config: RunConfig, run: RunDirectory) -> None:
+    """Draw the curves of a run that has ended, and say which step is the best."""
+    if not is_main_process():
+        return
+    draw_curves(read_metrics(run.metrics), run.curves)
+    if config.checkpoints.keep_best and (step := best_step(run.checkpoints)) is not None:
+        loss = validation_loss(run.checkpoints, step)
+        run.say(f"lowest validation loss: {loss:.4f} at step {step} (--step best uses that checkpoint)")

@@ -1,11 +1,13 @@
 """One supervised run from its first step, or its newest checkpoint, to its last.
 
-What is trained on what, a command says in a `Task`. A loop of another kind than `fit` uses `restoring` and `life` as
-this one does."""
+What is trained on what, a command says in a `Task`. A loop of another kind than `fit` uses `restore_step` and `Life`
+as this one does."""
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import Batch
@@ -13,14 +15,61 @@ from llama_jax.core.errors import SavedAfterSignal
 from llama_jax.core.processes.distributed import JobStopSignal, gathered
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run import RunDirectory
+from llama_jax.data.rows.streams import Rows
 from llama_jax.runs.config import RunConfig
-from llama_jax.runs.life import Life
-from llama_jax.runs.recording import summarize
-from llama_jax.runs.restoring import Start, begin_or_resume
-from llama_jax.runs.task import Position, Task
+from llama_jax.runs.directory import restore_step
+from llama_jax.runs.life import Life, summarize
 from llama_jax.training.loop import Hooks, fit
-from llama_jax.training.program import checkpoint_items
+from llama_jax.training.program import Program, checkpoint_items, from_checkpoint_items
 from llama_jax.training.state import TrainState
+
+
+@runtime_checkable
+class Position(Protocol):
+    """Where data stand between two batches, after `row` rows of global batches: `data.rows.positions.RowsPosition`,
+    `data.instructions.loader.ExamplesPosition`."""
+
+    @property
+    def row(self) -> int: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Batches without end, from a position on: `data.rows.loader.Loader` or `data.instructions.loader.ExampleLoader`,
+    which say what these do."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    def start(self, position: Any | None = None) -> Iterable[tuple[Rows, Any]]: ...
+    def close(self) -> None: ...
+    def position_of(self, records: Sequence[Mapping[str, Any]]) -> Any: ...
+    def tokens_before(self, position: Any) -> int: ...
+    def progress_record(self, position: Any) -> MetricsRecord: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a command gives a run: what is trained, on which data, how it begins, how it is measured, what is saved."""
+
+    program: Program
+    data: Data
+    fresh: Callable[[], tuple[TrainState, PyTree]]
+    """State and frozen parameters of a run that begins."""
+    evaluate: Callable[[TrainState, PyTree], MetricsRecord]
+    """Held-out metrics, `validation_loss` among them."""
+    files: Mapping[str, bytes]
+    """Saved with each checkpoint, by path: `model/config.json`, the tokenizer."""
+    hashes: Mapping[str, str]
+    """Kept in the manifest, beside those of configuration and pipeline."""
+    before_training: Callable[[int, TrainState, PyTree], None] = lambda step, state, frozen: None
+    """Called with the step that the run resumes from (0: it begins), before the next one is made."""
+    params_item: str = "params"
+    """Name of the checkpoint item with the parameters."""
+    is_saved: Callable[[str], bool] = lambda path: True
+    """Which frozen parameters are saved with those that train, by path."""
+    unsaved_params: PyTree = field(default_factory=dict)
+    """The frozen parameters that are not."""
 
 
 def train(config: RunConfig, run: RunDirectory, task: Task) -> bool:
@@ -36,16 +85,22 @@ def train(config: RunConfig, run: RunDirectory, task: Task) -> bool:
     """
     last, signal = config.training.steps, JobStopSignal()
     with signal:
-        start = begin_or_resume(config, run, task)
-        if start.step == last:
+        first, state, frozen, position = _begin_or_resume(config, run, task)
+        if first == last:
             run.say(f"{run.path} is already at step {last}; ask for more with --training.steps")
             return False
-        if start.step:
-            run.say(f"resuming from step {start.step}")
-        with Life(config, run, start.step, task.files, task.hashes, task.data.fingerprint, signal) as life:
-            task.before_training(start.step, start.state, start.frozen)
+        if first:
+            run.say(f"resuming from step {first}")
+        with Life(config, run, first, task.files, task.hashes, task.data.fingerprint) as life:
+            task.before_training(first, state, frozen)
             run.say("compiling… (the first step may take minutes on large models)")
-            state, stopped = _fit(config, task, start, life)
+            batches = PlacedBatches(task, position)
+            hooks = _hooks(task, batches, life, signal)
+            tokens = 0 if position is None else task.data.tokens_before(position)
+            try:
+                state, stopped = fit(task.program, state, frozen, batches, hooks, config.checkpoints.every, tokens)
+            finally:
+                task.data.close()
             step = int(state.batches)
             life.finish(step)
     summarize(config, run)
@@ -54,23 +109,31 @@ def train(config: RunConfig, run: RunDirectory, task: Task) -> bool:
     return True
 
 
-def _fit(config: RunConfig, task: Task, start: Start, life: Life) -> tuple[TrainState, bool]:
-    """The loop over the data of a task."""
-    batches = PlacedBatches(task, start.position)
+def _begin_or_resume(
+    config: RunConfig, run: RunDirectory, task: Task
+) -> tuple[int, TrainState, PyTree, Position | None]:
+    """The steps made before, and state, frozen parameters and data position to go on from: those of a checkpoint, or
+    fresh ones, with the data at their beginning (None)."""
+    program = task.program
+    targets = checkpoint_items(program.state_shapes, program.frozen_shapes, task.params_item, task.is_saved)
+    restored = restore_step(config, run, targets, task.data.fingerprint)
+    if restored is None:
+        return 0, *task.fresh(), None
+    position = task.data.position_of([json.loads(content) for content in restored.files.values()])
+    state, frozen = from_checkpoint_items(restored.items, program.state_shapes, task.unsaved_params, task.params_item)
+    return restored.step, state, frozen, position
+
+
+def _hooks(task: Task, batches: "PlacedBatches", life: Life, signal: JobStopSignal) -> Hooks:
     items = functools.partial(checkpoint_items, params_item=task.params_item, is_saved=task.is_saved)
 
     def evaluate(state: TrainState, frozen: PyTree) -> MetricsRecord:
         return task.evaluate(state, frozen) | batches.progress_record()
 
     def save(state: TrainState, frozen: PyTree, position: Position, record: MetricsRecord) -> None:
-        life.save(items(state, frozen), position, record)
+        life.save(items(state, frozen), position.to_json(), record)
 
-    hooks = Hooks(life.record, evaluate, life.is_best, save, life.stop_requested, life.trace)
-    tokens = 0 if start.position is None else task.data.tokens_before(start.position)
-    try:
-        return fit(task.program, start.state, start.frozen, batches, hooks, config.checkpoints.every, tokens)
-    finally:
-        task.data.close()
+    return Hooks(life.record, evaluate, life.is_best, save, signal.requested, life.profiler.step)
 
 
 class PlacedBatches:

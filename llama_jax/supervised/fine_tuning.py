@@ -14,7 +14,7 @@ import jax
 
 from llama_jax.checkpoints.adapters.adapter import BASE_FILE
 from llama_jax.checkpoints.formats.weights import Weights
-from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
+from llama_jax.checkpoints.opening import ModelReference, find_model, open_params, tokenizer_for
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
@@ -35,8 +35,7 @@ from llama_jax.objectives.objective import Objective
 from llama_jax.runs.description import description, print_dry_run
 from llama_jax.runs.directory import begun_config, begun_schedule, opened_run, with_schedule
 from llama_jax.runs.methods import Method, build_program
-from llama_jax.runs.run import train
-from llama_jax.runs.task import Data, Task
+from llama_jax.runs.run import Data, Task, train
 from llama_jax.supervised.config import FineTuningConfig
 from llama_jax.training.program import Program
 from llama_jax.training.state import TrainState
@@ -47,51 +46,27 @@ RowsOf: TypeAlias = Callable[[int], Sequence[int]]
 
 @runtime_checkable
 class FineTuningData(Data, Protocol):
-    """The examples of a run, such as `data.instructions.loader.ExampleLoader`."""
+    """The examples of a run, such as `data.instructions.loader.ExampleLoader`, which says what these do. A model that
+    gives no text has no prompts."""
 
     @property
-    def layout(self) -> Layout:
-        """The template of the examples; whoever uses the model asks it by the same."""
-        ...
-
-    def description(self) -> list[str]:
-        """Lines that say what there is to learn, and what could not be used."""
-        ...
-
-    def steps_of_epochs(self, epochs: int | float, batch_size: int) -> int:
-        """Steps that passes over the examples take."""
-        ...
-
-    def validation_batches(self, batch_size: int) -> Iterator[Rows]:
-        """All held-out examples once, as whole global batches."""
-        ...
-
-    def prompts(self, texts: Sequence[str], held_out: int) -> list[Prompt]:
-        """What to ask the model, to read how it changes; none for a model that gives no text."""
-        ...
+    def layout(self) -> Layout: ...
+    def description(self) -> list[str]: ...
+    def steps_of_epochs(self, epochs: int | float, batch_size: int) -> int: ...
+    def validation_batches(self, batch_size: int) -> Iterator[Rows]: ...
+    def prompts(self, texts: Sequence[str], held_out: int) -> list[Prompt]: ...
 
 
 @runtime_checkable
 class Evaluation(Protocol):
-    """How what was learned is measured, such as `runs.held_out.HeldOut`."""
+    """How what was learned is measured, such as `runs.held_out.HeldOut`, which says what these do."""
 
     @property
-    def unit(self) -> str:
-        """Of the loss, such as "nats per loss-bearing token"."""
-        ...
-
+    def unit(self) -> str: ...
     @property
-    def last(self) -> MetricsRecord | None:
-        """The last result."""
-        ...
-
-    def begin(self, params: PyTree | None) -> float | None:
-        """The held-out loss before training, found from the untrained model, or as an earlier life has left it."""
-        ...
-
-    def __call__(self, params: PyTree) -> MetricsRecord:
-        """The held-out metrics, `validation_loss` among them."""
-        ...
+    def last(self) -> MetricsRecord | None: ...
+    def begin(self, params: PyTree | None) -> float | None: ...
+    def __call__(self, params: PyTree) -> MetricsRecord: ...
 
 
 @dataclass(frozen=True)
@@ -106,16 +81,12 @@ class Supervision:
     """Made of the model, the data, rows of a batch and the run, which keeps the first result."""
 
 
-def architecture_of(config: FineTuningConfig) -> LlamaConfig:
-    """That of `config.size`, or else what the model's files say."""
-    return SIZES[config.size] if config.size else open_weights(_path(config), step=config.step, say=print).config
-
-
 def build(
     config: FineTuningConfig, method: Method, supervision: Supervision, devices: Sequence[Any] | None = None
 ) -> Program:
     """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
-    architecture, length = architecture_of(config), config.data.sequence_length
+    length, size = config.data.sequence_length, config.size
+    architecture = SIZES[size] if size else open_weights(_path(config), step=config.step, say=print).config
     return build_program(config, method, supervision.objective, architecture, length, devices)
 
 
@@ -172,14 +143,18 @@ def _fine_tune(
 
     rows = config.training.batch_size // config.training.microbatches
     evaluation = supervision.evaluation(program.model, data, rows, run)
+    files = _model_files(weights, tokenizer, data.layout) | dict(method.files)
+    hashes = {"tokenizer": tokenizer.fingerprint}
+    if base is not None:
+        files[BASE_FILE], hashes["base"] = base.identity.to_json(), base.identity.fingerprint
     measured = _Measured(evaluation, _samples(config, program.model, tokenizer, data, run), run)
     task = Task(
         program=program,
         data=data,
         fresh=fresh,
         evaluate=measured.evaluate,
-        files=_model_files(weights, tokenizer, data.layout) | _base_files(base) | dict(method.files),
-        hashes={"tokenizer": tokenizer.fingerprint} | ({} if base is None else {"base": base.identity.fingerprint}),
+        files=files,
+        hashes=hashes,
         before_training=measured.before_training,
         params_item=method.params_item,
         is_saved=method.is_saved,
@@ -188,11 +163,6 @@ def _fine_tune(
     with contextlib.closing(measured):
         if train(config, run, task):
             measured.say_result()
-
-
-def _base_files(base: OpenParams | None) -> dict[str, bytes]:
-    """Files of a checkpoint that say which model its parameters belong to."""
-    return {} if base is None else {BASE_FILE: base.identity.to_json()}
 
 
 class _Measured:

@@ -18,8 +18,7 @@ from llama_jax.data.sources.documents import Documents
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.runs.description import description
 from llama_jax.runs.held_out import perplexity
-from llama_jax.runs.run import train
-from llama_jax.runs.task import Task
+from llama_jax.runs.run import Task, train
 from llama_jax.supervised.config import PretrainConfig
 from llama_jax.training.program import Program
 from llama_jax.training.state import TrainState

@@ -13,7 +13,6 @@ from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.objectives.objective import Metrics
 from llama_jax.training.program import Program
 from llama_jax.training.state import TrainState
-from llama_jax.training.throughput import peak_flops, rates
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class _Steps:
     def __init__(self, program: Program, tokens: int) -> None:
         self._program = program
         self._tokens = tokens
-        self._peak = peak_flops(program.mesh.devices.flat[0].device_kind)
         self._finished = time.perf_counter()
 
     def restart_clock(self) -> None:
@@ -53,9 +51,8 @@ class _Steps:
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         seconds, self._finished = now - self._finished, now
-        program = self._program
         self._tokens += new_tokens
-        speed = rates(new_tokens, seconds, program.flops_per_token, program.mesh.size, self._peak)
+        speed = self._program.rates(new_tokens, seconds)
         timing = {"step_seconds": seconds, **speed, "data_wait_seconds": data_wait_seconds}
         return {"step": step, "loss": values.pop("loss"), "tokens": self._tokens, **values, **timing}
 

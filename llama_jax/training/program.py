@@ -14,12 +14,13 @@ from jax.sharding import Mesh
 from llama_jax.core import placing, sharding, tree
 from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.core.batches import Batch
+from llama_jax.core.chips import CHIPS
 from llama_jax.core.errors import UserError
+from llama_jax.model.config import LlamaConfig
 from llama_jax.model.flops import flops_per_token
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.objective import Objective
 from llama_jax.training.config import TrainingConfig
-from llama_jax.training.divisibility import indivisible
 from llama_jax.training.optimizer import RateOf, adamw
 from llama_jax.training.state import TrainState
 from llama_jax.training.step import Step, init_state, make_step
@@ -91,6 +92,18 @@ class Program:
         """Model FLOPs of one trained token. Kept, since counting them traces the model and every step asks."""
         trained = None if self.trains_all else self.state_shapes.trainable
         return flops_per_token(self.model, self.sequence_length, trained)
+
+    def rates(self, tokens: int, seconds: float) -> dict[str, float | None]:
+        """Tokens per second of steps that took `seconds` for `tokens`, and the model FLOPs utilization by the dense
+        bfloat16 peak of the devices; None where that is not known: no utilization is better than a wrong one."""
+        per_second, devices = tokens / seconds, self.mesh.size
+        chip = CHIPS.get(self.mesh.devices.flat[0].device_kind)
+        utilization = None if chip is None else per_second * self.flops_per_token / (devices * chip.flops)
+        return {
+            "tokens_per_second": per_second,
+            "tokens_per_second_per_device": per_second / devices,
+            "model_flops_utilization": utilization,
+        }
 
     @property
     def trains_all(self) -> bool:
@@ -167,9 +180,27 @@ def _check_rows(mesh: Mesh, model: LanguageModel, config: TrainingConfig, sequen
     longest = model.config.context_length
     if sequence_length > longest:
         raise UserError(f"data.sequence_length: {sequence_length} exceeds model.context_length {longest}")
-    problem = indivisible(model.config, config, sequence_length, lambda axis: sharding.size_of(axis, mesh))
-    if problem:
+    if problem := indivisible(model.config, config, sequence_length, lambda axis: sharding.size_of(axis, mesh)):
         raise UserError(problem)
+
+
+def indivisible(model: LlamaConfig, training: TrainingConfig, sequence_length: int, parts: Callable[[str], int]) -> str:
+    """What the devices of a mesh cannot share evenly to train a model, beside its parameters, as a message that names
+    the setting; nothing where they can.
+
+    Args:
+        parts: number of parts that the mesh splits a logical axis into.
+    """
+    if sequence_length % parts("length"):
+        return f"mesh.sequence: data.sequence_length {sequence_length} is not divisible by {parts('length')}"
+    # Heads are never cut, though their widths could be.
+    if model.num_kv_heads % parts("kv_heads"):
+        return f"mesh.tensor: model.num_kv_heads {model.num_kv_heads} is not divisible by {parts('kv_heads')}"
+    for _, rows in training.stages:
+        if problem := placing.indivisible_rows(rows // training.microbatches, parts("batch")):
+            of = f"{rows} rows in {training.microbatches} microbatches of " if training.microbatches > 1 else ""
+            return f"training.batch_size: {of}{problem}"
+    return ""
 
 
 def _compiler_options(mesh: Mesh, frozen_shapes: PyTree) -> dict[str, str] | None:
@@ -225,7 +256,11 @@ def from_checkpoint_items(
     selected = set(tree.flatten(like.trainable))
     trainable, frozen = tree.split(items[params_item], lambda path: path in selected)
     optimizer = items["optimizer"]
-    restored = functools.partial(_in_structure, optimizer)
+
+    def restored(name: str, like: PyTree) -> PyTree:
+        leaves = tree.flatten(optimizer[name])
+        return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in tree.flatten(like)])
+
     state = TrainState(
         trainable=trainable,
         optimizer_state=restored("state", like.optimizer_state),
@@ -234,8 +269,3 @@ def from_checkpoint_items(
         guard=restored("guard", like.guard),
     )
     return state, tree.join(frozen, unsaved_params or {})
-
-
-def _in_structure(items: dict[str, PyTree], name: str, like: PyTree) -> PyTree:
-    leaves = tree.flatten(items[name])
-    return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in tree.flatten(like)])

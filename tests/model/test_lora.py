@@ -167,15 +167,6 @@ def test_merge_rounds_once_and_keeps_what_is_not_adapted(params) -> None:
     assert turned_back["layers"]["mlp"]["up_proj"]["kernel"].dtype == jnp.float32
 
 
-def test_unmerge_takes_the_adapter_out_again(params) -> None:
-    own = adapter(KINDS["rslora"], params)
-    merged = lora.merge(lora.with_adapter(params, own))
-    again = jax.jit(lora.unmerge)(merged, own)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-7, rtol=0), again, params)
-    with pytest.raises(UserError, match="DoRA cannot be taken out"):
-        lora.unmerge(merged, adapter(KINDS["dora"], params))
-
-
 @pytest.fixture(scope="module")
 def three(params) -> list:
     """Adapters that differ in rank, in targets and in kind."""

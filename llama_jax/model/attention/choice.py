@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.core import sharding
-from llama_jax.core.arrays import Array, Bool, Float, Int
+from llama_jax.core.arrays import Array, Float, Int
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import platform
 from llama_jax.model.attention.blocks import BLOCK, MASKED, block_size, blocked
@@ -208,15 +208,6 @@ def attention(
     return checkpoint_name(mixed, CHECKPOINT_NAME)
 
 
-def _visible(
-    positions: Int[Array, "#B T"], keys: int, segments: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None
-) -> Bool[Array, "#B T S"]:
-    visible = positions[:, :, None] >= jnp.arange(keys)[None, None]
-    if segments is not None:
-        visible &= segments[0][:, :, None] == segments[1][:, None, :]
-    return visible
-
-
 def _xla(
     query_BTNH: Float[Array, "B T N H"],
     key_BSKH: Float[Array, "B S K H"],
@@ -233,7 +224,9 @@ def _xla(
     query = jnp.moveaxis(query_BTNH.reshape(B, T, K, G, H), 1, 3).reshape(B, K, G * T, H)
     key, value = (jnp.moveaxis(array, 1, 2) for array in (key_BSKH, value_BSKH))
     scores = jnp.einsum("BKTH,BKSH->BKTS", query, key, preferred_element_type=jnp.float32) * H**-0.5
-    visible = _visible(positions, S, segments)[:, None, None]
-    weights = jax.nn.softmax(jnp.where(visible, scores.reshape(B, K, G, T, S), MASKED), axis=-1)
+    visible = positions[:, :, None] >= jnp.arange(S)[None, None]
+    if segments is not None:
+        visible &= segments[0][:, :, None] == segments[1][:, None, :]
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores.reshape(B, K, G, T, S), MASKED), axis=-1)
     mixed = jnp.einsum("BKTS,BKSH->BKTH", weights.astype(value.dtype).reshape(B, K, G * T, S), value)
     return jnp.moveaxis(mixed.reshape(B, K, G, T, H), 3, 1).reshape(B, T, N, H)
