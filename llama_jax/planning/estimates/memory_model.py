@@ -6,7 +6,7 @@ up to the compiler's schedule, and was fitted to what libtpu 0.0.42 reports of 4
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from llama_jax.model import paths
 from llama_jax.objectives.cross_entropy import CHUNK_BYTES
@@ -14,6 +14,8 @@ from llama_jax.planning.estimates.layout import StepPlan, parts
 from llama_jax.planning.estimates.time_model import attention_kind
 
 FLOAT32, BFLOAT16 = 4, 2
+
+Number: TypeAlias = int | float
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def memory_estimate(plan: StepPlan) -> MemoryEstimate:
     return max(MemoryEstimate("loss", loss), MemoryEstimate("layer", layer), key=lambda estimate: estimate.total)
 
 
-def _kept(plan: StepPlan) -> dict[str, float]:
+def _kept(plan: StepPlan) -> dict[str, Number]:
     found = plan.parameters.values()
     rows = plan.training.batch_size // (plan.mesh.data * plan.mesh.fsdp)
     return {
@@ -51,7 +53,7 @@ def _kept(plan: StepPlan) -> dict[str, float]:
     }
 
 
-def _trained(plan: StepPlan) -> float:
+def _trained(plan: StepPlan) -> Number:
     """Elements on a device that train."""
     return sum(p.held(plan.mesh) for p in plan.parameters.values() if p.trains)
 
@@ -69,7 +71,7 @@ class _Widths:
         self.statistics = model.num_heads / tensor
 
 
-def _adapted(plan: StepPlan) -> float:
+def _adapted(plan: StepPlan) -> Number:
     """Elements a token of what adapters add to the outputs of a layer's Linears."""
     return sum(
         p.shape[-1] / parts(p.axes[-1], plan.mesh)
@@ -78,7 +80,7 @@ def _adapted(plan: StepPlan) -> float:
     )
 
 
-def _saved_bytes(plan: StepPlan) -> float:
+def _saved_bytes(plan: StepPlan) -> Number:
     """What a remat policy keeps of a token from the forward pass of a layer."""
     widths, wide = _Widths(plan), plan.compute_bytes
     attention = widths.queries * wide + widths.statistics * FLOAT32
@@ -96,7 +98,7 @@ def _saved_bytes(plan: StepPlan) -> float:
     return widths.residual * wide + attention + products + between
 
 
-def _at_the_loss(plan: StepPlan) -> dict[str, float]:
+def _at_the_loss(plan: StepPlan) -> dict[str, Number]:
     found, model = plan.parameters, plan.model
     matrix = model.width * model.padded_vocab_size / plan.mesh.tensor
     trains = found[paths.TABLE if model.tie_embeddings else paths.HEAD].trains
@@ -110,7 +112,7 @@ def _at_the_loss(plan: StepPlan) -> dict[str, float]:
     }
 
 
-def _at_a_layer(plan: StepPlan) -> dict[str, float]:
+def _at_a_layer(plan: StepPlan) -> dict[str, Number]:
     copies = 2 if plan.training.microbatches > 1 else 1
     return {
         "gradients": copies * FLOAT32 * _trained(plan),
@@ -119,7 +121,7 @@ def _at_a_layer(plan: StepPlan) -> dict[str, float]:
     }
 
 
-def _casts(plan: StepPlan) -> float:
+def _casts(plan: StepPlan) -> Number:
     """This device's part of the layers' matrices in the type of the products, made once for all turns of the loop."""
     return sum(
         p.held(plan.mesh) * plan.compute_bytes
@@ -128,7 +130,7 @@ def _casts(plan: StepPlan) -> float:
     )
 
 
-def _gathered_layer(plan: StepPlan) -> float:
+def _gathered_layer(plan: StepPlan) -> Number:
     """One layer's matrices whole, as they enter products. The codes of quantised ones come on top; those of int8 are
     cast one matrix at a time."""
     codes, used, one_by_one = 0.0, [], False
@@ -142,14 +144,14 @@ def _gathered_layer(plan: StepPlan) -> float:
     return codes + (max(used) if one_by_one else sum(used))
 
 
-_WORKING: Mapping[str, tuple[float, float]] = {"none": (2, 1), "dots": (3, 3), "attention": (5, 6.5), "full": (5, 8)}
+_WORKING: Mapping[str, tuple[Number, Number]] = {"none": (2, 1), "dots": (3, 3), "attention": (5, 6.5), "full": (5, 8)}
 """Arrays of one layer that are alive at once in its backward pass: of the MLP's width, and of the model's (half of them
 of the residual stream, half of the heads). Fitted."""
 _WITHOUT_GRADIENTS = 4
 """The most of each where the layer's weights have no gradients. Fitted."""
 
 
-def _working_bytes(plan: StepPlan) -> float:
+def _working_bytes(plan: StepPlan) -> Number:
     """Of a token."""
     widths = _Widths(plan)
     counts = _WORKING[plan.compute.remat]
@@ -163,7 +165,7 @@ _SCORES = 1.5
 """Of `xla` attention: all scores of a layer in float32, and in the type of the products."""
 
 
-def _scores(plan: StepPlan) -> float:
+def _scores(plan: StepPlan) -> Number:
     if attention_kind(plan) != "xla":
         return 0
     by_row = plan.model.num_heads / plan.mesh.tensor * plan.sequence_length**2 / plan.mesh.sequence
