@@ -14,7 +14,7 @@ from llama_jax.checkpoints.opening import open_named
 from llama_jax.core.mesh import make_mesh
 from llama_jax.core.processes.distributed import is_main_process, main_process_printer, start_up
 from llama_jax.inference.config import GenerateConfig
-from llama_jax.inference.generation import continue_prompts, read_prompts
+from llama_jax.inference.generate_command import continue_prompts, read_prompts
 
 
 def generate(config: GenerateConfig) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 from llama_jax.core.processes.distributed import start_up
 from llama_jax.objectives.next_token import next_token
 from llama_jax.runs.description import print_dry_run
-from llama_jax.runs.directory import opened_run, with_schedule
 from llama_jax.runs.methods import all_parameters, build_program
+from llama_jax.runs.resuming import opened_run, with_schedule
 from llama_jax.supervised.config import PretrainConfig
 from llama_jax.supervised.pretraining import train_on_text
 from llama_jax.training.program import Program

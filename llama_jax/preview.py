@@ -14,9 +14,9 @@ from etils import epath
 from llama_jax.checkpoints.opening import find_model
 from llama_jax.data.config import ShownConfig
 from llama_jax.data.instructions.inspection import examples_report, examples_report_lines, first_rows
+from llama_jax.data.rows.display import print_rows
 from llama_jax.data.rows.inspection import documents_report, documents_report_lines, read_first_rows
 from llama_jax.data.rows.mixture import Mixture, open_mixture
-from llama_jax.data.rows.segments import print_rows
 from llama_jax.data.rows.streams import Pipeline
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.supervised.config import FineTuningConfig, PretrainConfig

@@ -23,7 +23,7 @@ from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
-from llama_jax.core.run import newest_run
+from llama_jax.core.run_directory import newest_run
 from llama_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer, tokenizer_from_files
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import LanguageModel

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
 
 from llama_jax.core.errors import UserError, nearest
+from llama_jax.core.text import rouge_l
 from llama_jax.data.instructions.templates import alpaca_prompt
-from llama_jax.evals.metrics import rouge_l
 from llama_jax.evals.tasks import Question, Sample, text_of
 
 Judge: TypeAlias = Callable[[str, str, str, str], float]

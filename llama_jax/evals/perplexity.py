@@ -8,7 +8,7 @@ import numpy as np
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.placing import padded_rows
-from llama_jax.core.run import load_config
+from llama_jax.core.run_directory import load_config
 from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.loader import text_bytes, texts_of, validation_batches, zlib_bits_per_byte
 from llama_jax.data.rows.mixture import open_mixture

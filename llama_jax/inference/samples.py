@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.core.recording.metrics import JsonLines
-from llama_jax.core.run import RunDirectory
+from llama_jax.core.run_directory import RunDirectory
 from llama_jax.data.instructions.loader import Prompt
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.inference.completion import complete, writer

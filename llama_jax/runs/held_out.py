@@ -16,7 +16,7 @@ from llama_jax.core.batches import TokenBatch
 from llama_jax.core.files import write_whole
 from llama_jax.core.placing import place_whole_batch
 from llama_jax.core.recording.metrics import MetricsRecord
-from llama_jax.core.run import RunDirectory
+from llama_jax.core.run_directory import RunDirectory
 from llama_jax.core.sharding import replicated
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.next_token import next_token

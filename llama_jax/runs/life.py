@@ -18,7 +18,7 @@ from llama_jax.core.recording.dashboards import TensorBoard, WeightsAndBiases
 from llama_jax.core.recording.metrics import JsonLines, MetricsRecord, Sink, read_metrics
 from llama_jax.core.recording.profiling import Profiler
 from llama_jax.core.recording.terminal import Terminal
-from llama_jax.core.run import RunDirectory
+from llama_jax.core.run_directory import RunDirectory
 from llama_jax.runs.config import RunConfig
 
 

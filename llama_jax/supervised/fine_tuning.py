@@ -23,7 +23,7 @@ from llama_jax.core.mesh import make_mesh
 from llama_jax.core.placing import local_rows
 from llama_jax.core.processes.distributed import start_up
 from llama_jax.core.recording.metrics import MetricsRecord
-from llama_jax.core.run import RunDirectory, keep_config
+from llama_jax.core.run_directory import RunDirectory, keep_config
 from llama_jax.data.instructions.loader import Prompt
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.rows.streams import Rows
@@ -33,9 +33,9 @@ from llama_jax.model.config import SIZES, LlamaConfig
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.objective import Objective
 from llama_jax.runs.description import description, print_dry_run
-from llama_jax.runs.directory import begun_config, begun_schedule, opened_run, with_schedule
 from llama_jax.runs.methods import Method, build_program
-from llama_jax.runs.run import Data, Task, train
+from llama_jax.runs.resuming import begun_config, begun_schedule, opened_run, with_schedule
+from llama_jax.runs.supervised_run import Data, Task, train
 from llama_jax.supervised.config import FineTuningConfig
 from llama_jax.training.program import Program
 from llama_jax.training.state import TrainState

@@ -11,14 +11,14 @@ from llama_jax.core.files import write_whole
 from llama_jax.core.placing import local_rows
 from llama_jax.core.processes.distributed import from_main_process, is_main_process
 from llama_jax.core.recording.metrics import MetricsRecord
-from llama_jax.core.run import RunDirectory
+from llama_jax.core.run_directory import RunDirectory
 from llama_jax.data.rows.loader import Loader, text_bytes, validation_batches, zlib_bits_per_byte
 from llama_jax.data.rows.mixture import Mixture, open_mixture
 from llama_jax.data.sources.documents import Documents
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.runs.description import description
 from llama_jax.runs.held_out import perplexity
-from llama_jax.runs.run import Task, train
+from llama_jax.runs.supervised_run import Task, train
 from llama_jax.supervised.config import PretrainConfig
 from llama_jax.training.program import Program
 from llama_jax.training.state import TrainState

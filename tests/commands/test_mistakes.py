@@ -7,7 +7,7 @@ import command_runs
 import pytest
 
 from llama_jax.config import COMMANDS
-from llama_jax.core.run import load_config
+from llama_jax.core.run_directory import load_config
 from llama_jax.core.settings.parser import Schema
 from llama_jax.data.tokenizers import load_tokenizer
 

@@ -7,7 +7,7 @@ from small_tokenizers import llama2c_file
 
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
-from llama_jax.core.run import RunDirectory
+from llama_jax.core.run_directory import RunDirectory
 from llama_jax.data.instructions.loader import Prompt
 from llama_jax.data.tokenizers import Llama2cTokenizer
 from llama_jax.inference.samples import Samples

@@ -9,7 +9,7 @@ import pytest
 
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
-from llama_jax.core.run import RunDirectory
+from llama_jax.core.run_directory import RunDirectory
 from llama_jax.model.config import SIZES, ComputeConfig
 from llama_jax.model.llama import language_model
 from llama_jax.runs.held_out import HeldOut, paired_gain, row_losses

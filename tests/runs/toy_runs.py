@@ -16,9 +16,9 @@ from llama_jax.core.recording.metrics import read_metrics
 from llama_jax.model.config import LlamaConfig
 from llama_jax.objectives.next_token import next_token
 from llama_jax.runs.config import RunConfig
-from llama_jax.runs.directory import opened_run, with_schedule
 from llama_jax.runs.methods import all_parameters, build_program
-from llama_jax.runs.run import Task, train
+from llama_jax.runs.resuming import opened_run, with_schedule
+from llama_jax.runs.supervised_run import Task, train
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import Program
 

@@ -15,9 +15,10 @@ from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import SIZES, ComputeConfig
 from llama_jax.model.llama import LanguageModel, language_model
 from llama_jax.objectives.objective import Objective
+from llama_jax.training.checkpoint_items import checkpoint_items, from_checkpoint_items
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.loop import Hooks, fit
-from llama_jax.training.program import Partition, checkpoint_items, from_checkpoint_items, make_program
+from llama_jax.training.program import Partition, make_program
 
 CONFIG = TrainingConfig(steps=30, batch_size=8, microbatches=2, warmup_steps=5, peak_learning_rate=1e-2)
 

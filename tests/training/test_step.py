@@ -17,9 +17,10 @@ from llama_jax.model.config import SIZES, ComputeConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.next_token import next_token
 from llama_jax.objectives.objective import Objective
+from llama_jax.training.checkpoint_items import checkpoint_items, from_checkpoint_items
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.optimizer import adamw, learning_rate_schedule
-from llama_jax.training.program import checkpoint_items, from_checkpoint_items, make_program
+from llama_jax.training.program import make_program
 from llama_jax.training.step import init_state, make_step
 
 CONFIG = TrainingConfig(steps=100, batch_size=8, warmup_steps=20, spike_window=16)

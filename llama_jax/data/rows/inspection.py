@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llama_jax.core.arrays import Int
+from llama_jax.data.rows.display import segment_places
 from llama_jax.data.rows.loader import Loader, streams_of_batch
 from llama_jax.data.rows.packing import Row, token_ids
 from llama_jax.data.rows.positions import RowsPosition
 from llama_jax.data.rows.progress import Progress, progress
-from llama_jax.data.rows.segments import segment_places
 from llama_jax.data.rows.streams import Pipeline
 from llama_jax.data.sources.documents import BadRecordError, Documents, SelectedDocuments, in_order
 from llama_jax.data.tokenizers import Tokenizer

@@ -12,7 +12,7 @@ from llama_jax.data.instructions.chat import encode_chat
 from llama_jax.data.instructions.loader import ExampleLoader
 from llama_jax.data.instructions.records import Turn, conversation_of
 from llama_jax.data.instructions.templates import Layout, alpaca_prompt
-from llama_jax.data.rows.segments import segments_of
+from llama_jax.data.rows.display import segments_of
 from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.record_text import Record
 from llama_jax.data.tokenizers import HuggingFaceTokenizer, TiktokenTokenizer

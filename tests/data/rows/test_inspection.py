@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from llama_jax.data.rows.display import Piece, segments_of
 from llama_jax.data.rows.inspection import Lengths, RowStatistics, measure_lengths
-from llama_jax.data.rows.segments import Piece, segments_of
 from llama_jax.data.sources.documents import TextDocuments
 
 

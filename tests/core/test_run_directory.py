@@ -14,7 +14,7 @@ import pytest
 
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
-from llama_jax.core.run import RunDirectory, load_config, newest_run, open_run
+from llama_jax.core.run_directory import RunDirectory, load_config, newest_run, open_run
 from llama_jax.core.settings.command_line import parse
 from llama_jax.model.config import ModelConfig, RopeScaling
 from llama_jax.training.config import TrainingConfig
@@ -157,7 +157,7 @@ def test_other_processes_write_nothing_but_compare(tmp_path):
 
 HOLDER = """
 import sys, time
-from llama_jax.core.run import RunDirectory
+from llama_jax.core.run_directory import RunDirectory
 RunDirectory(sys.argv[1]).lock() if len(sys.argv) == 3 else None
 run = RunDirectory(sys.argv[1]); run.lock()
 print("locked", flush=True)

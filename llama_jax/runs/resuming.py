@@ -9,7 +9,7 @@ from llama_jax.checkpoints.steps.restoring import Restored, restore
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.processes.distributed import is_main_process
-from llama_jax.core.run import RunDirectory, load_config, open_run
+from llama_jax.core.run_directory import RunDirectory, load_config, open_run
 from llama_jax.runs.config import FREE_ON_RESUME, RunConfig
 
 AnyRunConfig = TypeVar("AnyRunConfig", bound=RunConfig)

@@ -14,13 +14,14 @@ from llama_jax.core.batches import Batch
 from llama_jax.core.errors import SavedAfterSignal
 from llama_jax.core.processes.distributed import JobStopSignal, gathered
 from llama_jax.core.recording.metrics import MetricsRecord
-from llama_jax.core.run import RunDirectory
+from llama_jax.core.run_directory import RunDirectory
 from llama_jax.data.rows.streams import Rows
 from llama_jax.runs.config import RunConfig
-from llama_jax.runs.directory import restore_step
 from llama_jax.runs.life import Life, summarize
+from llama_jax.runs.resuming import restore_step
+from llama_jax.training.checkpoint_items import checkpoint_items, from_checkpoint_items
 from llama_jax.training.loop import Hooks, fit
-from llama_jax.training.program import Program, checkpoint_items, from_checkpoint_items
+from llama_jax.training.program import Program
 from llama_jax.training.state import TrainState
 
 
