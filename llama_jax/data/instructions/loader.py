@@ -114,26 +114,17 @@ class ExampleLoader:
         """Lines that say what there is to learn, and what could not be used."""
         return self.data.description()
 
-    def start(self, position: ExamplesPosition | None = None) -> "ExampleLoader":
+    def start(self, position: ExamplesPosition | None = None) -> Prefetcher[tuple[Rows, ExamplesPosition]]:
         """Begin after the batch that `position` was given with; at the first batch when it is None.
 
         Returns:
-            The loader itself, an endless iterator of `(rows, position)`: this process's rows, arrays [local rows, T],
+            An endless iterator of `(rows, position)`, until `close`: this process's rows, arrays [local rows, T],
             and the position after this batch, the same on all processes.
         """
         self.close()
         batches = self._batches(position or ExamplesPosition())
         self._prefetcher = Prefetcher(batches, self._config.prefetch_batches)
-        return self
-
-    def __iter__(self) -> Iterator[tuple[Rows, ExamplesPosition]]:
-        return self
-
-    def __next__(self) -> tuple[Rows, ExamplesPosition]:
-        """The next batch."""
-        if self._prefetcher is None:
-            raise RuntimeError("the loader gives batches between start() and close()")
-        return next(self._prefetcher)
+        return self._prefetcher
 
     def close(self) -> None:
         """Stop the thread. `start` may be called again."""

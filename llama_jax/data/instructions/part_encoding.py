@@ -3,6 +3,7 @@
 What is given as text never becomes a control token. A prompt gets the ids that it has by itself, as when a model is
 asked; where those open the ids of prompt and answer encoded together, the answer has the others of these."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -47,10 +48,11 @@ class PartEncoder:
         """Ids of the parts, opened by one BOS at the most."""
         ids: list[int] = []
         learned: list[bool] = []
-        for stretch in _stretches(parts):
-            if isinstance(stretch, Part):
-                assert isinstance(stretch.content, int)
-                found = ([stretch.content], [stretch.is_learned])
+        present = [part for part in parts if part.content != ""]
+        for is_control, group in itertools.groupby(present, lambda part: isinstance(part.content, int)):
+            stretch = list(group)
+            if is_control:
+                found = [int(part.content) for part in stretch], [part.is_learned for part in stretch]
             else:
                 found = self._stretch(stretch, is_first=not ids)
             ids += found[0]
@@ -62,10 +64,11 @@ class PartEncoder:
             ids, learned = [bos, *ids], [False, *learned]
         return ids, learned
 
-    def _stretch(self, parts: Sequence[tuple[str, bool]], *, is_first: bool) -> Encoded:
+    def _stretch(self, parts: Sequence[Part], *, is_first: bool) -> Encoded:
         """Text between two control tokens; it may turn from prompt to answer and back."""
         text, ids, learned = "", [], []
-        for content, is_learned in parts:
+        for is_learned, group in itertools.groupby(parts, lambda part: part.is_learned):
+            content = "".join(str(part.content) for part in group)
             whole = self._in_place(text + content, is_first=is_first)
             more = whole[len(ids) :] if whole[: len(ids)] == ids else self._continued(content)
             text, ids = text + content, ids + more
@@ -90,21 +93,3 @@ class PartEncoder:
             if whole[: len(before)] == before:
                 return whole[len(before) :]
         return self._tokenizer.encode(text)
-
-
-def _stretches(parts: Sequence[Part]) -> list[Part | list[tuple[str, bool]]]:
-    """Control tokens, and between them lists of (text, is learned) that turn from one to the other."""
-    found: list[Part | list[tuple[str, bool]]] = []
-    for part in parts:
-        if isinstance(part.content, int):
-            found.append(part)
-        elif part.content:
-            if not found or isinstance(found[-1], Part):
-                found.append([])
-            stretch = found[-1]
-            assert isinstance(stretch, list)
-            if stretch and stretch[-1][1] == part.is_learned:
-                stretch[-1] = (stretch[-1][0] + part.content, part.is_learned)
-            else:
-                stretch.append((part.content, part.is_learned))
-    return found

@@ -22,6 +22,9 @@ class Prefetcher(Generic[_T]):
         self._thread = threading.Thread(target=self._run, name="data-loader", daemon=True)
         self._thread.start()
 
+    def __iter__(self) -> "Prefetcher[_T]":
+        return self
+
     def __next__(self) -> _T:
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._error or self._closed)

@@ -232,9 +232,10 @@ def test_progress_of_a_mixture_is_told_by_source(make, source, tmp_path):
 
 def test_what_is_made_ahead_can_fail_and_be_closed(make):
     loader = make()
+    batches = loader.start()
+    next(batches)
     loader.close()
-    with pytest.raises(RuntimeError, match="between start"):
-        next(loader)
+    assert len(list(batches)) <= 3  # those that were ready: without end otherwise
     with pytest.raises(UserError, match=r"data.source: no file or directory nowhere\.json"):
         make(source="nowhere.json")
 
