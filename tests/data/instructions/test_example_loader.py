@@ -235,7 +235,7 @@ def test_what_is_made_ahead_can_fail_and_be_closed(make):
     batches = loader.start()
     next(batches)
     loader.close()
-    assert len(list(batches)) <= 3  # those that were ready: without end otherwise
+    assert len(list(batches)) <= 5  # what was ready; without end if it went on
     with pytest.raises(UserError, match=r"data.source: no file or directory nowhere\.json"):
         make(source="nowhere.json")
 
