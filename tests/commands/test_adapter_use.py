@@ -114,6 +114,7 @@ def test_merging_into_a_coarser_type_is_measured(adapters, tmp_path, capfd) -> N
     assert 1e-4 < report["check"]["max_logit_difference"] < 0.2 * report["check"]["logit_standard_deviation"]
 
 
+@pytest.mark.slow
 def test_an_adapter_goes_to_peft_and_back(tiny_run, adapters, tmp_path, capfd) -> None:
     for name, adapter in adapters.items():
         target = tmp_path / name

@@ -156,7 +156,7 @@ def test_processes_agree(tiny_run, data, capfd) -> None:
 MISTAKES = {
     "an unknown task": (["--task", "perplexety"], "--task perplexety: unknown; there are perplexity"),
     "no data": (["--task", "last_word"], "--data: needed by last_word"),
-    "no such data": (["--task", "last_word", "--data", "nowhere.jsonl"], "--data nowhere.jsonl: no such file"),
+    "no such data": (["--task", "last_word", "--data", "nowhere.jsonl"], "--data: no file or directory nowhere.jsonl"),
     "a setting of another task": (
         ["--task", "multiple_choice", "--data", "choices.jsonl", "--stride", 4],
         "--stride: is for perplexity, not for multiple_choice",

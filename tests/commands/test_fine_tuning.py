@@ -270,6 +270,7 @@ def test_epochs_become_steps(small_run, instructions, tmp_path):
     assert metrics(tmp_path / "run")[-1]["epochs"] == {str(instructions): pytest.approx(84 / 52)}
 
 
+@pytest.mark.slow
 def test_a_run_without_a_model_goes_on_with_the_one_it_began_with(small_run, instructions, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(small_run.run_dir, tmp_path / "runs" / "base")

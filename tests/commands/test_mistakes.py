@@ -80,6 +80,7 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(folder, capfd) -> No
     assert "model.vocab_size 512" in line
 
 
+@pytest.mark.slow
 def test_a_corrected_second_attempt_works_in_the_same_folder(folder, capfd) -> None:
     short = (*TINY, "--run_dir", "run", "--training.steps", 2, "--tracking.tensorboard", "false")
     refused(capfd, *short, "--model.vocab_size", 400_000)

@@ -88,6 +88,7 @@ def test_rows_split_among_devices_give_the_losses_of_whole_ones(mesh, long_run, 
     assert_same_losses(tmp_path / "run", long_run, steps=6)
 
 
+@pytest.mark.slow
 def test_gradients_reduced_in_stages_give_the_losses_of_one_device(tiny_run, tmp_path):
     train(tmp_path / "run", "--mesh.fsdp", 8, "--mesh.fsdp_stages", "[2, 4]")
     assert_same_losses(tmp_path / "run", tiny_run)

@@ -94,6 +94,7 @@ def test_decoding_is_planned_with_its_caches(capfd):
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_a_search_ranks_what_it_compiled(capfd):
     arguments = ("--search", "--compiled", 2, "--shown", 5, "--training.batch_size", 16)
     report, said = planned(capfd, *SMALL, "--topology", "v5e:2x2", *arguments)

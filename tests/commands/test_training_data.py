@@ -41,6 +41,7 @@ def files(small_run, tmp_path) -> tuple[Path, Path]:
     return write_corpus(small_run, tmp_path, bad=4)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mixture_with_bad_records_records_both(small_run, files, tmp_path, capfd):
     line = command(small_run, files, tmp_path / "run", data__max_bad_fraction=0.5)
     assert command_runs.call(*line) == 0
@@ -76,6 +77,7 @@ def test_the_first_bad_record_ends_a_run_that_is_told_to_fail(small_run, files, 
     assert said.startswith(f"error: {files[1]}:") and "data.bad_records is fail" in said
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_also_when_the_run_is_killed(small_run, files, tmp_path):
     allowed = {"data__max_bad_fraction": 0.5}
     assert command_runs.call(*command(small_run, files, tmp_path / "expected", **allowed)) == 0

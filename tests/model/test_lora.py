@@ -215,9 +215,9 @@ def test_decoding_gives_the_logits_of_the_whole_pass_with_several_adapters(param
 @pytest.mark.parametrize(
     ("kind", "storage", "mesh"),
     [
-        ("dora", "float32", MeshConfig(2, 2, 1, 2)),
-        ("lora", "int8", MeshConfig(2, 2, 1, 2)),
-        ("lora", "nf4", MeshConfig(1, 8)),
+        pytest.param("dora", "float32", MeshConfig(2, 2, 1, 2), marks=pytest.mark.slow),
+        pytest.param("lora", "int8", MeshConfig(2, 2, 1, 2), marks=pytest.mark.slow),
+        pytest.param("lora", "nf4", MeshConfig(1, 8), marks=pytest.mark.slow),
         ("dora", "nf4", MeshConfig(2, 2, 1, 2)),
     ],
     ids=str,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 import pytest
 
-import llama_jax.objectives.next_token as next_token_module
+import llama_jax.objectives.cross_entropy as cross_entropy
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import ComputeConfig, LlamaConfig
@@ -48,7 +48,7 @@ def compiled_for(topology: str, mesh: MeshConfig, config: LlamaConfig, rows: int
 @pytest.fixture(scope="module")
 def compiled() -> Iterator[jax.stages.Compiled]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(next_token_module, "CHUNK_BYTES", ROWS // DEVICES * LENGTH // CHUNKS * V * FLOAT32)
+        patch.setattr(cross_entropy, "CHUNK_BYTES", ROWS // DEVICES * LENGTH // CHUNKS * V * FLOAT32)
         yield compiled_for("v5e:2x4", MeshConfig(fsdp=DEVICES), MODEL, ROWS)
 
 

@@ -224,6 +224,7 @@ def test_wandb_goes_on_with_the_same_run_and_respects_offline_mode(tmp_path, mon
     assert names and all(name.endswith(ids[0]) for name in names)
 
 
+@pytest.mark.slow
 def test_a_run_imports_wandb_only_when_it_is_asked_for(tmp_path):
     package = tmp_path / "wandb"
     package.mkdir()
