@@ -1,1 +1,1 @@
-"""The architecture: LLaMA as pure functions of a parameter tree. Knows no loss and no files."""
+"""The architecture as pure functions of a parameter tree; adapters and heads beside it. Knows no loss and no files."""

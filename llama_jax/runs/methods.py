@@ -1,4 +1,4 @@
-"""Which parameters a run has, which of them train, and what its checkpoints hold: all parameters, or a LoRA adapter
+"""Which parameters a run has, which of them train and which its checkpoints hold: all parameters, or a LoRA adapter
 beside a base that stays as it is. Independent of the loss and the data."""
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +33,8 @@ from llama_jax.training.program import Partition, Program, make_program
 
 @dataclass(frozen=True)
 class Method:
-    """What a way of training does with a model. A head, such as a reward model's, would be one more tree that `init`
-    and `begin` put beside the model's."""
+    """What a way of training does with a model. A head, such as a reward model's, would be one more tree that
+    `begin` and the partition's `init` put beside the model's."""
 
     partition: Callable[[LanguageModel], Partition]
     """The parameters of the run and which of them train."""
