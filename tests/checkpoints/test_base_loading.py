@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 from small_weights import FLOAT32, SmallWeights, of_kind
+from sweeps import some
 
 from llama_jax.checkpoints.base_loading import base_from_weights
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
@@ -46,7 +47,7 @@ def base(request, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", some(STORES, ("bfloat16", "nf4")))
 def test_each_parameter_is_stored_as_the_whole_would_be(base, store) -> None:
     whole = opened(base, "float32")
     expected = tree.flatten(jax.jit(store_as, static_argnums=1)(whole.params, store))

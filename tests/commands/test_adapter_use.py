@@ -48,6 +48,7 @@ def listed(*paths: Path) -> str:
     return f"[{', '.join(map(str, paths))}]"
 
 
+@pytest.mark.slow
 def test_each_prompt_is_continued_by_each_adapter_in_one_batch(tiny_run, adapters, tmp_path, capfd) -> None:
     prompts = ["Return the ", "The value of"]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))

@@ -20,6 +20,7 @@ def answers(small, params, prompts, stops=(), rows=2):
     return [found[number] for number in range(len(prompts))]
 
 
+@pytest.mark.slow
 def test_batches_and_meshes_change_no_answer(small, one_device) -> None:
     expected = [answers(small, one_device, [prompt])[0] for prompt in PROMPTS]
     assert answers(small, one_device, PROMPTS) == expected

@@ -46,6 +46,7 @@ def test_uniform_predictions_cost_the_logarithm_of_the_vocabulary() -> None:
     assert result["bits_per_byte"] == pytest.approx(tokens * math.log2(300) / sum(map(len, TEXTS)), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_batch_size_and_mesh_change_nothing() -> None:
     first = measured(8, (1, 8))
     for rows, shape in ((16, (2, 2, 1, 2)), (24, (8, 1, 1))):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sweeps import some
 
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
@@ -53,7 +54,7 @@ def test_packed_documents_equal_separate_ones(model, params, packed_batch) -> No
         np.testing.assert_allclose(alone, packed[:, places], atol=2e-6)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots", "attention"])
+@pytest.mark.parametrize("remat", some(["full", "dots", "attention"], ["full", "dots"]))
 def test_remat_changes_no_gradient(model, params, packed_batch, remat) -> None:
     batch = packed_batch(2, 24, CONFIG.vocab_size)
 

@@ -14,6 +14,7 @@ from etils import epath
 from formula_weights import BASE, ORACLE, SHAPES, TOKENS, FormulaWeights
 from safetensors.numpy import load_file, save_file
 from small_weights import logits
+from sweeps import some
 
 from llama_jax.checkpoints.adapters.peft import read_peft, write_peft
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
@@ -58,7 +59,7 @@ def logits_over(base: Path, adapters: list[str], devices: int = 1) -> np.ndarray
         return np.asarray(jax.jit(opened.model.logits)(opened.params, rows))[:1]
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", some(BASES, ("lora", "dora")))
 def test_an_adapter_that_peft_wrote_has_its_logits(tmp_path, name) -> None:
     base, adapter = base_directory(name, tmp_path / "base"), recorded(name, tmp_path / "adapter")
     expected = RECORDED[f"{name}/logits"]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
+from sweeps import some
 
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
@@ -160,7 +161,7 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", some(IMPLEMENTATIONS, ("splash", "blocked")))
 @pytest.mark.parametrize(
     "mesh",
     [
