@@ -75,14 +75,8 @@ def long_run(tmp_path_factory) -> Path:
     return made_once(tmp_path_factory, "long_run", partial(train_in, mesh=[*LONG, "--mesh.fsdp", 8])) / "run"
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [
-        {"sequence": 2, "fsdp": 2, "tensor": 2},
-        pytest.param({"sequence": 8, "fsdp": 1}, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("mesh", [{"sequence": 2, "fsdp": 2, "tensor": 2}, {"sequence": 8, "fsdp": 1}], ids=str)
+@pytest.mark.slow
 def test_rows_split_among_devices_give_the_losses_of_whole_ones(mesh, long_run, tmp_path):
     train(tmp_path / "run", *LONG, *(word for axis, size in mesh.items() for word in (f"--mesh.{axis}", size)))
     assert_same_losses(tmp_path / "run", long_run, steps=6)

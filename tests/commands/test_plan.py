@@ -111,6 +111,7 @@ def test_a_search_ranks_what_it_compiled(capfd):
 
 
 @needs_cuda
+@pytest.mark.slow
 def test_a_step_is_compiled_for_gpus(capfd):
     report, _ = planned(capfd, *SMALL, "--topology", "h100:2x4", "--training.batch_size", 8)
     assert report["fits"] and report["device_kind"] == "NVIDIA H100 80GB HBM3" and report["devices"] == 8

@@ -51,9 +51,8 @@ def lowered(program: Program) -> jax.stages.Lowered:
     return program.step.lower(*shapes)  # pyright: ignore[reportFunctionMemberAccess]
 
 
-@pytest.mark.parametrize(
-    "storage", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "int8")), "nf4"]
-)
+@pytest.mark.parametrize("storage", ["bfloat16", "int8", "nf4"])
+@pytest.mark.slow
 def test_a_7b_step_holds_the_base_once_as_it_is_stored(storage) -> None:
     """Two layers more take their own stored bytes, their adapter and moments, and the activations between them: no
     copy in float32, no gradient, no moment and no matrix turned back, each of which would be larger."""

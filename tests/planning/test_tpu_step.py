@@ -115,8 +115,9 @@ WIDE = LlamaConfig(2048, 1024, 2816, 2, num_heads=8, num_kv_heads=8, head_size=1
 
 @pytest.mark.parametrize(
     ("stages", "kind", "group", "most"),
-    [pytest.param((), "all-reduce", 16, 1.35, marks=pytest.mark.slow), ((4, 4), None, 4, 1.05)],
+    [((), "all-reduce", 16, 1.35), ((4, 4), None, 4, 1.05)],
 )
+@pytest.mark.slow
 def test_over_two_dimensions_of_a_torus_gradients_are_reduced_at_once_or_in_stages(stages, kind, group, most):
     """By the compiler's choice gradients are all-reduced along both dimensions together: twice the bytes of a
     reduce-scatter, on twice the links. In stages they are scattered along one and then the other."""
