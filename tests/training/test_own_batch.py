@@ -38,8 +38,7 @@ def bradley_terry(model: LanguageModel) -> Objective:
         params = tree.join(trainable, frozen)
         hidden = model.hidden(params, batch.tokens.reshape(-1, batch.tokens.shape[-1]), rng=rng)
         better, worse = (hidden[:, -1] @ params["score"]["vector"]).reshape(-1, 2).T
-        mean = jnp.sum(batch.weights * -jax.nn.log_sigmoid(better - worse)) / batch.pairs
-        return mean, {"loss": mean}
+        return (mean := jnp.sum(batch.weights * -jax.nn.log_sigmoid(better - worse)) / batch.pairs), {"loss": mean}
 
     return Objective(loss, Pairs)
 
