@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from adapter_runs import random_adapter, save_adapter_run
+from made_once import made_once
 from safetensors.numpy import load_file
 
 from llama_jax import inference, load
@@ -31,17 +32,18 @@ def last_line(capfd, *arguments: object) -> dict:
     return json.loads(capfd.readouterr().out.strip().splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def adapters(tiny_run, tmp_path_factory) -> dict[str, Path]:
     """Runs of lora over the tiny run."""
-    folder = tmp_path_factory.mktemp("adapters")
-    mesh = make_mesh(MeshConfig())
-    with jax.set_mesh(mesh):
-        base = open_params(ModelReference(str(tiny_run)), ComputeConfig(), say=pytest.fail)
-    return {
-        name: save_adapter_run(folder / name, base.identity, random_adapter(base.model.config, **kind))
-        for name, kind in KINDS.items()
-    }
+
+    def make(folder: Path) -> None:
+        with jax.set_mesh(make_mesh(MeshConfig())):
+            base = open_params(ModelReference(str(tiny_run)), ComputeConfig(), say=pytest.fail)
+        for name, kind in KINDS.items():
+            save_adapter_run(folder / name, base.identity, random_adapter(base.model.config, **kind))
+
+    folder = made_once(tmp_path_factory, "adapters", make)
+    return {name: folder / name for name in KINDS}
 
 
 def listed(*paths: Path) -> str:
@@ -79,6 +81,7 @@ def test_adapters_are_chosen_by_row_from_python(tiny_run, adapters) -> None:
         assert inference.generate(model, params, tokenizer, "Return the ", **settings) == text
 
 
+@pytest.mark.slow
 def test_evaluate_measures_base_and_adapter_together(tiny_run, adapters, tmp_path, capfd) -> None:
     (tmp_path / "text.txt").write_text("The function returns a list of the values in the dictionary.\n\n" * 20)
     measured = ("evaluate", "--data", tmp_path / "text.txt", "--model")
@@ -109,6 +112,7 @@ def test_an_adapter_is_merged_and_taken_out_again(tiny_run, adapters, tmp_path, 
         np.testing.assert_allclose(back.read(name, layer), base.read(name, layer), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_merging_into_a_coarser_type_is_measured(adapters, tmp_path, capfd) -> None:
     report = converted(capfd, adapters["dora"], tmp_path / "merged", "hf", "--dtype", "bfloat16")
     assert report["target_dtypes"] == ["bfloat16"]

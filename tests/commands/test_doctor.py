@@ -77,6 +77,7 @@ def test_two_processes_give_one_report(tmp_path) -> None:
     assert (second.output, second.errors) == ("", "process 1 of 2: process 0 reports for all\n")
 
 
+@pytest.mark.slow
 def test_a_process_whose_fellows_do_not_come_says_so(capfd) -> None:
     job = ("--distributed.num_processes", 2, "--distributed.process_id", 1, "--distributed.timeout_seconds", 1)
     code, lines, result = reported(capfd, "--distributed.coordinator", "127.0.0.1:9", *job)

@@ -1,5 +1,6 @@
 """`sft` and `lora` through their real commands: what they learn and keep, and what an interruption does to them."""
 
+import itertools
 import json
 import random
 import shutil
@@ -145,7 +146,7 @@ def assert_same_run(tuning: Tuning, run_dir: Path) -> None:
         assert (run_dir / file).read_text() == (tuning.run_dir / file).read_text()
 
 
-@pytest.mark.parametrize("tuned", [pytest.param("sft", marks=pytest.mark.slow), "lora"], indirect=True)
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_is_the_uninterrupted_run(tuned, tmp_path):
     chance = random.Random(5)
     output = tmp_path / "printed"
@@ -187,13 +188,10 @@ def reference_adapter(small_run, instructions, tmp_path_factory) -> tuple[list[o
     return arguments, adapter_of(tuned_by(tmp_path_factory, "reference_adapter", "lora", arguments).run_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "microbatches"),
-    [
-        ((2, 2, 2), 4),
-        *(pytest.param((1, 8, 1), count, marks=pytest.mark.slow) for count in (1, 2, 4)),
-        *(pytest.param((2, 2, 2), count, marks=pytest.mark.slow) for count in (1, 2)),
-    ],
+    list(itertools.product([(2, 2, 2), (1, 8, 1)], [1, 2, 4])),
     ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else str(value),
 )
 def test_meshes_and_accumulation_give_the_same_adapter(mesh, microbatches, reference_adapter, tmp_path):
@@ -209,11 +207,12 @@ def test_meshes_and_accumulation_give_the_same_adapter(mesh, microbatches, refer
     assert np.abs(expected["layers/attention/q_proj/b"]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "count", "share"),
     [
         ("lora_alpaca_7b", "4,194,304", "0.0622%"),
-        pytest.param("lora_alpaca_7b_official", "16,777,216", "0.2490%", marks=pytest.mark.slow),
+        ("lora_alpaca_7b_official", "16,777,216", "0.2490%"),
     ],
 )
 def test_a_dry_run_counts_the_parameters_that_train(config, count, share, capfd):
@@ -224,7 +223,8 @@ def test_a_dry_run_counts_the_parameters_that_train(config, count, share, capfd)
     assert "bytes a device" in printed
 
 
-@pytest.mark.parametrize("command", [pytest.param("sft", marks=pytest.mark.slow), "lora"])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["sft", "lora"])
 def test_the_tiny_configs_train(command, tiny_run, tmp_path):
     result = run(
         command, "--config", f"tiny/{command}", "--model", tiny_run, "--run_dir", tmp_path / "run", folder=tmp_path
@@ -259,6 +259,7 @@ def test_an_adapter_is_not_trained_on_another(tuned_lora, instructions, tmp_path
     assert "is an adapter over a base; merge the two first" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_epochs_become_steps(small_run, instructions, tmp_path):
     # The dropout of another test, so that the step is compiled already.
     changes = {"epochs": 1.5, "data.packing": "none", "checkpoints.every": 100, "lora.dropout": 0.1}

@@ -108,6 +108,7 @@ def test_a_run_that_is_killed_at_many_points_is_the_uninterrupted_run(small_run,
     assert sum(" 0 saved" in place for place in places) >= 1, places
 
 
+@pytest.mark.slow
 def test_sigterm_and_ctrl_c_save_the_step_they_interrupt(small_run, tmp_path):
     run_dir, output = tmp_path / "run", tmp_path / "printed"
     command = ("pretrain", *small_run.arguments, "--run_dir", run_dir)

@@ -325,6 +325,7 @@ def test_stop_lets_the_job_save_and_whoever_follows_hears_of_it(tmp_path):
     assert "the job on llama saved and ended after a signal; run the same command to resume\n" in result.errors
 
 
+@pytest.mark.slow
 def test_a_job_that_does_not_end_is_told_once_and_killed_at_last(tmp_path):
     job = "trap 'echo told' TERM; echo ready; while :; do read -t 0.05 < <(tail -f /dev/null) || true; done"
     with cloud_in(tmp_path / "cloud", job) as cloud:

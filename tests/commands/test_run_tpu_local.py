@@ -109,7 +109,8 @@ def test_when_one_process_is_killed_all_end_with_its_exit_code(small_run, tmp_pa
     assert f"what the other processes printed is in {logs}\n" in result.errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_script_makes_all_processes_save_and_leave(number, small_run, tmp_path):
     command = ("pretrain", *small_run.arguments, *LONG, "--run_dir", tmp_path / "run")
     with started(2, *command, folder=tmp_path) as job:

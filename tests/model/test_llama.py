@@ -54,7 +54,7 @@ def test_packed_documents_equal_separate_ones(model, params, packed_batch) -> No
         np.testing.assert_allclose(alone, packed[:, places], atol=2e-6)
 
 
-@pytest.mark.parametrize("remat", some(["full", "dots", "attention"], ["full", "dots"]))
+@pytest.mark.parametrize("remat", some(["full", "dots", "attention"], ["dots"]))
 def test_remat_changes_no_gradient(model, params, packed_batch, remat) -> None:
     batch = packed_batch(2, 24, CONFIG.vocab_size)
 

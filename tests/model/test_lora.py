@@ -101,7 +101,7 @@ def test_a_tied_model_has_no_head_to_save() -> None:
     ("kind", "storage"),
     [
         ("lora", "nf4"),
-        ("dora", "float32"),
+        pytest.param("dora", "float32", marks=pytest.mark.slow),
         pytest.param("lora", "float32", marks=pytest.mark.slow),
         pytest.param("dora", "nf4", marks=pytest.mark.slow),
     ],
@@ -217,8 +217,8 @@ def test_decoding_gives_the_logits_of_the_whole_pass_with_several_adapters(param
     [
         pytest.param("dora", "float32", MeshConfig(2, 2, 1, 2), marks=pytest.mark.slow),
         pytest.param("lora", "int8", MeshConfig(2, 2, 1, 2), marks=pytest.mark.slow),
-        pytest.param("lora", "nf4", MeshConfig(1, 8), marks=pytest.mark.slow),
-        ("dora", "nf4", MeshConfig(2, 2, 1, 2)),
+        ("lora", "nf4", MeshConfig(1, 8)),
+        pytest.param("dora", "nf4", MeshConfig(2, 2, 1, 2), marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -88,7 +88,7 @@ SMALL = LlamaConfig(V, D, F, L, num_heads=4, num_kv_heads=4, head_size=64, conte
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel here")
 @pytest.mark.parametrize(
-    ("storage", "dtype", "part"), [pytest.param("bfloat16", "bf16", 2, marks=pytest.mark.slow), ("nf4", "u8", 0.5)]
+    ("storage", "dtype", "part"), [("bfloat16", "bf16", 2), pytest.param("nf4", "u8", 0.5, marks=pytest.mark.slow)]
 )
 def test_on_tpu_the_base_is_gathered_as_it_is_stored_and_never_reduced(storage, dtype, part) -> None:
     mesh = make_mesh(MeshConfig(fsdp=DEVICES), devices=absent_devices("v5e:2x4"))

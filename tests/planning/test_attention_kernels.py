@@ -3,6 +3,7 @@ called, in the memory of a chip, and the devices of a mesh exchange what they sh
 
 import functools
 import importlib.util
+import itertools
 import re
 from importlib import resources
 
@@ -75,8 +76,8 @@ SCORES = 4 * ROWS // 4 * HEADS // 2 * LENGTH**2
     [
         ("v5e:2x4", WHOLE, 128, "bfloat16"),
         ("v5e:2x4", SPLIT, 128, "bfloat16"),
-        ("v5e:2x4", WHOLE, 64, "float32"),
-        ("v4:2x2x2", SPLIT, 256, "float32"),
+        pytest.param("v5e:2x4", WHOLE, 64, "float32", marks=pytest.mark.slow),
+        pytest.param("v4:2x2x2", SPLIT, 256, "float32", marks=pytest.mark.slow),
         pytest.param("v6e:2x4", WHOLE, 80, "bfloat16", marks=pytest.mark.slow),
         pytest.param("v5p:2x2x2", WHOLE, 32, "bfloat16", marks=pytest.mark.slow),
     ],
@@ -101,7 +102,11 @@ def test_triton_compiles_for_gpus(mesh, head_size, dtype) -> None:
 
 @needs_cuda_plugin
 @pytest.mark.parametrize(
-    ("head_size", "dtype"), [(128, "bfloat16"), (256, "bfloat16"), (128, "float32"), (256, "float32")]
+    ("head_size", "dtype"),
+    [
+        pytest.param(*each, marks=[pytest.mark.slow] * (each != (256, "float32")))
+        for each in itertools.product([128, 256], ["bfloat16", "float32"])
+    ],
 )
 def test_triton_fits_the_shared_memory_of_small_gpus(head_size, dtype) -> None:
     absent_devices("h100:1x1")  # loads the plugin

@@ -79,6 +79,7 @@ def test_gpus_are_found_wherever_jax_was_told_nothing(before):
     assert result.stdout == "8 cpu\n"
 
 
+@pytest.mark.slow
 @needs_cuda_plugin
 def test_a_step_compiles_for_two_hosts_of_four_gpus():
     config = LlamaConfig(512, 128, 256, 2, num_heads=4, num_kv_heads=2, head_size=32, context_length=256)

@@ -132,9 +132,8 @@ def test_over_two_dimensions_of_a_torus_gradients_are_reduced_at_once_or_in_stag
     assert sum(map(wire_bytes, sent)) < most * least(WIDE, 16)
 
 
-@pytest.mark.parametrize(
-    "mesh", [MeshConfig(fsdp=4, tensor=2), pytest.param(MeshConfig(fsdp=4, sequence=2), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=4, tensor=2), MeshConfig(fsdp=4, sequence=2)])
 def test_looked_up_rows_and_the_heads_gradient_are_sent_in_parts_on_every_mesh(mesh):
     sent = collectives(compiled_for("v5e:2x4", mesh, MODEL, ROWS).as_text())
     large = [each for each in sent if each.where == "entry" and wire_bytes(each) > 2**14]

@@ -48,7 +48,7 @@ def check_one(directory: Path) -> int:
 
 
 def test_a_killed_save_loses_no_acknowledged_step(tmp_path):
-    check(tmp_path, seed=0, trials=5)
+    check(tmp_path, seed=0, trials=3)
 
 
 @pytest.mark.slow

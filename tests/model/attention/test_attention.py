@@ -105,11 +105,14 @@ CASES = {
 }
 
 
+DEFAULT_CASES = ("packed", "grouped", "long")
+
+
 def cases() -> Iterator[Any]:
     """Of each case and implementation; the size of a head makes a difference to kernels alone."""
     for (name, case), implementation in itertools.product(CASES.items(), IMPLEMENTATIONS):
-        is_slow = name.startswith("heads of") and implementation in ("xla", "blocked")
-        marks = [pytest.mark.slow] * is_slow
+        is_default = name in DEFAULT_CASES or (name == "heads of 80" and implementation in KERNELS)
+        marks = [pytest.mark.slow] * (not is_default)
         yield pytest.param(case, implementation, marks=marks, id=f"{name}-{implementation}")
 
 
@@ -119,7 +122,7 @@ def test_values_and_gradients_equal_the_reference(implementation, case) -> None:
     assert_close(computed(case, implementation, arrays), reference(case, arrays), 1.5e-6)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", some(IMPLEMENTATIONS, ("splash", "blocked")))
 def test_of_bfloat16_only_the_roundings_of_bfloat16_are_seen(implementation) -> None:
     """Weights, gradients of scores, and results have 8 bits; sums of 384 of them in bfloat16 would be further off."""
     arrays = inputs(CASES["grouped"], jnp.bfloat16)
@@ -177,7 +180,7 @@ def test_eight_devices_compute_what_one_does(implementation, mesh) -> None:
         assert_close(computed(case, implementation, arrays), expected, 1.5e-6)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", some(IMPLEMENTATIONS, ("splash", "blocked")))
 def test_a_row_without_segments_is_split_as_well(implementation) -> None:
     case = Case(length=512, heads=2, kv_heads=1)
     arrays = inputs(case)
