@@ -17,7 +17,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 _flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0", os.environ.get("XLA_FLAGS")]
 os.environ["XLA_FLAGS"] = " ".join(filter(None, _flags))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 # JAX's CUDA plugin, with which tests compile for GPUs, says past every log level that there is no driver.

@@ -47,17 +47,17 @@ def base(request, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("devices", some([1, 8], [8]))
 @pytest.mark.parametrize("store", some(STORES, ("nf4",)))
-def test_each_parameter_is_stored_as_the_whole_would_be(base, store) -> None:
+def test_each_parameter_is_stored_as_the_whole_would_be(base, store, devices) -> None:
     whole = opened(base, "float32")
     expected = tree.flatten(jax.jit(store_as, static_argnums=1)(whole.params, store))
-    for devices in (1, 8):
-        found = opened(base, store, devices)
-        leaves = tree.flatten(found.params)
-        assert leaves.keys() == expected.keys()
-        for path, leaf in leaves.items():
-            assert leaf.dtype == expected[path].dtype
-            np.testing.assert_array_equal(np.asarray(leaf, np.float32), np.asarray(expected[path], np.float32), path)
+    found = opened(base, store, devices)
+    leaves = tree.flatten(found.params)
+    assert leaves.keys() == expected.keys()
+    for path, leaf in leaves.items():
+        assert leaf.dtype == expected[path].dtype
+        np.testing.assert_array_equal(np.asarray(leaf, np.float32), np.asarray(expected[path], np.float32), path)
     mesh = jax.tree.leaves(found.params)[0].sharding.mesh
     places = sharding.shardings_of(mesh, found.params, stored_axes(found.model.axes, found.params))
     assert jax.tree.map(lambda leaf: leaf.sharding, found.params) == places

@@ -98,11 +98,14 @@ def train_on_two(run_dir: Path, last: int, xla_flags: str = "") -> list[str]:
     return [result.output for result in results]
 
 
-def test_two_processes_begin_with_the_losses_of_one_and_keep_a_position_each(tiny_run, tmp_path):
+def test_two_processes_begin_with_the_losses_of_one_and_keep_a_position_each(small_run, tmp_path):
     run_dir = tmp_path / "run"
-    train_on_two(run_dir, 8)
-    assert sorted(checkpoint(run_dir, 8)["positions"]) == [f"position-0000{rank}-of-00002.json" for rank in range(2)]
-    assert_same_losses(run_dir, tiny_run, steps=8)
+    short = ("--training.steps", 6, "--training.schedule_steps", 30, "--training.evaluate_every", 6)
+    results = run_two("pretrain", *small_run.arguments, *short, "--run_dir", run_dir, folder=tmp_path)
+    assert [result.code for result in results] == [0, 0], results
+    assert "process 0 of 2, 8 devices (cpu)" in results[0].output
+    assert sorted(checkpoint(run_dir, 6)["positions"]) == [f"position-0000{rank}-of-00002.json" for rank in range(2)]
+    assert_same_losses(run_dir, small_run.run_dir, steps=6)
 
 
 @pytest.mark.slow

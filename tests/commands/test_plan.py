@@ -73,6 +73,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(capfd):
     assert "fits:       NO" in said and report["remedies"][0]["options"] in said and "estimated" in said
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_the_step_of_an_adapter_is_planned_by_its_command(capfd):
     report, _ = planned(

@@ -45,6 +45,7 @@ def test_prompts_of_a_batch_are_continued_as_each_alone(tiny_run, tmp_path, capf
     assert all(text.startswith(prompt) for text, prompt in zip(together["texts"], prompts, strict=True))
 
 
+@pytest.mark.slow
 def test_streamed_text_is_the_text_of_the_json(tiny_run, capfd) -> None:
     arguments = ("generate", "--model", tiny_run, "--temperature", 0, "--max_new_tokens", 20, "--prompt", "The ")
     expected = last_line(capfd, *arguments)["text"]

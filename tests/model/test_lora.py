@@ -217,7 +217,8 @@ def test_decoding_gives_the_logits_of_the_whole_pass_with_several_adapters(param
     [
         pytest.param("dora", "float32", MeshConfig(2, 2, 1, 2), marks=pytest.mark.slow),
         pytest.param("lora", "int8", MeshConfig(2, 2, 1, 2), marks=pytest.mark.slow),
-        ("lora", "nf4", MeshConfig(1, 8)),
+        pytest.param("lora", "nf4", MeshConfig(1, 8), marks=pytest.mark.slow),
+        ("lora", "float32", MeshConfig(1, 4, 1, 2)),
         pytest.param("dora", "nf4", MeshConfig(2, 2, 1, 2), marks=pytest.mark.slow),
     ],
     ids=str,

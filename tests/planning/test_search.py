@@ -51,8 +51,8 @@ def test_what_fits_comes_first_and_then_what_is_faster():
     fitting = [each for each in found if each.fits]
     assert found[: len(fitting)] == fitting
     assert 0 < len(fitting) < len(found)
-    for some in (fitting, found[len(fitting) :]):
-        seconds = [each.time.total for each in some]
+    for group in (fitting, found[len(fitting) :]):
+        seconds = [each.time.total for each in group]
         assert seconds == sorted(seconds)
     assert all(each.fits == (each.memory.total <= 15.75 * 2**30) for each in found)
 
