@@ -1,11 +1,15 @@
 """Every test sees 8 virtual CPU devices; the whole suite shares one compilation cache, from run to run."""
 
+import gc
 import os
 import signal
 import tempfile
 from pathlib import Path
 
 CACHE = Path(tempfile.gettempdir()) / "llama_jax_test_cache"
+
+# What JAX keeps of compiled programs is collected again and again for nothing: a twentieth of the time.
+gc.set_threshold(200_000, 50, 50)
 
 # A shell that starts something in the background has it ignore Ctrl-C, and so would all that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

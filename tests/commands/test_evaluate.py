@@ -112,6 +112,7 @@ def test_answers_are_written_for_people_to_read(tiny_run, data, capfd) -> None:
     assert result["rouge_l"] == pytest.approx(sum(sample["rouge_l"] for sample in written) / 3)
 
 
+@pytest.mark.slow
 def test_a_sliding_window_predicts_better_than_separate_rows(tiny_run, data, capfd) -> None:
     (data / "text.txt").write_text("The function returns a list of the values in the dictionary. " * 60)
     ask = ("--model", tiny_run, "--data", "text.txt", "--sequence_length", 64)

@@ -35,6 +35,7 @@ def test_evaluate_measures_any_file(tiny_run, tmp_path, capfd) -> None:
     assert result["zlib_bits_per_byte"] < 1.0
 
 
+@pytest.mark.slow
 def test_prompts_of_a_batch_are_continued_as_each_alone(tiny_run, tmp_path, capfd) -> None:
     prompts = ["The ", "Return the value of", "a"]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))

@@ -350,6 +350,7 @@ sys.exit(run_command(main, Config, command="x", commands={"x": Config}))
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_at_once_while_others_go_on(tmp_path):
     (tmp_path / "script.py").write_text(DISTRIBUTED)
     with socket.socket() as free:
