@@ -48,6 +48,9 @@ _ROUNDING = 0.05
 """Largest mean difference of logits, in units of their standard deviation, that a coarser type may cause."""
 _REORDERING = 1e-4
 """The same for sums in float32 in another order."""
+_NONSENSE = 10.0
+"""Times the loss of the uniform distribution from which on equal logits prove nothing: neither training nor random
+weights lead there, but other bytes read as weights do."""
 
 
 def convert_model(config: ConvertConfig, say: Callable[[str], None]) -> dict[str, Any]:
@@ -212,15 +215,26 @@ def _check_conversion(
         f"mean {check['mean_logit_difference']:.2e}, same most likely token at {check['argmax_agreement']:.1%}; "
         f"loss {check['source_loss']:.3f} -> {check['target_loss']:.3f} nats per token"
     )
+    _refuse_nonsense(config, check)
     if kind == "text" and check["source_loss"] > check["uniform_loss"]:
         say("note: the source predicts this text worse than chance; is it trained, and is this its tokenizer?")
     allowed = _allowed(config, source, target_dtypes) * check["logit_standard_deviation"]
-    if check["mean_logit_difference"] > allowed:
+    if not check["mean_logit_difference"] <= allowed:  # so that NaN is a difference
         raise CannotGoOnError(
             f"{config.target}: not written, the result differs from {config.source} by "
             f"{check['max_logit_difference']:.2e} in a logit"
         )
     return check
+
+
+def _refuse_nonsense(config: ConvertConfig, check: Mapping[str, Any]) -> None:
+    """Of a source that predicts far worse than chance: what two readings of it have in common proves nothing."""
+    if not check["source_loss"] < _NONSENSE * check["uniform_loss"]:
+        raise CannotGoOnError(
+            f"{config.target}: not written, {config.source} predicts {check['kind']} at a loss of "
+            f"{check['source_loss']:.3g} nats per token, where knowing nothing has {check['uniform_loss']:.3g}; its "
+            "weights are damaged or not a LLaMA's; --no_check true converts it all the same"
+        )
 
 
 def _allowed(config: ConvertConfig, source: Weights, target_dtypes: Sequence[str]) -> float:

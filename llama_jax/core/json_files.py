@@ -67,6 +67,24 @@ def shown(value: Any) -> str:
     return f"{value!a:.60}"
 
 
+def agreed(where: str, values: Mapping[str, Any]) -> Any:
+    """The value of one thing that may be said in several places; None if it is said nowhere.
+
+    Args:
+        where: file, for messages.
+        values: what each place says, by its name for people; None: nothing.
+
+    Raises:
+        UserError: two places contradict each other; names both.
+    """
+    given = [(place, value) for place, value in values.items() if value is not None]
+    for place, value in given[1:]:
+        first, other = given[0]
+        if value != other:
+            raise UserError(f"{where}: {first} is {shown(other)}, but {place} is {shown(value)}; they must be the same")
+    return given[0][1] if given else None
+
+
 @dataclass(frozen=True)
 class JsonFields:
     """The fields of a JSON object, each asked for by its type. A null counts as missing, as transformers has it.
@@ -83,9 +101,10 @@ class JsonFields:
         """A positive whole number below 2^31."""
         return self.checked(field, default, _is_whole, "a whole number from 1 to 2^31 - 1")
 
-    def number(self, field: str, default: float | None = None) -> float:
-        """A positive number."""
-        return float(self.checked(field, default, _is_positive, "a number greater than 0"))
+    def number(self, field: str, default: float | None = None, *, least: float = 0.0) -> float:
+        """A positive number, not less than `least`."""
+        expected = f"a number of at least {least:g}" if least else "a number greater than 0"
+        return float(self.checked(field, default, lambda value: _is_positive(value) and value >= least, expected))
 
     def flag(self, field: str, default: bool) -> bool:
         """True or false."""

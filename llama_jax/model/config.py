@@ -21,6 +21,16 @@ class RopeScaling:
     original_context_length: int = 8192
     """Context length the model was trained with before the rescaling."""
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise UserError(f"model.rope_scaling.{name}: {value} must be greater than 0")
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        if not low < high:
+            raise UserError(
+                f"model.rope_scaling.high_frequency_factor: {high} must be greater than low_frequency_factor {low}"
+            )
+
 
 @dataclass(frozen=True)
 class LlamaConfig:
@@ -60,6 +70,8 @@ class LlamaConfig:
             value = getattr(self, field.name)
             if field.type in (int, float) and not value > 0:
                 raise UserError(f"model.{field.name}: {value} must be greater than 0")
+        if self.rope_base < 1:
+            raise UserError(f"model.rope_base: {self.rope_base} must be at least 1")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model.num_heads: {self.num_heads} is not divisible by model.num_kv_heads {self.num_kv_heads}; "

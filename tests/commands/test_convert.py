@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import command_runs
@@ -74,19 +76,42 @@ def test_a_coarser_type_is_measured(tiny_run, tmp_path) -> None:
     assert report["bytes"] < 0.6 * 4 * report["parameters"] + 200_000
 
 
+def changed(directory: Path, copy: Path, change: Callable[[str, np.ndarray], None]) -> Path:
+    """A copy of a directory of Hugging Face, every tensor changed in place."""
+    copy.mkdir()
+    for path in directory.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(copy / "model.safetensors")
+    for name, array in tensors.items():
+        change(name, array)
+    save_file(tensors, copy / "model.safetensors")
+    return copy
+
+
+def test_a_source_that_predicts_nonsense_is_not_proved_by_a_copy_of_it(exported, tmp_path, capfd) -> None:
+    """Logits that are equal say nothing where both are those of other bytes than weights."""
+
+    def blow_up(name: str, array: np.ndarray) -> None:
+        array *= 1e9 if name == "model.norm.weight" else 1
+
+    broken = changed(exported["hf"], tmp_path / "broken", blow_up)
+    arguments = ("--source", broken, "--target", tmp_path / "out", "--format", "hf")
+    assert command_runs.call("convert", *arguments) == 1
+    assert re.search(r"out: not written, .*broken predicts text at a loss of \d\S+ nats", capfd.readouterr().err)
+    assert not (tmp_path / "out").exists()
+    assert command_runs.call("convert", *arguments, "--no_check", "true") == 0
+
+
 def test_a_result_that_is_another_model_is_not_kept(tiny_run, exported, tmp_path, capfd) -> None:
     """The same model with one huge weight in each block of 32, which leaves nothing of the others in 8 bits."""
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for path in exported["hf"].iterdir():
-        (broken / path.name).write_bytes(path.read_bytes())
-    tensors = load_file(broken / "model.safetensors")
-    for name, array in tensors.items():
+
+    def break_blocks(name: str, array: np.ndarray) -> None:
         if "gate_proj" in name or "up_proj" in name:
             array[:, ::32] *= 1e4
         if "post_attention_layernorm" in name:
             array[::32] /= 1e4
-    save_file(tensors, broken / "model.safetensors")
+
+    broken = changed(exported["hf"], tmp_path / "broken", break_blocks)
     out = tmp_path / "out"
     out.mkdir()
     arguments = ("--source", broken, "--target", out / "model.gguf", "--format", "gguf", "--dtype", "q8_0")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from llama_jax.core.errors import UserError
-from llama_jax.model.config import SIZES, ComputeConfig, LlamaConfig, sized
+from llama_jax.model.config import SIZES, ComputeConfig, LlamaConfig, RopeScaling, sized
 from llama_jax.model.flops import flops_per_token
 from llama_jax.model.llama import language_model
 
@@ -56,3 +56,21 @@ def test_unknown_size_names_the_nearest() -> None:
 def test_heads_must_share_key_value_heads_evenly() -> None:
     with pytest.raises(UserError, match=r"num_heads: 8 is not divisible by model\.num_kv_heads 3"):
         LlamaConfig(num_heads=8, num_kv_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rope_base": 1e-300}, r"model\.rope_base: 1e-300 must be at least 1"),
+        ({"rope_base": float("nan")}, r"model\.rope_base: nan must be greater than 0"),
+    ],
+)
+def test_a_base_that_turns_pairs_by_more_than_a_radian_is_refused(settings, message) -> None:
+    with pytest.raises(UserError, match=message):
+        LlamaConfig(**settings)
+
+
+@pytest.mark.parametrize(("low", "high"), [(4.0, 4.0), (4.0, 1.0), (1.0, float("nan"))])
+def test_a_scaling_that_divides_by_nothing_is_refused(low, high) -> None:
+    with pytest.raises(UserError, match=r"high_frequency_factor: \S+ must be greater than"):
+        RopeScaling(low_frequency_factor=low, high_frequency_factor=high)

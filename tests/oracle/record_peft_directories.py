@@ -15,6 +15,7 @@ import transformers
 from record_transformers import small_llama
 from small_llamas import TOKENS, weight
 
+TIED = {"ensure_weight_tying": True}
 ADAPTERS = {
     "lora": ("grouped_query", {"target_modules": ["q_proj", "v_proj"]}),
     "every_linear": (
@@ -31,6 +32,11 @@ ADAPTERS = {
         {"target_modules": ["o_proj", "gate_proj"], "use_dora": True, "modules_to_save": ["embed_tokens", "lm_head"]},
     ),
     "one_layer": ("tied", {"target_modules": ["q_proj", "down_proj"], "use_dora": True, "layers_to_transform": [1]}),
+    "tied_embedding": ("tied", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], **TIED}),
+    "tied_head": ("tied", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], **TIED}),
+    "tied_both": ("tied", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"], **TIED}),
+    "full_names": ("multi_head", {"target_modules": ["q_proj"], "modules_to_save": ["model.embed_tokens", "lm_head"]}),
+    "untied": ("multi_head", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], **TIED}),
 }
 """Base and settings of each adapter, beside rank 4 and alpha 8."""
 

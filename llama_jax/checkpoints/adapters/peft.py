@@ -18,6 +18,7 @@ from llama_jax.checkpoints.adapters.peft_config import (
     PEFT_CONFIG,
     PREFIX,
     SAVED_NAMES,
+    WAY_OUT,
     PeftConfig,
     read_peft_config,
 )
@@ -66,9 +67,7 @@ def read_peft(path: epath.PathLike, config: LlamaConfig) -> Adapter:
             stacked = _stacked(peft, _reader(file), layers, sizes, config.num_layers)
             leaves |= {paths.of_layers(f"{inner}/{part}"): array for part, array in stacked.items()}
     saved = _saved_modules(file.path, peft, file.tensors, left, _reader(file), config)
-    if left:
-        some = ", ".join(sorted(left)[:3])
-        raise UserError(f"{file.path}: has {len(left)} tensors that do not fit this base: {some}")
+    _refuse_others(file.path, left)
     if not leaves:
         known = ", ".join(paths.name_of(inner) for inner, _, _ in linears(config))
         raise UserError(f"{peft.where}: does not adapt any module of this base, which has {known}")
@@ -84,6 +83,18 @@ def read_peft(path: epath.PathLike, config: LlamaConfig) -> Adapter:
     )
     files = read_bundle(directory)
     return Adapter(tree.unflatten(leaves), adapter_config, saved, str(path), base_name=peft.base_name, files=files)
+
+
+def _refuse_others(path: Path, left: set[str]) -> None:
+    """Tensors that nobody asked for; says what they belong to where PEFT can do more than is done here."""
+    for row in WEIGHTS:
+        module = row.hugging_face.removesuffix(".weight")
+        parts = sorted(name for name in left if name.startswith(f"{PREFIX}{module}."))
+        if row.ours in paths.SAVED_MODULES.values() and parts:
+            raise UserError(f"{path}: has tensor {parts[0]} of a LoRA on {module}, which is not supported; {WAY_OUT}")
+    if left:
+        some = ", ".join(sorted(left)[:3])
+        raise UserError(f"{path}: has {len(left)} tensors that do not fit this base: {some}")
 
 
 def _open_file(directory: Path) -> Any:
@@ -190,11 +201,7 @@ def _saved_modules(
                 raise UserError(f"{path}: lacks tensor {theirs}, which modules_to_save asks for")
             continue
         left.discard(theirs)
-        expected = row.shape(config)[:: -1 if row.transposed else 1]
-        if tensors[theirs][0] != expected:
-            raise UserError(
-                f"{path}: tensor {theirs} has shape {list(tensors[theirs][0])}, the base asks for {list(expected)}"
-            )
+        _check_saved(path, theirs, tensors[theirs][0], row.shape(config)[:: -1 if row.transposed else 1])
         array = read(theirs)
         found[row.ours] = padded(array.T if row.transposed else array, row, config)
     if not config.tie_embeddings or not found:
@@ -205,6 +212,18 @@ def _saved_modules(
     if head is None and SAVED_NAMES["embedding"] in peft.saved_modules and not peft.tied:
         raise UserError(f"{path}: trains the embedding apart from the head, which are one matrix in this base")
     return found
+
+
+def _check_saved(path: Path, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """The shape of a whole matrix, [V, D]. PEFT also saves those of a base whose vocabulary was resized in memory."""
+    if shape[1:] == expected[1:] and shape != expected:
+        raise UserError(
+            f"{path}: tensor {name} has {shape[0]} rows, the base {expected[0]}; the adapter belongs to a base with a "
+            f"resized vocabulary: make that (in transformers resize_token_embeddings({shape[0]}) and save_pretrained) "
+            "and give it as --model"
+        )
+    if shape != expected:
+        raise UserError(f"{path}: tensor {name} has shape {list(shape)}, the base asks for {list(expected)}")
 
 
 def write_peft(target: epath.PathLike, adapter: Adapter, config: LlamaConfig) -> None:

@@ -19,7 +19,10 @@ PREFIX = "base_model.model."
 """How the name of every tensor begins, before the name that transformers gives the module."""
 SAVED_NAMES: Mapping[str, str] = {"embedding": "embed_tokens", "lm_head": "lm_head"}
 """`AdapterConfig.modules_to_save`, ours and PEFT's."""
+WAY_OUT = "merge it in PEFT (merge_and_unload) and open what that gives"
+"""How a message ends that names a feature of PEFT which is not supported here."""
 
+_SAVED_MODULES = {"embed_tokens": "model.embed_tokens", "lm_head": "lm_head"}
 _LONGEST_CONFIG = 2**20
 _INERT = (
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "peft_version", "revision"),
@@ -56,7 +59,7 @@ class PeftConfig:
     layers: tuple[int, ...] | None
     """Layers that are adapted; None: all."""
     saved_modules: tuple[str, ...]
-    """Of `SAVED_NAMES`."""
+    """Of `SAVED_NAMES`, PEFT's."""
     tied: bool
     """Whether the head follows the embedding where one of them was trained (`ensure_weight_tying`)."""
 
@@ -100,16 +103,11 @@ def read_peft_config(directory: Path) -> PeftConfig:
     fields.one_of("init_lora_weights", (True, False, "gaussian", "eva", "orthogonal"), True)
     for name, value in values.items():
         if name not in _READ + _INERT and value not in (None, False, [], {}):
-            raise UserError(f"{where}: {name} is {shown(value)}, which is not supported")
+            raise UserError(f"{where}: {name} is {shown(value)}, which is not supported; {WAY_OUT}")
     base = fields.checked("base_model_name_or_path", "", lambda value: isinstance(value, str), "text")
     targets, excluded = _modules(fields, "target_modules"), _modules(fields, "exclude_modules")
     if values.get("target_modules") is None:
         raise UserError(f"{where}: lacks target_modules")
-    saved = _modules(fields, "modules_to_save") or ()
-    for name in saved:
-        if name not in SAVED_NAMES.values():
-            known = " and ".join(SAVED_NAMES.values())
-            raise UserError(f"{where}: modules_to_save has {shown(name)}; only {known} can be trained whole here")
     is_expression = isinstance(values.get("exclude_modules"), str)
     return PeftConfig(
         where=where,
@@ -124,9 +122,22 @@ def read_peft_config(directory: Path) -> PeftConfig:
         targets=None if is_expression else targets,
         excluded=excluded or (),
         layers=_layers(fields),
-        saved_modules=saved,
+        saved_modules=_saved_modules(fields),
         tied=fields.flag("ensure_weight_tying", False),
     )
+
+
+def _saved_modules(fields: JsonFields) -> tuple[str, ...]:
+    """Which matrices were trained whole; `ensure_weight_tying` writes the whole path, beside the name or alone."""
+    given = _modules(fields, "modules_to_save") or ()
+    meant = {name: [short for short, module in _SAVED_MODULES.items() if _names(module, (name,))] for name in given}
+    for name, found in meant.items():
+        if not found:
+            known = " and ".join(_SAVED_MODULES)
+            raise UserError(
+                f"{fields.where}: modules_to_save has {shown(name)}; only {known} can be trained whole here"
+            )
+    return tuple(short for short in _SAVED_MODULES if any(short in found for found in meant.values()))
 
 
 def _modules(fields: JsonFields, field: str) -> tuple[str, ...] | None:

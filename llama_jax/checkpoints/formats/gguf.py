@@ -25,6 +25,7 @@ from llama_jax.checkpoints.formats.gguf_vocabulary import add_vocabulary, vocabu
 from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights, named_tensors
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote, replacing
+from llama_jax.core.json_files import agreed
 from llama_jax.model.config import LlamaConfig, RopeScaling
 from llama_jax.model.rope import inverse_frequencies
 
@@ -33,6 +34,8 @@ GgufType = Literal["F32", "F16", "BF16", "Q8_0"]
 _ROPE_DIVISORS = "rope_freqs.weight"
 """llama.cpp has no scaling of Llama 3.1's kind; its converter writes what each rotary frequency is divided by."""
 
+_LINEAR_FACTORS = ("llama.rope.scaling.factor", "llama.rope.scale_linear")
+"""Newer and older name; 0 stands for none."""
 _NUMPY_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _Q8_0_BLOCK = 32
 _DEQUANTISED_BYTES = 2**22
@@ -136,10 +139,12 @@ def _config(values: GgufValues, header: GgufHeader) -> LlamaConfig:
 
 
 def _refuse_scaling(values: GgufValues) -> None:
-    """Of rotary positions, in the ways that llama.cpp spells; where only a factor is given it takes it for linear."""
+    """Of rotary positions, in the ways that llama.cpp spells; where only a factor is given it takes it for linear, and
+    linear by 1 is none."""
     kind = values.text("llama.rope.scaling.type", "")
-    factor = values.real("llama.rope.scaling.factor", values.real("llama.rope.scale_linear", 1.0))
-    if kind not in ("", "none") or (not kind and factor not in (0.0, 1.0)):
+    factors = {key: values.real(key) for key in _LINEAR_FACTORS if key in values}
+    factor = agreed(values.path, factors) or 1.0
+    if kind != "none" and (kind not in ("", "linear") or factor != 1):
         raise UserError(f"{values.path}: rotary positions scaled by {kind or 'linear'!r:.40} ({factor:g}) are not read")
 
 
@@ -155,7 +160,8 @@ def _scaling(values: GgufValues, info: TensorInfo, config: LlamaConfig) -> RopeS
         raise UserError(f"{values.path}: tensor {info.name} has shape {list(info.shape)}, not half the head size")
     divisors = _read(values.path, info)
     original = values.whole("llama.rope.scaling.original_context_length", 8192)
-    for factor in (8.0, 32.0, round(float(divisors.max()), 3)):
+    largest = round(float(divisors.max()), 3)
+    for factor in (8.0, 32.0, *([largest] if largest > 0 else [])) if original else ():
         scaling = RopeScaling(factor=factor, original_context_length=original)
         if np.allclose(_rope_divisors(replace(config, rope_scaling=scaling)), divisors, rtol=1e-5, atol=0.0):
             return scaling

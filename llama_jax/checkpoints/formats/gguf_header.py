@@ -137,8 +137,8 @@ def read_gguf_header(path: epath.PathLike) -> GgufHeader:
     """Metadata and places of tensors; reads no tensor.
 
     Raises:
-        UserError: the file is not little-endian GGUF 2 or 3, ends early, repeats a name, or has a tensor that is not
-            inside the file, overlaps another or has a type that is not known.
+        UserError: the file is not little-endian GGUF 2 or 3, ends early, repeats a name, or its tensors do not fill it
+            one after another, or one has a type that is not known.
     """
     file_path = epath.Path(path)
     if not file_path.is_file():
@@ -162,7 +162,7 @@ def read_gguf_header(path: epath.PathLike) -> GgufHeader:
         alignment = values.get("general.alignment", 32)
         if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
             raise reader.error(f"general.alignment is {_short(alignment)}, a power of two is expected")
-        data = -(-reader.position // alignment) * alignment
+        data = _aligned(reader.position, alignment)
     return GgufHeader(values, _placed(str(path), infos, data, alignment, size))
 
 
@@ -294,20 +294,31 @@ def _tensor_info(reader: _Reader) -> TensorInfo:
 
 
 def _placed(path: str, tensors: dict[str, TensorInfo], data: int, alignment: int, size: int) -> dict[str, TensorInfo]:
-    """The tensors with `start` counted from the beginning of the file."""
+    """The tensors with `start` counted from the beginning of the file. One follows another, and the last ends with the
+    file: were there more bytes, the header would announce fewer tensors than were written, and find each in another's
+    place."""
     placed: dict[str, TensorInfo] = {}
     end, before = data, "the header"
     for info in sorted(tensors.values(), key=lambda info: info.start):
-        start = data + info.start
+        start, expected = data + info.start, _aligned(end, alignment)
         if info.start % alignment:
             raise UserError(f"{path}: tensor {info.name} has offset {info.start}, not a multiple of {alignment}")
-        if start < end:
-            raise UserError(f"{path}: tensor {info.name} at byte {start} overlaps {before}, which ends at {end}")
         if start + info.size > size:
             raise UserError(f"{path}: tensor {info.name} ends at byte {start + info.size}, the file at {size}")
+        if start != expected:
+            how = "overlaps" if start < end else "is not where it would follow"
+            raise UserError(f"{path}: tensor {info.name} at byte {start} {how} {before}, which ends at {end}")
         placed[info.name] = TensorInfo(info.name, info.shape, info.type, start, info.size)
         end, before = start + info.size, info.name
+    if size > _aligned(end, alignment):
+        raise UserError(
+            f"{path}: has {size} bytes, its {len(tensors)} tensors end at {end}; its header does not fit it"
+        )
     return placed
+
+
+def _aligned(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment
 
 
 def _short(value: Any) -> str:

@@ -1,11 +1,13 @@
 """Models as Hugging Face transformers stores them: a directory with config.json and safetensors or PyTorch files.
 
 Of config.json the spellings of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`) are read; the
-former are written, as both versions read them. Code of a model is never run, whatever its files ask for."""
+former are written, as both versions read them. What is said in two places must be the same in both. Code of a model is
+never run, whatever its files ask for."""
 
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from llama_jax.checkpoints.formats.directories import (
     write_bundle,
     write_json,
 )
+from llama_jax.checkpoints.formats.rope_settings import read_rope
 from llama_jax.checkpoints.formats.safetensors_files import (
     SafetensorsFile,
     open_safetensors,
@@ -29,15 +32,16 @@ from llama_jax.checkpoints.formats.safetensors_files import (
 from llama_jax.checkpoints.formats.torch_files import TorchFile
 from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights, named_tensors
 from llama_jax.core.errors import UserError
-from llama_jax.core.json_files import JsonFields, read_json, shown
+from llama_jax.core.json_files import JsonFields, agreed, read_json, shown
 from llama_jax.data.tokenizers import has_tokenizer, hugging_face_files, tokenizer_from_files
-from llama_jax.model.config import LlamaConfig, RopeScaling
+from llama_jax.model.config import LlamaConfig
 
 _LONGEST_CONFIG = 2**20
 _LONGEST_INDEX = 2**24
 _SAFETENSORS = "model.safetensors"
 _PYTORCH = "pytorch_model.bin"
 _WEIGHTS = (_SAFETENSORS, _PYTORCH)
+_OF_MODEL = "model."
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -54,14 +58,18 @@ def architecture_from(values: Mapping[str, Any], where: str) -> LlamaConfig:
     kind = fields.one_of("model_type", ("llama", "mistral"), None)
     if values.get("quantization_config") is not None:
         raise UserError(f"{where}: quantization_config is set; only weights in float32, float16 or bfloat16 are read")
-    if kind == "mistral" and values.get("sliding_window", "4096, the default") is not None:
-        found = shown(values.get("sliding_window"))
-        raise UserError(f"{where}: sliding_window is {found}; a mistral model is read only where it is null")
+    context_length = fields.whole("max_position_embeddings", 2048 if kind == "llama" else 131072)
+    if kind == "mistral":
+        _refuse_window(fields, context_length)
+    agreed(where, {name: values.get(name) for name in ("dtype", "torch_dtype")})
     fields.one_of("hidden_act", ("silu",), "silu")
     for bias in ("attention_bias", "mlp_bias"):
         fields.one_of(bias, (False,), False)
+    fields.one_of("is_causal", (True,), True)
+    fields.one_of("per_layer_config", ({},), {})
     width, heads = fields.whole("hidden_size"), fields.whole("num_attention_heads")
-    kv_heads = fields.whole("num_key_value_heads", heads if kind == "llama" else None)
+    absent = kind == "mistral" and "num_key_value_heads" not in values
+    kv_heads = fields.whole("num_key_value_heads", 8 if absent else heads)
     if heads % kv_heads:
         raise UserError(
             f"{where}: num_key_value_heads is {kv_heads}, which does not divide num_attention_heads {heads}"
@@ -71,7 +79,7 @@ def architecture_from(values: Mapping[str, Any], where: str) -> LlamaConfig:
     head_size = fields.whole("head_dim", width // heads or None)
     if head_size % 2:
         raise UserError(f"{where}: head_dim is {head_size}; rotary positions turn pairs, so it must be even")
-    rope_base, rope_scaling = _rope(fields)
+    rope_base, rope_scaling = read_rope(fields)
     return LlamaConfig(
         vocab_size=fields.whole("vocab_size"),
         width=width,
@@ -80,7 +88,7 @@ def architecture_from(values: Mapping[str, Any], where: str) -> LlamaConfig:
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_size=head_size,
-        context_length=fields.whole("max_position_embeddings", 2048 if kind == "llama" else 131072),
+        context_length=context_length,
         rope_base=rope_base,
         rope_scaling=rope_scaling,
         norm_epsilon=fields.number("rms_norm_eps", 1e-6),
@@ -88,23 +96,16 @@ def architecture_from(values: Mapping[str, Any], where: str) -> LlamaConfig:
     )
 
 
-def _rope(fields: JsonFields) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of the rotary frequencies."""
-    rope = fields.fields("rope_parameters")
-    if not rope.values:
-        rope = fields.fields("rope_scaling")
-    base = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
-    spelling = "rope_type" if "rope_type" in rope.values else "type"
-    kind = rope.one_of(spelling, ("default", "llama3"), "default" if set(rope.values) <= {"rope_theta"} else None)
-    rope.one_of("partial_rotary_factor", (1.0,), 1.0)
-    if kind == "default":
-        return base, None
-    return base, RopeScaling(
-        factor=rope.number("factor"),
-        low_frequency_factor=rope.number("low_freq_factor"),
-        high_frequency_factor=rope.number("high_freq_factor"),
-        original_context_length=rope.whole("original_max_position_embeddings"),
-    )
+def _refuse_window(fields: JsonFields, context_length: int) -> None:
+    """Of attention, unless it is as wide as the context."""
+    if "sliding_window" not in fields.values:
+        raise UserError(f"{fields.where}: lacks sliding_window, which is then 4096; only null is read")
+    if fields.values["sliding_window"] is not None and fields.whole("sliding_window") < context_length:
+        found = fields.values["sliding_window"]
+        raise UserError(
+            f"{fields.where}: sliding_window is {found}, less than max_position_embeddings {context_length}; "
+            "only attention over the whole context is read, where it is null"
+        )
 
 
 def config_values(config: LlamaConfig, dtype: np.dtype, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:
@@ -157,21 +158,36 @@ def open_hugging_face(path: epath.PathLike) -> ForeignWeights:
     directory = local_directory(path)
     config_path = member(directory, "config.json")
     config = architecture_from(read_json(config_path, max_bytes=_LONGEST_CONFIG), str(config_path))
-    homes = _open_files(directory)
-    tensors = {name: file.tensors[name] for name, file in homes.items()}
-    if config.tie_embeddings and _HEAD in tensors and _EMBEDDING in tensors:
-        if not same_bits(homes[_HEAD].read(_HEAD), homes[_EMBEDDING].read(_EMBEDDING)):
-            raise UserError(f"{path}: {_HEAD} differs from {_EMBEDDING}, but tie_word_embeddings is true")
-        del tensors[_HEAD]
+    stored = _stored(directory, tied=config.tie_embeddings)
     return foreign_weights(
         str(path),
         config,
         read_bundle(directory),
         "hugging_face",
-        tensors,
-        lambda name: homes[name].read(name),
-        ignored=lambda name: name.endswith(".rotary_emb.inv_freq"),
+        {name: tensor.described for name, tensor in stored.items()},
+        lambda name: stored[name].read(),
+        ignored=_is_table_of_angles,
     )
+
+
+@dataclass(frozen=True)
+class _StoredTensor:
+    """Where a tensor is, whatever it is called there."""
+
+    file: SafetensorsFile | TorchFile
+    name: str
+
+    @property
+    def described(self) -> tuple[tuple[int, ...], np.dtype]:
+        return self.file.tensors[self.name]
+
+    def read(self) -> np.ndarray:
+        return self.file.read(self.name)
+
+
+def _is_table_of_angles(name: str) -> bool:
+    """Whether older versions of transformers stored it, and newer ones do without."""
+    return name.endswith("rotary_emb.inv_freq")
 
 
 def has_weights(directory: epath.Path) -> bool:
@@ -179,31 +195,57 @@ def has_weights(directory: epath.Path) -> bool:
     return any((directory / f"{whole}{ending}").exists() for whole in _WEIGHTS for ending in ("", ".index.json"))
 
 
-def _open_files(directory: Path) -> dict[str, SafetensorsFile | TorchFile]:
-    """The open file that each tensor is in, by name of the tensor."""
+def _stored(directory: Path, *, tied: bool) -> dict[str, _StoredTensor]:
+    """The stored tensors, by the names that they have in a LLaMA with its head: those of one without (`LlamaModel`) are
+    shorter, and of a tied matrix one name is enough."""
+    files = _open_files(directory, tied=tied)
+    stored = {name: _StoredTensor(file, name) for file in files for name in file.tensors}
+    bare = _EMBEDDING.removeprefix(_OF_MODEL)
+    if bare in stored and not any(name.startswith(_OF_MODEL) for name in stored):
+        stored = {name if name == _HEAD else _OF_MODEL + name: tensor for name, tensor in stored.items()}
+    if tied and (head := stored.pop(_HEAD, None)) is not None:
+        table = stored.setdefault(_EMBEDDING, head)
+        if table != head and not same_bits(table.read(), head.read()):
+            raise UserError(f"{directory}: {_HEAD} differs from {_EMBEDDING}, but tie_word_embeddings is true")
+    return stored
+
+
+def _open_files(directory: Path, *, tied: bool) -> list[SafetensorsFile | TorchFile]:
+    """The files of the weights, which hold what their index says. What is not read, or of which one copy is enough, may
+    be in either alone.
+
+    Args:
+        tied: whether the head is the embedding.
+    """
+
+    def may_differ(name: str) -> bool:
+        return _is_table_of_angles(name) or (tied and name in (_EMBEDDING, _HEAD))
+
     for whole, opener in ((_SAFETENSORS, open_safetensors), (_PYTORCH, TorchFile)):
         if has_member(directory, whole):
-            file = opener(member(directory, whole))
-            return dict.fromkeys(file.tensors, file)
+            return [opener(member(directory, whole))]
         if has_member(directory, f"{whole}.index.json"):
             index = member(directory, f"{whole}.index.json")
             placed = _weight_map(index)
             files = {name: opener(member(directory, name)) for name in sorted(set(placed.values()))}
             for name, file in files.items():
                 announced = {tensor for tensor, home in placed.items() if home == name}
-                if wrong := min(announced ^ file.tensors.keys(), default=None):
+                wrong = min(
+                    (tensor for tensor in announced ^ file.tensors.keys() if not may_differ(tensor)), default=None
+                )
+                if wrong is not None:
                     which = "lacks" if wrong in announced else "has"
                     raise UserError(f"{file.path}: {which} tensor {shown(wrong)}, against what {index.name} says")
-            return {tensor: files[home] for tensor, home in placed.items()}
+            return list(files.values())
     raise UserError(f"{directory}: has neither {_SAFETENSORS} nor {_PYTORCH}, nor an index of either")
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:
-    """Name of the file that each tensor is in."""
+    """Name of the file that each tensor is in, without a `./` before it."""
     placed = read_json(index, max_bytes=_LONGEST_INDEX).get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(home, str) for home in placed.values()):
         raise UserError(f"{index}: weight_map is {shown(placed)}; an object of tensor and file names is expected")
-    return placed
+    return {tensor: home.removeprefix("./") for tensor, home in placed.items()}
 
 
 def write_hugging_face(

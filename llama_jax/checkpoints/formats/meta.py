@@ -133,7 +133,7 @@ def _architecture(fields: JsonFields, table: tuple[int, ...], gate: tuple[int, .
         num_kv_heads=kv_heads,
         head_size=width // heads,
         context_length=fields.whole("max_seq_len", _context_length(fields)),
-        rope_base=fields.number("rope_theta", _LLAMA2_ROPE_BASE),
+        rope_base=fields.number("rope_theta", _LLAMA2_ROPE_BASE, least=1.0),
         rope_scaling=scaling if fields.flag("use_scaled_rope", False) else None,
         norm_epsilon=fields.number("norm_eps"),
         tie_embeddings=tied,

@@ -1,6 +1,7 @@
 """Adapters of PEFT: those it wrote give its logits here, those written here give ours there, and what strangers send is
 refused in one line."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -30,10 +31,15 @@ from llama_jax.model.config import ComputeConfig, LlamaConfig
 RECORDED = np.load(ORACLE / "peft_directories.npz")
 BASES = {"lora": "grouped_query", "every_linear": "multi_head", "dora": "multi_head", "one_layer": "tied"}
 """The base of each recorded adapter."""
+SAVED = dict.fromkeys(("tied_embedding", "tied_head", "tied_both"), "tied") | {
+    "full_names": "multi_head",
+    "untied": "multi_head",
+}
+"""Of those that were trained with whole matrices, whose names PEFT spells in several ways."""
 
 
 def config_of(name: str) -> LlamaConfig:
-    return LlamaConfig.from_json(BASE | SHAPES[BASES[name]])
+    return LlamaConfig.from_json(BASE | SHAPES[(BASES | SAVED)[name]])
 
 
 def recorded(name: str, folder: Path) -> Path:
@@ -59,7 +65,7 @@ def logits_over(base: Path, adapters: list[str], devices: int = 1) -> np.ndarray
         return np.asarray(jax.jit(opened.model.logits)(opened.params, rows))[:1]
 
 
-@pytest.mark.parametrize("name", some(BASES, ("lora", "dora")))
+@pytest.mark.parametrize("name", some(BASES | SAVED, ("lora", "dora", "tied_head")))
 def test_an_adapter_that_peft_wrote_has_its_logits(tmp_path, name) -> None:
     base, adapter = base_directory(name, tmp_path / "base"), recorded(name, tmp_path / "adapter")
     expected = RECORDED[f"{name}/logits"]
@@ -101,7 +107,25 @@ def test_ranks_and_scales_of_layers_differ_as_in_the_file(tmp_path) -> None:
     assert adapter.config.rank == 6 and adapter.config.rank_stabilized
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", SAVED)
+def test_whole_matrices_are_known_by_every_name_that_peft_gives_them(tmp_path, name) -> None:
+    folder = recorded(name, tmp_path / "adapter")
+    adapter, tensors = read_peft(folder, config_of(name)), load_file(folder / "adapter_model.safetensors")
+    table, head = ("base_model.model.model.embed_tokens.weight", HEAD)
+    np.testing.assert_array_equal(adapter.saved_modules["embedding/table"][:97], tensors[table])
+    assert adapter.config.modules_to_save == (("embedding", "lm_head") if name == "full_names" else ("embedding",))
+    if name == "full_names":
+        np.testing.assert_array_equal(adapter.saved_modules["lm_head/kernel"].T[:97], tensors[head])
+
+
+def test_an_adapter_over_a_resized_vocabulary_says_how_to_make_its_base(tmp_path) -> None:
+    for rows in (90, 104):
+        config = dataclasses.replace(config_of("full_names"), vocab_size=rows)
+        with pytest.raises(UserError, match=rf"has 97 rows, the base {rows}; .*resize_token_embeddings\(97\)"):
+            read_peft(recorded("full_names", tmp_path / "adapter"), config)
+
+
+@pytest.mark.parametrize("name", BASES | SAVED)
 def test_peft_opens_what_is_written_and_computes_the_same(tmp_path, name) -> None:
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
@@ -159,7 +183,7 @@ WRONG_CONFIGS = {
     "bias": ({"bias": "all"}, "bias is 'all'"),
     "task": ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
     "pissa": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
-    "new": ({"use_qalora": True}, "use_qalora is True, which is not supported"),
+    "new": ({"use_qalora": True}, "use_qalora is True, which is not supported; merge it in PEFT (merge_and_unload)"),
     "tokens": ({"trainable_token_indices": [1]}, "trainable_token_indices is [1], which is not supported"),
     "rank zero": ({"r": 0}, "r is 0; a whole number"),
     "rank of a bool": ({"r": True}, "r is True; a whole number"),
@@ -174,6 +198,7 @@ WRONG_CONFIGS = {
     "pattern": ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern is"),
     "expression": ({"alpha_pattern": {"(a+)+b": 2}}, "alpha_pattern has '(a+)+b'; write names"),
     "layers": ({"layers_to_transform": "all"}, "layers_to_transform is 'all'"),
+    "saved, in part": ({"modules_to_save": ["tokens"]}, "modules_to_save has 'tokens'; only embed_tokens and lm_head"),
     "saved": ({"modules_to_save": ["score"]}, "modules_to_save has 'score'; only embed_tokens and lm_head"),
     "saved, absent": ({"modules_to_save": ["lm_head"]}, f"lacks tensor {HEAD}"),
     "base": ({"base_model_name_or_path": 3}, "base_model_name_or_path is 3"),
@@ -182,9 +207,19 @@ WRONG_CONFIGS = {
 WRONG_TENSORS = {
     "missing": (f"{START}.lora_B.weight", None, "lora_B.weight, which is not there"),
     "unknown": (
-        "base_model.model.lm_head.lora_A.weight",
+        "base_model.model.model.layers.2.mlp.up_proj.lora_A.weight",
         ONES,
-        "has 1 tensors that do not fit this base",
+        "has 1 tensors that do not fit this",
+    ),
+    "head": (
+        f"{HEAD.removesuffix('weight')}lora_A.weight",
+        ONES,
+        "of a LoRA on lm_head, which is not supported; merge it",
+    ),
+    "embedding": (
+        "base_model.model.model.embed_tokens.lora_embedding_A",
+        ONES,
+        "embed_tokens.lora_embedding_A of a LoRA on model.embed_tokens, which is not supported",
     ),
     "rank": (f"{START}.lora_A.weight", np.ones((3, 32), np.float32), "has rank 3, the configuration says 4"),
     "ranks": (f"{START}.lora_B.weight", np.ones((32, 3), np.float32), "shape [32, 3], [32, 4] is expected"),
@@ -194,7 +229,7 @@ WRONG_TENSORS = {
     "flat": (f"{START}.lora_A.weight", np.ones(128, np.float32), "shape [128], [rank, 32] is expected"),
     "not finite": (f"{START}.lora_A.weight", ONES * np.nan, "has 128 non-finite values"),
     "type": (f"{START}.lora_A.weight", np.ones((4, 32), np.int32), "has type int32"),
-    "table": ("base_model.model.model.embed_tokens.weight", ONES, "has shape [4, 32], the base asks for [97, 32]"),
+    "table": ("base_model.model.model.embed_tokens.weight", ONES, "has 4 rows, the base 97"),
 }
 
 

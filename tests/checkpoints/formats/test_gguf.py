@@ -286,6 +286,10 @@ REFUSED = {
         "rotary positions scaled by 'linear' (4) are not read",
     ),
     "yarn": ({"llama.rope.scaling.type": "yarn"}, "rotary positions scaled by 'yarn'"),
+    "two factors": (
+        {"llama.rope.scaling.factor": 1.0, "llama.rope.scale_linear": 2.0},
+        "llama.rope.scaling.factor is 1.0, but llama.rope.scale_linear is 2.0; they must be the same",
+    ),
     "a factor alone": ({"llama.rope.scaling.factor": 2.0}, "rotary positions scaled by 'linear' (2) are not read"),
     "one of several files": ({"split.count": 3}, "is one of 3 parts; join them with llama-gguf-split --merge"),
     "another tokenizer": ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model is 'bert'; only 'llama' and 'gpt2'"),
@@ -376,6 +380,21 @@ def test_what_is_missing_is_named(tmp_path, without, message) -> None:
 def test_keys_that_old_files_lack_have_llama_cpps_defaults(tmp_path, without) -> None:
     path = rewritten(write(tmp_path / "model.gguf", SmallWeights()), without=without)
     assert open_gguf(path).config == SMALL
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"scaling.type": "none", "scaling.factor": 4.0},
+        {"scaling.type": "linear", "scaling.factor": 1.0},
+        {"scaling.factor": 1.0, "scale_linear": 1.0},
+        {"scale_linear": 0.0},
+    ],
+    ids=str,
+)
+def test_a_scaling_that_does_nothing_is_none(tmp_path, keys) -> None:
+    keys = {f"llama.rope.{key}": value for key, value in keys.items()}
+    assert open_gguf(rewritten(write(tmp_path / "model.gguf", SmallWeights()), keys=keys)).config == SMALL
 
 
 def test_one_number_for_each_layer_is_read_when_all_are_equal(tmp_path) -> None:

@@ -100,6 +100,12 @@ def test_the_library_writes_what_is_read(tmp_path: Path) -> None:
         assert content[info.start : info.start + info.size] == value.tobytes()
 
 
+def test_the_last_tensor_may_end_with_the_file_or_be_padded(tmp_path: Path) -> None:
+    for end in (len(GOOD), len(GOOD) + 30):
+        (tmp_path / "model.gguf").write_bytes(GOOD.ljust(end, b"\0"))
+        assert read_gguf_header(tmp_path / "model.gguf").tensors.keys() == {"one", "two"}
+
+
 def with_tensors(*tensors: bytes, data: bytes = bytes(64)) -> bytes:
     return whole_file([], list(tensors), data)
 
@@ -159,6 +165,14 @@ HOSTILE = {
     "offset 4": (with_tensors(tensor("t", [4], 0, 4)), "tensor t has offset 4, not a multiple of 32"),
     "overlap": (with_tensors(tensor("t", [9]), tensor("u", [4], 0, 32)), "tensor u at byte 128 overlaps t"),
     "same place": (with_tensors(tensor("t", [4]), tensor("u", [4])), "overlaps t"),
+    "a gap": (with_tensors(tensor("t", [4]), tensor("u", [4], 0, 64), data=bytes(80)), "u at byte 160 is not where it"),
+    "a gap before all": (with_tensors(tensor("t", [4], 0, 32)), "is not where it would follow the header, which ends"),
+    "bytes after all": (with_tensors(tensor("t", [4])), "but the 1 tensors in its header end at"),
+    "bytes and no tensors": (whole_file(KEYS), "but the 0 tensors in its header end at"),
+    "a tensor fewer": (GOOD[:8] + u64(1) + GOOD[16:], "but the 1 tensors in its header end at"),
+    "a tensor more": (GOOD[:8] + u64(3) + GOOD[16:], "a name has 0 bytes"),
+    "a key fewer": (GOOD[:16] + u64(len(KEYS) - 1) + GOOD[24:], "tensor a.numbers has 9 dimensions"),
+    "a key more": (GOOD[:16] + u64(len(KEYS) + 1) + GOOD[24:], "one has values of type 2, which"),
     "tensor twice": (with_tensors(tensor("t", [4]), tensor("t", [4], 0, 32)), "tensor t comes twice"),
     "long tensor name": (with_tensors(tensor("t" * 65, [4])), "a name has 65 bytes, 1 to 64"),
 }
