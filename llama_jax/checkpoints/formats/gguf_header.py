@@ -311,9 +311,7 @@ def _placed(path: str, tensors: dict[str, TensorInfo], data: int, alignment: int
         placed[info.name] = TensorInfo(info.name, info.shape, info.type, start, info.size)
         end, before = start + info.size, info.name
     if size > _aligned(end, alignment):
-        raise UserError(
-            f"{path}: has {size} bytes, its {len(tensors)} tensors end at {end}; its header does not fit it"
-        )
+        raise UserError(f"{path}: has {size} bytes, but the {len(tensors)} tensors of its header end at {end}")
     return placed
 
 
