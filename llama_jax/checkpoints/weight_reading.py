@@ -30,10 +30,11 @@ from llama_jax.checkpoints.adapters.peft_config import PEFT_CONFIG, read_peft_co
 from llama_jax.checkpoints.config import StepChoice
 from llama_jax.checkpoints.formats.directories import BUNDLE, local_directory
 from llama_jax.checkpoints.formats.gguf import open_gguf
-from llama_jax.checkpoints.formats.hugging_face import has_weights, hub_directory, open_hugging_face
+from llama_jax.checkpoints.formats.hugging_face import hub_directory, open_hugging_face
 from llama_jax.checkpoints.formats.llama2c import open_llama2c
 from llama_jax.checkpoints.formats.meta import open_meta
 from llama_jax.checkpoints.formats.orbax import open_orbax
+from llama_jax.checkpoints.formats.stored_tensors import has_weights
 from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.steps.folders import finished_steps
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError, read_manifest

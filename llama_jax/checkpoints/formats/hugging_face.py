@@ -7,7 +7,6 @@ never run, whatever its files ask for."""
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 from etils import epath
 
 from llama_jax.checkpoints.formats.directories import (
-    has_member,
     local_directory,
     member,
     read_bundle,
@@ -23,13 +21,14 @@ from llama_jax.checkpoints.formats.directories import (
     write_json,
 )
 from llama_jax.checkpoints.formats.rope_settings import read_rope
-from llama_jax.checkpoints.formats.safetensors_files import (
-    SafetensorsFile,
-    open_safetensors,
-    same_bits,
-    write_safetensors,
+from llama_jax.checkpoints.formats.safetensors_files import write_safetensors
+from llama_jax.checkpoints.formats.stored_tensors import (
+    EMBEDDING,
+    PYTORCH,
+    SAFETENSORS,
+    is_table_of_angles,
+    stored_tensors,
 )
-from llama_jax.checkpoints.formats.torch_files import TorchFile
 from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights, named_tensors
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import JsonFields, agreed, read_json, shown
@@ -37,12 +36,6 @@ from llama_jax.data.tokenizers import has_tokenizer, hugging_face_files, tokeniz
 from llama_jax.model.config import LlamaConfig
 
 _LONGEST_CONFIG = 2**20
-_LONGEST_INDEX = 2**24
-_SAFETENSORS = "model.safetensors"
-_PYTORCH = "pytorch_model.bin"
-_WEIGHTS = (_SAFETENSORS, _PYTORCH)
-_OF_MODEL = "model."
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def architecture_from(values: Mapping[str, Any], where: str) -> LlamaConfig:
@@ -158,7 +151,7 @@ def open_hugging_face(path: epath.PathLike) -> ForeignWeights:
     directory = local_directory(path)
     config_path = member(directory, "config.json")
     config = architecture_from(read_json(config_path, max_bytes=_LONGEST_CONFIG), str(config_path))
-    stored = _stored(directory, tied=config.tie_embeddings)
+    stored = stored_tensors(directory, tied=config.tie_embeddings)
     return foreign_weights(
         str(path),
         config,
@@ -166,86 +159,8 @@ def open_hugging_face(path: epath.PathLike) -> ForeignWeights:
         "hugging_face",
         {name: tensor.described for name, tensor in stored.items()},
         lambda name: stored[name].read(),
-        ignored=_is_table_of_angles,
+        ignored=is_table_of_angles,
     )
-
-
-@dataclass(frozen=True)
-class _StoredTensor:
-    """Where a tensor is, whatever it is called there."""
-
-    file: SafetensorsFile | TorchFile
-    name: str
-
-    @property
-    def described(self) -> tuple[tuple[int, ...], np.dtype]:
-        return self.file.tensors[self.name]
-
-    def read(self) -> np.ndarray:
-        return self.file.read(self.name)
-
-
-def _is_table_of_angles(name: str) -> bool:
-    """Whether older versions of transformers stored it, and newer ones do without."""
-    return name.endswith("rotary_emb.inv_freq")
-
-
-def has_weights(directory: epath.Path) -> bool:
-    """Whether a directory holds weights, and not a configuration alone."""
-    return any((directory / f"{whole}{ending}").exists() for whole in _WEIGHTS for ending in ("", ".index.json"))
-
-
-def _stored(directory: Path, *, tied: bool) -> dict[str, _StoredTensor]:
-    """The stored tensors, by the names that they have in a LLaMA with its head: those of one without (`LlamaModel`) are
-    shorter, and of a tied matrix one name is enough."""
-    files = _open_files(directory, tied=tied)
-    stored = {name: _StoredTensor(file, name) for file in files for name in file.tensors}
-    bare = _EMBEDDING.removeprefix(_OF_MODEL)
-    if bare in stored and not any(name.startswith(_OF_MODEL) for name in stored):
-        stored = {name if name == _HEAD else _OF_MODEL + name: tensor for name, tensor in stored.items()}
-    if tied and (head := stored.pop(_HEAD, None)) is not None:
-        table = stored.setdefault(_EMBEDDING, head)
-        if table != head and not same_bits(table.read(), head.read()):
-            raise UserError(f"{directory}: {_HEAD} differs from {_EMBEDDING}, but tie_word_embeddings is true")
-    return stored
-
-
-def _open_files(directory: Path, *, tied: bool) -> list[SafetensorsFile | TorchFile]:
-    """The files of the weights, which hold what their index says. What is not read, or of which one copy is enough, may
-    be in either alone.
-
-    Args:
-        tied: whether the head is the embedding.
-    """
-
-    def may_differ(name: str) -> bool:
-        return _is_table_of_angles(name) or (tied and name in (_EMBEDDING, _HEAD))
-
-    for whole, opener in ((_SAFETENSORS, open_safetensors), (_PYTORCH, TorchFile)):
-        if has_member(directory, whole):
-            return [opener(member(directory, whole))]
-        if has_member(directory, f"{whole}.index.json"):
-            index = member(directory, f"{whole}.index.json")
-            placed = _weight_map(index)
-            files = {name: opener(member(directory, name)) for name in sorted(set(placed.values()))}
-            for name, file in files.items():
-                announced = {tensor for tensor, home in placed.items() if home == name}
-                wrong = min(
-                    (tensor for tensor in announced ^ file.tensors.keys() if not may_differ(tensor)), default=None
-                )
-                if wrong is not None:
-                    which = "lacks" if wrong in announced else "has"
-                    raise UserError(f"{file.path}: {which} tensor {shown(wrong)}, against what {index.name} says")
-            return list(files.values())
-    raise UserError(f"{directory}: has neither {_SAFETENSORS} nor {_PYTORCH}, nor an index of either")
-
-
-def _weight_map(index: Path) -> Mapping[str, str]:
-    """Name of the file that each tensor is in, without a `./` before it."""
-    placed = read_json(index, max_bytes=_LONGEST_INDEX).get("weight_map")
-    if not isinstance(placed, dict) or not all(isinstance(home, str) for home in placed.values()):
-        raise UserError(f"{index}: weight_map is {shown(placed)}; an object of tensor and file names is expected")
-    return {tensor: home.removeprefix("./") for tensor, home in placed.items()}
 
 
 def write_hugging_face(
@@ -274,15 +189,15 @@ def write_hugging_face(
         sizes[-1] += size
     homes = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     if len(shards) == 1:
-        homes = [_SAFETENSORS]
+        homes = [SAFETENSORS]
     for home, shard in zip(homes, shards, strict=True):
         write_safetensors(directory / home, shard, read)
     if len(shards) > 1:
         placed = {name: home for home, shard in zip(homes, shards, strict=True) for name in shard}
         write_json(
-            directory / f"{_SAFETENSORS}.index.json", {"metadata": {"total_size": sum(sizes)}, "weight_map": placed}
+            directory / f"{SAFETENSORS}.index.json", {"metadata": {"total_size": sum(sizes)}, "weight_map": placed}
         )
-    _write_rest(directory, weights, tensors[_EMBEDDING][1])
+    _write_rest(directory, weights, tensors[EMBEDDING][1])
 
 
 def _write_rest(directory: Path, weights: Weights, dtype: np.dtype) -> None:
@@ -312,7 +227,7 @@ def hub_directory(repo_id: str) -> Path:
     texts = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja"]
     texts += ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"]
     try:
-        for weights in (_SAFETENSORS, _PYTORCH):
+        for weights in (SAFETENSORS, PYTORCH):
             stem, _, suffix = weights.partition(".")
             wanted = [weights, f"{weights}.index.json", f"{stem}-*.{suffix}", *texts]
             directory = Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=wanted))
