@@ -288,7 +288,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another multiple": (param("multiple_of", 7), "dim, multiple_of and ffn_dim_multiplier make"),
     "negative multiplier": (param("ffn_dim_multiplier", -1), "ffn_dim_multiplier is -1; a number greater than 0"),
     "no epsilon": (param("norm_eps", None), "lacks norm_eps, a number greater than 0"),
-    "base of zero": (param("rope_theta", 0), "rope_theta is 0; a number of at least 1"),
+    "base of zero": (param("rope_theta", 0), "rope_theta is 0; a number greater than 0"),
     "base of next to nothing": (param("rope_theta", 1e-300), "rope_theta is 1e-300; a number of at least 1"),
     "scaling that is a number": (param("use_scaled_rope", 8), "use_scaled_rope is 8; true or false"),
     "no weights": (
