@@ -130,14 +130,12 @@ def read_peft_config(directory: Path) -> PeftConfig:
 def _saved_modules(fields: JsonFields) -> tuple[str, ...]:
     """Which matrices were trained whole; `ensure_weight_tying` writes the whole path, beside the name or alone."""
     given = _modules(fields, "modules_to_save") or ()
-    meant = {name: [short for short, module in _SAVED_MODULES.items() if _names(module, (name,))] for name in given}
-    for name, found in meant.items():
-        if not found:
+    for name in given:
+        if not any(_names(module, (name,)) for module in _SAVED_MODULES.values()):
             known = " and ".join(_SAVED_MODULES)
-            raise UserError(
-                f"{fields.where}: modules_to_save has {shown(name)}; only {known} can be trained whole here"
-            )
-    return tuple(short for short in _SAVED_MODULES if any(short in found for found in meant.values()))
+            reason = f"only {known} can be trained whole here, so {WAY_OUT}"
+            raise UserError(f"{fields.where}: modules_to_save has {shown(name)}; {reason}")
+    return tuple(short for short, module in _SAVED_MODULES.items() if _names(module, given))
 
 
 def _modules(fields: JsonFields, field: str) -> tuple[str, ...] | None:
