@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from llama_jax.checkpoints.adapters.adapter import Adapter, BaseIdentity, check_base
-from llama_jax.checkpoints.adapters.merged_weights import combined_files
+from llama_jax.checkpoints.adapters.merged_weights import combined_files, with_tokenizer
 from llama_jax.checkpoints.base_loading import base_from_run, base_from_weights
 from llama_jax.checkpoints.config import StepChoice, UseConfig
 from llama_jax.checkpoints.steps.restoring import find_verified
@@ -171,7 +171,7 @@ def tokenizer_for(files: Mapping[str, bytes], config: LlamaConfig, path: str, *,
         UserError: there is none, or it has more tokens than the model.
     """
     if given is not None:
-        tokenizer = load_tokenizer(given)
+        tokenizer = tokenizer_from_files(with_tokenizer(files, load_tokenizer(given).files()), given)
     elif has_tokenizer(files):
         tokenizer = tokenizer_from_files(files, path)
     else:

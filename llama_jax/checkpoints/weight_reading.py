@@ -59,11 +59,11 @@ _DIRECTORIES: Mapping[str, Kind] = {
     PEFT_CONFIG: "peft",
 }
 """What a directory of each format has, looked for in this order: some of Hugging Face's also have a params.json."""
-_READERS: Mapping[Kind, Callable[[str], Weights]] = {
-    "hf": open_hugging_face,
-    "meta": open_meta,
+_READERS: Mapping[Kind, Callable[[str, Callable[[str], None]], Weights]] = {
+    "hf": lambda path, say: open_hugging_face(path),
+    "meta": lambda path, say: open_meta(path),
     "gguf": open_gguf,
-    "llama2c": open_llama2c,
+    "llama2c": lambda path, say: open_llama2c(path),
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -242,7 +242,7 @@ def open_weights(
     elif step is not None:
         raise UserError(f"--step {step}: {place} is a single model, not a run with checkpoints")
     else:
-        weights = _READERS[kind](place)
+        weights = _READERS[kind](place, say)
     if own is None:
         return weights
     read, number = own.read(weights.config), step if isinstance(step, int) else None

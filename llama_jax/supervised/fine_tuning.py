@@ -27,7 +27,7 @@ from llama_jax.core.run_directory import RunDirectory, keep_config
 from llama_jax.data.instructions.loader import Prompt
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.rows.streams import Rows
-from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.data.tokenizers import Tokenizer, with_stop_ids
 from llama_jax.inference.samples import Samples
 from llama_jax.model.config import SIZES, LlamaConfig
 from llama_jax.model.llama import LanguageModel
@@ -216,19 +216,17 @@ def _samples(
 
 def _model_files(weights: Weights, tokenizer: Tokenizer, layout: Layout) -> dict[str, bytes]:
     """What makes a checkpoint usable by itself, by path: architecture, tokenizer, and the template, so that whoever
-    uses the model asks it the way it was taught."""
-    files = {f"model/{name}": content for name, content in {**weights.files, **tokenizer.files()}.items()}
+    uses the model asks it the way it was taught, and stops where it was taught to."""
+    told = with_stop_ids({**weights.files, **tokenizer.files()}, _stop_ids(tokenizer, layout))
+    files = {f"model/{name}": content for name, content in told.items()}
     files["model/config.json"] = json.dumps(weights.config.to_json(), indent=2).encode()
     files["model/chat_template.jinja"] = layout.chat_template.encode()
-    if (stop_ids := _stop_ids(tokenizer, layout)) != tokenizer.stop_ids:
-        files["model/generation_config.json"] = json.dumps({"eos_token_id": stop_ids}, indent=2).encode()
     return files
 
 
 def _stop_ids(tokenizer: Tokenizer, layout: Layout) -> tuple[int, ...]:
     """The ids that end an answer: the tokenizer's, and the one that the template ends answers with."""
-    end = layout.end_id
-    return tokenizer.stop_ids if end is None or end in tokenizer.stop_ids else (*tokenizer.stop_ids, end)
+    return tuple(dict.fromkeys((*tokenizer.stop_ids, layout.end_id)))
 
 
 def _path(config: FineTuningConfig) -> str:

@@ -10,8 +10,10 @@ from etils import epath
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote, write_whole
 from llama_jax.core.json_files import read_bounded, shown
+from llama_jax.data.tokenizers import with_named_templates
 
 _MIB = 2**20
+_MOST_TEMPLATES = 64
 
 BUNDLE = {
     "tokenizer.model": 64 * _MIB,
@@ -53,8 +55,9 @@ def member(directory: Path, name: str) -> Path:
     path = directory / name
     target = Path(os.path.realpath(path))  # unlike resolve(), takes links in circles
     homes = [directory]
-    if directory.parent.name == "snapshots" and directory.parents[1].name.startswith("models--"):
-        homes.append(directory.parents[1] / "blobs")
+    for snapshot in (directory, directory.parent):
+        if snapshot.parent.name == "snapshots" and snapshot.parents[1].name.startswith("models--"):
+            homes.append(snapshot.parents[1] / "blobs")
     if not any(target.is_relative_to(home) for home in homes):
         raise UserError(f"{path}: is a link out of its directory, to {target}; copy the file here if it belongs here")
     if not target.is_file():
@@ -74,11 +77,15 @@ def read_bundle(directory: Path) -> dict[str, bytes]:
     Raises:
         UserError: one of them may not be opened, or is too long.
     """
-    return {
+    files = {
         name: read_bounded(member(directory, name), most)
         for name, most in BUNDLE.items()
         if has_member(directory, name)
     }
+    folder = directory / "additional_chat_templates"
+    names = sorted(path.name for path in folder.glob("*.jinja"))[:_MOST_TEMPLATES]
+    named = {name.removesuffix(".jinja"): read_bounded(member(folder, name), _MIB) for name in names}
+    return with_named_templates(files, named)
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:

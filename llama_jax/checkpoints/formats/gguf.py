@@ -5,7 +5,7 @@ Source of keys and conventions: ggml-org/llama.cpp, src/llama-model.cpp and conv
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -42,9 +42,12 @@ _DEQUANTISED_BYTES = 2**22
 """Stored bytes that are dequantised at a time; what the library needs beside is several times their size."""
 
 
-def open_gguf(path: epath.PathLike) -> ForeignWeights:
+def open_gguf(path: epath.PathLike, say: Callable[[str], None] = print) -> ForeignWeights:
     """The model of a file and its tokenizer; no tensor is read yet. Float32, float16 and bfloat16 ones come as they
     are stored, quantised ones as float32.
+
+    Args:
+        say: told of what the file leaves open.
 
     Raises:
         UserError: the package `gguf` is missing, the file is broken, holds another architecture or a feature that
@@ -60,7 +63,7 @@ def open_gguf(path: epath.PathLike) -> ForeignWeights:
     return foreign_weights(
         str(path),
         config,
-        vocabulary_files(values, config.vocab_size),
+        vocabulary_files(values, config.vocab_size, say),
         "gguf",
         {name: (info.shape, _dtype(path, info)) for name, info in header.tensors.items()},
         lambda name: _read(path, header.tensors[name]),

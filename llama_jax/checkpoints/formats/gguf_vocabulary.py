@@ -2,7 +2,9 @@
 
 Source of keys and defaults: ggml-org/llama.cpp, src/llama-vocab.cpp."""
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +18,24 @@ from llama_jax.data.tokenizers import (
     tokenizer_from_files,
     vocabulary_of,
 )
+from llama_jax.data.tokenizers.byte_pairs import OPENS_WITH_BOS, PRE_ALIASES
 
 _TYPES = range(1, 7)
-_NORMAL, _UNKNOWN, _UNUSED = 1, 2, 5
-_OPENED_WITH_BOS = ("llama3", "llama-v3", "llama-bpe")
-"""Kinds of byte-level splitting that open text with BOS unless the file says otherwise."""
+_NORMAL, _UNKNOWN, _CONTROL, _UNUSED = 1, 2, 3, 5
+_ENDS = (
+    *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>"),
+    *("<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<end_of_utterance>", "<｜end▁of▁sentence｜>"),
+)
+"""Tokens that end an answer for llama.cpp by their names alone, but for those that only other architectures have."""
+_STOP_IDS = "llama_jax.stop_token_ids"
+"""All ids that end an answer: llama.cpp's own keys hold three, and it adds those of the usual names to them."""
 
 
-def vocabulary_files(values: GgufValues, vocab_size: int) -> dict[str, bytes]:
+def vocabulary_files(values: GgufValues, vocab_size: int, say: Callable[[str], None]) -> dict[str, bytes]:
     """The tokenizer of a file, by Hugging Face's names; empty if it has none.
+
+    Args:
+        say: told if the file leaves open how words are split.
 
     Raises:
         UserError: it is of a kind no LLaMA has, or does not fit the `vocab_size` rows of the model.
@@ -46,22 +57,31 @@ def vocabulary_files(values: GgufValues, vocab_size: int) -> dict[str, bytes]:
     scores = None
     if model == "llama":
         scores = values.numbers("tokenizer.ggml.scores", len(tokens), np.floating).tolist()
-    pre = values.text("tokenizer.ggml.pre", "default")
+    pre = values.text("tokenizer.ggml.pre", "")
+    if model == "gpt2" and not pre:
+        say(
+            f"warning: {values.path} has no tokenizer.ggml.pre; words are split as llama.cpp does by default, perhaps "
+            "otherwise than the model learned, so make the file anew from its source"
+        )
     count = _without_padding(tokens, types)
-    bos, eos, eot, eom = (_token(values, kind, count, model) for kind in ("bos", "eos", "eot", "eom"))
+    bos, eos = (_token(values, kind, count, model) for kind in ("bos", "eos"))
+    stop_ids, control = _ends(values, tokens[:count], eos)
+    types = [_CONTROL if token in control else kind for token, kind in enumerate(types)]
     vocabulary = Vocabulary(
         model=model,
         tokens=tokens[:count],
         types=types[:count],
         bos_id=bos,
-        eos_id=eos,
+        eos_id=next(iter(stop_ids), None),
         scores=scores and scores[:count],
         merges=values.texts("tokenizer.ggml.merges") if model == "gpt2" else (),
-        pre=pre,
-        adds_bos=values.flag("tokenizer.ggml.add_bos_token", model == "llama" or pre in _OPENED_WITH_BOS),
+        pre=pre or "default",
+        adds_bos=values.flag(
+            "tokenizer.ggml.add_bos_token", model == "llama" or PRE_ALIASES.get(pre, pre) in OPENS_WITH_BOS
+        ),
         adds_space_prefix=values.flag("tokenizer.ggml.add_space_prefix", model == "llama"),
-        stop_ids=tuple(dict.fromkeys(token for token in (eos, eot, eom) if token is not None)),
-        chat_template=values.text("tokenizer.chat_template", "") or None,
+        stop_ids=stop_ids,
+        chat_templates=_chat_templates(values),
     )
     try:
         return files_of_vocabulary(vocabulary)
@@ -81,7 +101,8 @@ def add_vocabulary(writer: Any, files: Mapping[str, bytes], vocab_size: int, whe
     if not has_tokenizer(files):
         writer.add_tokenizer_model("none")
         return
-    vocabulary = vocabulary_of(tokenizer_from_files(files, where))
+    tokenizer = tokenizer_from_files(files, where)
+    vocabulary = vocabulary_of(tokenizer)
     missing = range(len(vocabulary.tokens), vocab_size)
     if len(vocabulary.tokens) > vocab_size:
         raise UserError(f"{where}: the tokenizer has {len(vocabulary.tokens)} tokens, the model {vocab_size}")
@@ -99,16 +120,60 @@ def add_vocabulary(writer: Any, files: Mapping[str, bytes], vocab_size: int, whe
         writer.add_eos_token_id(vocabulary.eos_id)
     if _UNKNOWN in vocabulary.types:
         writer.add_unk_token_id(vocabulary.types.index(_UNKNOWN))
-    ends: dict[str, int] = {}
-    for token in vocabulary.stop_ids:
-        end = "eom" if vocabulary.tokens[token] == "<|eom_id|>" else "eot"
-        # Only the first of each has a key; llama.cpp finds the other usual ones by their names.
-        if token != vocabulary.eos_id and ends.setdefault(end, token) == token:
-            writer.add_uint32(f"tokenizer.ggml.{end}_token_id", token)
+    _add_ends(writer, vocabulary)
     writer.add_add_bos_token(vocabulary.adds_bos)
     writer.add_add_space_prefix(vocabulary.adds_space_prefix)
-    if vocabulary.chat_template is not None:
-        writer.add_chat_template(vocabulary.chat_template)
+    writer.add_chat_template(_self_contained(vocabulary.chat_templates, tokenizer.token_names))
+
+
+def _ends(values: GgufValues, tokens: Sequence[str], eos: int | None) -> tuple[tuple[int, ...], set[int]]:
+    """Ids that end an answer, and those among them that are control tokens whatever their type says. Where the file
+    does not list all of them, it is llama.cpp's rule: EOS, the tokens of two keys, and those of the usual names."""
+    keys = (_token(values, kind, len(tokens), "") for kind in ("eot", "eom"))
+    listed, named = values.values.get(_STOP_IDS), set[int]()
+    if listed is None:
+        named = {token for token, name in enumerate(tokens) if name in _ENDS}
+    else:
+        count = len(listed) if isinstance(listed, np.ndarray) else 0
+        listed = values.numbers(_STOP_IDS, count, np.integer).tolist()
+        if beyond := [token for token in listed if not 0 <= token < len(tokens)]:
+            raise UserError(f"{values.path}: {_STOP_IDS} has {beyond[0]}; expected one of the {len(tokens)} tokens")
+    found = (eos, *(listed or ()), *keys, *sorted(named))
+    return tuple(dict.fromkeys(token for token in found if token is not None)), named
+
+
+def _add_ends(writer: Any, vocabulary: Vocabulary) -> None:
+    """The ids that end an answer. llama.cpp has two keys for those beside EOS; tokens that it does not know by their
+    names come first."""
+    others = [token for token in vocabulary.stop_ids if token != vocabulary.eos_id]
+    by_key: dict[str, int] = {}
+    for token in sorted(others, key=lambda token: vocabulary.tokens[token] in _ENDS):
+        key = "eom" if vocabulary.tokens[token] == "<|eom_id|>" or "eot" in by_key else "eot"
+        by_key.setdefault(key, token)
+    for key, token in by_key.items():
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", token)
+    writer.add_array(_STOP_IDS, list(vocabulary.stop_ids))
+
+
+def _chat_templates(values: GgufValues) -> dict[str, str]:
+    names = values.texts("tokenizer.chat_templates") if "tokenizer.chat_templates" in values else []
+    keys = {"default": "tokenizer.chat_template"} | {name: f"tokenizer.chat_template.{name}" for name in names}
+    found = {name: values.text(key, "") for name, key in keys.items()}
+    return {name: template for name, template in found.items() if template}
+
+
+def _self_contained(templates: Mapping[str, str], names: Mapping[str, str]) -> list[dict[str, str]]:
+    """Templates that spell the tokens that they call by name: llama.cpp tells them BOS and EOS alone."""
+
+    def spelled(template: str) -> str:
+        used = [
+            name for name in names if name not in ("bos_token", "eos_token") and re.search(rf"\b{name}\b", template)
+        ]
+        # The end of the line belongs to the last block and gives no text.
+        told = "".join(f"{{% set {name} = {json.dumps(names[name], ensure_ascii=False)} %}}" for name in used)
+        return f"{told}\n{template}" if told else template
+
+    return [{"name": name, "template": spelled(template)} for name, template in templates.items()]
 
 
 def _token(values: GgufValues, kind: str, count: int, model: str) -> int | None:

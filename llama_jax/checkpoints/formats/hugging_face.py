@@ -4,9 +4,8 @@ Of config.json the spellings of transformers 4 (`rope_theta`, `rope_scaling`) an
 former are written, as both versions read them. What is said in two places must be the same in both. Code of a model is
 never run, whatever its files ask for."""
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,18 @@ from llama_jax.checkpoints.formats.stored_tensors import (
 )
 from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights, named_tensors
 from llama_jax.core.errors import UserError
-from llama_jax.core.json_files import JsonFields, agreed, read_json, shown
-from llama_jax.data.tokenizers import has_tokenizer, hugging_face_files, tokenizer_from_files
+from llama_jax.core.json_files import JsonFields, agreed, json_object, read_json, shown
+from llama_jax.data.tokenizers import (
+    has_tokenizer,
+    hugging_face_files,
+    stop_ids_of,
+    tokenizer_from_files,
+    with_stop_ids,
+)
 from llama_jax.model.config import LlamaConfig
 
 _LONGEST_CONFIG = 2**20
+_GENERATION = "generation_config.json"
 
 
 def architecture_from(values: Mapping[str, Any], where: str) -> LlamaConfig:
@@ -101,13 +107,13 @@ def _refuse_window(fields: JsonFields, context_length: int) -> None:
         )
 
 
-def config_values(config: LlamaConfig, dtype: np.dtype, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:
+def config_values(config: LlamaConfig, dtype: np.dtype, bos_id: int | None, stop_ids: Sequence[int]) -> dict[str, Any]:
     """The config.json of a model, the inverse of `architecture_from`.
 
     Args:
         dtype: in which transformers loads the weights if told `auto`.
         bos_id: id that opens a text; None where no tokenizer is known.
-        eos_id: id that ends a text.
+        stop_ids: ids that end an answer.
     """
     scaling = config.rope_scaling
     return {
@@ -137,7 +143,7 @@ def config_values(config: LlamaConfig, dtype: np.dtype, bos_id: int | None, eos_
         },
         "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": bos_id,
-        "eos_token_id": eos_id,
+        "eos_token_id": None if not stop_ids else stop_ids[0] if len(stop_ids) == 1 else list(stop_ids),
         "torch_dtype": str(dtype),
     }
 
@@ -150,17 +156,35 @@ def open_hugging_face(path: epath.PathLike) -> ForeignWeights:
     """
     directory = local_directory(path)
     config_path = member(directory, "config.json")
-    config = architecture_from(read_json(config_path, max_bytes=_LONGEST_CONFIG), str(config_path))
+    values = read_json(config_path, max_bytes=_LONGEST_CONFIG)
+    config = architecture_from(values, str(config_path))
     stored = stored_tensors(directory, tied=config.tie_embeddings)
     return foreign_weights(
         str(path),
         config,
-        read_bundle(directory),
+        _files_beside(directory, stop_ids_of(values, str(config_path)), config),
         "hugging_face",
         {name: tensor.described for name, tensor in stored.items()},
         lambda name: stored[name].read(),
         ignored=is_table_of_angles,
     )
+
+
+def _files_beside(directory: Path, ids: Sequence[int], config: LlamaConfig) -> Mapping[str, bytes]:
+    """What travels with the weights, told the ids that end an answer where only config.json names them.
+
+    Raises:
+        UserError: one of the files is broken, or the model has no such token.
+    """
+    files = read_bundle(directory)
+    said = json_object(files.get(_GENERATION, b"{}"), str(directory / _GENERATION)).get("eos_token_id")
+    if said is not None or not ids:
+        return files
+    if max(ids) >= config.vocab_size:
+        raise UserError(
+            f"{directory / 'config.json'}: eos_token_id {max(ids)} is not below vocab_size {config.vocab_size}"
+        )
+    return with_stop_ids(files, ids)
 
 
 def write_hugging_face(
@@ -202,16 +226,14 @@ def write_hugging_face(
 
 def _write_rest(directory: Path, weights: Weights, dtype: np.dtype) -> None:
     """The configuration, and a tokenizer that transformers reads."""
-    files, bos_id, eos_id = dict(weights.files), None, None
+    files, bos_id, stop_ids = dict(weights.files), None, ()
     if has_tokenizer(files):
         tokenizer = tokenizer_from_files(files, weights.source)
-        bos_id, eos_id = tokenizer.bos_id, tokenizer.eos_id
+        bos_id, stop_ids = tokenizer.bos_id, tokenizer.stop_ids
         made = hugging_face_files(tokenizer)
-        files = made | files if "tokenizer.json" in files else files | made
-        stops = {"bos_token_id": bos_id, "eos_token_id": list(tokenizer.stop_ids)}
-        files.setdefault("generation_config.json", json.dumps(stops, indent=2).encode())
+        files = with_stop_ids(made | files if "tokenizer.json" in files else files | made, stop_ids)
     write_bundle(directory, files)
-    write_json(directory / "config.json", config_values(weights.config, dtype, bos_id, eos_id))
+    write_json(directory / "config.json", config_values(weights.config, dtype, bos_id, stop_ids))
 
 
 def hub_directory(repo_id: str) -> Path:
@@ -224,7 +246,7 @@ def hub_directory(repo_id: str) -> Path:
     """
     import huggingface_hub
 
-    texts = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja"]
+    texts = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "*chat_template*.jinja"]
     texts += ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"]
     try:
         for weights in (SAFETENSORS, PYTORCH):

@@ -17,8 +17,11 @@ from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.data.tokenizers.tokenizer import names_pattern
 
 Message = Mapping[str, Any]
-"""What one side says: `role` ("system", "user", "assistant", …) and `content`."""
+"""What one side says: `role` ("system", "user", "assistant", …) and `content`; with `reasoning_content`, where a
+template lays that out, what it thought before."""
 
+REASONING = "reasoning_content"
+"""The field of a message that says what was thought before it; not every template lays it out."""
 _ROLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PRIVATE_USE = range(0xE000, 0xF900)
 
@@ -72,8 +75,8 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, add_genera
     if tokenizer.chat_template is None:
         raise UserError("chat: the model has no chat template; use a model tuned for conversations, or a plain prompt")
     _check(messages)
-    template = ChatTemplate(tokenizer.chat_template, _token_names(tokenizer))
-    hidden = _Hidden.of(tokenizer, [tokenizer.chat_template, *(message["content"] for message in messages)])
+    template = ChatTemplate(tokenizer.chat_template, tokenizer.token_names)
+    hidden = _Hidden.of(tokenizer, [tokenizer.chat_template, *_said(messages)])
     text = _safe_text(template, messages, hidden, add_generation_prompt)[0]
     ids = _encoded(tokenizer, text, hidden)
     if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id]:
@@ -97,8 +100,8 @@ def chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], answers: Seque
             leaves out or changes what was said before, so that no one text holds all answers as they are asked for.
     """
     assert tokenizer.chat_template is not None
-    template = ChatTemplate(tokenizer.chat_template, _token_names(tokenizer))
-    hidden = _Hidden.of(tokenizer, [tokenizer.chat_template, *(message["content"] for message in messages)])
+    template = ChatTemplate(tokenizer.chat_template, tokenizer.token_names)
+    hidden = _Hidden.of(tokenizer, [tokenizer.chat_template, *_said(messages)])
     try:
         text, hide = _safe_text(template, messages, hidden, False)
         return _parts(tokenizer, template, _shielded(messages, hide), answers, text, hidden)
@@ -119,7 +122,7 @@ def laid_out_parts(
     Args:
         add_generation_prompt: End with what opens the assistant's answer.
     """
-    template = ChatTemplate(source, _token_names(tokenizer), trusted=True)
+    template = ChatTemplate(source, tokenizer.token_names, trusted=True)
     text = template.render(messages, add_generation_prompt=add_generation_prompt)
     nothing_hidden = _Hidden(names_pattern(tokenizer.special_tokens), {})
     return _parts(tokenizer, template, messages, answers, text, nothing_hidden)
@@ -169,12 +172,6 @@ def _controls_and_text(tokenizer: Tokenizer, text: str, hidden: "_Hidden") -> li
     return [tokens[part] if index % 2 else hidden.restored(part) for index, part in enumerate(parts) if part]
 
 
-def _token_names(tokenizer: Tokenizer) -> dict[str, str]:
-    """What templates know the tokenizer's BOS and EOS by."""
-    names = {token: name for name, token in tokenizer.special_tokens.items()}
-    return {"bos_token": names.get(tokenizer.bos_id, ""), "eos_token": names.get(tokenizer.eos_id, "")}
-
-
 @dataclass(frozen=True)
 class _Hidden:
     """How names of control tokens are hidden from whoever looks for them in a rendered text: the first and the last
@@ -219,7 +216,7 @@ def _safe_text(
         return template.render(_shielded(messages, hide), add_generation_prompt=add_generation_prompt)
 
     text = rendered(hidden.in_names)
-    if all(hidden.everywhere(message["content"]) == message["content"] for message in messages):
+    if all(hidden.everywhere(text) == text for text in _said(messages)):
         return text, hidden.in_names
     strict = rendered(hidden.everywhere)
     is_same = hidden.names.findall(text) == hidden.names.findall(strict)
@@ -227,7 +224,11 @@ def _safe_text(
 
 
 def _shielded(messages: Sequence[Message], hide: Callable[[str], str]) -> list[dict[str, str]]:
-    return [{"role": message["role"], "content": hide(message["content"])} for message in messages]
+    return [{key: text if key == "role" else hide(text) for key, text in message.items()} for message in messages]
+
+
+def _said(messages: Sequence[Message]) -> list[str]:
+    return [text for message in messages for key, text in message.items() if key != "role"]
 
 
 def _encoded(tokenizer: Tokenizer, text: str, hidden: _Hidden) -> list[int]:
@@ -243,14 +244,14 @@ def _check(messages: Sequence[Message]) -> None:
     if not messages:
         raise UserError("messages: there are none; give at least one object with role and content")
     for number, message in enumerate(messages):
-        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+        if not isinstance(message, Mapping) or set(message) - {REASONING} != {"role", "content"}:
             raise UserError(f"messages[{number}]: {shown(message)} is not an object with role and content")
-        role, content = message["role"], message["content"]
-        if not isinstance(role, str) or not _ROLE.fullmatch(role):
+        if not isinstance(role := message["role"], str) or not _ROLE.fullmatch(role):
             raise UserError(f"messages[{number}].role: {shown(role)} is not a word such as user or assistant")
-        if not isinstance(content, str):
-            raise UserError(f"messages[{number}].content: {shown(content)} is not text")
-        try:
-            content.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"messages[{number}].content: holds an unpaired surrogate") from None
+        for key in message.keys() - {"role"}:
+            if not isinstance(text := message[key], str):
+                raise UserError(f"messages[{number}].{key}: {shown(text)} is not text")
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise UserError(f"messages[{number}].{key}: holds an unpaired surrogate") from None

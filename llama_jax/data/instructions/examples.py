@@ -78,6 +78,8 @@ class SourceCounts:
     """The same, for validation."""
     truncated: int = 0
     """Examples that were cut and have no end of sequence to learn."""
+    unsaid_reasoning: int = 0
+    """Turns of these examples whose `reasoning_content` the template does not lay out."""
     bad: Counter[str] = field(default_factory=Counter)
     """Records that cannot be used, by reason."""
     left_out: Counter[str] = field(default_factory=Counter)
@@ -146,6 +148,8 @@ class InstructionData:
             parts += [f"{counts.held_out:,} held out"] * bool(counts.held_out)
             parts += [f"{counts.truncated:,} cut at {self._config.sequence_length:,} tokens"] * bool(counts.truncated)
             parts += [f"{number:,} dropped ({reason})" for reason, number in sorted(counts.dropped.items())]
+            if unsaid := counts.unsaid_reasoning:
+                parts.append(f"reasoning_content of {unsaid:,} turns left out, as the template does not lay it out")
             lines.append(", ".join(parts))
         ids = len(self.training.ids)
         learned = int(self.training.bears_loss.sum())
@@ -186,8 +190,8 @@ class InstructionData:
                 counts.bad[error.reason] += 1
                 self._note(f"bad record skipped: {error}")
                 continue
-            if self._fitted(counts, record.place, ids, learned, into) and keep_prompts:
-                self._keep_prompt(conversation)
+            if self._fitted(counts, record.place, ids, learned, into):
+                self._used(counts, conversation, keep_prompt=keep_prompts)
         into.end_source()
         return len(into) - before
 
@@ -216,8 +220,12 @@ class InstructionData:
         into.add(ids[:end], learned[:end])
         return True
 
-    def _keep_prompt(self, conversation: Conversation | str) -> None:
-        if not isinstance(conversation, str):
+    def _used(self, counts: SourceCounts, conversation: Conversation | str, *, keep_prompt: bool) -> None:
+        if isinstance(conversation, str):
+            return
+        if not self._layout.writes_reasoning:
+            counts.unsaid_reasoning += sum(bool(turn.reasoning) for turn in conversation)
+        if keep_prompt:
             last = max(number for number, turn in enumerate(conversation) if turn.role == "assistant")
             self.prompts.append((conversation[:last], conversation[last].content))
 

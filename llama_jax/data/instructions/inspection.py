@@ -44,6 +44,7 @@ def examples_report(loader: ExampleLoader, tokenizer: Tokenizer, batch_size: int
             "examples": counts.examples,
             "held_out": counts.held_out,
             "truncated": counts.truncated,
+            "unsaid_reasoning": counts.unsaid_reasoning,
             "dropped": dict(sorted(counts.dropped.items())),
         }
         # A source for validation comes last and has no share.
@@ -71,6 +72,8 @@ def examples_report_lines(report: dict[str, Any]) -> Iterator[str]:
         )
         if source["truncated"]:
             yield f"  cut, without an end of sequence to learn: {source['truncated']:,}"
+        if unsaid := source["unsaid_reasoning"]:
+            yield f"  reasoning_content of {unsaid:,} turns left out, as the template does not lay it out"
         if dropped := counted(source["dropped"]):
             yield f"  dropped: {dropped}"
     percentiles = ", ".join(f"{name}% {length:,}" for name, length in report["length_percentiles"].items())

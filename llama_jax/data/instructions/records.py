@@ -2,6 +2,7 @@
 Independent of templates and tokens."""
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
@@ -21,6 +22,8 @@ _ROLES: Mapping[str, Role] = {
     "chatgpt": "assistant",
 }
 _KEYS = (("role", "content"), ("from", "value"))
+_LEARNED = {"weight": "0 or 1", "train": "true or false"}
+"""Fields of a turn that say whether it is learned (OpenAI's, Axolotl's), and their values."""
 _MOST_FIELDS_SHOWN = 8
 
 
@@ -33,6 +36,8 @@ class Turn(NamedTuple):
     """Alpaca's second field beside the instruction, of a user turn."""
     is_learned: bool = True
     """Of an assistant's turn: whether it is an answer to learn, not one that is given."""
+    reasoning: str = ""
+    """What an assistant thinks before it speaks: `reasoning_content`."""
 
 
 Conversation: TypeAlias = tuple[Turn, ...]
@@ -43,7 +48,7 @@ def conversation_of(record: Record, form: RecordFormat) -> Conversation | str:
     """The conversation in a record, or the text where the format is `text`.
 
     A last turn that nobody answers is left out, and so is a first turn of the assistant's, which answers nothing (as
-    FastChat does with ShareGPT's).
+    FastChat does with ShareGPT's). A system turn without anything in it is none.
 
     Raises:
         BadRecordError: a field is missing or is not text, or there is no answer.
@@ -140,15 +145,20 @@ def _turns(record: Record, field: str) -> list[Turn]:
     if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
         value = [dict(zip(value, row, strict=False)) for row in zip(*value.values(), strict=False)]
     if not isinstance(value, list):
-        _field(record, field)  # missing or null
+        if field not in record.values:
+            raise _missing(record, field)
+        if value is None:
+            raise BadRecordError("null_field", record.place, f"field '{field}' is null; it must be a list")
         message = f"field '{field}' is of type {kind_of(value)}; it must be a list"
         raise BadRecordError("wrong_type", record.place, message)
     if not value:
         raise BadRecordError("empty", record.place, f"field '{field}' is empty; remove the record")
-    return [_turn(each, f"{field}[{number}]", record.place) for number, each in enumerate(value)]
+    turns = (_turn(each, f"{field}[{number}]", record.place) for number, each in enumerate(value))
+    return [turn for turn in turns if turn is not None]
 
 
-def _turn(value: Any, name: str, place: str) -> Turn:
+def _turn(value: Any, name: str, place: str) -> Turn | None:
+    """The turn; None of a system turn that says nothing."""
     if not isinstance(value, dict):
         raise BadRecordError("wrong_type", place, f"{name} is of type {kind_of(value)}; it must be an object")
     keys = next((keys for keys in _KEYS if keys[0] in value), None)
@@ -161,28 +171,48 @@ def _turn(value: Any, name: str, place: str) -> Turn:
     if role not in _ROLES:
         message = f"{name}.{keys[0]} is '{role:.40}'; known are {', '.join(_ROLES)}"
         raise BadRecordError("unknown_role", place, message)
-    weight = value.get("weight")
-    if weight not in (None, 0, 1):
-        raise BadRecordError("wrong_type", place, f"{name}.weight must be 0 or 1")
-    return Turn(_ROLES[role], good_text(content, f"{name}.{keys[1]}", place), is_learned=weight != 0)
+    if _ROLES[role] == "system" and _is_blank(content):
+        return None
+    is_learned, reasoning = _is_learned(value, name, place), value.get("reasoning_content")
+    reasoning = "" if reasoning is None else _text(reasoning, f"{name}.reasoning_content", place)
+    return Turn(_ROLES[role], good_text(content, f"{name}.{keys[1]}", place), "", is_learned, reasoning)
+
+
+def _is_learned(turn: Mapping[str, Any], name: str, place: str) -> bool:
+    said = {field: turn[field] for field in _LEARNED if turn.get(field) is not None}
+    for field, value in said.items():
+        if value not in (0, 1):
+            raise BadRecordError("wrong_type", place, f"{name}.{field} must be {_LEARNED[field]}")
+    if len(set(said.values())) > 1:
+        both = " and ".join(f"{field} {json.dumps(value)}" for field, value in said.items())
+        raise BadRecordError("contradiction", place, f"{name} has {both}, which contradict each other")
+    return all(said.values())
 
 
 def _system_turn(record: Record) -> list[Turn]:
     value = record.values.get("system")
-    return [] if value is None or value == "" else [Turn("system", good_text(value, "system", record.place))]
+    return [] if _is_blank(value) else [Turn("system", good_text(value, "system", record.place))]
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _field(record: Record, name: str) -> str:
     if name not in record.values:
-        fields = ", ".join(f"{field:.40}" for field in list(record.values)[:_MOST_FIELDS_SHOWN]) or "no field"
-        message = f"no field '{name}'; it has {fields}{nearest(name, record.values)}"
-        raise BadRecordError("missing_field", record.place, message)
+        raise _missing(record, name)
     return good_text(record.values[name], name, record.place)
+
+
+def _missing(record: Record, name: str) -> BadRecordError:
+    fields = ", ".join(f"{field:.40}" for field in list(record.values)[:_MOST_FIELDS_SHOWN]) or "no field"
+    message = f"no field '{name}'; it has {fields}{nearest(name, record.values)}"
+    return BadRecordError("missing_field", record.place, message)
 
 
 def _text(value: Any, name: str, place: str) -> str:
     """A text that may be blank."""
-    return value if isinstance(value, str) and not value.strip() else good_text(value, name, place)
+    return value if value is not None and _is_blank(value) else good_text(value, name, place)
 
 
 def _optional_list(value: Any, name: str, place: str) -> list[Any]:

@@ -3,6 +3,7 @@
 Each is Jinja source, which is saved with a fine-tuned model so that it is asked as it was trained."""
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import TypeAlias
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import Template
-from llama_jax.data.instructions.chat import ChatTemplate, chat_parts, encode_chat, laid_out_parts
+from llama_jax.data.instructions.chat import REASONING, ChatTemplate, chat_parts, encode_chat, laid_out_parts
 from llama_jax.data.instructions.part_encoding import Encoded, Part, PartEncoder
 from llama_jax.data.instructions.records import Conversation, Turn
+from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.tokenizers import Tokenizer
 
 _HEADER = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -43,8 +45,6 @@ class _Named:
     jinja: str
     tokens: tuple[str, ...]
     """Names of the control tokens it needs; `bos` and `eos` stand for the model's own."""
-    end: str
-    """The one that ends an answer."""
     with_input: Callable[[Conversation], Conversation] = _joined
     """Turns whose content says what their `input` does too."""
 
@@ -62,7 +62,7 @@ def _alpaca(after_response: str) -> _Named:
         "{%- else %}{{ message.content + eos_token }}{% endif %}"
         "{%- endfor %}"
     )
-    return _Named(jinja, ("eos",), "eos", _with_input_sections)
+    return _Named(jinja, ("eos",), _with_input_sections)
 
 
 _CHATML = (
@@ -103,10 +103,10 @@ _PLAIN = (
 _NAMED: Mapping[str, _Named] = {
     "alpaca": _alpaca(""),
     "alpaca_newline": _alpaca("\\n"),  # Alpaca-LoRA's (templates/alpaca.json)
-    "chatml": _Named(_CHATML, ("<|im_start|>", "<|im_end|>"), "<|im_end|>"),
-    "llama2": _Named(_LLAMA2, ("bos", "eos"), "eos"),
-    "llama3": _Named(_LLAMA3, ("bos", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<|eot_id|>"),
-    "plain": _Named(_PLAIN, ("eos",), "eos"),
+    "chatml": _Named(_CHATML, ("<|im_start|>", "<|im_end|>")),
+    "llama2": _Named(_LLAMA2, ("bos", "eos")),
+    "llama3": _Named(_LLAMA3, ("bos", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
+    "plain": _Named(_PLAIN, ("eos",)),
 }
 
 
@@ -148,8 +148,6 @@ class Layout:
                 raise UserError("data.template: the model has no chat template of its own; choose alpaca or another")
             self.chat_template = tokenizer.chat_template
             """Jinja source of the template, to be saved with the model."""
-            self.end_id: int | None = None
-            """The id that ends an answer; None where only the template knows."""
             return
         tokens = {**tokenizer.special_tokens, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
         missing = [name for name in self._named.tokens if name not in tokens]
@@ -158,7 +156,28 @@ class Layout:
                 f"data.template: {template} needs the control tokens {', '.join(missing)}, which the model's tokenizer "
                 "lacks; choose alpaca, or a model that has them"
             )
-        self.chat_template, self.end_id = self._named.jinja, tokens[self._named.end]
+        self.chat_template = self._named.jinja
+
+    @property
+    def writes_reasoning(self) -> bool:
+        """Whether it lays out what an assistant thinks before it speaks."""
+        return self._named is None and REASONING in self.chat_template
+
+    @functools.cached_property
+    def end_id(self) -> int:
+        """The control token that ends an answer, as the template lays one out; EOS where it writes none."""
+        probe, eos = "answer", self._tokenizer.eos_id
+        asked = Turn("user", "question")
+        for opening in ((), (Turn("system", "system"),)):
+            conversation = (*opening, asked, Turn("assistant", probe))
+            try:
+                parts = self._learned_parts(conversation, "")
+            except BadRecordError:  # some models refuse a conversation with a system turn, or without one
+                continue
+            learned = [part.content for part in parts if part.is_learned]
+            after = itertools.dropwhile(lambda part: isinstance(part, int) or probe not in part, learned)
+            return next((part for part in after if isinstance(part, int)), eos)
+        return eos
 
     def encode(self, conversation: Conversation | str, where: str) -> Encoded:
         """Ids of a conversation with EOS or the like after each answer, and which of them are answers; of a text
@@ -172,17 +191,21 @@ class Layout:
         """
         if isinstance(conversation, str):
             return self._encode([Part(conversation, True), Part(self._tokenizer.eos_id, True)])
-        if self._named is not None:
-            return self._encode(self._parts(self._named, conversation, asks=False))
-        answers = [_is_answer(turn) for turn in conversation]
-        return self._encode(chat_parts(self._tokenizer, _messages(_joined(conversation)), answers, where))
+        return self._encode(self._learned_parts(conversation, where))
 
     def prompt_ids(self, conversation: Sequence[Turn]) -> list[int]:
         """Ids to ask a model with: those of a conversation that ends with a user's turn, up to where the answer
         begins."""
         if self._named is None:
-            return encode_chat(self._tokenizer, _messages(_joined(tuple(conversation))))
+            return encode_chat(self._tokenizer, self._own_messages(tuple(conversation)))
         return self._encode(self._parts(self._named, tuple(conversation), asks=True))[0]
+
+    def _learned_parts(self, conversation: Conversation, where: str) -> list[Part]:
+        """The parts of a conversation with its answers; see `encode`."""
+        if self._named is not None:
+            return self._parts(self._named, conversation, asks=False)
+        answers = [_is_answer(turn) for turn in conversation]
+        return chat_parts(self._tokenizer, self._own_messages(conversation), answers, where)
 
     def _parts(self, named: _Named, conversation: Conversation, *, asks: bool) -> list[Part]:
         """The parts of a conversation. The template sees stand-ins for what is said, so that no text becomes a control
@@ -203,6 +226,12 @@ class Layout:
         messages = [{"role": role, "content": text} for role, text, _ in shape]
         answers = [is_answer for _, _, is_answer in shape]
         return laid_out_parts(self._tokenizer, self.chat_template, messages, answers, add_generation_prompt=asks)
+
+    def _own_messages(self, conversation: Conversation) -> list[dict[str, str]]:
+        """What the model's own template is given."""
+        joined = _joined(conversation)
+        thought = [{REASONING: turn.reasoning} if self.writes_reasoning and turn.reasoning else {} for turn in joined]
+        return [message | more for message, more in zip(_messages(joined), thought, strict=True)]
 
 
 def _is_answer(turn: Turn) -> bool:

@@ -13,33 +13,62 @@ Part = TypeVar("Part", str, bytes)
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
-def _split(pattern: str) -> dict[str, Any]:
-    regex = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [regex, BYTE_LEVEL | {"use_regex": False}]}
+_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 
+
+def _split(*patterns: str) -> dict[str, Any]:
+    """Splits by each pattern in turn; what a pattern does not match stays whole."""
+    splits = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in patterns
+    ]
+    return {"type": "Sequence", "pretokenizers": [*splits, BYTE_LEVEL | {"use_regex": False}]}
+
+
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+SUFFIX"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*SUFFIX"
+    r"|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""A capital within a word begins a new one."""
 
 PRE_TOKENIZERS: Mapping[str, Mapping[str, Any]] = {
     "gpt-2": BYTE_LEVEL,
     "llama-bpe": _split(LLAMA3_PATTERN),
+    "smaug-bpe": _split(LLAMA3_PATTERN),
     "smollm": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]},
     "qwen2": _split(LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")),
+    "tekken": _split(_CASED.replace("SUFFIX", "").replace("DIGITS", r"\p{N}")),
+    "gpt-4o": _split(_CASED.replace("SUFFIX", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?").replace("DIGITS", r"\p{N}{1,3}")),
+    "default": _split(r"[\p{P}\$\+<=>\^~\|]+", _GPT2_PATTERN, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
 """How text is split into words, by llama.cpp's names."""
 
-# Files from before llama.cpp named the patterns say "default", and were made from models that split as GPT-2 does.
-PRE_ALIASES = {"default": "gpt-2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}
+PRE_ALIASES = {
+    **dict.fromkeys(
+        ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"), "llama-bpe"
+    ),
+    **dict.fromkeys(("dbrx", "glm4", "chatglm-bpe"), "smaug-bpe"),
+    **dict.fromkeys(("phi-2", "gigachat", "mellum", "mpt", "olmo", "jais", "trillion", "exaone4"), "gpt-2"),
+    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"), "smollm"),
+    **dict.fromkeys(("llama4", "kanana2"), "gpt-4o"),
+}
+"""Further names of the same splittings."""
 
 NORMALIZERS = {"qwen2": {"type": "NFC"}}
-IGNORES_MERGES = ("llama-bpe",)  # a word that is a token is one, whatever the merges say
+IGNORES_MERGES = ("llama-bpe", "tekken")  # a word that is a token is one, whatever the merges say
+OPENS_WITH_BOS = ("llama-bpe", "tekken")  # where a file does not say
 
 
 def pre_name(content: Mapping[str, Any]) -> str | None:
     """The name of the splitting that a `tokenizer.json` describes; None if it is none of those known."""
-    described = _without_offsets(content.get("pre_tokenizer"))
-    for name, pre_tokenizer in PRE_TOKENIZERS.items():
-        if described == _without_offsets(pre_tokenizer) and content.get("normalizer") == NORMALIZERS.get(name):
-            return name
-    return None
+    described, ignores_merges = _without_offsets(content.get("pre_tokenizer")), content["model"].get("ignore_merges")
+    names = [
+        name
+        for name, pre_tokenizer in PRE_TOKENIZERS.items()
+        if described == _without_offsets(pre_tokenizer) and content.get("normalizer") == NORMALIZERS.get(name)
+    ]
+    return min(names, key=lambda name: (name in IGNORES_MERGES) != bool(ignores_merges), default=None)
 
 
 def _without_offsets(part: Any) -> Any:

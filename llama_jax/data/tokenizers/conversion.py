@@ -93,6 +93,8 @@ def llama2c_bytes(tokenizer: Tokenizer) -> bytes:
     layout = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256]
     if [*types[:FIRST_PIECE]] != layout or (vocabulary.bos_id, vocabulary.eos_id) != (1, 2):
         raise UserError("tokenizer: llama2.c requires unk, bos and eos as tokens 0 to 2, then the 256 bytes")
+    if others := [tokens[token] for token in vocabulary.stop_ids if token != vocabulary.eos_id]:
+        raise UserError(f"tokenizer: answers end with {shown(others[0])} too, which llama2.c cannot express")
     for token, kind in zip(tokens[FIRST_PIECE:], types[FIRST_PIECE:], strict=True):
         if kind != NORMAL:
             raise UserError(f"tokenizer: token {shown(token)} is special, which llama2.c cannot express")
@@ -134,7 +136,7 @@ def _settings_files(vocabulary: Vocabulary) -> dict[str, bytes]:
         "add_bos_token": vocabulary.adds_bos,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
-        "chat_template": vocabulary.chat_template,
+        "chat_template": _chat_template(vocabulary.chat_templates),
     }
     stops = list(dict.fromkeys((vocabulary.eos_id, *vocabulary.stop_ids)))
     generation = {"bos_token_id": vocabulary.bos_id, "eos_token_id": stops}
@@ -142,6 +144,13 @@ def _settings_files(vocabulary: Vocabulary) -> dict[str, bytes]:
         "tokenizer_config.json": _json_bytes({key: value for key, value in config.items() if value is not None}),
         "generation_config.json": _json_bytes({key: value for key, value in generation.items() if value is not None}),
     }
+
+
+def _chat_template(templates: Mapping[str, str]) -> str | list[dict[str, str]] | None:
+    """As transformers writes one template, or several with names."""
+    if templates.keys() <= {"default"}:
+        return templates.get("default")
+    return [{"name": name, "template": template} for name, template in templates.items()]
 
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:

@@ -105,9 +105,14 @@ class HuggingFaceTokenizer(Tokenizer):
             tokenizer = tokenizers.Tokenizer.from_buffer(self._model)
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-        for name in (self.settings.bos_token, self.settings.eos_token):
-            if name is not None and name not in special and tokenizer.token_to_id(name) is not None:
+        added = tokenizer.get_added_tokens_decoder()
+        special = {token.content for token in added.values() if token.special}
+        needed = (self.settings.bos_token, self.settings.eos_token)
+        for name in self.settings.special_names:
+            token = tokenizer.token_to_id(name)
+            # Some name an ordinary word, such as "!", as what they pad with; it stays one.
+            is_word = token not in added and tokenizer.encode(name, add_special_tokens=False).ids == [token]
+            if name not in special and token is not None and (name in needed or not is_word):
                 tokenizer.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False)])
         return tokenizer
 

@@ -62,11 +62,17 @@ class SentencePieceTokenizer(Tokenizer):
         processor = self._processor
         self.vocab_size: int = processor.get_piece_size()
         self.special_tokens = {
-            processor.id_to_piece(token): token for token in range(self.vocab_size) if processor.is_control(token)
+            processor.id_to_piece(token): token
+            for token in range(self.vocab_size)
+            if processor.is_control(token) or processor.is_unknown(token)
         }
         if processor.bos_id() < 0 or processor.eos_id() < 0:
             raise ValueError("it has no BOS or no EOS token; documents are separated by both")
         self._adopt_settings(processor.bos_id(), processor.eos_id(), adds_bos=True)
+
+    @property
+    def token_names(self) -> dict[str, str]:
+        return {"unk_token": self._processor.id_to_piece(self._processor.unk_id())} | super().token_names
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(token) for token in ids if token < self.vocab_size])

@@ -1,26 +1,43 @@
-"""The configuration files beside a tokenizer: BOS and EOS, ids that end an answer, the chat template."""
+"""The configuration files beside a tokenizer: names of its tokens, ids that end an answer, chat templates."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_object, shown
 
-SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+_CONFIG, _NAMES, _GENERATION = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"
+_TEMPLATE = "chat_template.jinja"
+SETTINGS_FILES = (_CONFIG, _NAMES, _TEMPLATE, _GENERATION)
 """Names of the files that travel with a tokenizer, as transformers writes them."""
+
+_ALWAYS_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_LISTS = ("extra_special_tokens", "additional_special_tokens")
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the files say; None, or empty, where they say nothing."""
 
-    bos_token: str | None = None
-    eos_token: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Tokens by what templates call them: `bos_token`, `pad_token`, and what else a model names so."""
+    special_names: tuple[str, ...] = ()
+    """All tokens that are said to be special."""
     adds_bos: bool | None = None
     stop_ids: tuple[int, ...] = ()
     """End an answer, besides EOS."""
-    chat_template: str | None = None
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+    """By name; a single one is called default."""
+
+    @property
+    def bos_token(self) -> str | None:
+        return self.names.get("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        return self.names.get("eos_token")
 
 
 def read_settings(files: Mapping[str, bytes]) -> Settings:
@@ -29,53 +46,108 @@ def read_settings(files: Mapping[str, bytes]) -> Settings:
     Raises:
         UserError: one is not a JSON object, or a field has the wrong type.
     """
-    config, names, generation = (
-        json_object(files.get(name, b"{}"), name)
-        for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-    )
+    config, names, generation = (json_object(files.get(name, b"{}"), name) for name in (_CONFIG, _NAMES, _GENERATION))
     adds_bos = config.get("add_bos_token")
     if not isinstance(adds_bos, bool | None):
-        raise UserError(f"tokenizer_config.json: add_bos_token {shown(adds_bos)} is not true, false or null")
-    bos, eos = (
-        _token(config, "tokenizer_config.json", field) or _token(names, "special_tokens_map.json", field)
-        for field in ("bos_token", "eos_token")
-    )
+        raise UserError(f"{_CONFIG}: add_bos_token {shown(adds_bos)} is not true, false or null")
+    # As transformers reads them: the older file wins where the newer one does not list the added tokens itself.
+    by_file = {_CONFIG: config, _NAMES: names} if "added_tokens_decoder" in config else {_NAMES: names, _CONFIG: config}
+    named: dict[str, str] = {}
+    listed: list[str] = []
+    for file, values in by_file.items():
+        named = {**_named_tokens(values, file), **named}
+        listed += _listed_tokens(values)
     return Settings(
-        bos_token=bos,
-        eos_token=eos,
+        names=named,
+        special_names=tuple(dict.fromkeys((*named.values(), *listed))),
         adds_bos=adds_bos,
-        stop_ids=_stop_ids(generation.get("eos_token_id")),
-        chat_template=_chat_template(files, config),
+        stop_ids=stop_ids_of(generation, _GENERATION),
+        chat_templates=_chat_templates(files, config),
     )
 
 
-def _token(config: Mapping[str, Any], file: str, field: str) -> str | None:
-    """The name of a token, which some files wrap in an object with flags."""
-    value = config.get(field)
-    value = value.get("content") if isinstance(value, dict) else value
-    if not isinstance(value, str | None):
-        raise UserError(f"{file}: {field} {shown(value)} is not the name of a token")
-    return value
+def stop_ids_of(values: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    """The ids that end an answer, as `generation_config.json` and `config.json` say it: a number or a list of them.
 
+    Args:
+        values: the content of the file.
+        where: the file, for messages.
 
-def _stop_ids(value: Any) -> tuple[int, ...]:
+    Raises:
+        UserError: they are no ids.
+    """
+    value = values.get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if len(ids) > 1024 or not all(type(token) is int and token >= 0 for token in ids):
-        raise UserError(f"generation_config.json: eos_token_id {shown(value)} is not an id or a list of ids")
+        raise UserError(f"{where}: eos_token_id {shown(value)} is not an id or a list of ids")
     return tuple(ids)
 
 
-def _chat_template(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:
-    """`chat_template.jinja` wins over the field; of several named templates, the one called default."""
-    if "chat_template.jinja" in files:
-        try:
-            return files["chat_template.jinja"].decode()
-        except UnicodeDecodeError:
-            raise UserError("chat_template.jinja: not UTF-8") from None
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
-        template = named.get("default")
-    if not isinstance(template, str | None):
-        raise UserError(f"tokenizer_config.json: chat_template {shown(template)} is not a template")
-    return template
+def with_stop_ids(files: Mapping[str, bytes], stop_ids: Sequence[int]) -> dict[str, bytes]:
+    """The files of a tokenizer, with a `generation_config.json` that says where an answer ends; what else it says is
+    kept."""
+    generation = json_object(files.get(_GENERATION, b"{}"), _GENERATION)
+    if {*stop_ids_of(generation, _GENERATION)} == {*stop_ids}:
+        return dict(files)
+    generation["eos_token_id"] = list(stop_ids)
+    return {**files, _GENERATION: json.dumps(generation, indent=2).encode() + b"\n"}
+
+
+def with_named_templates(files: Mapping[str, bytes], named: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a tokenizer, with further chat templates by name. transformers keeps these in files of their own,
+    which win over the field in `tokenizer_config.json`; here they become that field.
+
+    Raises:
+        UserError: a template is not UTF-8.
+    """
+    if not named:
+        return dict(files)
+    config = json_object(files.get(_CONFIG, b"{}"), _CONFIG)
+    templates = {"default": files[_TEMPLATE]} if _TEMPLATE in files else {}
+    templates |= named
+    config["chat_template"] = [
+        {"name": name, "template": _utf8(content, f"chat template {name}")} for name, content in templates.items()
+    ]
+    kept = {name: content for name, content in files.items() if name != _TEMPLATE}
+    return {**kept, _CONFIG: json.dumps(config, ensure_ascii=False, indent=2).encode() + b"\n"}
+
+
+def _named_tokens(values: Mapping[str, Any], file: str) -> dict[str, str]:
+    """Names of tokens by field; some files wrap a name in an object with flags."""
+    extra = values.get(_LISTS[0])
+    fields = {name: value for name, value in values.items() if name.endswith("_token")}
+    fields |= extra if isinstance(extra, dict) else {}
+    found: dict[str, str] = {}
+    for name, value in fields.items():
+        content = value.get("content") if isinstance(value, dict) else value
+        if isinstance(content, str) and content:
+            found[name] = content
+        elif content not in (None, "") and name in _ALWAYS_NAMES:
+            raise UserError(f"{file}: {name} {shown(value)} is not the name of a token")
+    return found
+
+
+def _listed_tokens(values: Mapping[str, Any]) -> list[str]:
+    lists = [values[field] for field in _LISTS if isinstance(values.get(field), list)]
+    tokens = [token.get("content") if isinstance(token, dict) else token for each in lists for token in each]
+    return [token for token in tokens if isinstance(token, str) and token]
+
+
+def _chat_templates(files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, str]:
+    """`chat_template.jinja` wins over the field."""
+    if _TEMPLATE in files:
+        return {"default": _utf8(files[_TEMPLATE], _TEMPLATE)}
+    value = config.get("chat_template")
+    found: Any = {} if value is None else {"default": value} if isinstance(value, str) else value
+    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        found = {each.get("name"): each.get("template") for each in value}
+    if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items() for part in pair):
+        raise UserError(f"{_CONFIG}: chat_template {shown(value)} is not a template, nor are they templates with names")
+    return found
+
+
+def _utf8(content: bytes, where: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: not UTF-8") from None

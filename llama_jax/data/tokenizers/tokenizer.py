@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
+from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers.settings import Settings, read_settings
 
 
@@ -46,11 +47,32 @@ class Tokenizer(ABC):
         self.fingerprint = hashlib.sha256(model).hexdigest()
         """SHA-256 of `to_bytes`, in hexadecimal."""
         self.settings: Settings = read_settings(self._beside)
-        self.chat_template = self.settings.chat_template
-        """Jinja source that lays a conversation out as text; None where the model was given none."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._model, self._beside)
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source that lays a conversation out as text; None where the model was given none.
+
+        Raises:
+            UserError: the model has several, none of which is called default.
+        """
+        templates = self.settings.chat_templates
+        if templates and "default" not in templates:
+            raise UserError(
+                f"chat template: of those of the model, {', '.join(sorted(templates))}, none is named default; rename "
+                "one in tokenizer_config.json, or choose another layout (data.template)"
+            )
+        return templates.get("default")
+
+    @property
+    def token_names(self) -> dict[str, str]:
+        """What chat templates call tokens: `bos_token`, `eos_token`, and those that the model names, such as
+        `pad_token`. A vocabulary without BOS has no name for one."""
+        names = {token: name for name, token in self.special_tokens.items()}
+        bos = "" if self.bos_id == self.eos_id else names.get(self.bos_id, "")
+        return {"bos_token": bos, "eos_token": names.get(self.eos_id, ""), **self.settings.names}
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """Ids of the text, between BOS and EOS where asked for.
@@ -100,7 +122,7 @@ class Tokenizer(ABC):
         self.adds_bos = adds_bos if settings.adds_bos is None else settings.adds_bos
         for stop in settings.stop_ids:
             if stop >= self.vocab_size:
-                raise ValueError(f"generation_config.json: eos_token_id {stop} is not below {self.vocab_size} tokens")
+                raise ValueError(f"eos_token_id {stop} is not below {self.vocab_size} tokens (generation_config.json)")
         self.stop_ids = tuple(dict.fromkeys((self.eos_id, *settings.stop_ids, *stop_ids)))
 
     def _id_named(self, field: str, name: str | None, default: int) -> int:

@@ -1,7 +1,7 @@
 """A tokenizer as GGUF stores it: one list of tokens with their scores and types."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llama_jax.core.errors import UserError
@@ -46,7 +46,8 @@ class Vocabulary:
     adds_space_prefix: bool = True
     stop_ids: tuple[int, ...] = ()
     """Ids that end an answer; EOS may be among them."""
-    chat_template: str | None = None
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+    """By name; see `Settings.chat_templates`."""
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
@@ -61,7 +62,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         eos_id=tokenizer.eos_id,
         adds_bos=tokenizer.adds_bos,
         stop_ids=tokenizer.stop_ids,
-        chat_template=tokenizer.chat_template,
+        chat_templates=tokenizer.settings.chat_templates,
     )
 
 

@@ -19,6 +19,8 @@ def chat(*said: str, names=("role", "content")):
     return [dict(zip(names, each.split(": "), strict=True)) for each in said]
 
 
+TOLD = {"role": "assistant", "content": "Ho"}
+
 GOOD = [
     ("alpaca", {"instruction": "Hi", "input": "", "output": "Ho"}, (ASK, TELL)),
     ("alpaca", {"instruction": "Hi", "output": "Ho"}, (ASK, TELL)),
@@ -58,6 +60,63 @@ GOOD = [
         (ASK, TELL._replace(is_learned=False), Turn("user", "a"), Turn("assistant", "b")),
     ),
     ("text", {"text": "Hi"}, "Hi"),
+    # A system turn that says nothing is none, wherever it stands.
+    ("alpaca", {"instruction": "Hi", "output": "Ho", "system": " \n"}, (ASK, TELL)),
+    ("messages", {"messages": [{"role": "system", "content": ""}, *chat("user: Hi", "assistant: Ho")]}, (ASK, TELL)),
+    ("messages", {"messages": [{"role": "system", "content": None}, *chat("user: Hi", "assistant: Ho")]}, (ASK, TELL)),
+    (
+        "messages",
+        {"messages": [*chat("user: Hi"), {"role": "system", "content": "\t"}, *chat("assistant: Ho")]},
+        (ASK, TELL),
+    ),
+    (
+        "messages",
+        {
+            "system": "",
+            "messages": [{"role": "system", "content": " "}, *chat("system: Be brief.", "user: Hi", "assistant: Ho")],
+        },
+        (SYSTEM, ASK, TELL),
+    ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "system", "value": " \n"}, *chat("human: Hi", "gpt: Ho", names=("from", "value"))]},
+        (ASK, TELL),
+    ),
+    ("sharegpt", {"conversations": {"from": ["system", "human", "gpt"], "value": ["", "Hi", "Ho"]}}, (ASK, TELL)),
+    (
+        "prompt_completion",
+        {"prompt": [{"role": "system", "content": ""}, *chat("user: Hi")], "completion": chat("assistant: Ho")},
+        (ASK, TELL),
+    ),
+    # Axolotl's field, beside OpenAI's.
+    (
+        "messages",
+        {"messages": [*chat("user: Hi"), TOLD | {"train": False}, *chat("user: a", "assistant: b")]},
+        (ASK, TELL._replace(is_learned=False), Turn("user", "a"), Turn("assistant", "b")),
+    ),
+    (
+        "sharegpt",
+        {
+            "conversations": {
+                "from": ["human", "gpt"] * 2,
+                "value": ["Hi", "Ho"] * 2,
+                "train": [None, False, False, True],
+            }
+        },
+        (ASK, TELL._replace(is_learned=False), ASK, TELL),
+    ),
+    (
+        "prompt_completion",
+        {"prompt": chat("user: Hi"), "completion": [TOLD | {"train": True, "weight": 1}]},
+        (ASK, TELL),
+    ),
+    ("messages", {"messages": [*chat("user: Hi"), TOLD | {"train": None, "weight": 1.0}]}, (ASK, TELL)),
+    (
+        "messages",
+        {"messages": [*chat("user: Hi"), TOLD | {"reasoning_content": "He says hi."}]},
+        (ASK, TELL._replace(reasoning="He says hi.")),
+    ),
+    ("messages", {"messages": [*chat("user: Hi"), TOLD | {"reasoning_content": None}]}, (ASK, TELL)),
 ]
 
 
@@ -116,7 +175,49 @@ BAD = {
         "wrong_type",
         "'prompt' is of type string",
     ),
-    "messages null": ("messages", {"messages": None}, "null_field", "field 'messages' is null"),
+    "messages null": ("messages", {"messages": None}, "null_field", "field 'messages' is null; it must be a list"),
+    "conversations null": (
+        "sharegpt",
+        {"conversations": None},
+        "null_field",
+        "'conversations' is null; it must be a list",
+    ),
+    "prompt null": (
+        "prompt_completion",
+        {"prompt": None, "completion": [TOLD]},
+        "null_field",
+        "field 'prompt' is null; it must be a list",
+    ),
+    "answer and empty system": (
+        "messages",
+        {"messages": [{"role": "system", "content": ""}, TOLD | {"content": " "}]},
+        "empty",
+        "messages[1].content' is empty",
+    ),
+    "train": (
+        "messages",
+        {"messages": [*chat("user: a"), TOLD | {"train": "no"}]},
+        "wrong_type",
+        "messages[1].train must be true or false",
+    ),
+    "train and weight": (
+        "messages",
+        {"messages": [*chat("user: a"), TOLD | {"weight": 1, "train": False}]},
+        "contradiction",
+        "messages[1] has weight 1 and train false, which contradict each other",
+    ),
+    "nothing to train": (
+        "messages",
+        {"messages": [*chat("user: a"), TOLD | {"train": False}]},
+        "no_answer",
+        "so there is nothing to learn",
+    ),
+    "reasoning of a wrong type": (
+        "messages",
+        {"messages": [*chat("user: a"), TOLD | {"reasoning_content": ["b"]}]},
+        "wrong_type",
+        "'messages[1].reasoning_content' is of type list",
+    ),
     "messages text": (
         "messages",
         {"messages": "Hi"},
