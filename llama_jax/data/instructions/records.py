@@ -173,7 +173,8 @@ def _turn(value: Any, name: str, place: str) -> Turn | None:
         raise BadRecordError("unknown_role", place, message)
     if _ROLES[role] == "system" and _is_blank(content):
         return None
-    is_learned, reasoning = _is_learned(value, name, place), value.get("reasoning_content")
+    is_learned = _is_learned(value, name, place) or _ROLES[role] != "assistant"
+    reasoning = value.get("reasoning_content")
     reasoning = "" if reasoning is None else _text(reasoning, f"{name}.reasoning_content", place)
     return Turn(_ROLES[role], good_text(content, f"{name}.{keys[1]}", place), "", is_learned, reasoning)
 

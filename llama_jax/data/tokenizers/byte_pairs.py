@@ -51,6 +51,7 @@ PRE_ALIASES = {
     **dict.fromkeys(("dbrx", "glm4", "chatglm-bpe"), "smaug-bpe"),
     **dict.fromkeys(("phi-2", "gigachat", "mellum", "mpt", "olmo", "jais", "trillion", "exaone4"), "gpt-2"),
     **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"), "smollm"),
+    **dict.fromkeys(("deepseek-r1-qwen", "megrez"), "qwen2"),
     **dict.fromkeys(("llama4", "kanana2"), "gpt-4o"),
 }
 """Further names of the same splittings."""

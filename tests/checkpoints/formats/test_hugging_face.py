@@ -212,7 +212,7 @@ def test_mistral_is_read_where_attention_has_no_window() -> None:
 @pytest.mark.parametrize("scaling", [None, RopeScaling(32.0, 1.0, 4.0, 64)])
 def test_a_config_that_is_written_is_read_again(scaling) -> None:
     config = dataclasses.replace(SMALL, rope_scaling=scaling, rope_base=1e5, head_size=6, norm_epsilon=1e-6)
-    assert architecture_from(json.loads(json.dumps(config_values(config, FLOAT32, 1, 2))), "") == config
+    assert architecture_from(json.loads(json.dumps(config_values(config, FLOAT32, 1, [2]))), "") == config
 
 
 def relink(directory: Path, name: str, target: str | Path) -> None:

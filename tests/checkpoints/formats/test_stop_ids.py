@@ -60,7 +60,7 @@ def tokenizer_after(kind: str, folder: Path, weights: Weights) -> Tokenizer:
 
 ENDS = {
     "a number": (END, [EOS, END]),
-    "a list": ([TURN_END, END], [EOS, TURN_END, END]),
+    "a list": ([TURN_END, END], [EOS, END, TURN_END]),
     "eos alone": (EOS, [EOS]),
     "more than GGUF has keys for": ([START, END, HEADER, HEADER_END, TURN_END], [1, 2, 3, 4, 5, 6]),
 }
