@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 
 from llama_jax.core.arrays import PyTree
-from llama_jax.data.instructions.chat import encode_chat
+from llama_jax.data.chat import encode_chat
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.inference import decode
 from llama_jax.inference.config import SamplingConfig
