@@ -348,3 +348,13 @@ def test_another_source_can_be_validated_on(tmp_path, tokenizer):
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         InstructionDataConfig(**settings)
+
+
+def test_reasoning_that_the_template_does_not_lay_out_is_said(tmp_path, tokenizer):
+    thought = {"role": "assistant", "content": "ho", "reasoning_content": "They greet me."}
+    plain = json.loads(CHAT)["messages"]
+    rows = [{"messages": [plain[0], thought]}] * 3 + [{"messages": [*plain, plain[0], thought]}, {"messages": plain}]
+    data = read(tokenizer, write(tmp_path / "a.jsonl", rows))
+    assert data.counts[0].unsaid_reasoning == 4
+    assert "reasoning_content of 4 turns left out, as the template does not lay it out" in data.description()[0]
+    assert not read(tokenizer, write(tmp_path / "b.jsonl", rows[-1:])).counts[0].unsaid_reasoning
