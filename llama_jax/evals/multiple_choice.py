@@ -8,7 +8,6 @@ from typing import Any
 from llama_jax.evals.scoring import Score
 from llama_jax.evals.tasks import Choices, Sample, text_of
 
-
 ACCURACIES = ("accuracy", "accuracy_per_character", "accuracy_per_byte")
 
 

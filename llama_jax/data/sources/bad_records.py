@@ -68,8 +68,7 @@ class BadRecords:
         """
         if self._first is not None and self.total == records:
             raise UserError(
-                f"{self._source}: none of its {records:,} {kind} can be used ({counted(self.reasons)}), such as "
-                f"{self._first}"
+                f"{self._source}: holds nothing that can be used ({counted(self.reasons)}), such as {self._first}"
             )
         check_bad_fraction(
             self._source, self.reasons, records, self._most, settings=self._settings, kind=kind, example=self._first
