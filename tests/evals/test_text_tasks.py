@@ -119,7 +119,5 @@ def test_a_mistake_in_a_record_is_told_with_its_place() -> None:
     documents, skipped = read_documents(records, task, bad)
     assert ([document.reference for document in documents], skipped) == (["#### 1"], 0)
     assert bad.reasons == {"wrong_form": 1}
-    with pytest.raises(
-        UserError, match=r"^data.max_bad_fraction: 1 of 2 .*f\.jsonl:2: no field 'answer'; it has quest"
-    ):
+    with pytest.raises(UserError, match=r"^data.max_bad_fraction: 1 of 2 .*f\.jsonl:2: no field 'answer'; it"):
         read_documents(records, task, BadRecords("f.jsonl", "skip", 0.4))

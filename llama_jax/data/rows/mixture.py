@@ -114,7 +114,7 @@ class Mixture:
         if tokenizer.vocab_size > vocab_size:
             raise UserError(
                 f"data.tokenizer: {path or 'the one trained'} has {tokenizer.vocab_size} tokens, more than "
-                f"model.vocab_size {vocab_size}"
+                f"model.vocab_size {vocab_size}; add --model.vocab_size {tokenizer.vocab_size}"
             )
         return tokenizer
 

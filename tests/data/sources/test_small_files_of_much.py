@@ -81,19 +81,15 @@ def test_a_row_that_has_one_text_very_often_is_too_long(tmp_path, monkeypatch) -
 
 def test_a_row_group_that_unpacks_very_much_is_refused_before_it_is_read(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(parquet_files, "_CACHE_BYTES", 2**20)
-    path = tmp_path / "a.parquet"
+    path, key = tmp_path / "a.parquet", pa.binary(50_000)
     tables = {
         "a long text, compressed": pa.table({"text": [LONG] * 2}),
         "very many numbers": pa.table({"text": pa.array([None] * 300_000, pa.string())}),
-        "bytes of one length": pa.table(
-            {"text": ["a"] * 100, "key": pa.array([b"k" * 50_000] * 100, pa.binary(50_000))}
-        ),
+        "bytes of one length": pa.table({"text": ["a"] * 100, "key": pa.array([b"k" * 50_000] * 100, key)}),
     }
     for name, table in tables.items():
         pq.write_table(table, path, compression="zstd", use_dictionary=name == "bytes of one length")
-        with pytest.raises(
-            UserError, match=r"^data.source: .*a.parquet: row group 0 unpacks [\d,]+ bytes from [\d,]+; w"
-        ):
+        with pytest.raises(UserError, match=r"a.parquet: row group 0 unpacks [\d,]+ bytes from [\d,]+; write"):
             open_records(str(path))
     assert len(open_source(str(path))) == 100  # the other column is not read
     pq.write_table(tables["a long text, compressed"], path, compression="none", use_dictionary=False)
