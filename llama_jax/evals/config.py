@@ -43,7 +43,7 @@ class EvaluateConfig(UseConfig):
     max_bad_fraction: float = 0.001
     """Share of the records that may be skipped; more end the work. Of documents that a run held out any number may."""
     limit: int | None = None
-    """Documents to measure on at the most, the first ones; None: all."""
+    """Documents to measure on at the most, the first ones that can be used; None: all."""
     sequence_length: int | None = None
     """Tokens in a row at the most; None: the model's context, and for perplexity as the run was trained."""
     stride: int | None = None

@@ -19,7 +19,7 @@ from llama_jax.data.rows.loader import (
 )
 from llama_jax.data.rows.mixture import open_mixture
 from llama_jax.data.sources.bad_records import BadRecords
-from llama_jax.data.sources.documents import Documents, SelectedDocuments
+from llama_jax.data.sources.documents import Documents
 from llama_jax.data.sources.opening import errors_of, open_source
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.evals.scoring import Request, Scorer, document_scores
@@ -53,14 +53,12 @@ def _measured(session: Session) -> _Measured:
     """
     config = session.config
     data, documents = _documents(session)
-    if config.limit is not None and config.limit < len(documents):
-        documents = SelectedDocuments(documents, np.arange(config.limit), f"the first {config.limit}")
     if config.data is not None:
         bad = bad_records_of(config, config.data, session.say)
     else:
         # A share of so few tells nothing; the run has watched that of all.
         bad = BadRecords("the held-out documents", config.bad_records, 1.0, settings="--", say=session.say)
-    return _Measured(data, usable_documents(documents, session.opened.tokenizer, bad), bad)
+    return _Measured(data, usable_documents(documents, session.opened.tokenizer, bad, config.limit), bad)
 
 
 def _documents(session: Session) -> tuple[DataConfig, Documents]:

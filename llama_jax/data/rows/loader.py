@@ -271,24 +271,34 @@ def validation_batches(
         yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def usable_documents(documents: Documents, tokenizer: Tokenizer, bad: BadRecords) -> Documents:
-    """Those of the documents that can be used. All are read once; the others are noted.
+def usable_documents(
+    documents: Documents, tokenizer: Tokenizer, bad: BadRecords, limit: int | None = None
+) -> Documents:
+    """Those of the documents that can be used. They are read once.
+
+    Args:
+        bad: Where the others are noted.
+        limit: How many are wanted at the most, the first ones; no more are read.
 
     Raises:
-        UserError: too many cannot be used, or none can.
+        UserError: too many of those that were read cannot be used, or none can.
     """
-    kept = array("q")
+    kept, read = array("q"), 0
     for number, document in enumerate(in_order(documents)):
+        if len(kept) == limit:
+            break
+        read += 1
         try:
             usable(document, tokenizer, number)
         except BadRecordError as error:
             bad.note(error)
         else:
             kept.append(number)
-    bad.check(len(documents))
+    bad.check(read)
     if len(kept) == len(documents):
         return documents
-    return SelectedDocuments(documents, np.array(kept, np.int64), "those that can be used")
+    name = f"the first {read}" + ", those that can be used" * (len(kept) < read)
+    return SelectedDocuments(documents, np.array(kept, np.int64), name)
 
 
 def texts_of(documents: Documents, tokenizer: Tokenizer | None = None) -> Iterator[str]:

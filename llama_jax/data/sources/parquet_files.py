@@ -12,11 +12,10 @@ from etils import epath
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote
 from llama_jax.data.sources.documents import BadRecordError, ParsedRows
-from llama_jax.data.sources.file_bytes import ProcessCache, read_range, sampled_digest, unreadable
+from llama_jax.data.sources.file_bytes import ProcessCache, check_count, read_range, sampled_digest, unreadable
 from llama_jax.data.sources.record_text import MAX_RECORD_BYTES, RecordParser, missing_field, too_long
 
 _CACHE_BYTES = 256 * 2**20
-_MOST_ROWS = 2**27  # of a file, and one more for each of its bytes
 _MOST_UNPACKED = 100  # times as many bytes as a row group takes in the file, where they are more than are kept
 _VALUE_BYTES = {"INT96": 12, "BYTE_ARRAY": 4}
 """Bytes of a value once decoded, where they are not 8. Of a text it is the number by which the dictionary knows it."""
@@ -64,8 +63,8 @@ class ParquetValues:
         if column is not None:
             _check_strings(path, schema, column)
         size = path.stat().length
-        if min(counts, default=0) < 0 or sum(counts) > _MOST_ROWS + size:
-            raise UserError(f"data.source: {path}: declares {sum(counts):,} rows in {size:,} bytes; write it anew")
+        for count in (*counts, sum(counts)):
+            check_count(path, count, size)
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._texts = _check_sizes(path, metadata, column)
         footer_bytes = int.from_bytes(read_range(path, size - 8, size)[:4], "little") + 8

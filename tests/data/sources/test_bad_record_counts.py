@@ -73,6 +73,9 @@ def test_documents_that_can_be_used_are_those_that_are_measured(byte_tokenizer) 
     assert text_bytes(usable, byte_tokenizer) == 8
     assert bad.reasons == {"empty": 1, "surrogate": 1, "nul": 1}
     assert usable.identity() != documents.identity()
+    bad = BadRecords("here", "skip", 0.5)
+    first = usable_documents(documents, byte_tokenizer, bad, limit=2)  # reads three, of which one is bad
+    assert (len(first), first[1], bad.reasons) == (2, "three", {"empty": 1})
     good = ScriptedDocuments(["one", "two"])
     assert usable_documents(good, byte_tokenizer, bad) is good  # and samples that were kept still fit
     with pytest.raises(UserError, match=r"^data.max_bad_fraction: 3 of 5 documents of here cannot be used"):

@@ -5,9 +5,10 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from llama_jax.core.errors import UserError
-from llama_jax.data.sources import parquet_files, record_text
+from llama_jax.data.sources import file_bytes, parquet_files, record_text
 from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.opening import open_records, open_source
 
@@ -97,11 +98,18 @@ def test_a_row_group_that_unpacks_very_much_is_refused_before_it_is_read(tmp_pat
 
 
 def test_a_file_of_more_rows_than_it_can_hold_is_refused(file, monkeypatch) -> None:
-    monkeypatch.setattr(parquet_files, "_MOST_ROWS", 0)
+    monkeypatch.setattr(file_bytes, "_MOST_RECORDS", 0)
     assert len(open_source(str(file))) == ROWS
     pq.write_table(pa.table({"text": ["a"] * 100_000}), file)
-    with pytest.raises(UserError, match=r"a.parquet: declares 100,000 rows in [\d,]+ bytes; write it anew"):
+    with pytest.raises(UserError, match=r"a.parquet: declares 100,000 records in [\d,]+ bytes; write it anew"):
         open_source(str(file))
+    other = str(file.with_name("a.array_record"))
+    writer = ArrayRecordWriter(other, "group_size:1000")
+    for _ in range(10_000):
+        writer.write(b"a")
+    writer.close()
+    with pytest.raises(UserError, match=r"a.array_record: declares 10,000 records in [\d,]+ bytes; write it anew"):
+        open_source(other)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])

@@ -101,6 +101,16 @@ UNBOUNDED = {
     "a decoder that doubles": {"decoder": sequence("decoders", *[replace("a", "aa")] * 7, BYTES)},
     "words of any length, tried in every way": with_model(type="WordPiece", max_input_chars_per_word=10**9),
     "a long end of every word": with_model(end_of_word_suffix="a" * 300),
+    "a text given for itself twice": {
+        "post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 2}
+    },
+    "members that stand under two names": {
+        "pre_tokenizer": {"type": "Sequence", "normalizers": [], "pretokenizers": [WORDS]}
+    },
+    "a part without a type": {"pre_tokenizer": {"pattern": {"Regex": " "}, "behavior": "Isolated", "invert": False}},
+    "a part that is none": {"decoder": ["ByteLevel"]},
+    "a model without a type": {"model": {"vocab": {"a": 0}, "max_input_chars_per_word": 10**9}},
+    "no model": {"model": None},
     "a long token": with_model(vocab=FILE["model"]["vocab"] | {"a" * 2000: 320}),
     "a long added token": {"added_tokens": [*FILE["added_tokens"], {"id": 320, "content": "a" * 2000}]},
 }

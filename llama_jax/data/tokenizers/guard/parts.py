@@ -15,7 +15,7 @@ _LONGEST_STRING = 256
 _LONGEST_TOKEN = 1024
 _LONGEST_REPLACEMENT = 256  # bytes; NFKC's longest has 33
 
-_MEMBERS = ("normalizers", "pretokenizers", "decoders")
+_MEMBERS = ("normalizers", "pretokenizers", "decoders", "processors")
 _HARMLESS = frozenset(
     [
         *("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Nmt", "BertNormalizer"),
@@ -29,18 +29,19 @@ _HARMLESS = frozenset(
 def is_bounded(content: Mapping[str, Any]) -> bool:
     """Whether nothing in a `tokenizer.json` can make more than some times the length of a text of it, or match for
     long: every part is one that is known to be harmless, and every pattern one of `PRE_TOKENIZERS`."""
-    parts = [content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
-    if not all(_growth(part) <= _MOST_GROWTH for part in parts) or sum(map(_count, parts)) > _MOST_PARTS:
-        return False
-    model: Mapping[str, Any] = content.get("model") or {}
-    if model.get("type") not in (None, "BPE", "Unigram", "WordLevel"):
-        return False
-    texts = [text for part in (*parts, model) for text in _texts(part)]
-    if any(len(text) > _LONGEST_STRING for text in texts):
-        return False
-    vocabulary, added = model.get("vocab") or {}, content.get("added_tokens") or ()
-    tokens = vocabulary if isinstance(vocabulary, dict) else [each[0] for each in vocabulary]
-    return max(map(len, [*tokens, *(each["content"] for each in added)]), default=0) <= _LONGEST_TOKEN
+    try:
+        parts = [content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
+        model: Mapping[str, Any] = content["model"]
+        return (
+            all(_growth(part) <= _MOST_GROWTH for part in parts)
+            and sum(map(_count, parts)) <= _MOST_PARTS
+            and _repeats(content.get("post_processor")) <= 1
+            and (model.get("type") in ("BPE", "Unigram", "WordLevel") or ("type" not in model and "merges" in model))
+            and all(len(text) <= _LONGEST_STRING for part in (*parts, model) for text in _texts(part))
+            and _longest_token(content) <= _LONGEST_TOKEN
+        )
+    except (AttributeError, IndexError, KeyError, TypeError, RecursionError):
+        return False  # it is not laid out as such files are
 
 
 def longest_replacement(characters_map: bytes) -> int:
@@ -94,11 +95,26 @@ def _is_short_map(encoded: Any) -> bool:
 
 
 def _members(part: Mapping[str, Any]) -> Sequence[Any]:
-    return next((part[name] for name in _MEMBERS if name in part), ())
+    """Those under every name: which the library takes depends on where the part stands."""
+    return [member for name in _MEMBERS for member in part.get(name, ())]
 
 
 def _count(part: Any) -> int:
     return 0 if part is None else 1 + sum(map(_count, _members(part)))
+
+
+def _repeats(processor: Any) -> int:
+    """How often a text is given for itself, at the most."""
+    if processor is None:
+        return 1
+    own = sum("Sequence" in piece for piece in processor.get("single", ()))
+    return math.prod(map(_repeats, _members(processor)), start=max(1, own))
+
+
+def _longest_token(content: Mapping[str, Any]) -> int:
+    vocabulary, added = content["model"].get("vocab", {}), content.get("added_tokens") or ()
+    tokens = vocabulary if isinstance(vocabulary, dict) else [each[0] for each in vocabulary]
+    return max(map(len, [*tokens, *(each["content"] for each in added)]), default=0)
 
 
 def _texts(part: Any) -> list[str]:
