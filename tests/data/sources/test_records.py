@@ -36,7 +36,7 @@ MISTAKES = {
     "an unpaired surrogate": ("a.jsonl", b'{"a": ["\\ud800"]}\n', "a.jsonl:1: holds an unpaired surrogate"),
     "nested too deep": ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl:1: not JSON that can be read"),
     "a number without end": ("a.jsonl", b"1" * 10_000 + b"\n", "a.jsonl:1: not JSON that can be read"),
-    "a line without end": ("a.jsonl", b'{"a": "' + b"x" * 2**23, "a.jsonl:1: the file ends within the record"),
+    "a line without end": ("a.jsonl", b'{"a": "' + b"x" * 2**22, "a.jsonl:1: the file ends within the record"),
     "no array": ("a.json", b'"a"', "--data: a.json: not a JSON array; give an array of objects"),
     "a broken array": (
         "a.json",
@@ -46,8 +46,8 @@ MISTAKES = {
     "something else in an array": ("a.json", b'[{"a": 1}, "b"]', "a.json[1]: a JSON string"),
     "a record beyond all bounds": (
         "a.jsonl",
-        b'{"a": "' + b"x" * 2**24 + b'"}',
-        "a.jsonl:1: 16777225 bytes long; a record may have 16777216",
+        b'{"a": "' + b"x" * 2**23 + b'"}',
+        "a.jsonl:1: 8388617 bytes long; a record may have 8388608",
     ),
     "nothing": ("a.jsonl", b"\n", "--data: no text in a.jsonl (1 files)"),
     "another kind": ("a.csv", b"a,b\n", "--data: a.csv has an unsupported extension"),
