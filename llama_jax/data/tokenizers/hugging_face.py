@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_object
-from llama_jax.data.tokenizers.guard.guarded_tokenizer import GuardedTokenizer, library_tokenizer
+from llama_jax.data.tokenizers.guard.guarded_tokenizer import GuardedTokenizer
+from llama_jax.data.tokenizers.guard.parts import is_bounded
 from llama_jax.data.tokenizers.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
 
@@ -39,6 +40,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def __init__(self, model: bytes, beside: Mapping[str, bytes] | None = None) -> None:
         super().__init__(model, beside)
         content = json_object(model, self.file_name)
+        self._unbounded = None if is_bounded(content) else content
         self._tokenizer = self._library_tokenizer()
         self._tokenizer.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab()
@@ -104,7 +106,11 @@ class HuggingFaceTokenizer(Tokenizer):
         import tokenizers  # when first used: commands that only print help start without it
 
         with _one_line_errors():
-            tokenizer = library_tokenizer(self._model, self.content())
+            tokenizer = (
+                tokenizers.Tokenizer.from_buffer(self._model)
+                if self._unbounded is None
+                else GuardedTokenizer(self._unbounded)
+            )
         tokenizer.no_truncation()
         tokenizer.no_padding()
         special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}

@@ -18,7 +18,7 @@ from llama_jax.data.tokenizers import (
     load_tokenizer,
     tokenizer_from_files,
 )
-from llama_jax.data.tokenizers.guard.guarded_tokenizer import GuardedTokenizer, library_tokenizer
+from llama_jax.data.tokenizers.guard.guarded_tokenizer import GuardedTokenizer
 from llama_jax.data.tokenizers.guard.parts import check_replacements, is_bounded
 from llama_jax.data.tokenizers.sentencepiece_model import Piece, PieceModel, piece_model_bytes, read_piece_model
 from llama_jax.data.tokenizers.tokenizer import LONGEST_TOKEN
@@ -80,7 +80,7 @@ def test_usual_files_stay_in_this_process(kind) -> None:
 def test_files_of_our_own_stay_in_this_process(name, request) -> None:
     content = json.loads(hugging_face_files(request.getfixturevalue(name))["tokenizer.json"])
     assert is_bounded(content)
-    assert isinstance(library_tokenizer(json.dumps(content).encode(), content), tokenizers.Tokenizer)
+    assert isinstance(HuggingFaceTokenizer(json.dumps(content).encode())._tokenizer, tokenizers.Tokenizer)
 
 
 def with_model(**fields: Any) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def test_a_pattern_that_the_library_refuses_is_named_in_one_line() -> None:
     with pytest.raises(
         UserError, match=r"^tokenizer here: the tokenizers library refuses it: Oniguruma error: end pat"
     ):
-        tokenizer_from_files({"tokenizer.json": json.dumps(FILE | {"pre_tokenizer": wrong}).encode()}, "here")
+        tokenizer_from_files({"tokenizer.json": json.dumps(FILE | {"pre_tokenizer": wrong}).encode(), **BESIDE}, "here")
 
 
 def test_a_map_of_sentencepiece_is_refused_by_the_longest_text_in_it(tokenizer, tmp_path) -> None:

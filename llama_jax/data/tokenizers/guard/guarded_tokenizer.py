@@ -1,42 +1,23 @@
-"""A tokenizer of Hugging Face's library, in this process where the file can be trusted with it, else in one that is
-killed when a text takes too long or becomes too much."""
+"""A tokenizer of Hugging Face's library in a process of its own, which is killed when a text takes too long or becomes
+too much."""
 
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.processes.guarded import GuardedProcess, Request
-from llama_jax.data.tokenizers.guard.parts import is_bounded
-
-if TYPE_CHECKING:
-    import tokenizers
 
 _PROGRAM = Path(__file__).with_name("worker.py")
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
-def library_tokenizer(model: bytes, content: Mapping[str, Any]) -> "tokenizers.Tokenizer | GuardedTokenizer":
-    """The library's tokenizer, or what does the same within bounds.
-
-    Args:
-        model: A `tokenizer.json`.
-        content: The same, parsed.
-
-    Raises:
-        Exception: whatever the library raises over the file.
-    """
-    import tokenizers  # when first used: commands that only print help start without it
-
-    return tokenizers.Tokenizer.from_buffer(model) if is_bounded(content) else GuardedTokenizer(content)
-
-
 class GuardedTokenizer:
-    """Encodes and decodes in a process of its own. What does not touch a text is answered here, by the library's own
-    tokenizer without the parts that do.
+    """In place of the library's tokenizer for a file that is not bounded (see `parts`). What does not touch a text is
+    answered in this process, by the library's own without the parts that do.
 
     Args:
         content: A `tokenizer.json`, parsed.
@@ -45,7 +26,7 @@ class GuardedTokenizer:
     """
 
     def __init__(self, content: Mapping[str, Any], *, seconds: float = 10.0, memory: int = 2**30) -> None:
-        import tokenizers
+        import tokenizers  # when first used: commands that only print help start without it
 
         self._content, self._seconds, self._memory = content, seconds, memory
         self._harmless = tokenizers.Tokenizer.from_str(json.dumps({**content, **dict.fromkeys(_PARTS)}))
