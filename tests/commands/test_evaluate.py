@@ -225,7 +225,7 @@ MISTAKES = {
     ),
     "no bad record is allowed": (
         ["--task", "last_word", "--data", "broken.jsonl", "--bad_records", "fail", "--max_bad_fraction", 1.0],
-        "broken.jsonl:2: not JSON: Expecting value, column 11 (--bad_records is fail)",
+        "broken.jsonl:2: not JSON: Expecting value, column 9 (--bad_records is fail)",
     ),
     "a text that is not UTF-8": (
         ["--data", "latin1.txt"],

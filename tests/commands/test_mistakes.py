@@ -92,7 +92,7 @@ def test_what_a_tokenizer_cannot_be_trained_on_is_named(folder, capfd) -> None:
         assert line.endswith(
             "holds nothing that can be used (1 not_utf8), such as latin1.txt bytes 0-5: not UTF-8 at byte 3"
         )
-    ask = ("tokenizer", "--vocab_size", 280, "--data.source")
+    ask = ("tokenizer", "--vocab_size", 285, "--data.source")
     assert "all.jsonl: holds nothing that can be used (1 not_utf8, 1 missing_field)" in refused(
         capfd, *ask, "all.jsonl"
     )

@@ -55,7 +55,7 @@ class Given(LM):
 
 
 def logprob(context: str, continuation: str) -> float:
-    chance = random.Random(context + continuation)
+    chance = random.Random(f"0{context}{continuation}")
     size = len(continuation) + len(continuation.encode())
     return -round(size * chance.uniform(0.3, 0.6), 3)
 

@@ -157,14 +157,23 @@ def test_names_given_beside_the_file_are_control_tokens_within_the_guard_too() -
     assert tokenizer.decode([2, *tokenizer.encode("cat")]) == "cat"
 
 
+def test_what_is_added_later_is_known_within_the_guard() -> None:
+    guarded = GuardedTokenizer(FILE | UNBOUNDED["a pattern of its own"])
+    before = guarded.encode("mill", add_special_tokens=False).ids
+    guarded.add_special_tokens([tokenizers.AddedToken("mill", special=True, normalized=False)])
+    (added,) = guarded.encode("mill", add_special_tokens=False).ids
+    assert guarded.get_added_tokens_decoder()[added].content == "mill"
+    guarded.encode_special_tokens = True
+    assert guarded.encode("mill", add_special_tokens=False).ids == before
+
+
 def test_what_takes_too_long_or_too_much_is_refused_and_the_next_text_is_encoded() -> None:
     guarded = GuardedTokenizer(FILE | {"normalizer": doubled(16)}, seconds=0.3)
     with pytest.raises(UserError, match=r"take more than 0 s for 20 characters|ask for too much memory"):
         guarded.encode("a" * 20, add_special_tokens=False)
     assert guarded.decode(guarded.encode("cat b", add_special_tokens=False).ids, skip_special_tokens=True)
-    small = GuardedTokenizer(FILE | {"normalizer": doubled(16)}, memory=2**20)
     with pytest.raises(UserError, match=r"^tokenizer.json: its normaliser.* ask for too much memory or time"):
-        small.encode("a", add_special_tokens=False)
+        GuardedTokenizer(FILE | {"normalizer": doubled(16)}, memory=2**20)
 
 
 def test_a_pattern_that_the_library_refuses_is_named_in_one_line() -> None:

@@ -23,6 +23,10 @@ class GuardedTokenizer:
         content: A `tokenizer.json`, parsed.
         seconds: For a text of no length; each million characters has twenty more.
         memory: Bytes of address space for a text and a file of no length.
+
+    Raises:
+        UserError: the file takes too long to load, or too much memory.
+        ValueError: the library refuses it.
     """
 
     def __init__(self, content: Mapping[str, Any], *, seconds: float = 10.0, memory: int = 2**30) -> None:
@@ -31,9 +35,16 @@ class GuardedTokenizer:
         self._content, self._seconds, self._memory = content, seconds, memory
         self._harmless = tokenizers.Tokenizer.from_str(json.dumps({**content, **dict.fromkeys(_PARTS)}))
         self.encode_special_tokens = False
+        """Whether names of control tokens in a text are ordinary text."""
+        self.encode("", add_special_tokens=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._harmless, name)
+
+    def add_special_tokens(self, tokens: Sequence[Any]) -> None:
+        """Make control tokens of these names."""
+        self._harmless.add_special_tokens(tokens)
+        self.__dict__.pop("_process", None)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> SimpleNamespace:
         """`ids` of a text.
@@ -43,7 +54,7 @@ class GuardedTokenizer:
             ValueError: the library refuses it.
         """
         assert not add_special_tokens
-        return SimpleNamespace(ids=self._ask("encode", text, len(text)))
+        return SimpleNamespace(ids=self._ask("encode", [text, self.encode_special_tokens], len(text)))
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of ids; raises as `encode` does."""
@@ -57,11 +68,11 @@ class GuardedTokenizer:
 
     @cached_property
     def _process(self) -> GuardedProcess:
-        """Made when first needed: tokens may be added before."""
+        """Made when needed, and anew where tokens were added since."""
         added = json.loads(self._harmless.to_str())["added_tokens"]
         whole = {**self._content, "added_tokens": added, "truncation": None, "padding": None}
-        loaded = {"content": json.dumps(whole), "encode_special_tokens": self.encode_special_tokens}
-        return GuardedProcess(_PROGRAM, self._request("load", loaded, 4 * len(loaded["content"])))
+        text = json.dumps(whole)
+        return GuardedProcess(_PROGRAM, self._request("load", text, 4 * len(text)))
 
     def _request(self, call: str, value: Any, size: int) -> Request:
         seconds = self._seconds + size * 20e-6

@@ -26,13 +26,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return failure
 
 
-def _load(value: dict[str, Any]) -> None:
-    tokenizer = tokenizers.Tokenizer.from_str(value["content"])
-    tokenizer.encode_special_tokens = value["encode_special_tokens"]
-    _loaded[:] = [tokenizer]
+def _load(content: str) -> None:
+    _loaded[:] = [tokenizers.Tokenizer.from_str(content)]
 
 
-def _encode(text: str) -> list[int]:
+def _encode(value: tuple[str, bool]) -> list[int]:
+    text, _loaded[0].encode_special_tokens = value
     return _loaded[0].encode(text, add_special_tokens=False).ids
 
 
