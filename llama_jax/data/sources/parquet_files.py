@@ -166,8 +166,8 @@ def _unpacked_bytes(array: pa.Array | pa.ChunkedArray) -> int:
         return sum(map(_unpacked_bytes, array.chunks))
     if pa.types.is_dictionary(array.type):
         times = array.indices.drop_null().value_counts()
-        lengths = pc.binary_length(array.dictionary.take(times.field("values")))
-        return pc.sum(pc.multiply(lengths.cast(pa.int64()), times.field("counts"))).as_py() or 0
+        lengths = pc.call_function("binary_length", [array.dictionary.take(times.field("values"))]).fill_null(0)
+        return int(lengths.to_numpy().astype(np.int64) @ times.field("counts").to_numpy())
     if pa.types.is_map(array.type):
         first, end = array.offsets[0].as_py(), array.offsets[-1].as_py()
         return sum(_unpacked_bytes(part.slice(first, end - first)) for part in (array.keys, array.items))

@@ -41,7 +41,7 @@ class GuardedTokenizer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._harmless, name)
 
-    def add_special_tokens(self, tokens: Sequence[Any]) -> None:
+    def add_special_tokens(self, tokens: list[Any]) -> None:
         """Make control tokens of these names."""
         self._harmless.add_special_tokens(tokens)
         self.__dict__.pop("_process", None)
