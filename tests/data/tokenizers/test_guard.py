@@ -87,6 +87,41 @@ def with_model(**fields: Any) -> dict[str, Any]:
     return {"model": FILE["model"] | fields}
 
 
+def split(expression: str) -> dict[str, Any]:
+    return {"pre_tokenizer": WORDS | {"pattern": {"Regex": expression}}}
+
+
+@pytest.mark.parametrize(
+    "expression", [r"<(?=0x[0-9A-F]{2}>)|<(?=s>)|\[(?=INST\])", "a", r"a b|\|\*|x\-y", "▁|é", r"\.(?=\.)"]
+)
+def test_words_as_they_stand_are_no_danger(expression) -> None:
+    assert is_bounded(FILE | split(expression))
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "a+",
+        "a*b",
+        "(a)",
+        "a?",
+        "(a|b)+",
+        "a{2}",
+        "(?=a)",
+        r"\w",
+        r"\1",
+        "[ab]",
+        "a|",
+        "",
+        "a(?=b+)",
+        "a(?=(b))",
+        "(?<=a)b",
+    ],
+)
+def test_any_other_expression_may_be_one(expression) -> None:
+    assert not is_bounded(FILE | split(expression))
+
+
 UNBOUNDED = {
     "a text doubled seven times": {"normalizer": doubled(7)},
     "one text for another of 100 times its length": {"normalizer": replace("a", "a" * 100)},

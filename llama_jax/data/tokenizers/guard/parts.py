@@ -4,6 +4,7 @@ the text is never seen."""
 import base64
 import binascii
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,13 @@ _MOST_PARTS = 16
 _LONGEST_STRING = 256
 _LONGEST_TOKEN = 1024
 _LONGEST_REPLACEMENT = 256  # bytes; NFKC's longest has 33
+
+_LONGEST_PATTERN = 4096
+_LETTER = r"(?:[^\\()\[\]{}*+?|]|\\[^A-Za-z0-9])"
+_AHEAD = rf"(?:\(\?=(?:{_LETTER}|\[(?:\w-\w)+\](?:\{{\d\}})?)+\))?"
+_WORDS = re.compile(rf"{_LETTER}+{_AHEAD}(?:\|{_LETTER}+{_AHEAD})*")
+"""An expression of words as they stand, one or the other, each perhaps before another: nothing in it is repeated, so
+that it looks at few characters from each place of a text."""
 
 _MEMBERS = ("normalizers", "pretokenizers", "decoders", "processors")
 _HARMLESS = frozenset(
@@ -28,7 +36,7 @@ _HARMLESS = frozenset(
 
 def is_bounded(content: Mapping[str, Any]) -> bool:
     """Whether nothing in a `tokenizer.json` can make more than some times the length of a text of it, or match for
-    long: every part is one that is known to be harmless, and every pattern one of `PRE_TOKENIZERS`."""
+    long: every part is known to be harmless, and every pattern is one of `PRE_TOKENIZERS` or of words as they stand."""
     try:
         parts = [content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
         model: Mapping[str, Any] = content["model"]
@@ -84,7 +92,9 @@ def _pattern_growth(pattern: Any, content: Any) -> float:
         return math.inf
     if text := pattern.get("String"):
         return max(1.0, len(content) / len(text))
-    return 1.0 if pattern.get("Regex") in _KNOWN_PATTERNS and not content else math.inf
+    expression = pattern["Regex"]
+    is_known = expression in _KNOWN_PATTERNS or (len(expression) <= _LONGEST_PATTERN and _WORDS.fullmatch(expression))
+    return 1.0 if is_known and not content else math.inf
 
 
 def _is_short_map(encoded: Any) -> bool:
