@@ -214,7 +214,7 @@ def test_what_takes_too_long_or_too_much_is_refused_and_the_next_text_is_encoded
 def test_a_pattern_that_the_library_refuses_is_named_in_one_line() -> None:
     wrong = {"type": "Split", "pattern": {"Regex": "(("}, "behavior": "Isolated", "invert": False}
     with pytest.raises(
-        UserError, match=r"^tokenizer here: the tokenizers library refuses it: Oniguruma error: end pat"
+        UserError, match=r"^tokenizer here: tokenizer.json: the tokenizers library refuses it: Oniguruma error: end pat"
     ):
         tokenizer_from_files({"tokenizer.json": json.dumps(FILE | {"pre_tokenizer": wrong}).encode(), **BESIDE}, "here")
 

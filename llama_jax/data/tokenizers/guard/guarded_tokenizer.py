@@ -25,8 +25,7 @@ class GuardedTokenizer:
         memory: Bytes of address space for a text and a file of no length.
 
     Raises:
-        UserError: the file takes too long to load, or too much memory.
-        ValueError: the library refuses it.
+        UserError: the file takes too long to load, or too much memory, or the library refuses it.
     """
 
     def __init__(self, content: Mapping[str, Any], *, seconds: float = 10.0, memory: int = 2**30) -> None:
@@ -50,8 +49,7 @@ class GuardedTokenizer:
         """`ids` of a text.
 
         Raises:
-            UserError: it takes too long, or too much memory.
-            ValueError: the library refuses it.
+            UserError: it takes too long, or too much memory, or the library refuses it.
         """
         assert not add_special_tokens
         return SimpleNamespace(ids=self._ask("encode", [text, self.encode_special_tokens], len(text)))
@@ -89,5 +87,6 @@ class GuardedTokenizer:
         except EOFError:
             raise UserError(f"{wrong} ask for too much memory or time for {size:,} characters") from None
         if "error" in answer:
-            raise ValueError(answer["error"])
+            what = f"{size:,} characters" if size else "it"
+            raise UserError(f"tokenizer.json: the tokenizers library refuses {what}: {answer['error']}")
         return answer["found"]
