@@ -65,7 +65,7 @@ def _tokenizer(config: PretrainConfig, mixture: Mixture) -> tuple[Tokenizer, str
         if kept.exists():
             return load_tokenizer(kept)
         _say(f"training a tokenizer of {size} pieces, as pretrain would")
-        return train_tokenizer(mixture.texts(), size)
+        return train_tokenizer(mixture.texts(mixture.bad_records(config.data)), size)
 
     name = config.data.tokenizer or mixture.tokenizer_directory or (kept if kept.exists() else "trained on this text")
     return mixture.tokenizer(config.data.tokenizer, size, own), str(name)

@@ -5,12 +5,16 @@ if __name__ == "__main__":
 
     main("tokenizer")
 
+import functools
+from collections import Counter
+
 from etils import epath
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
 from llama_jax.data.config import TokenizerConfig
 from llama_jax.data.rows.mixture import open_mixture
+from llama_jax.data.sources.bad_records import counted
 from llama_jax.data.tokenizers import train_tokenizer
 
 
@@ -20,14 +24,16 @@ def tokenizer(config: TokenizerConfig) -> None:
     if output.exists() and not config.overwrite:
         raise UserError(f"--output {output}: exists; name another file, or add --overwrite")
     mixture = open_mixture(config.data)
-    trained = train_tokenizer(mixture.texts(), config.vocab_size)
+    say = functools.partial(print, flush=True)
+    trained = train_tokenizer(mixture.texts(mixture.bad_records(config.data, say)), config.vocab_size)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, trained.to_bytes())
     documents = size = tokens = 0
-    for text in mixture.texts():
+    bad_records = mixture.bad_records(config.data)
+    for text in mixture.texts(bad_records):
         documents, size, tokens = documents + 1, size + len(text.encode()), tokens + len(trained.encode(text))
-    left_out = sum(len(source.documents) for source in mixture.sources) - documents
+    left_out = counted(sum((bad.reasons for bad in bad_records), Counter()))
     print(
         f"{output}: {trained.vocab_size} pieces from {documents:,} documents, {size:,} bytes; "
-        f"{size / tokens:.2f} bytes a token" + (f"; {left_out:,} bad records left out" if left_out else "")
+        f"{size / tokens:.2f} bytes a token" + (f"; bad records left out: {left_out}" if left_out else "")
     )

@@ -47,7 +47,7 @@ def measure_data(config: BenchmarkConfig) -> dict[str, Any]:
 def _tokenizer(config: BenchmarkConfig, mixture: Mixture) -> Tokenizer:
     def trained() -> Tokenizer:
         say(config, f"training a tokenizer of {config.run.model.vocab_size} pieces")
-        return train_tokenizer(mixture.texts(), config.run.model.vocab_size)
+        return train_tokenizer(mixture.texts(mixture.bad_records(config.run.data)), config.run.model.vocab_size)
 
     # No model reads the ids, so that any number of tokens will do.
     return mixture.tokenizer(config.run.data.tokenizer, sys.maxsize, trained)

@@ -6,9 +6,12 @@ from typing import Literal
 from llama_jax.checkpoints.config import UseConfig
 from llama_jax.core.errors import UserError, nearest
 
-EVALUATION_TASKS = ("perplexity", "multiple_choice", "last_word", "exact_match", "instructions", "lm_eval")
+_OWN_TASKS = ("perplexity", "multiple_choice", "last_word", "exact_match", "instructions")
+EVALUATION_TASKS = (*_OWN_TASKS, "lm_eval")
 _ONLY_FOR = {
-    "data": ("perplexity", "multiple_choice", "last_word", "exact_match", "instructions"),
+    "data": _OWN_TASKS,
+    "bad_records": _OWN_TASKS,
+    "max_bad_fraction": _OWN_TASKS,
     "text_field": ("perplexity", "last_word"),
     "stride": ("perplexity",),
     "num_fewshot": ("multiple_choice", "last_word", "exact_match", "lm_eval"),
@@ -34,8 +37,13 @@ class EvaluateConfig(UseConfig):
     documents the run held out. Other tasks: a .jsonl file, a .json file with one array, or `tfds:NAME:SPLIT`."""
     text_field: str = "text"
     """Field of a record that holds the text (perplexity, last_word)."""
+    bad_records: Literal["skip", "fail"] = "skip"
+    """What happens at a record that cannot be used: not UTF-8, not JSON, without a field that the task needs and the
+    like. `skip` counts it by reason (`dropped_records` in the result) and names the first few; `fail` ends the work."""
+    max_bad_fraction: float = 0.001
+    """Share of the records that may be skipped; more end the work. Of documents that a run held out any number may."""
     limit: int | None = None
-    """Documents to measure on at the most, the first ones; None: all."""
+    """Documents to measure on at the most, the first ones that can be used; None: all."""
     sequence_length: int | None = None
     """Tokens in a row at the most; None: the model's context, and for perplexity as the run was trained."""
     stride: int | None = None
@@ -78,6 +86,8 @@ class EvaluateConfig(UseConfig):
             raise UserError(f"--data: needed by {family}: a .jsonl or .json file, or tfds:NAME:SPLIT")
         if self.fewshot_data is not None and self.num_fewshot == 0:
             raise UserError("--fewshot_data: set --num_fewshot too, the number of examples to take from it")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"--max_bad_fraction {self.max_bad_fraction}: must lie between 0 and 1")
         for name, least in (("limit", 1), ("stride", 1), ("batch_size", 1), ("num_fewshot", 0), ("sequence_length", 2)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise UserError(f"--{name} {value}: must be at least {least}")

@@ -16,12 +16,13 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
 from llama_jax.core.mesh import make_mesh
 from llama_jax.core.processes.distributed import is_main_process, main_process_printer, start_up
+from llama_jax.data.sources.bad_records import counted
 from llama_jax.data.sources.opening import read_records
 from llama_jax.evals import perplexity, record_tasks
 from llama_jax.evals.config import EvaluateConfig
 from llama_jax.evals.instructions import load_judge
 from llama_jax.evals.kept_samples import output_file
-from llama_jax.evals.session import WITHOUT_INFLUENCE, Session
+from llama_jax.evals.session import WITHOUT_INFLUENCE, Session, bad_records_of
 
 
 def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
@@ -34,9 +35,9 @@ def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
     who = start_up(config.distributed)
     mesh = make_mesh(config.mesh)
     output = output_file(config.output)
-    records = []
+    records, bad = [], bad_records_of(config, config.data or "", say)
     if config.data is not None and config.task != "perplexity":
-        records = read_records(config.data)  # a mistake in it is reported before a model is opened
+        records = read_records(config.data, bad)  # a mistake in it is reported before a model is opened
     judge = load_judge(config.judge) if config.judge is not None else None
     with jax.set_mesh(mesh):
         opened = open_named(config, say)
@@ -48,7 +49,7 @@ def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
         elif config.task.startswith("lm_eval:"):
             found = _lm_eval(session)
         else:
-            found = record_tasks.evaluate(session, records, judge)
+            found = record_tasks.evaluate(session, records, bad, judge)
         found["seconds"] = time.perf_counter() - started
     settings = dataclasses.asdict(config).items()
     result = {
@@ -80,7 +81,9 @@ def _in_words(result: Mapping[str, Any]) -> str:
     if result.get("truncated"):
         parts.append(f"{result['truncated']} of {result['requests']} requests truncated")
     if result.get("skipped"):
-        parts.append(f"{result['skipped']} records skipped")
+        parts.append(f"{result['skipped']} records have no answer")
+    if result.get("dropped_records"):
+        parts.append(f"bad records left out: {counted(result['dropped_records'])}")
     for name, value in result.items():
         if isinstance(value, float) and not name.endswith("_stderr") and name != "seconds":
             error = result.get(f"{name}_stderr")

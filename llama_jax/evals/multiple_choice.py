@@ -8,6 +8,8 @@ from typing import Any
 from llama_jax.evals.scoring import Score
 from llama_jax.evals.tasks import Choices, Sample, text_of
 
+ACCURACIES = ("accuracy", "accuracy_per_character", "accuracy_per_byte")
+
 
 def read_choices(record: Mapping[str, Any]) -> list[Choices]:
     """The document of a record in one of the usual forms, with the prompt of lm-evaluation-harness's ARC task:
@@ -87,15 +89,25 @@ def _cleaned(text: str) -> str:
 
 
 def choices_sample(document: Choices, scores: Sequence[Score]) -> Sample:
-    """What the model prefers: by log-probability, and by log-probability for each character of a choice (its space not
-    counted), the harness's `acc_norm`. The first of equals counts."""
+    """Whether the model prefers the right choice: by log-probability, by log-probability for each character of a choice
+    and for each byte of it in UTF-8 (lm-evaluation-harness's `acc`, `acc_norm` and `acc_bytes`). The space before a
+    choice is not counted; the first of equals is preferred."""
     logprobs = [score.logprob for score in scores]
-    by_character = [logprob / len(choice[1:]) for logprob, choice in zip(logprobs, document.choices, strict=True)]
+    choices = [choice[1:] for choice in document.choices]
+    sizes = {
+        "accuracy": [1] * len(choices),
+        "accuracy_per_character": [len(choice) for choice in choices],
+        "accuracy_per_byte": [len(choice.encode()) for choice in choices],
+    }
     return {
         "prompt": document.prompt,
-        "choices": [choice[1:] for choice in document.choices],
+        "choices": choices,
         "logprobs": logprobs,
         "gold": document.gold,
-        "accuracy": int(logprobs.index(max(logprobs)) == document.gold),
-        "accuracy_normalized": int(by_character.index(max(by_character)) == document.gold),
+        **{name: int(_preferred(logprobs, each) == document.gold) for name, each in sizes.items()},
     }
+
+
+def _preferred(logprobs: Sequence[float], sizes: Sequence[int]) -> int:
+    values = [logprob / size for logprob, size in zip(logprobs, sizes, strict=True)]
+    return values.index(max(values))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,13 +10,20 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.placing import padded_rows
 from llama_jax.core.run_directory import load_config
 from llama_jax.data.config import DataConfig
-from llama_jax.data.rows.loader import text_bytes, texts_of, validation_batches, zlib_bits_per_byte
+from llama_jax.data.rows.loader import (
+    text_bytes,
+    texts_of,
+    usable_documents,
+    validation_batches,
+    zlib_bits_per_byte,
+)
 from llama_jax.data.rows.mixture import open_mixture
-from llama_jax.data.sources.documents import Documents, SelectedDocuments
-from llama_jax.data.sources.opening import open_source
+from llama_jax.data.sources.bad_records import BadRecords
+from llama_jax.data.sources.documents import Documents
+from llama_jax.data.sources.opening import errors_of, open_source
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.evals.scoring import Request, Scorer, document_scores
-from llama_jax.evals.session import Session
+from llama_jax.evals.session import Session, bad_records_of
 from llama_jax.evals.tasks import Sample
 from llama_jax.runs.held_out import bounded_exp, per_unit, perplexity
 
@@ -27,12 +34,34 @@ def evaluate(session: Session) -> dict[str, Any]:
     return _packed(session) if stride is None else _sliding(session, stride)
 
 
-def _documents(session: Session) -> tuple[DataConfig, Documents]:
-    """The documents whose perplexity is measured, and how they are cut into rows.
+class _Measured(NamedTuple):
+    """What the perplexity is measured of."""
+
+    data: DataConfig
+    """How documents are cut into rows."""
+    documents: Documents
+    """Those that can be used."""
+    bad: BadRecords
+    """The others."""
+
+
+def _measured(session: Session) -> _Measured:
+    """The documents that the settings name, or that the run held out.
 
     Raises:
-        UserError: no data is named and the model is not a run.
+        UserError: no data is named and the model is not a run; or too many documents cannot be used.
     """
+    config = session.config
+    data, documents = _documents(session)
+    if config.data is not None:
+        bad = bad_records_of(config, config.data, session.say)
+    else:
+        # A share of so few tells nothing; the run has watched that of all.
+        bad = BadRecords("the held-out documents", config.bad_records, 1.0, settings="--", say=session.say)
+    return _Measured(data, usable_documents(documents, session.opened.tokenizer, bad, config.limit), bad)
+
+
+def _documents(session: Session) -> tuple[DataConfig, Documents]:
     config, run = session.config, session.opened.run
     trained: dict[str, Any] = load_config(run)["data"] if run is not None else {}
     length = session.context_length
@@ -40,7 +69,8 @@ def _documents(session: Session) -> tuple[DataConfig, Documents]:
         length = trained.get("sequence_length", length)
     if config.data is not None:
         data = DataConfig(source=config.data, text_field=config.text_field, sequence_length=length)
-        documents = open_source(config.data, config.text_field)
+        with errors_of("--data"):
+            documents = open_source(config.data, config.text_field)
     elif run is not None and "template" in trained:
         raise UserError(f"--data: needed, {run} was trained on instructions and held out no documents")
     elif run is not None:
@@ -49,24 +79,22 @@ def _documents(session: Session) -> tuple[DataConfig, Documents]:
         documents = open_mixture(data).hold_out(data.validation_fraction)[1]
     else:
         raise UserError("--data: needed, only a run has held-out documents of its own")
-    if config.limit is not None and config.limit < len(documents):
-        documents = SelectedDocuments(documents, np.arange(config.limit), f"the first {config.limit}")
     return data, documents
 
 
 def _packed(session: Session) -> dict[str, Any]:
     """Every document once, packed into rows as in training."""
     opened, rows = session.opened, padded_rows(session.config.batch_size)
-    data, documents = _documents(session)
+    data, documents, bad = _measured(session)
     batches = validation_batches(documents, opened.tokenizer, data, rows)
     result = perplexity(opened.model, opened.params, batches, text_bytes(documents, opened.tokenizer))
     words = sum(len(text.split()) for text in texts_of(documents, opened.tokenizer))
-    return _with_baselines(session, result, documents, words) | {"programs": 1}
+    return _with_baselines(session, result, documents, words) | _left_out(bad) | {"programs": 1}
 
 
 def _sliding(session: Session, stride: int) -> dict[str, Any]:
     """Every document by itself, in windows that overlap."""
-    data, documents = _documents(session)
+    data, documents, bad = _measured(session)
     if stride > data.sequence_length:
         raise UserError(f"--stride {stride}: leaves tokens out, as a window has {data.sequence_length}")
     scorer, tokenizer = session.scorer(), session.opened.tokenizer
@@ -77,7 +105,11 @@ def _sliding(session: Session, stride: int) -> dict[str, Any]:
     totals = {name: sum(sample[name] for sample in samples) for name in samples[0]}
     result = per_unit(totals["nats"], totals["tokens"], totals["bytes"])
     counts = {"requests": totals["requests"], "programs": len(scorer.programs)}
-    return _with_baselines(session, result, documents, totals["words"]) | counts
+    return _with_baselines(session, result, documents, totals["words"]) | _left_out(bad) | counts
+
+
+def _left_out(bad: BadRecords) -> dict[str, Any]:
+    return {"dropped_records": dict(bad.reasons)}
 
 
 def _with_baselines(session: Session, result: dict[str, Any], documents: Documents, words: int) -> dict[str, Any]:

@@ -9,29 +9,32 @@ import numpy as np
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.processes.distributed import is_main_process
+from llama_jax.data.sources.bad_records import BadRecords
 from llama_jax.data.sources.opening import read_records
 from llama_jax.data.sources.record_text import Record
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.evals import exact_match, instructions, last_word, multiple_choice
 from llama_jax.evals.answers import Answerer
-from llama_jax.evals.config import EvaluateConfig
 from llama_jax.evals.metrics import means
 from llama_jax.evals.scoring import Request, Scorer, document_scores, encode_pair
-from llama_jax.evals.session import Session
+from llama_jax.evals.session import Session, bad_records_of
 from llama_jax.evals.tasks import AnsweredTask, Choices, Question, Sample, ScoredTask, few_shot_prefix, read_documents
 from llama_jax.inference.completion import encode_prompt
 from llama_jax.inference.config import SamplingConfig
 
 
-def evaluate(session: Session, records: Sequence[Record], judge: instructions.Judge | None) -> dict[str, Any]:
+def evaluate(
+    session: Session, records: Sequence[Record], bad: BadRecords, judge: instructions.Judge | None
+) -> dict[str, Any]:
     """The metrics of the task that the settings name, measured on the records; its samples are kept.
 
     Args:
+        bad: where those were noted that could not be read.
         judge: grades answers to instructions.
     """
     config, tokenizer, task = session.config, session.opened.tokenizer, _task(session, judge)
-    documents, skipped = read_documents(records, task)
-    examples, documents = _few_shot(config, documents, task)
+    documents, skipped = read_documents(records, task, bad)
+    examples, documents = _few_shot(session, documents, task)
     documents = documents[: config.limit]
     if not documents:
         taken = f"{skipped} records have no answer, {len(examples)} are examples"
@@ -47,17 +50,17 @@ def evaluate(session: Session, records: Sequence[Record], judge: instructions.Ju
     samples = session.samples(documents, content, measure)
     counts = {name: sum(sample[name] for sample in samples) for name in ("requests", "truncated")}
     metrics = task.metrics(samples) if is_main_process() else {}  # only there was the judge asked
-    return {"documents": len(documents), **counts, "skipped": skipped, **metrics, "programs": len(worker.programs)}
+    left_out = {"skipped": skipped, "dropped_records": dict(bad.reasons)}
+    return {"documents": len(documents), **counts, **left_out, **metrics, "programs": len(worker.programs)}
 
 
-def _few_shot(
-    config: EvaluateConfig, documents: list[Any], task: ScoredTask | AnsweredTask
-) -> tuple[list[Any], list[Any]]:
+def _few_shot(session: Session, documents: list[Any], task: ScoredTask | AnsweredTask) -> tuple[list[Any], list[Any]]:
     """Examples for the prompt, and the documents that are left to measure on."""
-    count = config.num_fewshot
+    config, count = session.config, session.config.num_fewshot
     if config.fewshot_data is None:
         return documents[:count], documents[count:]
-    known, _ = read_documents(read_records(config.fewshot_data), task)
+    bad = bad_records_of(config, config.fewshot_data, session.say)
+    known, _ = read_documents(read_records(config.fewshot_data, bad, "--fewshot_data"), task, bad)
     if len(known) < count:
         raise UserError(f"--fewshot_data {config.fewshot_data}: has {len(known)} examples, not {count}")
     # RandomState, unlike numpy's newer generators, promises the same numbers in every version.
@@ -73,7 +76,7 @@ def _task(session: Session, judge: instructions.Judge | None) -> ScoredTask | An
         "multiple_choice": ScoredTask(
             multiple_choice.read_choices,
             multiple_choice.choices_sample,
-            functools.partial(means, names=("accuracy", "accuracy_normalized")),
+            functools.partial(means, names=multiple_choice.ACCURACIES),
         ),
         "last_word": ScoredTask(
             functools.partial(last_word.read_passage, text_field=config.text_field),

@@ -13,6 +13,7 @@ from llama_jax.checkpoints.opening import OpenModel
 from llama_jax.core.errors import UserError
 from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.core.recording.terminal import LiveLine
+from llama_jax.data.sources.bad_records import BadRecords
 from llama_jax.evals.answers import Answerer
 from llama_jax.evals.config import EvaluateConfig
 from llama_jax.evals.kept_samples import KeptSamples
@@ -26,9 +27,15 @@ WITHOUT_INFLUENCE = ("json", "output", "distributed")
 _NOT_IN_KEYS = (
     *WITHOUT_INFLUENCE,
     *("model", "step", "adapters", "tokenizer", "data", "fewshot_data"),
+    *("bad_records", "max_bad_fraction"),
     *("mesh", "batch_size"),
 )
 """Settings that a sample depends on not at all, through what has a fingerprint of its own, or by rounding alone."""
+
+
+def bad_records_of(config: EvaluateConfig, source: str, say: Callable[[str], None]) -> BadRecords:
+    """Where the bad records of a source are counted, as the settings have it."""
+    return BadRecords(source, config.bad_records, config.max_bad_fraction, settings="--", say=say)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from llama_jax.core.errors import UserError
+from llama_jax.data.sources.bad_records import BadRecords
+from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.record_text import Record
 from llama_jax.evals.scoring import Score
 
@@ -71,20 +72,27 @@ class AnsweredTask:
     """An answer ends where one of these begins."""
 
 
-def read_documents(records: Sequence[Record], task: ScoredTask | AnsweredTask) -> tuple[list[Any], int]:
+def read_documents(
+    records: Sequence[Record], task: ScoredTask | AnsweredTask, bad: BadRecords
+) -> tuple[list[Any], int]:
     """The documents of all records, and the number of records that were skipped since they have none.
 
+    Args:
+        bad: Where the records are noted that are not of the task's form, beside those that could not be read.
+
     Raises:
-        UserError: a record is not of the task's form; names its place.
+        UserError: too many records are bad.
     """
-    documents, skipped = [], 0
+    documents, skipped, total = [], 0, len(records) + bad.total
     for record in records:
         try:
             found = task.read(record.values)
         except ValueError as error:
-            raise UserError(f"{record.place}: {error}") from None
+            bad.note(BadRecordError("wrong_form", record.place, str(error)))
+            continue
         documents += found
         skipped += not found
+    bad.check(total, "records")
     return documents, skipped
 
 

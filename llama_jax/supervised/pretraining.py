@@ -12,8 +12,9 @@ from llama_jax.core.placing import local_rows
 from llama_jax.core.processes.distributed import from_main_process, is_main_process
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run_directory import RunDirectory
-from llama_jax.data.rows.loader import Loader, text_bytes, validation_batches, zlib_bits_per_byte
+from llama_jax.data.rows.loader import Loader, text_bytes, usable_documents, validation_batches, zlib_bits_per_byte
 from llama_jax.data.rows.mixture import Mixture, open_mixture
+from llama_jax.data.sources.bad_records import BadRecords
 from llama_jax.data.sources.documents import Documents
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.runs.description import description
@@ -47,7 +48,9 @@ def train_on_text(config: PretrainConfig, run: RunDirectory, program: Program) -
         say=run.say if is_main_process() else functools.partial(print, flush=True),
     )
     with jax.set_mesh(program.mesh):
-        validation = _Validation(config, program, tokenizer, held_out)
+        # A share of so few tells nothing; that of the training documents is watched.
+        bad = BadRecords("the held-out documents", config.data.bad_records, 1.0, say=run.say)
+        validation = _Validation(config, program, tokenizer, usable_documents(held_out, tokenizer, bad))
         task = Task(
             program=program,
             data=loader,
@@ -67,9 +70,8 @@ def _tokenizer(config: PretrainConfig, run: RunDirectory, training: Mixture) -> 
     def keep() -> bytes:
         # Before the first step the configuration may still change, so a tokenizer from then is made anew.
         if not kept.exists() or not run.has_progress():
-            count = sum(len(source.documents) for source in training.sources)
-            run.say(f"training a tokenizer of {vocab_size} pieces on {count} documents")
-            write_whole(kept, train_tokenizer(training.texts(), vocab_size).to_bytes())
+            run.say(f"training a tokenizer of {vocab_size} pieces on the documents")
+            write_whole(kept, train_tokenizer(training.texts(training.bad_records(config.data)), vocab_size).to_bytes())
         return kept.read_bytes()
 
     return training.tokenizer(config.data.tokenizer, vocab_size, lambda: load_tokenizer(kept, from_main_process(keep)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import command_runs
 import pytest
+from sweeps import some
 
 CHOICES = [
     {"question": f"What follows {n}?", "choices": ["zero", f"{n + 1}", "a list"], "answer": n % 3} for n in range(12)
@@ -59,16 +60,49 @@ def test_an_evaluation_that_was_stopped_goes_on(tiny_run, data, capfd) -> None:
     # A sample that could not come from computing it again.
     partial = data / "result.json.partial.jsonl"
     key, *lines = partial.read_text().splitlines(keepends=True)
-    changed = json.loads(lines[3]) | {"accuracy_normalized": 100}
+    changed = json.loads(lines[3]) | {"accuracy_per_character": 100}
     partial.write_text("".join([key, *lines[:3], json.dumps(changed) + "\n"]))
     capfd.readouterr()
     assert command_runs.call("evaluate", *ask) == 0
     assert "resuming after 4 documents" in capfd.readouterr().out
     again = json.loads((data / "result.json").read_text())
     number = changed["document"]
-    difference = (100 - kept[number]["accuracy_normalized"]) / 12
-    assert again["accuracy_normalized"] == pytest.approx(whole["accuracy_normalized"] + difference)
+    difference = (100 - kept[number]["accuracy_per_character"]) / 12
+    assert again["accuracy_per_character"] == pytest.approx(whole["accuracy_per_character"] + difference)
     assert not partial.exists()
+
+
+@pytest.mark.parametrize("windows", some([(), ("--stride", 32)], default=[()]))
+def test_what_is_measured_are_the_documents_that_can_be_used(tiny_run, data, capfd, windows) -> None:
+    good = [json.dumps(record).encode() for record in PASSAGES]
+    bad = [b'{"text": "caf\xe9"}', b'{"txet": "no text"}', b'{"text": null}', b'{"text": "", "n": 1}']
+    (data / "good.jsonl").write_bytes(b"\n".join(good))
+    (data / "mixed.jsonl").write_bytes(b"\n".join([*bad[:2], *good[:4], bad[2], *good[4:], bad[3]]))
+    ask = ("--model", tiny_run, "--sequence_length", 64, *windows)
+    expected = evaluated(capfd, *ask, "--data", "good.jsonl")
+    found = evaluated(capfd, *ask, "--data", "mixed.jsonl", "--max_bad_fraction", 0.4)
+    assert expected["dropped_records"] == {} and expected["documents"] == 6
+    assert found["dropped_records"] == {"not_utf8": 1, "missing_field": 1, "null_field": 1, "empty": 1}
+    for name in ("documents", "tokens", "bytes", "zlib_bits_per_byte"):
+        assert found[name] == expected[name]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    first = evaluated(capfd, *ask, "--data", "mixed.jsonl", "--limit", 3, "--max_bad_fraction", 0.4)
+    assert (first["documents"], first["dropped_records"]) == (3, {"not_utf8": 1, "missing_field": 1})
+
+
+def test_records_that_cannot_be_used_are_counted_and_named(tiny_run, data, capfd) -> None:
+    lines = [json.dumps(record) for record in CHOICES]
+    lines[3:3] = ['{"question": ', json.dumps(CHOICES[0] | {"answer": "D"}), json.dumps(PASSAGES[0])]
+    lines.append(json.dumps(CHOICES[1] | {"answer": -1}))  # not bad: as hidden test sets have it
+    (data / "mixed.jsonl").write_text("\n".join(lines))
+    ask = ("--model", tiny_run, "--task", "multiple_choice", "--max_bad_fraction", 0.25, "--data", "mixed.jsonl")
+    result = evaluated(capfd, *ask)
+    assert (result["documents"], result["requests"], result["skipped"]) == (12, 36, 1)
+    assert result["dropped_records"] == {"not_json": 1, "wrong_form": 2}
+    assert command_runs.call("evaluate", *ask) == 0
+    said = capfd.readouterr().out
+    assert "bad record skipped: mixed.jsonl:5: field 'answer' is 'D', which names none of the 3 choices" in said
+    assert "1 records have no answer, bad records left out: 2 wrong_form, 1 not_json, accuracy" in said
 
 
 def test_examples_are_taken_from_the_data_or_from_other_data(tiny_run, data, capfd) -> None:
@@ -172,9 +206,35 @@ MISTAKES = {
     ),
     "a record of another task": (
         ["--task", "multiple_choice", "--data", "passages.jsonl"],
-        "passages.jsonl:1: no field 'question'; it has text",
+        "passages.jsonl: holds nothing that can be used (6 wrong_form), such as passages.jsonl:1: no field 'question'",
     ),
-    "a broken line": (["--task", "last_word", "--data", "broken.jsonl"], "broken.jsonl:2: not JSON: "),
+    "a broken line": (
+        ["--task", "last_word", "--data", "broken.jsonl"],
+        "--max_bad_fraction: 1 of 2 records of broken.jsonl cannot be used (1 not_json), more than 0.001 of them; such "
+        "as broken.jsonl:2: not JSON: ",
+    ),
+    "a broken example": (
+        ["--task", "last_word", "--data", "passages.jsonl", "--num_fewshot", 1, "--fewshot_data", "broken.jsonl"],
+        "--max_bad_fraction: 1 of 2 records of broken.jsonl cannot be used (1 not_json)",
+    ),
+    "no example": (
+        ["--task", "last_word", "--data", "passages.jsonl", "--num_fewshot", 1, "--fewshot_data", "nowhere.jsonl"],
+        "--fewshot_data: no file or directory nowhere.jsonl",
+    ),
+    "no bad record is allowed": (
+        ["--task", "last_word", "--data", "broken.jsonl", "--bad_records", "fail", "--max_bad_fraction", 1.0],
+        "broken.jsonl:2: not JSON: Expecting value, column 9 (--bad_records is fail)",
+    ),
+    "a text that is not UTF-8": (
+        ["--data", "latin1.txt"],
+        "latin1.txt: holds nothing that can be used (1 not_utf8), such as latin1.txt bytes 0-5: not UTF-8 at byte 3",
+    ),
+    "no text to measure on": (["--data", "nowhere.jsonl"], "--data: no file or directory nowhere.jsonl"),
+    "too many bad documents": (
+        ["--data", "broken.jsonl", "--max_bad_fraction", 0.4],
+        "--max_bad_fraction: 1 of 2 documents of broken.jsonl cannot be used (1 not_json), more than 0.4 of them; such",
+    ),
+    "too large a share": (["--max_bad_fraction", 1.5], "--max_bad_fraction 1.5: must lie between 0 and 1"),
     "an answer as long as the context": (
         ["--task", "exact_match", "--data", "problems.jsonl", "--max_new_tokens", 512],
         "--max_new_tokens 512: leaves no room for a prompt in the context of 512 tokens",
@@ -191,6 +251,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_named_in_one_line(mistake, tiny_run, data, capfd) -> None:
     (data / "broken.jsonl").write_text('{"text": "a b"}\n{"text": \n')
+    (data / "latin1.txt").write_bytes(b"caf\xe9\n")
     arguments, said = MISTAKES[mistake]
     assert command_runs.call("evaluate", "--model", tiny_run, *arguments) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]

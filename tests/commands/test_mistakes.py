@@ -76,8 +76,33 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(folder, capfd) -> No
     assert command_runs.call("tokenizer", "--vocab_size", 600) == 0
     capfd.readouterr()
     line = refused(capfd, *TINY, "--data.tokenizer", "tokenizer.model")
-    assert "600" in line
-    assert "model.vocab_size 512" in line
+    assert line.endswith("tokenizer.model has 600 tokens, more than model.vocab_size 512; add --model.vocab_size 600")
+
+
+BAD = b'{"text": "caf\xe9"}\n{"txet": "no text"}\n'
+GOOD = "".join(f'{{"text": "a good text, number {number}"}}\n' for number in range(8)).encode()
+
+
+def test_what_a_tokenizer_cannot_be_trained_on_is_named(folder, capfd) -> None:
+    (folder / "latin1.txt").write_bytes(b"caf\xe9\n")
+    (folder / "all.jsonl").write_bytes(BAD)
+    (folder / "some.jsonl").write_bytes(BAD + GOOD)
+    for command in ("tokenizer", "prepare"):
+        line = refused(capfd, command, "--data.source", "latin1.txt", "--vocab_size", 300)
+        assert line.endswith(
+            "holds nothing that can be used (1 not_utf8), such as latin1.txt bytes 0-5: not UTF-8 at byte 3"
+        )
+    ask = ("tokenizer", "--vocab_size", 285, "--data.source")
+    assert "all.jsonl: holds nothing that can be used (1 not_utf8, 1 missing_field)" in refused(
+        capfd, *ask, "all.jsonl"
+    )
+    assert "2 of 10 documents of some.jsonl cannot be used" in refused(capfd, *ask, "some.jsonl")
+    assert "some.jsonl:1: not UTF-8" in refused(capfd, *ask, "some.jsonl", "--data.bad_records", "fail")
+    assert not (folder / "tokenizer.model").exists()
+    assert command_runs.call(*ask, "some.jsonl", "--data.max_bad_fraction", 0.2) == 0
+    said = capfd.readouterr().out
+    assert "bad record skipped: some.jsonl:2: no field 'text'" in said
+    assert "from 8 documents" in said and said.endswith("bad records left out: 1 not_utf8, 1 missing_field\n")
 
 
 @pytest.mark.slow

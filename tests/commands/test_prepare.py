@@ -250,8 +250,10 @@ def test_too_many_bad_records_end_the_work(arguments, corpus, tmp_path, capfd) -
     ask = (*arguments, "--output", tmp_path / "out", "--workers", 0, "--data.max_bad_fraction")
     assert command_runs.call("prepare", *ask, 3 / 360) == 2
     error = capfd.readouterr().err
-    assert (
-        f"data.max_bad_fraction: 4 bad records of 360 documents are more than {3 / 360}; such as {corpus}:360" in error
+    assert error == (
+        f"error: data.max_bad_fraction: 4 of 360 documents of {corpus} cannot be used (2 not_json, 1 missing_field, "
+        f"1 empty), more than {3 / 360:g} of them; such as {corpus}:11: no field 'text' (data.text_field); it has "
+        "body; repair the source, or allow more\n"
     )
     # The last shard was the one too many: nothing is left to do but to refuse again.
     assert count(tmp_path / "out", "progress/shard-*.json") == SHARDS

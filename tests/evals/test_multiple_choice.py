@@ -1,16 +1,20 @@
 """Records of all the usual forms become the same documents, and the preferred choice is what lm-eval says it is."""
 
+import dataclasses
+import json
 import re
+from pathlib import Path
 
 import pytest
 
 from llama_jax.evals.metrics import means
-from llama_jax.evals.multiple_choice import choices_sample, read_choices
+from llama_jax.evals.multiple_choice import ACCURACIES, choices_sample, read_choices
 from llama_jax.evals.scoring import Score
 from llama_jax.evals.tasks import Choices
 
 ARC = Choices("Question: What is hot?\nAnswer:", (" ice", " the sun"), 1)
 TEXTS = ["ice", "the sun"]
+RECORDED = Path(__file__).parents[1] / "oracle" / "lm_eval_choices.json"
 
 FORMS = {
     "ARC as published": {
@@ -80,11 +84,36 @@ def test_the_preferred_choice_depends_on_the_normalisation() -> None:
         return choices_sample(document, [Score(logprob, 1, False, False) for logprob in logprobs])
 
     long_is_better_a_character = sample(-3.0, -2.0, gold=0)  # -0.75 against -1 a character
-    assert (long_is_better_a_character["accuracy"], long_is_better_a_character["accuracy_normalized"]) == (0, 1)
+    assert (long_is_better_a_character["accuracy"], long_is_better_a_character["accuracy_per_character"]) == (0, 1)
     first_of_equals = sample(-2.0, -2.0, gold=1)
     assert first_of_equals["accuracy"] == 0
     samples = [long_is_better_a_character, first_of_equals, sample(-1.0, -2.0, gold=0)]
-    found = means(samples, ("accuracy", "accuracy_normalized"))
+    found = means(samples, ACCURACIES)
     assert found["accuracy"] == pytest.approx(1 / 3)
-    assert found["accuracy_normalized"] == pytest.approx(2 / 3)
+    assert found["accuracy_per_character"] == found["accuracy_per_byte"] == pytest.approx(2 / 3)
     assert found["accuracy_stderr"] == pytest.approx(1 / 3)  # 0, 0, 1: variance 1/3 over 3 samples
+
+
+def test_characters_and_bytes_differ_where_a_text_is_not_ascii() -> None:
+    document = Choices("Q", (" abcdef", " ёжик", " 水"), 0)  # 6, 4 and 1 characters; 6, 8 and 3 bytes
+    preferred = {name: [] for name in ACCURACIES}
+    for gold in range(3):
+        scores = [Score(logprob, 1, False, False) for logprob in (-6.0, -5.0, -2.0)]
+        sample = choices_sample(dataclasses.replace(document, gold=gold), scores)
+        for name in ACCURACIES:
+            preferred[name].append(sample[name])
+    assert preferred == {"accuracy": [0, 0, 1], "accuracy_per_character": [1, 0, 0], "accuracy_per_byte": [0, 1, 0]}
+
+
+def test_the_preferred_choices_are_those_of_lm_evaluation_harness() -> None:
+    recorded = json.loads(RECORDED.read_text())
+    theirs = {"accuracy": "acc", "accuracy_per_character": "acc_norm", "accuracy_per_byte": "acc_bytes"}
+    samples = []
+    for record in recorded["documents"]:
+        (document,) = read_choices(record)
+        scores = [Score(logprob, 1, False, False) for logprob in record["logprobs"]]
+        samples.append(choices_sample(document, scores))
+        assert {name: samples[-1][name] for name in ACCURACIES} == {name: record[theirs[name]] for name in ACCURACIES}
+    found = means(samples, ACCURACIES)
+    assert {theirs[name]: found[name] for name in ACCURACIES} == pytest.approx(recorded["means"])
+    assert len({round(found[name], 6) for name in ACCURACIES}) == 3

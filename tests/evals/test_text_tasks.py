@@ -6,6 +6,7 @@ import re
 import pytest
 
 from llama_jax.core.errors import UserError
+from llama_jax.data.sources.bad_records import BadRecords
 from llama_jax.data.sources.record_text import Record
 from llama_jax.evals.exact_match import problem_sample, read_problem
 from llama_jax.evals.instructions import instruction_sample, load_judge, read_instructions
@@ -114,6 +115,9 @@ def test_a_judge_that_is_not_there_is_named(name, said) -> None:
 def test_a_mistake_in_a_record_is_told_with_its_place() -> None:
     task = AnsweredTask(read_problem, problem_sample, lambda samples: {})
     records = [Record("f.jsonl:1", {"question": "?", "answer": "#### 1"}), Record("f.jsonl:2", {"question": "?"})]
-    assert read_documents(records[:1], task)[1] == 0
-    with pytest.raises(UserError, match=r"f\.jsonl:2: no field 'answer'; it has question"):
-        read_documents(records, task)
+    bad = BadRecords("f.jsonl", "skip", 0.5)
+    documents, skipped = read_documents(records, task, bad)
+    assert ([document.reference for document in documents], skipped) == (["#### 1"], 0)
+    assert bad.reasons == {"wrong_form": 1}
+    with pytest.raises(UserError, match=r"^data.max_bad_fraction: 1 of 2 .*f\.jsonl:2: no field 'answer'; it"):
+        read_documents(records, task, BadRecords("f.jsonl", "skip", 0.4))

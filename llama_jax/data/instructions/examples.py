@@ -17,12 +17,10 @@ from llama_jax.core.errors import UserError
 from llama_jax.data.config import InstructionDataConfig, RecordFormat
 from llama_jax.data.instructions.records import Conversation, conversation_of, format_of, unknown_format
 from llama_jax.data.instructions.templates import Layout
+from llama_jax.data.sources.bad_records import NOTES, check_bad_fraction, counted
 from llama_jax.data.sources.documents import BadRecordError, RecordSource, held_out_count, split_indices
 from llama_jax.data.sources.opening import open_records
 from llama_jax.data.sources.record_text import Record
-
-NOTES = 5
-"""Records that are named; the others are only counted."""
 
 _STARTER, _STARTER_FILE = "starter", "starter_instructions.json"
 _RECORDS_LOOKED_AT = 100
@@ -233,15 +231,10 @@ class InstructionData:
         if not (counts.examples if of_training else counts.held_out):
             raise UserError(
                 f"data.source: none of the {counts.records:,} records of {counts.name} has a token that bears loss "
-                f"({_reasons(counts.dropped) or 'none is to train on'}); repair the source, or allow longer rows "
+                f"({counted(counts.dropped) or 'none is to train on'}); repair the source, or allow longer rows "
                 "(data.sequence_length)"
             )
-        if (bad := counts.bad.total()) > self._config.max_bad_fraction * counts.records:
-            raise UserError(
-                f"data.max_bad_fraction: {bad:,} of {counts.records:,} records of {counts.name} cannot be used "
-                f"({_reasons(counts.bad)}), more than {self._config.max_bad_fraction:g} of them; repair the source, or "
-                "allow more"
-            )
+        check_bad_fraction(counts.name, counts.bad, counts.records, self._config.max_bad_fraction, kind="records")
 
     def _note(self, line: str) -> None:
         self._said += 1
@@ -275,10 +268,6 @@ class _Collected:
             starts=np.array(self._starts, np.int64),
             sources=np.array(self._sources, np.int64),
         )
-
-
-def _reasons(dropped: Counter[str]) -> str:
-    return ", ".join(f"{number:,} {reason}" for reason, number in dropped.most_common())
 
 
 def _end_of_learned(learned: Sequence[bool]) -> int:

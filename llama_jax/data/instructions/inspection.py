@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from llama_jax.data.instructions.loader import ExampleLoader
-from llama_jax.data.rows.inspection import PERCENTILES, RowStatistics, counted
+from llama_jax.data.rows.inspection import PERCENTILES, RowStatistics
 from llama_jax.data.rows.packing import Row
+from llama_jax.data.sources.bad_records import counted
 from llama_jax.data.tokenizers import Tokenizer
 
 

@@ -1,14 +1,7 @@
-"""Renders chat templates, which are untrusted programs, in a process of its own: `python -P template_worker.py`.
+"""Renders chat templates, which are untrusted programs: for `GuardedProcess`. Imports nothing but jinja2."""
 
-Reads one JSON object a line: `template`, `variables` and `seconds`, the processor time it may take. Answers one a line:
-`text`, or `error`. Imports nothing but jinja2; whoever started it bounds the time and ends it."""
-
-import contextlib
 import functools
 import json
-import math
-import sys
-import time
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +11,6 @@ import jinja2.sandbox
 from jinja2 import nodes, parser
 
 MOST_CHARACTERS = 2**20
-_MOST_MEMORY = 2**29  # bytes of address space
 
 
 class GenerationBlocks(jinja2.ext.Extension):
@@ -85,30 +77,9 @@ def _complaint(error: Exception) -> str:
     return f"line {line}: {message:.200}" if line else f"{message:.200}"
 
 
-def _limit(seconds: float | None = None) -> None:
-    """Bound the address space, or the processor time from now on, where the system can."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        kind, limit = resource.RLIMIT_AS, _MOST_MEMORY
-        if seconds is not None:
-            kind, limit = resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds)
-        resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
-
-
-def main() -> None:
-    """Answer until there is nothing more to read."""
-    _limit()
-    print(flush=True)  # ready: what comes before is not the template's time
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        _limit(request["seconds"])
-        try:
-            answer = {"text": rendered(request["template"], request["variables"])}
-        except Exception as error:  # whatever a template does, it is the template's error
-            answer = {"error": _complaint(error)}
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def answer(request: dict[str, Any]) -> dict[str, str]:
+    """`text`, or `error`, for a `template` and its `variables`."""
+    try:
+        return {"text": rendered(request["template"], request["variables"])}
+    except Exception as error:  # whatever a template does, it is the template's error
+        return {"error": _complaint(error)}

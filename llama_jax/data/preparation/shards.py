@@ -21,6 +21,7 @@ from llama_jax.core.files import is_remote, write_whole
 from llama_jax.data.preparation.cleaning import Cleaning, cleaned, text_hash
 from llama_jax.data.preparation.duplicates import Duplicates
 from llama_jax.data.preparation.resuming import acknowledgement_path, hashes_path
+from llama_jax.data.sources.bad_records import BadRecords
 from llama_jax.data.sources.documents import BadRecordError, Documents
 from llama_jax.data.sources.prepared import ShardWriter, id_dtype, shard_name
 from llama_jax.data.tokenizers import Tokenizer
@@ -73,18 +74,26 @@ def as_text(document: Any) -> str:
 
 
 def sampled_texts(documents: Documents, max_bytes: int) -> Iterator[str]:
-    """Documents from all over the source, at most `max_bytes` of them."""
+    """Documents from all over the source, at most `max_bytes` of them.
+
+    Raises:
+        UserError: none can be used.
+    """
     count = len(documents)
-    left = max_bytes
+    left, bad = max_bytes, BadRecords("data.source", "skip", 1.0)
     # A step that shares no factor with the count comes to each document once, far apart at first.
     step = next(step for step in range(max(1, round(count * 0.618)), count + 2) if np.gcd(step, count) == 1)
     for number in range(count):
-        with contextlib.suppress(BadRecordError):
+        try:
             text = as_text(documents[number * step % count])
-            left -= len(text.encode())
-            if left < 0:
-                return
-            yield text
+        except BadRecordError as error:
+            bad.note(error)
+            continue
+        left -= len(text.encode())
+        if left < 0:
+            return
+        yield text
+    bad.check(count)
 
 
 class ShardWork:

@@ -21,6 +21,8 @@ from llama_jax.data.preparation.duplicates import NO_DUPLICATES, Duplicates, dup
 from llama_jax.data.preparation.resuming import Plan, acknowledged, acknowledgement_path, hashes_path
 from llama_jax.data.preparation.shards import Job
 from llama_jax.data.preparation.workers import Meter, Workers
+from llama_jax.data.sources.bad_records import BadRecords, counted
+from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.prepared import DROPPED, MANIFEST, Manifest, Shard, id_dtype
 
 _COMPARED_CHUNK = 2**23  # documents, a third of a gigabyte
@@ -36,9 +38,9 @@ def write_shards(config: PrepareConfig, job: Job, stop: StopSignal) -> None:
         UserError: too many records are bad.
     """
     missing = [number for number in range(job.shards) if not acknowledgement_path(job.directory, number).exists()]
-    bad = 0
+    bad = BadRecords(config.data.source, config.data.bad_records, config.data.max_bad_fraction)
     for number in sorted(set(range(job.shards)) - set(missing)):
-        bad = _with_bad_records(config, job, number, bad)
+        _note_bad_records(job, number, bad)
     if not missing:
         return
     count = (os.cpu_count() or 1) if config.workers is None else config.workers
@@ -49,7 +51,7 @@ def write_shards(config: PrepareConfig, job: Job, stop: StopSignal) -> None:
         duplicates = _find_duplicates(job, workers, meter, stop) if config.deduplicate else NO_DUPLICATES
         with _Progress("writing", job, missing, meter, stop) as progress:
             for number in workers.write_shards(missing, duplicates, progress.tick):
-                bad = _with_bad_records(config, job, number, bad)
+                _note_bad_records(job, number, bad)
 
 
 def _find_duplicates(job: Job, workers: Workers, meter: Meter, stop: StopSignal) -> Duplicates:
@@ -67,16 +69,11 @@ def _find_duplicates(job: Job, workers: Workers, meter: Meter, stop: StopSignal)
     return duplicates
 
 
-def _with_bad_records(config: PrepareConfig, job: Job, number: int, before: int) -> int:
-    """How many records could not be used, with those of one more shard; ends the work when they are too many."""
-    bad = acknowledged(job.directory, number).bad
-    count, total, most = before + len(bad), len(job.documents), config.data.max_bad_fraction
-    if bad and count > most * total:
-        raise UserError(
-            f"data.max_bad_fraction: {count} bad records of {total} documents are more than {most}; "
-            f"such as {bad[0]['where']}: {bad[0]['message']}"
-        )
-    return count
+def _note_bad_records(job: Job, number: int, bad: BadRecords) -> None:
+    """Count the records of one more shard that could not be used; ends the work when they are too many."""
+    for each in acknowledged(job.directory, number).bad:
+        bad.note(BadRecordError(each["reason"], each["where"], each["message"]))
+    bad.check(len(job.documents))
 
 
 class _Progress:
@@ -153,7 +150,7 @@ def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Manifest:
         shards=tuple(shards),
     )
     if manifest.documents == 0:
-        raise UserError(f"--output {config.output}: no document is left: {_reasons(manifest)}")
+        raise UserError(f"--output {config.output}: no document is left: {counted(manifest.dropped)}")
     write_whole(job.directory / MANIFEST, manifest.to_json())
     return manifest
 
@@ -165,8 +162,6 @@ def described(manifest: Manifest) -> str:
         f"{manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.text_bytes:,} bytes of text "
         f"({manifest.text_bytes / max(1, manifest.tokens):.2f} a token) in {shards} shard{'s' * (shards > 1)}"
     )
-    return f"{line}; dropped {_reasons(manifest)}, see {DROPPED}" if manifest.dropped else f"{line}; none dropped"
-
-
-def _reasons(manifest: Manifest) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items())
+    return (
+        f"{line}; dropped {counted(manifest.dropped)}, see {DROPPED}" if manifest.dropped else f"{line}; none dropped"
+    )

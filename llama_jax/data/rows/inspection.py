@@ -15,6 +15,7 @@ from llama_jax.data.rows.packing import Row, token_ids
 from llama_jax.data.rows.positions import RowsPosition
 from llama_jax.data.rows.progress import Progress, progress
 from llama_jax.data.rows.streams import Pipeline
+from llama_jax.data.sources.bad_records import counted
 from llama_jax.data.sources.documents import BadRecordError, Documents, SelectedDocuments, in_order
 from llama_jax.data.tokenizers import Tokenizer
 
@@ -251,8 +252,3 @@ def documents_report_lines(report: Mapping[str, Any]) -> Iterator[str]:
         f"\nin all {report['tokens']:,} tokens of text; training takes {report['tokens_in_training']:,}; "
         f"{report['held_out_documents']:,} documents are held out for validation"
     )
-
-
-def counted(reasons: Mapping[str, int]) -> str:
-    """Numbers of documents by reason, as text."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import zlib
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,13 +22,14 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.mixture import Mixture
-from llama_jax.data.rows.packing import PACKING_VERSION, validation_rows
+from llama_jax.data.rows.packing import PACKING_VERSION, usable, validation_rows
 from llama_jax.data.rows.positions import RowsPosition, StreamPositions, merge_positions
 from llama_jax.data.rows.prefetching import Prefetcher
 from llama_jax.data.rows.progress import check_dropped, progress
-from llama_jax.data.rows.streams import NOTES, BatchPart, Pipeline, Rows, Share, Streams
+from llama_jax.data.rows.streams import BatchPart, Pipeline, Rows, Share, Streams
 from llama_jax.data.rows.workers import StreamProcesses
-from llama_jax.data.sources.documents import Documents, in_order
+from llama_jax.data.sources.bad_records import NOTES, BadRecords
+from llama_jax.data.sources.documents import BadRecordError, Documents, SelectedDocuments, in_order
 from llama_jax.data.tokenizers import Tokenizer
 
 
@@ -267,6 +269,36 @@ def validation_batches(
     while rows := list(itertools.islice(given, batch_size)):
         rows += [TokenBatch.empty_row(config.sequence_length)] * (batch_size - len(rows))
         yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def usable_documents(
+    documents: Documents, tokenizer: Tokenizer, bad: BadRecords, limit: int | None = None
+) -> Documents:
+    """Those of the documents that can be used. They are read once.
+
+    Args:
+        bad: Where the others are noted.
+        limit: How many are wanted at the most, the first ones; no more are read.
+
+    Raises:
+        UserError: too many of those that were read cannot be used, or none can.
+    """
+    kept, read = array("q"), 0
+    for number, document in enumerate(in_order(documents)):
+        if len(kept) == limit:
+            break
+        read += 1
+        try:
+            usable(document, tokenizer, number)
+        except BadRecordError as error:
+            bad.note(error)
+        else:
+            kept.append(number)
+    bad.check(read)
+    if len(kept) == len(documents):
+        return documents
+    name = f"the first {read}" + ", those that can be used" * (len(kept) < read)
+    return SelectedDocuments(documents, np.array(kept, np.int64), name)
 
 
 def texts_of(documents: Documents, tokenizer: Tokenizer | None = None) -> Iterator[str]:

@@ -15,7 +15,8 @@ from etils import epath
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.ledger import GOLDEN_RATIO, mixed
-from llama_jax.data.sources.documents import Documents, JoinedDocuments, hold_out, in_order
+from llama_jax.data.sources.bad_records import BadRecords
+from llama_jax.data.sources.documents import BadRecordError, Documents, JoinedDocuments, hold_out, in_order
 from llama_jax.data.sources.opening import open_source
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer
 
@@ -103,7 +104,7 @@ class Mixture:
         Args:
             named: `data.tokenizer`.
             vocab_size: of the model.
-            trained: gives the trained one, such as `train_tokenizer(mixture.texts(), vocab_size)`.
+            trained: gives the trained one, such as `train_tokenizer(mixture.texts(bad_records), vocab_size)`.
 
         Raises:
             UserError: it has more tokens than the model.
@@ -113,7 +114,7 @@ class Mixture:
         if tokenizer.vocab_size > vocab_size:
             raise UserError(
                 f"data.tokenizer: {path or 'the one trained'} has {tokenizer.vocab_size} tokens, more than "
-                f"model.vocab_size {vocab_size}"
+                f"model.vocab_size {vocab_size}; add --model.vocab_size {tokenizer.vocab_size}"
             )
         return tokenizer
 
@@ -125,12 +126,27 @@ class Mixture:
             for source, share in zip(self.sources, self.shares, strict=True)
         ]
 
-    def texts(self) -> Iterator[str]:
-        """The texts of all documents but those that cannot be used, one source after the other; ids are passed over."""
-        for source in self.sources:
+    def bad_records(self, config: DataConfig, say: Callable[[str], None] = lambda line: None) -> list[BadRecords]:
+        """Where those of each source are counted, as the config has it; `say` is told the first few of each."""
+        policy, most = config.bad_records, config.max_bad_fraction
+        return [BadRecords(source.name, policy, most, say=say) for source in self.sources]
+
+    def texts(self, bad_records: Sequence[BadRecords]) -> Iterator[str]:
+        """The texts of all documents, one source after the other; ids are passed over.
+
+        Args:
+            bad_records: Of each source, where documents are noted that cannot be used.
+
+        Raises:
+            UserError: too many of a source cannot be used, or none can.
+        """
+        for source, bad in zip(self.sources, bad_records, strict=True):
             for document in in_order(source.documents):
                 if isinstance(document, str):
                     yield document
+                elif isinstance(document, BadRecordError):
+                    bad.note(document)
+            bad.check(len(source.documents))
 
     def facts(self) -> list[dict[str, Any]]:
         """What determines the rows, as JSON."""

@@ -217,11 +217,17 @@ def validation_rows(documents: Documents, tokenizer: Tokenizer, sequence_length:
 
 
 def token_ids(document: str | np.ndarray | BadRecordError, tokenizer: Tokenizer, number: int) -> Int[np.ndarray, "ids"]:
-    """The ids of a document (int32), at least two, BOS and EOS among them.
+    """The ids of a document (int32), at least two, BOS and EOS among them; see `usable`."""
+    good = usable(document, tokenizer, number)
+    return np.array(tokenizer.encode(good, bos=True, eos=True), np.int32) if isinstance(good, str) else good
+
+
+def usable(document: str | np.ndarray | BadRecordError, tokenizer: Tokenizer, number: int) -> str | np.ndarray:
+    """A document that can be used: its text, or its ids as int32.
 
     Args:
         document: A text, ids that were prepared, or the error from reading it.
-        tokenizer: Encodes a text; bounds prepared ids.
+        tokenizer: Bounds prepared ids.
         number: Of the document in its source, for messages.
 
     Raises:
@@ -231,10 +237,11 @@ def token_ids(document: str | np.ndarray | BadRecordError, tokenizer: Tokenizer,
         raise document
     if isinstance(document, str):
         try:
-            return np.array(tokenizer.encode(document, bos=True, eos=True), np.int32)
+            document.encode()
         except UnicodeEncodeError as error:
             message = f"holds an unpaired surrogate at character {error.start}"
             raise BadRecordError("surrogate", f"document {number}", message) from None
+        return document
     ids = document.astype(np.int32, copy=False)
     if len(ids) < 2:
         raise BadRecordError("empty", f"document {number}", f"has {len(ids)} token ids; BOS and EOS are the least")

@@ -3,9 +3,9 @@
 from collections import Counter
 from typing import NamedTuple
 
-from llama_jax.core.errors import UserError
 from llama_jax.data.rows.mixture import Mixture
 from llama_jax.data.rows.positions import StreamPositions
+from llama_jax.data.sources.bad_records import check_bad_fraction
 
 _MIN_DOCUMENTS = 1000
 """Documents of a source that must have been read before the share of bad ones means anything."""
@@ -43,11 +43,6 @@ def check_dropped(streams: StreamPositions, mixture: Mixture, most: float) -> No
         UserError: so it is, and 1,000 documents or all of the source have been read.
     """
     for (name, read), source in zip(progress(streams, mixture).items(), mixture.sources, strict=True):
-        count = read.dropped.total()
         enough = read.documents >= min(_MIN_DOCUMENTS, len(source.documents))
-        if enough and count > most * read.documents:
-            reasons = ", ".join(f"{number:,} {reason}" for reason, number in read.dropped.most_common())
-            raise UserError(
-                f"data.max_bad_fraction: {count:,} of {read.documents:,} documents of {name} cannot be used "
-                f"({reasons}), more than {most:g} of them; repair the source, or allow more"
-            )
+        if enough:
+            check_bad_fraction(name, read.dropped, read.documents, most)

@@ -14,11 +14,9 @@ from llama_jax.data.config import DataConfig
 from llama_jax.data.rows.mixture import Mixture
 from llama_jax.data.rows.packing import Epochs, PackedRows, Row
 from llama_jax.data.rows.positions import StreamPosition, StreamPositions
+from llama_jax.data.sources.bad_records import NOTES
 from llama_jax.data.sources.documents import BadRecordError, read_many
 from llama_jax.data.tokenizers import Tokenizer
-
-NOTES = 5
-"""Bad records that are named; the others are only counted."""
 
 Rows: TypeAlias = dict[str, np.ndarray]
 """The arrays of some rows, stacked: [rows, T]."""

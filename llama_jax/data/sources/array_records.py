@@ -9,7 +9,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from llama_jax.data.sources.documents import BadRecordError, ParsedRows
-from llama_jax.data.sources.file_bytes import ProcessCache, sampled_digest, unreadable
+from llama_jax.data.sources.file_bytes import ProcessCache, check_count, sampled_digest, unreadable
 from llama_jax.data.sources.record_text import MAX_RECORD_BYTES, RecordParser, too_long
 
 _BUFFER_BYTES = 32 * 1024
@@ -55,6 +55,7 @@ class ArrayRecordFile:
                 raise unreadable(path, error) from None
         self._count = reader.num_records()
         reader.close()
+        check_count(path, self._count, path.stat().length)
         self._digest = sampled_digest(path)
 
     def __len__(self) -> int:

@@ -15,6 +15,7 @@ from llama_jax.core.files import is_remote
 
 CHUNK_BYTES = 4 * 2**20
 _SAMPLE_BYTES = 128 * 1024
+_MOST_RECORDS = 2**27  # of a file of no bytes: records that are all the same take none
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SIGNATURES = {
     b"\x1f\x8b": "compressed by gzip; unpack it, as documents are read at random",
@@ -114,6 +115,16 @@ def sampled_digest(path: epath.Path, footer_bytes: int = 0) -> str:
     digest.update(read_range(path, 0, min(size, _SAMPLE_BYTES)))
     digest.update(read_range(path, max(0, size - tail), size))
     return digest.hexdigest()
+
+
+def check_count(path: epath.PathLike, records: int, size: int) -> None:
+    """Refuse a file of `size` bytes that declares more records than it can hold: every one costs memory.
+
+    Raises:
+        UserError: so it does.
+    """
+    if not 0 <= records <= _MOST_RECORDS + size:
+        raise UserError(f"data.source: {path}: declares {records:,} records in {size:,} bytes; write it anew")
 
 
 def unreadable(path: epath.PathLike, error: Exception) -> UserError:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 from llama_jax.core.errors import UserError, nearest
+from llama_jax.data.sources.bad_records import BadRecords
 from llama_jax.data.sources.documents import (
     BadRecordError,
     Documents,
@@ -18,6 +19,7 @@ from llama_jax.data.sources.documents import (
     ParsedRows,
     RecordSource,
     TextDocuments,
+    read_one_by_one,
 )
 from llama_jax.data.sources.file_bytes import COMPRESSED_SUFFIXES
 from llama_jax.data.sources.record_files import LineFile, open_json
@@ -95,38 +97,50 @@ def open_records(source: str) -> RecordSource[Record]:
     return _open_named(source, WholeRecord())
 
 
-def read_records(source: str, setting: str = "--data") -> list[Record]:
-    """All records of a source, for those who can do without none.
+def read_records(source: str, bad: BadRecords, setting: str = "--data") -> list[Record]:
+    """All records of a source that can be used.
 
     Args:
         source: As for `open_records`; a data set of tensorflow-datasets with its split.
+        bad: Where the others are noted.
         setting: The setting that named the source, for messages.
 
     Raises:
-        UserError: as `open_records` has it, or a record is bad; names its place.
+        UserError: as `open_records` has it, or too many records are bad.
     """
-    with _errors_of(setting):
+    with errors_of(setting):
         if source.startswith("tfds:"):
             from llama_jax.data.sources.named_data_sets import check_has_split
 
             check_has_split(source)
         records = open_records(source)
-        found = [records[index] for index in range(len(records))]
-        for place, values in found:
+        found: list[Record] = []
+        for record in read_one_by_one(records, range(len(records))):
             try:
-                json.dumps(values, ensure_ascii=False, default=str).encode()
-            except UnicodeEncodeError:
-                message = "holds an unpaired surrogate, which is not valid text"
-                raise BadRecordError("surrogate", place, message) from None
+                found.append(_unicode_record(record))
+            except BadRecordError as error:
+                bad.note(error)
+        bad.check(len(records), "records")
     return found
 
 
+def _unicode_record(record: Record | BadRecordError) -> Record:
+    if isinstance(record, BadRecordError):
+        raise record
+    try:
+        json.dumps(record.values, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        message = "holds an unpaired surrogate, which is not valid text"
+        raise BadRecordError("surrogate", record.place, message) from None
+    return record
+
+
 @contextlib.contextmanager
-def _errors_of(setting: str) -> Iterator[None]:
-    """Bad records as errors, and those of `data.source` as of another setting."""
+def errors_of(setting: str) -> Iterator[None]:
+    """Errors of `data.source` as those of another setting."""
     try:
         yield
-    except (UserError, BadRecordError) as error:
+    except UserError as error:
         raise UserError(str(error).replace("data.source", setting, 1)) from None
 
 

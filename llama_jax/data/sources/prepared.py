@@ -25,6 +25,7 @@ from llama_jax.core.files import is_remote
 from llama_jax.core.json_files import read_json, shown
 from llama_jax.data.sources.array_records import READERS, open_reader
 from llama_jax.data.sources.documents import BadRecordError, JoinedDocuments, read_one_by_one
+from llama_jax.data.sources.file_bytes import check_count
 
 FORMAT, VERSION = "llama_jax.prepared", 1
 MANIFEST = "manifest.json"
@@ -197,6 +198,7 @@ def _check_size(path: epath.Path, shard: Shard) -> None:
         raise UserError(f"{path}: is missing; copy it again, or prepare the directory again")
     if (size := path.stat().length) != shard.bytes:
         raise UserError(f"{path}: has {size} bytes, but {MANIFEST} says {shard.bytes}; copy it again")
+    check_count(path, shard.documents, size)
 
 
 class _ShardDocuments:

@@ -2,6 +2,7 @@
 the record was read from."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -11,8 +12,9 @@ from llama_jax.core.errors import nearest
 from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.file_bytes import BYTE_ORDER_MARK
 
-MAX_RECORD_BYTES = 64 * 2**20
-"""A record that is longer is bad, and is never read."""
+MAX_RECORD_BYTES = 8 * 2**20
+"""A record that is longer is bad, and is never read: tokenizers take 50 to 200 times the size of a text. The longest
+books have 5 MB."""
 _MAX_FIELDS_SHOWN = 8
 
 T_co = TypeVar("T_co", covariant=True)
@@ -73,7 +75,7 @@ class WholeRecord:
 
     def of_json(self, content: bytes, where: str, *, whole: bool = True) -> Record:
         values = _object(content, where, whole=whole)
-        if twice := [field for fields in _fields_twice(content) for field in fields]:
+        if twice := _fields_twice(content).anywhere:
             raise BadRecordError("duplicate_field", where, f"has the field '{twice[0]:.40}' twice")
         return Record(where, values)
 
@@ -102,7 +104,7 @@ def record_text(content: bytes, text_field: str, where: str, *, whole: bool = Tr
     record = _object(content, where, f" with the field '{text_field}'", whole=whole)
     if text_field not in record:
         raise BadRecordError("missing_field", where, missing_field(text_field, list(record)))
-    if content.count(json.dumps(text_field).encode()) > 1 and text_field in _fields_twice(content)[-1]:
+    if content.count(json.dumps(text_field).encode()) > 1 and text_field in _fields_twice(content).outermost:
         raise BadRecordError("duplicate_field", where, f"has the field '{text_field}' twice")
     return good_text(record[text_field], text_field, where)
 
@@ -174,10 +176,12 @@ def good_text(value: Any, text_field: str, where: str) -> str:
     if (nul := value.find("\0")) >= 0:
         raise BadRecordError("nul", where, f"field '{text_field}' holds NUL at character {nul}; remove it")
     try:
-        value.encode()
+        size = len(value.encode())
     except UnicodeEncodeError as error:
         message = f"field '{text_field}' holds an unpaired surrogate at character {error.start}"
         raise BadRecordError("surrogate", where, message) from None
+    if size > MAX_RECORD_BYTES:
+        raise too_long(size, where)
     return value
 
 
@@ -203,16 +207,26 @@ def _place(error: json.JSONDecodeError) -> str:
     return f"line {error.lineno}, column {error.colno}" if error.doc.count("\n") else f"column {error.colno}"
 
 
-def _fields_twice(content: bytes) -> list[list[str]]:
-    """The fields that each object has twice, the outermost object last. Slow: it costs a call of Python an object."""
-    found: list[list[str]] = []
+class _Twice(NamedTuple):
+    """Fields that objects have twice."""
 
-    def look(pairs: list[tuple[str, Any]]) -> None:
-        names = [name for name, _ in pairs]
-        found.append([name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else [])
+    anywhere: list[str]
+    outermost: list[str]
+    """Those of the object that holds all others."""
 
-    json.loads(content.strip().removeprefix(BYTE_ORDER_MARK).decode(), object_pairs_hook=look)
-    return found
+
+def _fields_twice(content: bytes) -> _Twice:
+    """Slow: it costs a call of Python an object."""
+    anywhere: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> list[str]:
+        counts = Counter(name for name, _ in pairs)
+        own = [name for name, times in counts.items() if times > 1] if len(counts) < len(pairs) else []
+        anywhere.extend(own)
+        return own
+
+    outermost = json.loads(content.strip().removeprefix(BYTE_ORDER_MARK).decode(), object_pairs_hook=look)
+    return _Twice(anywhere, outermost)
 
 
 def _plain(value: Any, where: str) -> Any:

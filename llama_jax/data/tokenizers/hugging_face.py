@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_object
+from llama_jax.data.tokenizers.guard.guarded_tokenizer import GuardedTokenizer
+from llama_jax.data.tokenizers.guard.parts import is_bounded
 from llama_jax.data.tokenizers.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
 
@@ -37,6 +40,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def __init__(self, model: bytes, beside: Mapping[str, bytes] | None = None) -> None:
         super().__init__(model, beside)
         content = json_object(model, self.file_name)
+        self._unbounded = None if is_bounded(content) else content
         self._tokenizer = self._library_tokenizer()
         self._tokenizer.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab()
@@ -94,15 +98,19 @@ class HuggingFaceTokenizer(Tokenizer):
             return self._seeing_special.encode(text, add_special_tokens=False).ids
 
     @cached_property
-    def _seeing_special(self) -> "tokenizers.Tokenizer":
+    def _seeing_special(self) -> "tokenizers.Tokenizer | GuardedTokenizer":
         """A second copy: whether names of control tokens are seen is a switch, which threads would share."""
         return self._library_tokenizer()
 
-    def _library_tokenizer(self) -> "tokenizers.Tokenizer":
+    def _library_tokenizer(self) -> "tokenizers.Tokenizer | GuardedTokenizer":
         import tokenizers  # when first used: commands that only print help start without it
 
         with _one_line_errors():
-            tokenizer = tokenizers.Tokenizer.from_buffer(self._model)
+            tokenizer = (
+                tokenizers.Tokenizer.from_buffer(self._model)
+                if self._unbounded is None
+                else GuardedTokenizer(self._unbounded)
+            )
         tokenizer.no_truncation()
         tokenizer.no_padding()
         added = tokenizer.get_added_tokens_decoder()
@@ -159,6 +167,8 @@ def _one_line_errors() -> Iterator[None]:
     """The library's errors, and its panics, which are not an `Exception`, as a ValueError with their first line."""
     try:
         yield
+    except UserError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

@@ -4,7 +4,7 @@ import heapq
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 
-from llama_jax.data.tokenizers.tokenizer import Tokenizer
+from llama_jax.data.tokenizers.tokenizer import LONGEST_TOKEN, Tokenizer
 
 CONTROL_TOKENS = 3
 """unk, bos, eos: ids 0, 1, 2 in every LLaMA tokenizer that falls back to bytes."""
@@ -113,6 +113,8 @@ def _llama2c_pieces(model: bytes) -> tuple[list[bytes], list[float]]:
         offset += 8
         if length < 0 or offset + length > len(model):
             raise ValueError(f"it ends within token {len(pieces)}, which claims {length} bytes")
+        if length > LONGEST_TOKEN:
+            raise ValueError(f"token {len(pieces)} has {length} bytes; a token may have {LONGEST_TOKEN}")
         pieces.append(model[offset : offset + length])
         scores.append(score)
         offset += length

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llama_jax.data.tokenizers.tokenizer import Tokenizer
+from llama_jax.data.tokenizers.guard.parts import check_replacements
+from llama_jax.data.tokenizers.tokenizer import LONGEST_TOKEN, Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of pieces, in sentencepiece and in GGUF."""
@@ -46,7 +47,8 @@ class SentencePieceTokenizer(Tokenizer):
         beside: Configuration files beside it.
 
     Raises:
-        ValueError: this is not a sentencepiece model, or one without BOS or EOS.
+        ValueError: this is not a sentencepiece model, or one without BOS or EOS, or it could make a small text very
+            large.
     """
 
     file_name = "tokenizer.model"
@@ -55,6 +57,7 @@ class SentencePieceTokenizer(Tokenizer):
         import sentencepiece  # when first used: commands that only print help start without it
 
         super().__init__(model, beside)
+        _check_growth(model)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
@@ -79,6 +82,19 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _encode_ordinary(self, text: str) -> list[int]:
         return self._processor.encode(text)
+
+
+def _check_growth(model: bytes) -> None:
+    """Refuse a file whose pieces or normalisers make a small text large, before anybody else reads it."""
+    try:
+        fields = list(_message_fields(model))
+    except ValueError:
+        raise ValueError("it is not a sentencepiece model") from None
+    for field, value in fields:
+        if field == 1 and len(piece := _as_bytes(value)) > LONGEST_TOKEN:
+            raise ValueError(f"it has a piece of {len(piece)} bytes; a piece may have {LONGEST_TOKEN}")
+        if field in (3, 5):  # how text is normalised, and the text of pieces again
+            check_replacements(_as_bytes(dict(_message_fields(_as_bytes(value))).get(2)))
 
 
 def read_piece_model(model: bytes) -> PieceModel:
@@ -165,6 +181,8 @@ def _message_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 def _varint_at(message: bytes, offset: int) -> tuple[int, int]:
     """A number, and the offset behind it."""
+    if offset < len(message) and (byte := message[offset]) < 0x80:  # most often, and much faster
+        return byte, offset + 1
     value = 0
     for position, byte in enumerate(message[offset : offset + 10]):
         value |= (byte & 0x7F) << 7 * position

@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers.settings import Settings, read_settings
 
+LONGEST_TOKEN = 2**14
+"""Bytes of a token at the most: few ids of longer ones would be a text without end. Published ones have hundreds."""
+
 
 class Tokenizer(ABC):
     """What the rest of the package knows about a tokenizer: one made of a model file and the configuration files beside

@@ -22,7 +22,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceToken
         vocab_size: Number of ids to make, with 3 control tokens and 256 bytes among them.
 
     Raises:
-        UserError: there is no text, or the vocabulary is too small or too large for it.
+        UserError: there is no text, or the vocabulary is too small or too large for it; and what `texts` raises.
     """
     if vocab_size < _SMALLEST_VOCABULARY:
         raise UserError(
@@ -31,10 +31,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceToken
         )
     import sentencepiece  # when first used: commands that only print help start without it
 
-    model = io.BytesIO()
+    model, failures = io.BytesIO(), []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts),
+            sentence_iterator=_noting(_sentences(texts), failures),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -54,8 +54,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePieceToken
             minloglevel=2,
         )
     except RuntimeError as error:
+        for failure in failures:
+            raise failure from None
         raise _training_error(vocab_size, str(error)) from error
     return SentencePieceTokenizer(model.getvalue())
+
+
+def _noting(sentences: Iterator[str], failures: list[Exception]) -> Iterator[str]:
+    """The same; what they raise is kept, of which sentencepiece makes a message of its own."""
+    try:
+        yield from sentences
+    except Exception as error:
+        failures.append(error)
+        raise
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

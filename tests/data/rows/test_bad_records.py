@@ -146,7 +146,7 @@ def test_a_record_of_100_mb_is_counted_but_never_read(tmp_path, name, monkeypatc
     monkeypatch.setattr(record_files, "read_range", lambda *_: pytest.fail("it was read"))
     error = bad(documents, 1)
     assert (error.reason, len(documents)) == ("too_long", 3)
-    assert re.search(r"10000001[23] bytes long; a record may have 67108864$", str(error))
+    assert re.search(r"10000001[23] bytes long; a record may have 8388608$", str(error))
     monkeypatch.undo()
     assert (documents[0], documents[2]) == ("good", "good")
 

@@ -92,7 +92,7 @@ def test_the_mixture_takes_the_place_of_the_source(tmp_path):
     mixture = open_mixture(DataConfig(mixture=pairs))
     assert [source.name for source in mixture.sources] == [name for name, _ in pairs]
     assert mixture.shares == (0.75, 0.25)
-    assert list(mixture.texts()) == ["a", "aa", "aaa", "b", "bb", "bbb"]
+    assert list(mixture.texts(mixture.bad_records(DataConfig()))) == ["a", "aa", "aaa", "b", "bb", "bbb"]
     assert mixture.description()[0] == f"{tmp_path}/a.jsonl: 3 documents to train on, 75.0% of the rows"
     assert len(open_mixture(DataConfig(source=pairs[0][0]))) == 1
 
@@ -104,7 +104,7 @@ def test_some_of_each_source_is_held_out():
     texts = texts_in(held_out)
     assert Counter(text.partition(".")[0] for text in texts) == {"0": 5, "1": 5}
     assert texts == [held_out[index] for index in range(len(held_out))]
-    assert len({*texts, *training.texts()}) == 100
+    assert len({*texts, *training.texts(training.bad_records(DataConfig()))}) == 100
     with pytest.raises(IndexError):
         held_out[10]
     with pytest.raises(UserError, match=r"at least 2 documents \(source 1\)"):

@@ -8,19 +8,25 @@ import sys
 import pytest
 
 from llama_jax.core.errors import UserError
+from llama_jax.data.sources.bad_records import BadRecords
 from llama_jax.data.sources.opening import read_records
 from llama_jax.data.sources.record_text import Record
 
 RECORDS = [{"question": "è vero?", "choices": ["sì", "no"], "answer": 0}, {"question": "2 > 1?", "n": [1.5, None]}]
 
 
+def none() -> BadRecords:
+    """None may be bad."""
+    return BadRecords("records", "fail", 0.0, settings="--")
+
+
 def test_lines_and_an_array_hold_the_same_records(tmp_path) -> None:
     lines, array = tmp_path / "a.jsonl", tmp_path / "a.json"
     lines.write_text("\ufeff" + json.dumps(RECORDS[0]) + "\n\n" + json.dumps(RECORDS[1], ensure_ascii=False))
     array.write_text(json.dumps(RECORDS, indent=2))
-    assert read_records(str(lines)) == [Record(f"{lines}:1", RECORDS[0]), Record(f"{lines}:3", RECORDS[1])]
+    assert read_records(str(lines), none()) == [Record(f"{lines}:1", RECORDS[0]), Record(f"{lines}:3", RECORDS[1])]
     places = [f"{array}[0]", f"{array}[1]"]
-    assert read_records(str(array)) == [Record(*both) for both in zip(places, RECORDS, strict=True)]
+    assert read_records(str(array), none()) == [Record(*both) for both in zip(places, RECORDS, strict=True)]
 
 
 MISTAKES = {
@@ -30,7 +36,7 @@ MISTAKES = {
     "an unpaired surrogate": ("a.jsonl", b'{"a": ["\\ud800"]}\n', "a.jsonl:1: holds an unpaired surrogate"),
     "nested too deep": ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl:1: not JSON that can be read"),
     "a number without end": ("a.jsonl", b"1" * 10_000 + b"\n", "a.jsonl:1: not JSON that can be read"),
-    "a line without end": ("a.jsonl", b'{"a": "' + b"x" * 2**24, "a.jsonl:1: the file ends within the record"),
+    "a line without end": ("a.jsonl", b'{"a": "' + b"x" * 2**22, "a.jsonl:1: the file ends within the record"),
     "no array": ("a.json", b'"a"', "--data: a.json: not a JSON array; give an array of objects"),
     "a broken array": (
         "a.json",
@@ -38,6 +44,11 @@ MISTAKES = {
         "a.json[1]: not JSON: Expecting ':' delimiter",
     ),
     "something else in an array": ("a.json", b'[{"a": 1}, "b"]', "a.json[1]: a JSON string"),
+    "a record beyond all bounds": (
+        "a.jsonl",
+        b'{"a": "' + b"x" * 2**23 + b'"}',
+        "a.jsonl:1: 8388617 bytes long; a record may have 8388608",
+    ),
     "nothing": ("a.jsonl", b"\n", "--data: no text in a.jsonl (1 files)"),
     "another kind": ("a.csv", b"a,b\n", "--data: a.csv has an unsupported extension"),
 }
@@ -49,7 +60,7 @@ def test_a_broken_record_is_named_with_its_place(mistake, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"^{re.escape(said)}") as raised:
-        read_records(name)
+        read_records(name, none())
     assert "\n" not in str(raised.value)
 
 
@@ -85,9 +96,10 @@ def test_a_prepared_data_set_is_read_by_its_name(tmp_path) -> None:
     subprocess.run([sys.executable, "-c", prepare], cwd=tmp_path, check=True, capture_output=True)
     program = (
         "from llama_jax.core.errors import UserError; from llama_jax.data.sources.opening import read_records\n"
-        "print(read_records('tfds:small_questions:test')[0])\n"
+        "from llama_jax.data.sources.bad_records import BadRecords; none = BadRecords('records', 'fail', 0.0)\n"
+        "print(read_records('tfds:small_questions:test', none)[0])\n"
         "for wrong in ('tfds:small_questions:train', 'tfds:nowhere:test', 'tfds:small_questions'):\n"
-        "    try: read_records(wrong)\n"
+        "    try: read_records(wrong, none)\n"
         "    except UserError as error: print(error)\n"
     )
     # In a process of its own: the library reads its directory from the environment once.
