@@ -2,12 +2,22 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llama_jax.core.json_files import json_object
-from llama_jax.data.tokenizers.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from llama_jax.core.json_files import json_bytes, json_object
+from llama_jax.data.tokenizers.added_tokens import tokens_beside
+from llama_jax.data.tokenizers.sentencepiece_model import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+)
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -21,8 +31,8 @@ _EOS_NAMES = ("<|end_of_text|>", "</s>", "<|endoftext|>")
 class HuggingFaceTokenizer(Tokenizer):
     """A `tokenizer.json`, with `tokenizer_config.json` beside it to say which tokens are BOS and EOS.
 
-    Where nothing names them, LLaMA's names are tried; a vocabulary without BOS opens documents with EOS. Truncation and
-    padding set in the file are switched off.
+    Where nothing names them, LLaMA's names are tried; a vocabulary without BOS opens documents with EOS. Tokens that
+    only the files beside it know are added to it. Truncation and padding set in the file are switched off.
 
     Args:
         model: The content of the file.
@@ -35,8 +45,12 @@ class HuggingFaceTokenizer(Tokenizer):
     file_name = "tokenizer.json"
 
     def __init__(self, model: bytes, beside: Mapping[str, bytes] | None = None) -> None:
-        super().__init__(model, beside)
         content = json_object(model, self.file_name)
+        if new := _tokens_to_add(content, beside or {}):
+            content["added_tokens"] = [*content.get("added_tokens", ()), *new]
+            model = json_bytes(content)
+        super().__init__(model, beside)
+        self._is_byte_fallback = "ByteFallback" in component_types(content.get("decoder"))
         self._tokenizer = self._library_tokenizer()
         self._tokenizer.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab()
@@ -45,6 +59,7 @@ class HuggingFaceTokenizer(Tokenizer):
             raise ValueError(f"it has an id {self.vocab_size - 1}, beyond {_MOST_TOKENS} tokens")
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_tokens = {token.content: number for number, token in sorted(added.items()) if token.special}
+        self.unk_id = _unknown_id(content["model"], vocabulary)
         opening = _opening_token(content.get("post_processor"))
         eos = self._first_known(self.settings.eos_token, *_EOS_NAMES)
         if eos is None:
@@ -52,11 +67,11 @@ class HuggingFaceTokenizer(Tokenizer):
         bos = self._first_known(self.settings.bos_token, opening, *_BOS_NAMES)
         self._adopt_settings(eos if bos is None else bos, eos, adds_bos=opening is not None)
         self._bytes: dict[int, int] = {}
-        if "ByteFallback" in component_types(content.get("decoder")):
+        if self._is_byte_fallback:
             byte_names = {f"<0x{byte:02X}>": byte for byte in range(256)}
             self._bytes = {vocabulary[name]: byte for name, byte in byte_names.items() if name in vocabulary}
         for name, token in self.special_tokens.items():
-            if name != content["model"].get("unk_token") and token in self._encode_ordinary(name):
+            if token != self.unk_id and token in self._encode_ordinary(name):
                 raise ValueError(f"control token {name!r} is also what the same ordinary text encodes to")
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -65,23 +80,28 @@ class HuggingFaceTokenizer(Tokenizer):
             return self._tokenizer.decode(ids, skip_special_tokens=True)
         return self._tokenizer.decoder.decode(list(self._settled(ids)))
 
+    @property
+    def whole_tokens(self) -> Mapping[str, int]:
+        return {token.content: number for number, token in sorted(self._tokenizer.get_added_tokens_decoder().items())}
+
     def content(self) -> dict[str, Any]:
         """The file, parsed."""
         return json_object(self._model, self.file_name)
 
     def tokens_and_types(self) -> tuple[list[str], list[int]]:
         """Each token and its type, as in sentencepiece; ids that no token has are unused, under llama.cpp's name."""
-        model = self.content()["model"]
         added = self._tokenizer.get_added_tokens_decoder()
         tokens = [f"[PAD{token}]" for token in range(self.vocab_size)]
         types = [UNUSED] * self.vocab_size
         for name, token in self._tokenizer.get_vocab().items():
+            if token >= self.vocab_size:
+                continue
             tokens[token], types[token] = name, NORMAL
             if token in added:
                 types[token] = CONTROL if added[token].special else USER_DEFINED
             if token in self._bytes:
                 types[token] = BYTE
-            if name == model.get("unk_token"):
+            if token == self.unk_id:
                 types[token] = UNKNOWN
         return tokens, types
 
@@ -114,6 +134,14 @@ class HuggingFaceTokenizer(Tokenizer):
             is_word = token not in added and tokenizer.encode(name, add_special_tokens=False).ids == [token]
             if name not in special and token is not None and (name in needed or not is_word):
                 tokenizer.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False)])
+                special.add(name)
+        # These take any piece of the vocabulary that a text spells, which sentencepiece does not: control tokens and
+        # bytes are none of text.
+        is_unigram = isinstance(tokenizer.model, tokenizers.models.Unigram)
+        if is_unigram or (self._is_byte_fallback and tokenizer.model.ignore_merges):
+            cut = tokenizers.pre_tokenizers.Split(tokenizers.Regex(_cuts(special)), "merged_with_previous")
+            before = [] if tokenizer.pre_tokenizer is None else [tokenizer.pre_tokenizer]
+            tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([*before, cut])
         return tokenizer
 
     def _first_known(self, *names: str | None) -> int | None:
@@ -133,6 +161,32 @@ class HuggingFaceTokenizer(Tokenizer):
                     yield "\ufffd"
                 else:
                     yield from (f"<0x{byte:02X}>" for byte in character.encode())
+
+
+def _tokens_to_add(content: Mapping[str, Any], beside: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """What the files beside a `tokenizer.json` add to its `added_tokens`."""
+    model, listed = content.get("model"), content.get("added_tokens") or []
+    try:
+        table = model["vocab"] if isinstance(model, dict) else {}
+        plain = {piece: number for number, (piece, _) in enumerate(table)} if isinstance(table, list) else table
+        known = {**plain, **{token["content"]: token["id"] for token in listed}}
+        size = max([len(plain), *(token["id"] + 1 for token in listed)])
+    except (KeyError, TypeError, ValueError):
+        return []  # the library says what is wrong with it
+    stated = tokens_beside(beside, known, size, HuggingFaceTokenizer.file_name)
+    there = {token["content"] for token in listed}
+    return [token for token in stated if token["content"] not in there]
+
+
+def _unknown_id(model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> int | None:
+    """Id of the token for what is not in the vocabulary; Unigram has its place in the list, the others its name."""
+    return model["unk_id"] if "unk_id" in model else vocabulary.get(model.get("unk_token") or "")
+
+
+def _cuts(names: Iterable[str]) -> str:
+    """Finds the first character of each of these names, and of those of bytes, so that text is cut behind it."""
+    marked = [name.replace(" ", SPACE) for name in sorted(names, key=len, reverse=True) if len(name) > 1]
+    return "|".join(["<(?=0x[0-9A-F]{2}>)", *(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in marked)])
 
 
 def component_types(component: Any) -> set[str]:
