@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,15 @@ from llama_jax.data.tokenizers.sentencepiece_model import (
     UNUSED,
     USER_DEFINED,
 )
+from llama_jax.data.tokenizers.settings import Settings
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
 
 _MOST_TOKENS = 2**22
+BYTE_CUT = "<(?=0x[0-9A-F]{2}>)"
+"""Finds the first character of what spells the name of a byte."""
 _BOS_NAMES = ("<|begin_of_text|>", "<s>", "<|startoftext|>")
 _EOS_NAMES = ("<|end_of_text|>", "</s>", "<|endoftext|>")
 
@@ -50,7 +53,8 @@ class HuggingFaceTokenizer(Tokenizer):
             content["added_tokens"] = [*content.get("added_tokens", ()), *new]
             model = json_bytes(content)
         super().__init__(model, beside)
-        self._is_byte_fallback = "ByteFallback" in component_types(content.get("decoder"))
+        is_byte_fallback = "ByteFallback" in component_types(content.get("decoder"))
+        self._is_cut = _takes_whole_names(content.get("model"), is_byte_fallback)
         self._tokenizer = self._library_tokenizer()
         self._tokenizer.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab()
@@ -67,7 +71,7 @@ class HuggingFaceTokenizer(Tokenizer):
         bos = self._first_known(self.settings.bos_token, opening, *_BOS_NAMES)
         self._adopt_settings(eos if bos is None else bos, eos, adds_bos=opening is not None)
         self._bytes: dict[int, int] = {}
-        if self._is_byte_fallback:
+        if is_byte_fallback:
             byte_names = {f"<0x{byte:02X}>": byte for byte in range(256)}
             self._bytes = {vocabulary[name]: byte for name, byte in byte_names.items() if name in vocabulary}
         for name, token in self.special_tokens.items():
@@ -122,7 +126,8 @@ class HuggingFaceTokenizer(Tokenizer):
         import tokenizers  # when first used: commands that only print help start without it
 
         with _one_line_errors():
-            tokenizer = tokenizers.Tokenizer.from_buffer(self._model)
+            model = json_bytes(_with_cuts(self.content(), self.settings)) if self._is_cut else self._model
+            tokenizer = tokenizers.Tokenizer.from_buffer(model)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         added = tokenizer.get_added_tokens_decoder()
@@ -134,14 +139,6 @@ class HuggingFaceTokenizer(Tokenizer):
             is_word = token not in added and tokenizer.encode(name, add_special_tokens=False).ids == [token]
             if name not in special and token is not None and (name in needed or not is_word):
                 tokenizer.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False)])
-                special.add(name)
-        # These take any piece of the vocabulary that a text spells, which sentencepiece does not: control tokens and
-        # bytes are none of text.
-        is_unigram = isinstance(tokenizer.model, tokenizers.models.Unigram)
-        if is_unigram or (self._is_byte_fallback and tokenizer.model.ignore_merges):
-            cut = tokenizers.pre_tokenizers.Split(tokenizers.Regex(_cuts(special)), "merged_with_previous")
-            before = [] if tokenizer.pre_tokenizer is None else [tokenizer.pre_tokenizer]
-            tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([*before, cut])
         return tokenizer
 
     def _first_known(self, *names: str | None) -> int | None:
@@ -183,10 +180,23 @@ def _unknown_id(model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> int 
     return model["unk_id"] if "unk_id" in model else vocabulary.get(model.get("unk_token") or "")
 
 
-def _cuts(names: Iterable[str]) -> str:
-    """Finds the first character of each of these names, and of those of bytes, so that text is cut behind it."""
-    marked = [name.replace(" ", SPACE) for name in sorted(names, key=len, reverse=True) if len(name) > 1]
-    return "|".join(["<(?=0x[0-9A-F]{2}>)", *(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in marked)])
+def _takes_whole_names(model: Any, is_byte_fallback: bool) -> bool:
+    """Whether a model takes any piece of the vocabulary that a text spells, the names of control tokens and of bytes as
+    well, which sentencepiece takes from no text."""
+    if not isinstance(model, dict):
+        return False
+    return model.get("type") == "Unigram" or (is_byte_fallback and bool(model.get("ignore_merges")))
+
+
+def _with_cuts(content: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """A `tokenizer.json` that cuts text which spells such a name behind the first character of it."""
+    special = {token["content"] for token in content.get("added_tokens") or () if token.get("special")}
+    names = [name for name in (*special, settings.bos_token, settings.eos_token) if name and len(name) > 1]
+    longest_first = [name.replace(" ", SPACE) for name in sorted(names, key=len, reverse=True)]
+    pattern = "|".join([BYTE_CUT, *(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in longest_first)])
+    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "MergedWithPrevious", "invert": False}
+    parts = [part for part in (content.get("pre_tokenizer"), cut) if part is not None]
+    return content | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}}
 
 
 def component_types(component: Any) -> set[str]:

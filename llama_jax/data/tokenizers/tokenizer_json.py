@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama_jax.data.tokenizers.byte_pairs import BYTE_LEVEL, IGNORES_MERGES, NORMALIZERS, PRE_TOKENIZERS, merges_of
+from llama_jax.data.tokenizers.hugging_face import BYTE_CUT
 from llama_jax.data.tokenizers.sentencepiece_model import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 from llama_jax.data.tokenizers.vocabulary import Vocabulary
 
@@ -79,7 +80,7 @@ def _pre_tokenizer(vocabulary: Vocabulary) -> dict[str, Any] | None:
         steps.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
     if vocabulary.model == "unigram" and BYTE in vocabulary.types:
         # Of text that spells a byte's name, which sentencepiece takes for text: no piece spans the cut.
-        pattern = {"Regex": "<(?=0x[0-9A-F]{2}>)"}
+        pattern = {"Regex": BYTE_CUT}
         steps.append({"type": "Split", "pattern": pattern, "behavior": "MergedWithPrevious", "invert": False})
     return {"type": "Sequence", "pretokenizers": steps} if steps else None
 
