@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_jax.core.json_files import json_bytes, json_object
 from llama_jax.data.tokenizers.added_tokens import tokens_beside
+from llama_jax.data.tokenizers.byte_pairs import BYTE_CUT
 from llama_jax.data.tokenizers.sentencepiece_model import (
     BYTE,
     CONTROL,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     import tokenizers
 
 _MOST_TOKENS = 2**22
-BYTE_CUT = "<(?=0x[0-9A-F]{2}>)"
-"""Finds the first character of what spells the name of a byte."""
 _BOS_NAMES = ("<|begin_of_text|>", "<s>", "<|startoftext|>")
 _EOS_NAMES = ("<|end_of_text|>", "</s>", "<|endoftext|>")
 
@@ -54,7 +53,9 @@ class HuggingFaceTokenizer(Tokenizer):
             model = json_bytes(content)
         super().__init__(model, beside)
         is_byte_fallback = "ByteFallback" in component_types(content.get("decoder"))
-        self._is_cut = _takes_whole_names(content.get("model"), is_byte_fallback)
+        self._library_model = model
+        if _takes_whole_names(content.get("model"), is_byte_fallback):
+            self._library_model = json_bytes(_with_cuts(content, self.settings))
         self._tokenizer = self._library_tokenizer()
         self._tokenizer.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab()
@@ -126,8 +127,7 @@ class HuggingFaceTokenizer(Tokenizer):
         import tokenizers  # when first used: commands that only print help start without it
 
         with _one_line_errors():
-            model = json_bytes(_with_cuts(self.content(), self.settings)) if self._is_cut else self._model
-            tokenizer = tokenizers.Tokenizer.from_buffer(model)
+            tokenizer = tokenizers.Tokenizer.from_buffer(self._library_model)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         added = tokenizer.get_added_tokens_decoder()

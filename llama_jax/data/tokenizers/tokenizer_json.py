@@ -5,8 +5,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from llama_jax.data.tokenizers.byte_pairs import BYTE_LEVEL, IGNORES_MERGES, NORMALIZERS, PRE_TOKENIZERS, merges_of
-from llama_jax.data.tokenizers.hugging_face import BYTE_CUT
+from llama_jax.data.tokenizers.byte_pairs import (
+    BYTE_CUT,
+    BYTE_LEVEL,
+    IGNORES_MERGES,
+    NORMALIZERS,
+    PRE_TOKENIZERS,
+    merges_of,
+)
 from llama_jax.data.tokenizers.sentencepiece_model import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 from llama_jax.data.tokenizers.vocabulary import Vocabulary
 
