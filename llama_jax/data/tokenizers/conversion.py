@@ -21,6 +21,7 @@ from llama_jax.data.tokenizers.sentencepiece_model import (
     PieceModel,
     SentencePieceTokenizer,
     piece_model_bytes,
+    read_piece_model,
 )
 from llama_jax.data.tokenizers.settings import ADDED_TOKENS_FILE, Settings, read_settings
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
@@ -75,6 +76,21 @@ def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
         content = byte_level_json(vocabulary, vocabulary.pre)
     made = {"tokenizer.json": json_bytes(content), "tokenizer_config.json": json_bytes(ours | config)}
     return settings | files | made
+
+
+def meta_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Its files for Meta's code, which knows `tokenizer.model` alone: in one of sentencepiece are the tokens too that
+    stood beside it, as the model has rows for them."""
+    files = tokenizer.files()
+    if not isinstance(tokenizer, HuggingFaceTokenizer) or "tokenizer.model" not in files:
+        return files
+    try:
+        vocabulary = vocabulary_of(tokenizer)
+    except UserError:  # Meta has no such tokenizers
+        return files
+    if vocabulary.model != "llama" or tokenizer.vocab_size == len(read_piece_model(files["tokenizer.model"]).pieces):
+        return files
+    return files | {"tokenizer.model": _piece_model(vocabulary)}
 
 
 def files_with_tokens_beside(model: bytes, beside: Mapping[str, bytes]) -> dict[str, bytes] | None:

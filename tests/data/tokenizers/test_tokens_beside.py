@@ -18,6 +18,7 @@ from llama_jax.data.tokenizers import (
     Tokenizer,
     files_of_vocabulary,
     hugging_face_files,
+    meta_files,
     tokenizer_from_files,
     vocabulary_of,
 )
@@ -80,6 +81,23 @@ def test_gguf_has_the_tokens_with_their_names(name):
     control = {name for name in before.special_tokens if name != "<unk>"}
     assert {name: after.special_tokens[name] for name in control} == {n: before.special_tokens[n] for n in control}
     assert after.encode("The small boat") == before.encode("The small boat")
+
+
+def test_metas_code_finds_all_tokens_in_the_model_file():
+    for name in ("both", "added_tokens.json", "not special"):
+        before = opened(name)
+        files = meta_files(before)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=files["tokenizer.model"])
+        assert [processor.id_to_piece(token) for token in (1, SIZE, SIZE + 1)] == ["<s>", END, START]
+        assert processor.get_piece_size() == before.vocab_size
+        assert processor.is_control(SIZE) == (END in before.special_tokens)
+        after = tokenizer_from_files(files, "there")
+        assert after.encode(f"{START} a{END}", special=True) == before.encode(f"{START} a{END}", special=True)
+        # Of Meta's two files alone.
+        alone = tokenizer_from_files({"tokenizer.model": files["tokenizer.model"]}, "there")
+        assert alone.encode("a boat") == before.encode("a boat")
+    plain = SentencePieceTokenizer(MODELS["bpe"])
+    assert meta_files(plain) == plain.files()
 
 
 def test_tokens_beside_end_answers():
