@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import shown
@@ -55,7 +55,7 @@ class Tokenizer(ABC):
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (type(self), self._model, self._beside, self.vocab_size)
 
-    def for_model(self, rows: int, where: str) -> Self:
+    def for_model(self, rows: int, where: str) -> "Tokenizer":
         """The tokenizer as a model uses it that has a row for each id below `rows`. Tokens beyond are harmless where
         neither text nor the chat template gives them, as one for padding; asked for nevertheless, they are refused.
 
@@ -174,7 +174,7 @@ class Tokenizer(ABC):
         uses = [field for field, token in self.token_names.items() if token == name]
         return name in template or any(re.search(rf"\b{re.escape(field)}\b", template) for field in uses)
 
-    def _cut(self, rows: int) -> Self:
+    def _cut(self, rows: int) -> "Tokenizer":
         if rows >= self.vocab_size:
             return self
         made = copy.copy(self)
