@@ -4,10 +4,10 @@ does."""
 import dataclasses
 import json
 import pickle
-from pathlib import Path
 
 import pytest
 import tokenizers
+from etils import epath
 from small_weights import FLOAT32, SMALL, SmallWeights, of_kind
 
 from llama_jax import load
@@ -109,13 +109,15 @@ def test_every_format_takes_such_a_model(tmp_path) -> None:
 
 def test_gguf_has_as_many_tokens_as_the_model_has_rows(tmp_path) -> None:
     gguf = pytest.importorskip("gguf")
-    write_gguf(tmp_path / "model.gguf", SmallWeights(CONFIG, files=files_with(PAD, "<|unused|>", pad_token=PAD)))
+    write_gguf(
+        epath.Path(tmp_path / "model.gguf"), SmallWeights(CONFIG, files=files_with(PAD, "<|unused|>", pad_token=PAD))
+    )
     fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
     assert fields["tokenizer.ggml.tokens"].contents()[256:] == [BOS, EOS]
     assert set(tokenizer_from_files(open_gguf(tmp_path / "model.gguf").files, "gguf").special_tokens) == {BOS, EOS}
     used = files_with(START, chat_template=START)
     with pytest.raises(UserError, match=r"small: tokenizer.json has token 258, '<\|im_start\|>', which the chat"):
-        write_gguf(tmp_path / "used.gguf", SmallWeights(CONFIG, files=used))
+        write_gguf(epath.Path(tmp_path / "used.gguf"), SmallWeights(CONFIG, files=used))
     assert not (tmp_path / "used.gguf").exists()
 
 
@@ -124,6 +126,6 @@ def test_llama2c_leaves_out_what_the_model_has_no_row_for(tmp_path) -> None:
     files = plain.files() | {"tokenizer_config.json": b'{"pad_token": "[PAD]"}'}
     assert tokenizer_from_files(files, "here").special_tokens["[PAD]"] == 280
     weights = dataclasses.replace(of_kind(FLOAT32, vocab_size=280, norm_epsilon=1e-5), files=files)
-    write_llama2c(Path(tmp_path) / "model.bin", weights)
+    write_llama2c(epath.Path(tmp_path / "model.bin"), weights)
     made = load_tokenizer(tmp_path / "tokenizer.bin")
     assert (made.vocab_size, made.encode("a few pieces")) == (280, plain.encode("a few pieces"))
