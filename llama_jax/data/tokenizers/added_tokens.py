@@ -68,7 +68,7 @@ def _stated_tokens(files: Mapping[str, bytes]) -> tuple[dict[int, dict[str, Any]
         return stated, _DECODER
     settings = read_settings(files)
     named = {settings.bos_token, settings.eos_token, *(token["content"] for token in _named_tokens(files))}
-    template = settings.chat_template or ""
+    template = "\n".join(settings.chat_templates.values())
     stated = {}
     for content, number in listed.items():
         if number in stated:

@@ -191,7 +191,7 @@ def _takes_whole_names(model: Any, is_byte_fallback: bool) -> bool:
 def _with_cuts(content: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """A `tokenizer.json` that cuts text which spells such a name behind the first character of it."""
     special = {token["content"] for token in content.get("added_tokens") or () if token.get("special")}
-    names = [name for name in (*special, settings.bos_token, settings.eos_token) if name and len(name) > 1]
+    names = [name for name in {*special, *settings.special_names} if len(name) > 1]
     longest_first = [name.replace(" ", SPACE) for name in sorted(names, key=len, reverse=True)]
     pattern = "|".join([BYTE_CUT, *(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in longest_first)])
     cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "MergedWithPrevious", "invert": False}
