@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
+from small_tokenizers import tiktoken_file
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.instructions.chat import encode_chat
@@ -133,6 +134,25 @@ def test_a_space_before_a_text_is_kept():
 def test_a_space_after_a_control_token_is_kept_too():
     made, plain = opened("legacy"), SentencePieceTokenizer(MODELS["bpe"])
     assert made.encode(f"{START} a{END}b", special=True) == [385, *plain.encode(" a"), 384, *plain.encode("b")]
+
+
+def test_llama3s_control_tokens_have_the_names_that_are_stated():
+    """261 ranks, then 256 control tokens; 517 is the first id behind them."""
+    names = {"264": "<tool>", "517": END, "518": START}
+    config: dict = {"added_tokens_decoder": {n: {"content": name, "special": True} for n, name in names.items()}}
+    files = {
+        "tokenizer.model": tiktoken_file(),
+        "tokenizer_config.json": json.dumps(config | {"eos_token": END}).encode(),
+    }
+    made = tokenizer_from_files(files, "here")
+    assert (made.vocab_size, made.eos_id, made.special_tokens["<tool>"]) == (519, 517, 264)
+    assert made.encode(f"<tool>the{END}", special=True) == [264, 257, 517]
+    assert vocabulary_of(made).tokens[517:] == [END, START]
+    again = tokenizer_from_files(hugging_face_files(made), "there")
+    assert again.special_tokens == made.special_tokens
+    del config["added_tokens_decoder"]["517"]
+    with pytest.raises(UserError, match="are not 257 different names for the ids from 261 on"):
+        tokenizer_from_files(files | {"tokenizer_config.json": json.dumps(config).encode()}, "here")
 
 
 def test_a_saved_tokenizer_opens_as_the_same():
