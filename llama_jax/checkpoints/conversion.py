@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from etils import epath
 from llama_jax.checkpoints.adapters.merged_weights import MergedWeights, unmerged, with_tokenizer
 from llama_jax.checkpoints.adapters.peft import write_peft
 from llama_jax.checkpoints.config import ConvertConfig
+from llama_jax.checkpoints.formats.directories import read_bundle
 from llama_jax.checkpoints.formats.gguf import write_gguf
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.llama2c import write_llama2c
@@ -23,6 +25,7 @@ from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import Weights, tensors_of, weight_names
 from llama_jax.checkpoints.opening import ModelReference, find_model, open_params, with_adapters
 from llama_jax.checkpoints.steps.manifest import files_below
+from llama_jax.checkpoints.tokenizer_check import compared_tokenizers
 from llama_jax.checkpoints.weight_reading import ModelFormat, open_adapter, open_weights
 from llama_jax.core import placing, sharding, tree
 from llama_jax.core.config import MeshConfig
@@ -78,6 +81,7 @@ def convert_model(config: ConvertConfig, say: Callable[[str], None]) -> dict[str
         report = _facts(config, weights, written, say)
         if not config.no_check:
             report["check"] = _check_conversion(config, weights, str(written), report["target_dtypes"], say)
+            report["check"]["tokenizer"] = _check_tokenizer(config, weights, written, say)
         report["seconds"] = round(time.perf_counter() - started, 1)
         (partial / REPORT).write_text(json.dumps(report, indent=2))
         _move(partial, target, config.format)
@@ -237,6 +241,25 @@ def _refuse_nonsense(config: ConvertConfig, check: Mapping[str, Any]) -> None:
         )
 
 
+def _check_tokenizer(
+    config: ConvertConfig, source: Weights, written: epath.Path, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """How the tokenizer that was written compares with the source's; None where there is none.
+
+    Raises:
+        CannotGoOnError: it gives other ids.
+    """
+    is_adapter = config.format == "peft"
+    files = read_bundle(Path(written)) if is_adapter else open_weights(str(written), step=None, say=say).files
+    if not has_tokenizer(source.files):
+        return None
+    before, after = tokenizer_from_files(source.files, source.source), tokenizer_from_files(files, str(written))
+    found = compared_tokenizers(before, after, _SAMPLE, source.config.vocab_size, config.target)
+    for note in found["notes"]:
+        say(f"note: {note}")
+    return found
+
+
 def _allowed(config: ConvertConfig, source: Weights, target_dtypes: Sequence[str]) -> float:
     """Largest mean difference of logits, in units of their standard deviation, that is not a mistake."""
     types = {str(source.dtype(name)) for name in weight_names(source.config)}
@@ -252,7 +275,8 @@ def _sample(weights: Weights) -> tuple[np.ndarray, str]:
     length = min(_SAMPLE_TOKENS, weights.config.context_length)
     if has_tokenizer(weights.files):
         tokenizer = tokenizer_from_files(weights.files, weights.source)
-        return np.array([tokenizer.encode(_SAMPLE, bos=tokenizer.adds_bos)[:length]], np.int32), "text"
+        ids = tokenizer.encode(_SAMPLE, bos=tokenizer.adds_bos)
+        return np.array([[token for token in ids if token < weights.config.vocab_size][:length]], np.int32), "text"
     return np.random.default_rng(0).integers(0, weights.config.vocab_size, (1, length), np.int32), "random tokens"
 
 

@@ -168,17 +168,16 @@ def tokenizer_for(files: Mapping[str, bytes], config: LlamaConfig, path: str, *,
         given: file to take instead of the model's own.
 
     Raises:
-        UserError: there is none, or it has more tokens than the model.
+        UserError: there is none, or the model has no row for a token that it gives.
     """
     if given is not None:
         tokenizer = tokenizer_from_files(with_tokenizer(files, load_tokenizer(given).files()), given)
+        where = f"--tokenizer {given}"
     elif has_tokenizer(files):
-        tokenizer = tokenizer_from_files(files, path)
+        tokenizer, where = tokenizer_from_files(files, path), path
     else:
         raise UserError(f"--tokenizer: needed, {path} does not carry its own")
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"--tokenizer: has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
-    return tokenizer
+    return tokenizer.for_model(config.vocab_size, where)
 
 
 def open_params(

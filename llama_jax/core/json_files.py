@@ -62,6 +62,11 @@ def json_object(content: bytes, where: str) -> dict[str, Any]:
     return value
 
 
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """An object as the JSON text of a file that people may read."""
+    return json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n"
+
+
 def shown(value: Any) -> str:
     """An unknown value as it may stand in a message: ASCII on one line, cut short."""
     return f"{value!a:.60}"

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import jax
 
 from llama_jax.checkpoints.adapters.adapter import BASE_FILE
+from llama_jax.checkpoints.adapters.merged_weights import with_tokenizer
 from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import ModelReference, find_model, open_params, tokenizer_for
 from llama_jax.checkpoints.weight_reading import open_weights
@@ -217,7 +218,7 @@ def _samples(
 def _model_files(weights: Weights, tokenizer: Tokenizer, layout: Layout) -> dict[str, bytes]:
     """What makes a checkpoint usable by itself, by path: architecture, tokenizer, and the template, so that whoever
     uses the model asks it the way it was taught, and stops where it was taught to."""
-    told = with_stop_ids({**weights.files, **tokenizer.files()}, _stop_ids(tokenizer, layout))
+    told = with_stop_ids(with_tokenizer(weights.files, tokenizer.files()), _stop_ids(tokenizer, layout))
     files = {f"model/{name}": content for name, content in told.items()}
     files["model/config.json"] = json.dumps(weights.config.to_json(), indent=2).encode()
     files["model/chat_template.jinja"] = layout.chat_template.encode()

@@ -79,10 +79,8 @@ def _tokenizer(config: PretrainConfig, run: RunDirectory, training: Mixture) -> 
 
 def _model_files(config: PretrainConfig, tokenizer: Tokenizer) -> dict[str, bytes]:
     """What makes a checkpoint usable by itself: model config and tokenizer."""
-    return {
-        "model/config.json": json.dumps(config.model.architecture.to_json(), indent=2).encode(),
-        f"model/{tokenizer.file_name}": tokenizer.to_bytes(),
-    }
+    files = {f"model/{name}": content for name, content in tokenizer.files().items()}
+    return files | {"model/config.json": json.dumps(config.model.architecture.to_json(), indent=2).encode()}
 
 
 class _Validation:

@@ -50,6 +50,7 @@ def exported(tiny_run, tmp_path_factory) -> dict[str, Path]:
         report = convert(tiny_run, paths[kind], kind)
         assert report["check"]["max_logit_difference"] == 0
         assert report["check"]["argmax_agreement"] == 1
+        assert (report["check"]["tokenizer"]["control_tokens"], report["check"]["tokenizer"]["notes"]) == (2, [])
         assert report["check"]["source_loss"] == report["check"]["target_loss"] < report["check"]["uniform_loss"]
     return paths
 

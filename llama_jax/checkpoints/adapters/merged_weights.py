@@ -18,7 +18,7 @@ from llama_jax.data.tokenizers import has_tokenizer
 from llama_jax.model import paths
 from llama_jax.model.config import LlamaConfig
 
-_TOKENIZER_FILES = ("tokenizer", "special_tokens", "chat_template")
+_TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "chat_template")
 """How the names of the files begin that make a tokenizer."""
 
 

@@ -30,6 +30,7 @@ from llama_jax.checkpoints.formats.directories import (
     read_bundle,
     write_bundle,
 )
+from llama_jax.checkpoints.formats.hugging_face import transformers_files
 from llama_jax.checkpoints.formats.safetensors_files import open_safetensors, same_bits, write_safetensors
 from llama_jax.checkpoints.formats.torch_files import TorchFile
 from llama_jax.checkpoints.formats.weights import WEIGHTS, is_floating, padded
@@ -266,7 +267,8 @@ def write_peft(target: epath.PathLike, adapter: Adapter, config: LlamaConfig) ->
     tensors |= _saved_tensors(adapter, config)
     shapes = {name: (array.shape, array.dtype) for name, array in tensors.items()}
     write_safetensors(directory / _SAFETENSORS, shapes, lambda name: tensors[name])
-    write_bundle(directory, {name: content for name, content in adapter.files.items() if name in BUNDLE})
+    kept = {name: content for name, content in adapter.files.items() if name in BUNDLE}
+    write_bundle(directory, transformers_files(kept, adapter.source))
     write_whole(epath.Path(directory / PEFT_CONFIG), _config_bytes(adapter, config, modules, ranks, alphas))
 
 

@@ -22,6 +22,7 @@ BUNDLE = {
     "llama2c_rotary.bin": 64 * _MIB,
     "tokenizer_config.json": 4 * _MIB,
     "special_tokens_map.json": _MIB,
+    "added_tokens.json": 4 * _MIB,
     "chat_template.jinja": _MIB,
     "generation_config.json": _MIB,
 }

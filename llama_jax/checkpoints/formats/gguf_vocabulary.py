@@ -96,16 +96,14 @@ def add_vocabulary(writer: Any, files: Mapping[str, bytes], vocab_size: int, whe
         where: the model, for messages.
 
     Raises:
-        UserError: the files are not a tokenizer, or are one of more than `vocab_size` tokens.
+        UserError: the files are no tokenizer that GGUF can express, or the model has no row for a token that it gives.
     """
     if not has_tokenizer(files):
         writer.add_tokenizer_model("none")
         return
-    tokenizer = tokenizer_from_files(files, where)
+    tokenizer = tokenizer_from_files(files, where).for_model(vocab_size, where)
     vocabulary = vocabulary_of(tokenizer)
     missing = range(len(vocabulary.tokens), vocab_size)
-    if len(vocabulary.tokens) > vocab_size:
-        raise UserError(f"{where}: the tokenizer has {len(vocabulary.tokens)} tokens, the model {vocab_size}")
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list([*vocabulary.tokens, *map(_padding, missing)])

@@ -226,14 +226,24 @@ def write_hugging_face(
 
 def _write_rest(directory: Path, weights: Weights, dtype: np.dtype) -> None:
     """The configuration, and a tokenizer that transformers reads."""
-    files, bos_id, stop_ids = dict(weights.files), None, ()
+    files, bos_id, stop_ids = transformers_files(weights.files, weights.source), None, ()
     if has_tokenizer(files):
         tokenizer = tokenizer_from_files(files, weights.source)
         bos_id, stop_ids = tokenizer.bos_id, tokenizer.stop_ids
-        made = hugging_face_files(tokenizer)
-        files = with_stop_ids(made | files if "tokenizer.json" in files else files | made, stop_ids)
     write_bundle(directory, files)
     write_json(directory / "config.json", config_values(weights.config, dtype, bos_id, stop_ids))
+
+
+def transformers_files(files: Mapping[str, bytes], where: str) -> dict[str, bytes]:
+    """What travels with weights, its tokenizer as transformers' `AutoTokenizer` takes it for the same ids.
+
+    Args:
+        where: what they came from, for messages.
+    """
+    if not has_tokenizer(files):
+        return dict(files)
+    tokenizer = tokenizer_from_files(files, where)
+    return with_stop_ids({**files, **hugging_face_files(tokenizer)}, tokenizer.stop_ids)
 
 
 def hub_directory(repo_id: str) -> Path:
@@ -247,7 +257,7 @@ def hub_directory(repo_id: str) -> Path:
     import huggingface_hub
 
     texts = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "*chat_template*.jinja"]
-    texts += ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"]
+    texts += ["added_tokens.json", "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"]
     try:
         for weights in (SAFETENSORS, PYTORCH):
             stem, _, suffix = weights.partition(".")

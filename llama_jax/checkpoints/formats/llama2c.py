@@ -117,7 +117,7 @@ def write_llama2c(target: epath.Path, weights: Weights) -> None:
         for tensor in _tensors(config, weights):
             stream.write(tensor.astype("<f4").tobytes())
     if has_tokenizer(weights.files):
-        tokenizer = tokenizer_from_files(weights.files, weights.source)
+        tokenizer = tokenizer_from_files(weights.files, weights.source).for_model(config.vocab_size, weights.source)
         target.with_name("tokenizer.bin").write_bytes(llama2c_bytes(tokenizer))
 
 

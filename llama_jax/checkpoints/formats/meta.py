@@ -23,6 +23,7 @@ from llama_jax.checkpoints.formats.torch_files import TorchFile, write_torch
 from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights, named_tensors
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import JsonFields, read_json
+from llama_jax.data.tokenizers import has_tokenizer, meta_files, tokenizer_from_files
 from llama_jax.model.config import LlamaConfig, RopeScaling
 
 _LONGEST_PARAMS = 2**20
@@ -200,7 +201,10 @@ def write_meta(target: epath.PathLike, weights: Weights, *, shards: int = 1, dty
             return whole if axis is None else np.split(whole, shards, axis)[rank]
 
         write_torch(directory / f"consolidated.{rank:02d}.pth", parts, part)
-    write_bundle(directory, weights.files)
+    files = dict(weights.files)
+    if has_tokenizer(files):
+        files |= meta_files(tokenizer_from_files(files, weights.source).for_model(config.vocab_size, weights.source))
+    write_bundle(directory, files)
     write_json(directory / "params.json", params)
 
 

@@ -168,8 +168,9 @@ def _answer(parts: list[str | int], tokenizer: Tokenizer, is_last: bool) -> list
 
 def _controls_and_text(tokenizer: Tokenizer, text: str, hidden: "_Hidden") -> list[str | int]:
     parts = hidden.names.split(text)
-    tokens = tokenizer.special_tokens
-    return [tokens[part] if index % 2 else hidden.restored(part) for index, part in enumerate(parts) if part]
+    return [
+        tokenizer.control_id(part) if index % 2 else hidden.restored(part) for index, part in enumerate(parts) if part
+    ]
 
 
 @dataclass(frozen=True)

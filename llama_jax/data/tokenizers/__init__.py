@@ -3,7 +3,7 @@
 Text never turns into a control token: `<s>` written in a document is four ordinary characters. Independent of
 conversations, rows and files of text."""
 
-from llama_jax.data.tokenizers.conversion import files_of_vocabulary, hugging_face_files, llama2c_bytes
+from llama_jax.data.tokenizers.conversion import files_of_vocabulary, hugging_face_files, llama2c_bytes, meta_files
 from llama_jax.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from llama_jax.data.tokenizers.llama2c import Llama2cTokenizer
 from llama_jax.data.tokenizers.loading import has_tokenizer, load_tokenizer, tokenizer_from_files
@@ -26,6 +26,7 @@ __all__ = [
     "hugging_face_files",
     "llama2c_bytes",
     "load_tokenizer",
+    "meta_files",
     "stop_ids_of",
     "tokenizer_from_files",
     "train_tokenizer",

@@ -56,6 +56,9 @@ PRE_ALIASES = {
 }
 """Further names of the same splittings."""
 
+BYTE_CUT = "<(?=0x[0-9A-F]{2}>)"
+"""Finds the first character of text that spells sentencepiece's name of a byte, which is none."""
+
 NORMALIZERS = {"qwen2": {"type": "NFC"}}
 IGNORES_MERGES = ("llama-bpe", "tekken")  # a word that is a token is one, whatever the merges say
 OPENS_WITH_BOS = ("llama-bpe", "tekken")  # where a file does not say

@@ -1,20 +1,13 @@
 """One tokenizer in the formats of others: GGUF's vocabulary, transformers' files, llama2.c's file."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from llama_jax.core.errors import UserError
-from llama_jax.core.json_files import json_object, shown
-from llama_jax.data.tokenizers.byte_pairs import (
-    BYTE_LEVEL,
-    IGNORES_MERGES,
-    NORMALIZERS,
-    PRE_ALIASES,
-    PRE_TOKENIZERS,
-    merges_of,
-)
+from llama_jax.core.json_files import json_bytes, json_object, shown
+from llama_jax.data.tokenizers.added_tokens import tokens_beside
+from llama_jax.data.tokenizers.byte_pairs import PRE_ALIASES, PRE_TOKENIZERS
 from llama_jax.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from llama_jax.data.tokenizers.llama2c import FIRST_PIECE, Llama2cTokenizer, llama2c_file
 from llama_jax.data.tokenizers.sentencepiece_model import (
@@ -26,10 +19,14 @@ from llama_jax.data.tokenizers.sentencepiece_model import (
     USER_DEFINED,
     Piece,
     PieceModel,
+    SentencePieceTokenizer,
     piece_model_bytes,
+    read_piece_model,
 )
+from llama_jax.data.tokenizers.settings import ADDED_TOKENS_FILE, Settings, read_settings
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
-from llama_jax.data.tokenizers.vocabulary import Vocabulary, vocabulary_of
+from llama_jax.data.tokenizers.tokenizer_json import byte_level_json, opening, sentencepiece_json
+from llama_jax.data.tokenizers.vocabulary import Vocabulary, spelled_out, vocabulary_of
 
 _FAST_CLASS = "PreTrainedTokenizerFast"
 """transformers' class that takes `tokenizer.json` as it is; others build their own from parts of it."""
@@ -49,7 +46,7 @@ def files_of_vocabulary(vocabulary: Vocabulary) -> dict[str, bytes]:
     if pre not in PRE_TOKENIZERS:
         known = ", ".join(sorted([*PRE_TOKENIZERS, *PRE_ALIASES]))
         raise UserError(f"tokenizer: splits words by {shown(vocabulary.pre)}, which is not supported; {known} are")
-    return {"tokenizer.json": _json_bytes(_byte_level_json(vocabulary, pre)), **settings}
+    return {"tokenizer.json": json_bytes(byte_level_json(vocabulary, pre)), **settings}
 
 
 def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
@@ -61,21 +58,86 @@ def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """
     files = tokenizer.files()
     config = json_object(files.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
-    config.pop("auto_map", None)  # names code to run
+    # Other classes than this one would change what the file says, `auto_map` names code to run, and null is not the
+    # same as nothing: of `add_bos_token` it means that no text gets BOS.
+    config = {name: value for name, value in config.items() if value is not None and name != "auto_map"}
+    config["tokenizer_class"] = _FAST_CLASS
     if isinstance(tokenizer, HuggingFaceTokenizer):
         names = {number: name for name, number in tokenizer.special_tokens.items()}
         ours = {"bos_token": names[tokenizer.bos_id], "eos_token": names[tokenizer.eos_id]}
-        return files | {"tokenizer_config.json": _json_bytes({"tokenizer_class": _FAST_CLASS} | ours | config)}
-    vocabulary = vocabulary_of(tokenizer)
+        return files | {"tokenizer_config.json": json_bytes(ours | config)}
+    vocabulary = spelled_out(tokenizer)
     settings = _settings_files(vocabulary)
     ours = json_object(settings["tokenizer_config.json"], "tokenizer_config.json")
-    if vocabulary.model == "llama":
-        files = {"tokenizer.model": _piece_model(vocabulary)} | files
-        content = _sentencepiece_json(vocabulary)
+    if vocabulary.model != "gpt2":
+        files = files if "tokenizer.model" in files else {"tokenizer.model": _piece_model(vocabulary)} | files
+        content = sentencepiece_json(vocabulary)
     else:
-        content = _byte_level_json(vocabulary, vocabulary.pre)
-    made = {"tokenizer.json": _json_bytes(content), "tokenizer_config.json": _json_bytes(ours | config)}
+        content = byte_level_json(vocabulary, vocabulary.pre)
+    made = {"tokenizer.json": json_bytes(content), "tokenizer_config.json": json_bytes(ours | config)}
     return settings | files | made
+
+
+def meta_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Its files for Meta's code, which knows `tokenizer.model` alone: in one of sentencepiece are the tokens too that
+    stood beside it, as the model has rows for them."""
+    files = tokenizer.files()
+    if not isinstance(tokenizer, HuggingFaceTokenizer) or "tokenizer.model" not in files:
+        return files
+    try:
+        vocabulary = vocabulary_of(tokenizer)
+    except UserError:  # Meta has no such tokenizers
+        return files
+    if vocabulary.model != "llama" or tokenizer.vocab_size == len(read_piece_model(files["tokenizer.model"]).pieces):
+        return files
+    return files | {"tokenizer.model": _piece_model(vocabulary)}
+
+
+def files_with_tokens_beside(model: bytes, beside: Mapping[str, bytes]) -> dict[str, bytes] | None:
+    """A sentencepiece model and the files beside it as `tokenizer.json` and these, if they say more than it does: more
+    tokens, or that a space is put before the first stretch of text alone, as transformers has it. Else None.
+
+    Raises:
+        ValueError: this is not a sentencepiece model.
+        UserError: a file is malformed, or contradicts the model.
+    """
+    config = json_object(beside.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
+    if not config and not {ADDED_TOKENS_FILE, "special_tokens_map.json"} & beside.keys():
+        return None
+    own = spelled_out(SentencePieceTokenizer(model))
+    known = {token: number for number, token in enumerate(own.tokens)}
+    tokens = [
+        token
+        for token in tokens_beside(beside, known, len(known), "tokenizer.model")
+        if not _is_said(own, token["id"], special=token["special"])
+    ]
+    is_llama = str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+    prefixes = own.adds_space_prefix and not (is_llama and config.get("add_prefix_space") is False)
+    only_first = prefixes and not config.get("legacy", not is_llama)
+    if not tokens and prefixes == own.adds_space_prefix and not only_first:
+        return None
+    content = sentencepiece_json(replace(own, adds_space_prefix=prefixes, prefixes_first_only=only_first))
+    # Looked for in the text as it is: in what is encoded, a space may have been put before it.
+    added = {token["id"]: token | {"normalized": False} for token in [*content["added_tokens"], *tokens]}
+    content["added_tokens"] = [added[number] for number in sorted(added)]
+    names = _bos_and_eos(own, read_settings(beside))
+    opens = [token for token in added.values() if token["content"] == names["bos_token"]]
+    has_opening = opens and config.get("add_bos_token") is not False
+    content["post_processor"] = opening(names["bos_token"], opens[0]["id"]) if has_opening else None
+    made = {"tokenizer.json": json_bytes(content), "tokenizer_config.json": json_bytes(config | names)}
+    return {**beside, "tokenizer.model": model, **made}
+
+
+def _is_said(vocabulary: Vocabulary, token: int, *, special: bool) -> bool:
+    """Whether the vocabulary itself has this token as one that is not made of others."""
+    kind = vocabulary.types[token] if token < len(vocabulary.types) else None
+    return kind in (UNKNOWN, CONTROL) or (kind == USER_DEFINED and not special)
+
+
+def _bos_and_eos(vocabulary: Vocabulary, settings: Settings) -> dict[str, str]:
+    """Their names: those of the settings, or those of the model."""
+    bos, eos = (vocabulary.tokens[number or 0] for number in (vocabulary.bos_id, vocabulary.eos_id))
+    return {"bos_token": settings.bos_token or bos, "eos_token": settings.eos_token or eos}
 
 
 def llama2c_bytes(tokenizer: Tokenizer) -> bytes:
@@ -141,8 +203,8 @@ def _settings_files(vocabulary: Vocabulary) -> dict[str, bytes]:
     stops = list(dict.fromkeys((vocabulary.eos_id, *vocabulary.stop_ids)))
     generation = {"bos_token_id": vocabulary.bos_id, "eos_token_id": stops}
     return {
-        "tokenizer_config.json": _json_bytes({key: value for key, value in config.items() if value is not None}),
-        "generation_config.json": _json_bytes({key: value for key, value in generation.items() if value is not None}),
+        "tokenizer_config.json": json_bytes({key: value for key, value in config.items() if value is not None}),
+        "generation_config.json": json_bytes({key: value for key, value in generation.items() if value is not None}),
     }
 
 
@@ -151,10 +213,6 @@ def _chat_template(templates: Mapping[str, str]) -> str | list[dict[str, str]] |
     if templates.keys() <= {"default"}:
         return templates.get("default")
     return [{"name": name, "template": template} for name, template in templates.items()]
-
-
-def _json_bytes(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n"
 
 
 def _piece_model(vocabulary: Vocabulary) -> bytes:
@@ -167,79 +225,3 @@ def _piece_model(vocabulary: Vocabulary) -> bytes:
     pieces = tuple(map(Piece, tokens, map(float, scores), types))
     model = PieceModel(pieces, adds_space_prefix=vocabulary.adds_space_prefix)
     return piece_model_bytes(model, unk=tokens[types.index(UNKNOWN)], bos=tokens[bos], eos=tokens[vocabulary.eos_id])
-
-
-def _byte_level_json(vocabulary: Vocabulary, pre: str) -> dict[str, Any]:
-    """`tokenizer.json` of a vocabulary of kind gpt2. `pre` is a name in `PRE_TOKENIZERS`."""
-    return _document(
-        vocabulary,
-        normalizer=NORMALIZERS.get(pre),
-        pre_tokenizer=PRE_TOKENIZERS[pre],
-        decoder=BYTE_LEVEL,
-        model={
-            "ignore_merges": pre in IGNORES_MERGES,
-            "merges": [merge.split(" ") for merge in vocabulary.merges],
-        },
-    )
-
-
-def _sentencepiece_json(vocabulary: Vocabulary) -> dict[str, Any]:
-    """`tokenizer.json` of a vocabulary of kind llama, laid out like that of Llama 2."""
-    ids = {token: number for number, token in enumerate(vocabulary.tokens) if vocabulary.types[number] == NORMAL}
-    scores = vocabulary.scores or [0.0] * len(ids)
-    best_first = sorted(ids, key=lambda token: -scores[ids[token]])
-    prefix = vocabulary.adds_space_prefix
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    restore = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]
-    unknown = [token for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == UNKNOWN]
-    return _document(
-        vocabulary,
-        normalizer={"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}] * prefix + [replace]},
-        pre_tokenizer=None,
-        decoder={"type": "Sequence", "decoders": restore + strip * prefix},
-        model={
-            "unk_token": next(iter(unknown), None),
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "merges": merges_of(ids, best_first),
-        },
-    )
-
-
-def _document(vocabulary: Vocabulary, *, model: Mapping[str, Any], **parts: Any) -> dict[str, Any]:
-    added = [number for number, kind in enumerate(vocabulary.types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
-    last_plain = max(set(range(len(vocabulary.tokens))) - set(added), default=-1)
-    # Tokens after all plain ones get their ids by being added; those before must be in the table to keep theirs.
-    table = {token: number for number, token in enumerate(vocabulary.tokens[: last_plain + 1])}
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": each, "content": vocabulary.tokens[each], **plain, "special": vocabulary.types[each] != USER_DEFINED}
-            for each in added
-        ],
-        **parts,
-        "post_processor": _opening(vocabulary),
-        "model": {"type": "BPE", "vocab": table, **model},
-    }
-
-
-def _opening(vocabulary: Vocabulary) -> dict[str, Any] | None:
-    """Puts BOS before a text, for readers that ask the file for it."""
-    if vocabulary.bos_id is None or not vocabulary.adds_bos:
-        return None
-    bos = vocabulary.tokens[vocabulary.bos_id]
-    opening = {"SpecialToken": {"id": bos, "type_id": 0}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [opening, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [opening, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {bos: {"id": bos, "ids": [vocabulary.bos_id], "tokens": [bos]}},
-    }

@@ -2,15 +2,27 @@
 
 import contextlib
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llama_jax.core.errors import UserError
-from llama_jax.core.json_files import json_object
+from llama_jax.core.json_files import json_bytes, json_object
+from llama_jax.data.tokenizers.added_tokens import tokens_beside
+from llama_jax.data.tokenizers.byte_pairs import BYTE_CUT
 from llama_jax.data.tokenizers.guard.guarded_tokenizer import GuardedTokenizer
 from llama_jax.data.tokenizers.guard.parts import is_bounded
-from llama_jax.data.tokenizers.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from llama_jax.data.tokenizers.sentencepiece_model import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+)
+from llama_jax.data.tokenizers.settings import Settings
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -24,8 +36,8 @@ _EOS_NAMES = ("<|end_of_text|>", "</s>", "<|endoftext|>")
 class HuggingFaceTokenizer(Tokenizer):
     """A `tokenizer.json`, with `tokenizer_config.json` beside it to say which tokens are BOS and EOS.
 
-    Where nothing names them, LLaMA's names are tried; a vocabulary without BOS opens documents with EOS. Truncation and
-    padding set in the file are switched off.
+    Where nothing names them, LLaMA's names are tried; a vocabulary without BOS opens documents with EOS. Tokens that
+    only the files beside it know are added to it. Truncation and padding set in the file are switched off.
 
     Args:
         model: The content of the file.
@@ -38,9 +50,17 @@ class HuggingFaceTokenizer(Tokenizer):
     file_name = "tokenizer.json"
 
     def __init__(self, model: bytes, beside: Mapping[str, bytes] | None = None) -> None:
-        super().__init__(model, beside)
         content = json_object(model, self.file_name)
-        self._unbounded = None if is_bounded(content) else content
+        if new := _tokens_to_add(content, beside or {}):
+            content["added_tokens"] = [*content.get("added_tokens", ()), *new]
+            model = json_bytes(content)
+        super().__init__(model, beside)
+        is_byte_fallback = "ByteFallback" in component_types(content.get("decoder"))
+        self._library_model, library_content = model, content
+        if _takes_whole_names(content.get("model"), is_byte_fallback):
+            library_content = _with_cuts(content, self.settings)
+            self._library_model = json_bytes(library_content)
+        self._unbounded = None if is_bounded(content) else library_content  # our own cuts are harmless
         self._tokenizer = self._library_tokenizer()
         self._tokenizer.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab()
@@ -49,6 +69,7 @@ class HuggingFaceTokenizer(Tokenizer):
             raise ValueError(f"it has an id {self.vocab_size - 1}, beyond {_MOST_TOKENS} tokens")
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_tokens = {token.content: number for number, token in sorted(added.items()) if token.special}
+        self.unk_id = _unknown_id(content["model"], vocabulary)
         opening = _opening_token(content.get("post_processor"))
         eos = self._first_known(self.settings.eos_token, *_EOS_NAMES)
         if eos is None:
@@ -56,11 +77,11 @@ class HuggingFaceTokenizer(Tokenizer):
         bos = self._first_known(self.settings.bos_token, opening, *_BOS_NAMES)
         self._adopt_settings(eos if bos is None else bos, eos, adds_bos=opening is not None)
         self._bytes: dict[int, int] = {}
-        if "ByteFallback" in component_types(content.get("decoder")):
+        if is_byte_fallback:
             byte_names = {f"<0x{byte:02X}>": byte for byte in range(256)}
             self._bytes = {vocabulary[name]: byte for name, byte in byte_names.items() if name in vocabulary}
         for name, token in self.special_tokens.items():
-            if name != content["model"].get("unk_token") and token in self._encode_ordinary(name):
+            if token != self.unk_id and token in self._encode_ordinary(name):
                 raise ValueError(f"control token {name!r} is also what the same ordinary text encodes to")
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -69,23 +90,28 @@ class HuggingFaceTokenizer(Tokenizer):
             return self._tokenizer.decode(ids, skip_special_tokens=True)
         return self._tokenizer.decoder.decode(list(self._settled(ids)))
 
+    @property
+    def whole_tokens(self) -> Mapping[str, int]:
+        return {token.content: number for number, token in sorted(self._tokenizer.get_added_tokens_decoder().items())}
+
     def content(self) -> dict[str, Any]:
         """The file, parsed."""
         return json_object(self._model, self.file_name)
 
     def tokens_and_types(self) -> tuple[list[str], list[int]]:
         """Each token and its type, as in sentencepiece; ids that no token has are unused, under llama.cpp's name."""
-        model = self.content()["model"]
         added = self._tokenizer.get_added_tokens_decoder()
         tokens = [f"[PAD{token}]" for token in range(self.vocab_size)]
         types = [UNUSED] * self.vocab_size
         for name, token in self._tokenizer.get_vocab().items():
+            if token >= self.vocab_size:
+                continue
             tokens[token], types[token] = name, NORMAL
             if token in added:
                 types[token] = CONTROL if added[token].special else USER_DEFINED
             if token in self._bytes:
                 types[token] = BYTE
-            if name == model.get("unk_token"):
+            if token == self.unk_id:
                 types[token] = UNKNOWN
         return tokens, types
 
@@ -107,7 +133,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
         with _one_line_errors():
             tokenizer = (
-                tokenizers.Tokenizer.from_buffer(self._model)
+                tokenizers.Tokenizer.from_buffer(self._library_model)
                 if self._unbounded is None
                 else GuardedTokenizer(self._unbounded)
             )
@@ -141,6 +167,45 @@ class HuggingFaceTokenizer(Tokenizer):
                     yield "\ufffd"
                 else:
                     yield from (f"<0x{byte:02X}>" for byte in character.encode())
+
+
+def _tokens_to_add(content: Mapping[str, Any], beside: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """What the files beside a `tokenizer.json` add to its `added_tokens`."""
+    model, listed = content.get("model"), content.get("added_tokens") or []
+    try:
+        table = model["vocab"] if isinstance(model, dict) else {}
+        plain = {piece: number for number, (piece, _) in enumerate(table)} if isinstance(table, list) else table
+        known = {**plain, **{token["content"]: token["id"] for token in listed}}
+        size = max([len(plain), *(token["id"] + 1 for token in listed)])
+    except (KeyError, TypeError, ValueError):
+        return []  # the library says what is wrong with it
+    stated = tokens_beside(beside, known, size, HuggingFaceTokenizer.file_name)
+    there = {token["content"] for token in listed}
+    return [token for token in stated if token["content"] not in there]
+
+
+def _unknown_id(model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> int | None:
+    """Id of the token for what is not in the vocabulary; Unigram has its place in the list, the others its name."""
+    return model["unk_id"] if "unk_id" in model else vocabulary.get(model.get("unk_token") or "")
+
+
+def _takes_whole_names(model: Any, is_byte_fallback: bool) -> bool:
+    """Whether a model takes any piece of the vocabulary that a text spells, the names of control tokens and of bytes as
+    well, which sentencepiece takes from no text."""
+    if not isinstance(model, dict):
+        return False
+    return model.get("type") == "Unigram" or (is_byte_fallback and bool(model.get("ignore_merges")))
+
+
+def _with_cuts(content: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """A `tokenizer.json` that cuts text which spells such a name behind the first character of it."""
+    special = {token["content"] for token in content.get("added_tokens") or () if token.get("special")}
+    names = [name for name in {*special, *settings.special_names} if len(name) > 1]
+    longest_first = [name.replace(" ", SPACE) for name in sorted(names, key=len, reverse=True)]
+    pattern = "|".join([BYTE_CUT, *(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in longest_first)])
+    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "MergedWithPrevious", "invert": False}
+    parts = [part for part in (content.get("pre_tokenizer"), cut) if part is not None]
+    return content | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}}
 
 
 def component_types(component: Any) -> set[str]:

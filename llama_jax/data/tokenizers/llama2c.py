@@ -38,7 +38,10 @@ class Llama2cTokenizer(Tokenizer):
         if b" " not in self._ids:
             raise ValueError("it has no piece for a space, which opens every text")
         self.vocab_size = len(self.pieces)
-        self.special_tokens = {"<s>": 1, "</s>": 2}
+        # As its exporter writes them. Files without names are those of LLaMA.
+        names = (self.pieces[token].decode(errors="replace").strip("\n") for token in (1, 2))
+        self.special_tokens = dict(zip(names, (1, 2), strict=True))
+        self.unk_id = 0
         self._adopt_settings(1, 2, adds_bos=True)
 
     def decode(self, ids: Sequence[int]) -> str:

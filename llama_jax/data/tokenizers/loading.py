@@ -7,6 +7,7 @@ from etils import epath
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import read_bounded
+from llama_jax.data.tokenizers.conversion import files_with_tokens_beside
 from llama_jax.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from llama_jax.data.tokenizers.llama2c import Llama2cTokenizer
 from llama_jax.data.tokenizers.sentencepiece_model import SentencePieceTokenizer
@@ -62,7 +63,9 @@ def tokenizer_from_files(files: Mapping[str, bytes], where: str) -> Tokenizer:
             raise UserError(f"tokenizer {where}: {each} has {len(files[each])} bytes, more than {_LARGEST_FILE}")
     try:
         return _kind(name, model)(model, beside)
-    except (ValueError, UserError) as error:
+    except UserError as error:  # names its file
+        raise UserError(f"tokenizer {where}: {error}") from None
+    except ValueError as error:
         raise UserError(f"tokenizer {where}: {error} ({len(model)} bytes)") from None
 
 
@@ -77,7 +80,14 @@ def _kind(name: str, model: bytes) -> Callable[[bytes, Mapping[str, bytes]], Tok
     if name == "tokenizer.bin":
         return Llama2cTokenizer
     # A sentencepiece model opens with the byte 0x0A, so no line of it is taken for one of tiktoken's.
-    return TiktokenTokenizer if re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", model) else SentencePieceTokenizer
+    return TiktokenTokenizer if re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", model) else _sentencepiece
+
+
+def _sentencepiece(model: bytes, beside: Mapping[str, bytes]) -> Tokenizer:
+    files = files_with_tokens_beside(model, beside)
+    if files is None:
+        return SentencePieceTokenizer(model, beside)
+    return HuggingFaceTokenizer(files.pop("tokenizer.json"), files)
 
 
 def _read(directory: epath.Path, names: tuple[str, ...]) -> dict[str, bytes]:

@@ -31,8 +31,10 @@ class PieceModel:
 
     pieces: tuple[Piece, ...]
     is_bpe: bool = True
-    normalizes: bool = False
-    """Changes the text before encoding it (Unicode normalisation, or runs of spaces merged)."""
+    charsmap: bytes = b""
+    """Table of the characters that are replaced before encoding, as Unicode normalisation does."""
+    joins_spaces: bool = False
+    """Takes spaces off at both ends, and makes several of them one, before encoding."""
     adds_space_prefix: bool = True
 
 
@@ -69,6 +71,7 @@ class SentencePieceTokenizer(Tokenizer):
             for token in range(self.vocab_size)
             if processor.is_control(token) or processor.is_unknown(token)
         }
+        self.unk_id = processor.unk_id()
         if processor.bos_id() < 0 or processor.eos_id() < 0:
             raise ValueError("it has no BOS or no EOS token; documents are separated by both")
         self._adopt_settings(processor.bos_id(), processor.eos_id(), adds_bos=True)
@@ -104,7 +107,7 @@ def read_piece_model(model: bytes) -> PieceModel:
         ValueError: it is cut short.
     """
     pieces: list[Piece] = []
-    is_bpe, normalizes, adds_space_prefix = False, True, True
+    is_bpe, charsmap, joins_spaces, adds_space_prefix = False, b"", True, True
     for field, value in _message_fields(model):
         if field == 1 and isinstance(value, bytes):
             parts = dict(_message_fields(value))
@@ -119,9 +122,9 @@ def read_piece_model(model: bytes) -> PieceModel:
             is_bpe = dict(_message_fields(value)).get(3) == _BPE
         elif field == 3 and isinstance(value, bytes):
             spec = dict(_message_fields(value))
-            normalizes = bool(_as_bytes(spec.get(2))) or bool(_as_int(spec.get(4), 1))
+            charsmap, joins_spaces = _as_bytes(spec.get(2)), bool(_as_int(spec.get(4), 1))
             adds_space_prefix = bool(_as_int(spec.get(3), 1))
-    return PieceModel(tuple(pieces), is_bpe, normalizes, adds_space_prefix)
+    return PieceModel(tuple(pieces), is_bpe, charsmap, joins_spaces, adds_space_prefix)
 
 
 def piece_model_bytes(model: PieceModel, *, unk: str, bos: str, eos: str) -> bytes:

@@ -10,7 +10,8 @@ from llama_jax.core.json_files import json_object, shown
 
 _CONFIG, _NAMES, _GENERATION = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"
 _TEMPLATE = "chat_template.jinja"
-SETTINGS_FILES = (_CONFIG, _NAMES, _TEMPLATE, _GENERATION)
+ADDED_TOKENS_FILE = "added_tokens.json"
+SETTINGS_FILES = (_CONFIG, _NAMES, ADDED_TOKENS_FILE, _TEMPLATE, _GENERATION)
 """Names of the files that travel with a tokenizer, as transformers writes them."""
 
 _ALWAYS_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

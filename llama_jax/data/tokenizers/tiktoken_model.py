@@ -5,6 +5,8 @@ import binascii
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from llama_jax.core.errors import UserError
+from llama_jax.data.tokenizers.added_tokens import stated_names
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
 
 LLAMA3_PATTERN = (
@@ -40,7 +42,8 @@ _RUN = re.compile(r"\s+|\S+")
 
 
 class TiktokenTokenizer(Tokenizer):
-    """Llama 3's tokenizer: a file of ranks, with Llama 3's pattern and 256 control tokens after them.
+    """Llama 3's tokenizer: a file of ranks, with Llama 3's pattern and 256 control tokens after them. Files beside it
+    may name these otherwise, and more.
 
     Args:
         model: The content of a `tokenizer.model` file.
@@ -57,15 +60,14 @@ class TiktokenTokenizer(Tokenizer):
 
         super().__init__(model, beside)
         self.ranks = read_ranks(model)
-        self.special_tokens = {name: len(self.ranks) + i for i, name in enumerate(_SPECIAL_TOKENS)}
+        self.special_tokens = _control_tokens(len(self.ranks), self._beside)
         self._encoding = tiktoken.Encoding(
             "llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=self.ranks, special_tokens=dict(self.special_tokens)
         )
-        self.vocab_size = len(self.ranks) + len(_SPECIAL_TOKENS)
-        bos, eos, *turn_ends = (
-            self.special_tokens[f"<|{name}|>"] for name in ("begin_of_text", "end_of_text", "eom_id", "eot_id")
-        )
-        self._adopt_settings(bos, eos, adds_bos=True, stop_ids=(eos, *turn_ends))
+        self.vocab_size = len(self.ranks) + len(self.special_tokens)
+        ends = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+        stops = [self.special_tokens[name] for name in ends if name in self.special_tokens]
+        self._adopt_settings(len(self.ranks), len(self.ranks) + 1, adds_bos=True, stop_ids=stops)
 
     def decode(self, ids: Sequence[int]) -> str:
         ordinary = [int(token) for token in ids if token < len(self.ranks)]
@@ -73,6 +75,20 @@ class TiktokenTokenizer(Tokenizer):
 
     def _encode_ordinary(self, text: str) -> list[int]:
         return [token for part in _slices(text) for token in self._encoding.encode_ordinary(part)]
+
+
+def _control_tokens(first: int, beside: Mapping[str, bytes]) -> dict[str, int]:
+    """Ids by name, in their order.
+
+    Raises:
+        UserError: files beside the model name two alike, or leave a gap.
+    """
+    names = dict(enumerate(_SPECIAL_TOKENS, first))
+    names |= {number: name for number, name in stated_names(beside).items() if number >= first}
+    ids = {names[number]: number for number in sorted(names)}
+    if len(ids) < len(names) or max(names) >= first + len(names):
+        raise UserError(f"added tokens: are not {len(names)} different names for the ids from {first} on")
+    return ids
 
 
 def read_ranks(model: bytes) -> dict[bytes, int]:

@@ -1,13 +1,15 @@
 """What all kinds of tokenizer files share."""
 
+import copy
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 from llama_jax.core.errors import UserError
+from llama_jax.core.json_files import shown
 from llama_jax.data.tokenizers.settings import Settings, read_settings
 
 LONGEST_TOKEN = 2**14
@@ -41,6 +43,8 @@ class Tokenizer(ABC):
     """Whether the model expects BOS before plain text that it is to continue."""
     special_tokens: Mapping[str, int]
     """The control tokens by their names. Ordinary text never becomes one of them."""
+    unk_id: int | None = None
+    """Id of what is not in the vocabulary, if there is such a token."""
 
     def __init__(self, model: bytes, beside: Mapping[str, bytes] | None = None) -> None:
         if not model:
@@ -52,7 +56,35 @@ class Tokenizer(ABC):
         self.settings: Settings = read_settings(self._beside)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._model, self._beside)
+        return _unpickled, (type(self), self._model, self._beside, self.vocab_size)
+
+    def for_model(self, rows: int, where: str) -> "Tokenizer":
+        """The tokenizer as a model uses it that has a row for each id below `rows`. Tokens beyond are harmless where
+        neither text nor the chat template gives them, as one for padding; asked for nevertheless, they are refused.
+
+        Args:
+            where: what it came from, for messages.
+
+        Raises:
+            UserError: the model lacks a row for a token that is given; names the token and who gives it.
+        """
+        for token, name, giver in self._given() if rows < self.vocab_size else ():
+            if token >= rows:
+                raise UserError(
+                    f"{where}: {self.file_name} has token {token}, {shown(name)}, which {giver}, but the model has "
+                    f"{rows} rows; use the tokenizer that the model was trained with"
+                )
+        return self._cut(rows)
+
+    def control_id(self, name: str) -> int:
+        """The id of a control token.
+
+        Raises:
+            UserError: the model has no row for it.
+        """
+        token = self.special_tokens[name]
+        self._check_rows([token])
+        return token
 
     @property
     def chat_template(self) -> str | None:
@@ -75,7 +107,9 @@ class Tokenizer(ABC):
         `pad_token`. A vocabulary without BOS has no name for one."""
         names = {token: name for name, token in self.special_tokens.items()}
         bos = "" if self.bos_id == self.eos_id else names.get(self.bos_id, "")
-        return {"bos_token": bos, "eos_token": names.get(self.eos_id, ""), **self.settings.names}
+        ours = {"bos_token": bos, "eos_token": names.get(self.eos_id, "")}
+        unknown = {"unk_token": names[self.unk_id]} if self.unk_id in names else {}
+        return ours | unknown | dict(self.settings.names)
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """Ids of the text, between BOS and EOS where asked for.
@@ -85,10 +119,18 @@ class Tokenizer(ABC):
 
         Raises:
             UnicodeEncodeError: the text holds an unpaired surrogate, which UTF-8 cannot express.
+            UserError: it names a control token for which the model has no row.
         """
         text.encode()  # the libraries replace an unpaired surrogate, or call it a failed cast
         ids = self._encode_special(text) if special else self._encode_ordinary(text)
+        if special:
+            self._check_rows(ids)
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
+
+    @property
+    def whole_tokens(self) -> Mapping[str, int]:
+        """The tokens that are found in text before it is encoded: the control tokens, and others that were added."""
+        return self.special_tokens
 
     def to_bytes(self) -> bytes:
         """The model file."""
@@ -117,6 +159,37 @@ class Tokenizer(ABC):
     def _special_names(self) -> re.Pattern[str]:
         return names_pattern(self.special_tokens)
 
+    def _given(self) -> Iterator[tuple[int, str, str]]:
+        """Tokens that a model must have rows for, by id and name, and who gives them; of those of text the last one."""
+        control = {token: name for name, token in self.special_tokens.items()}
+        last = next((token for token in reversed(range(self.vocab_size)) if token not in control), None)
+        if last is not None:
+            yield last, self.decode([last]), "text can give"
+        for token, name in sorted(control.items()):
+            if token in (self.bos_id, self.eos_id):
+                yield token, name, "opens texts" if token == self.bos_id else "ends texts"
+            elif self._is_written(name):
+                yield token, name, "the chat template writes"
+
+    def _is_written(self, name: str) -> bool:
+        """Whether the chat template names a token, or the use that it has (`pad_token`)."""
+        template = "\n".join(self.settings.chat_templates.values())
+        uses = [field for field, token in self.token_names.items() if token == name]
+        return name in template or any(re.search(rf"\b{re.escape(field)}\b", template) for field in uses)
+
+    def _cut(self, rows: int) -> "Tokenizer":
+        if rows >= self.vocab_size:
+            return self
+        made = copy.copy(self)
+        made.vocab_size = rows
+        made.stop_ids = tuple(token for token in self.stop_ids if token < rows)
+        return made
+
+    def _check_rows(self, ids: Sequence[int]) -> None:
+        if ids and (largest := max(ids)) >= self.vocab_size:
+            name = next(name for name, token in self.special_tokens.items() if token == largest)
+            raise UserError(f"tokenizer: the model has {self.vocab_size} rows, none for token {largest}, {shown(name)}")
+
     def _adopt_settings(self, bos_id: int, eos_id: int, *, adds_bos: bool, stop_ids: Sequence[int] = ()) -> None:
         """Set the ids and habits: those of the model file, unless the files beside it say otherwise."""
         settings = self.settings
@@ -125,7 +198,7 @@ class Tokenizer(ABC):
         self.adds_bos = adds_bos if settings.adds_bos is None else settings.adds_bos
         for stop in settings.stop_ids:
             if stop >= self.vocab_size:
-                raise ValueError(f"eos_token_id {stop} is not below {self.vocab_size} tokens (generation_config.json)")
+                raise UserError(f"generation_config.json: eos_token_id {stop} is not below {self.vocab_size} tokens")
         self.stop_ids = tuple(dict.fromkeys((self.eos_id, *settings.stop_ids, *stop_ids)))
 
     def _id_named(self, field: str, name: str | None, default: int) -> int:
@@ -134,6 +207,10 @@ class Tokenizer(ABC):
         if name not in self.special_tokens:
             raise ValueError(f"{field} {name!r} is not among its control tokens")
         return self.special_tokens[name]
+
+
+def _unpickled(kind: type[Tokenizer], model: bytes, beside: Mapping[str, bytes], rows: int) -> Tokenizer:
+    return kind(model, beside)._cut(rows)  # pyright: ignore[reportPrivateUsage]
 
 
 def names_pattern(names: Mapping[str, int]) -> re.Pattern[str]:

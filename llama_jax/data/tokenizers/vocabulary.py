@@ -15,6 +15,7 @@ from llama_jax.data.tokenizers.sentencepiece_model import (
     NORMAL,
     SPACE,
     UNKNOWN,
+    USER_DEFINED,
     SentencePieceTokenizer,
     read_piece_model,
 )
@@ -28,8 +29,9 @@ _NEVER_MERGED = -1e9  # the score of a token that no pair of tokens makes
 class Vocabulary:
     """A tokenizer spelled out, in the terms of llama.cpp's `tokenizer.ggml.*` keys."""
 
-    model: Literal["llama", "gpt2"]
-    """`llama`: sentencepiece's byte-pair encoding, merged by score; `gpt2`: that on bytes, merged by `merges`."""
+    model: Literal["llama", "gpt2", "unigram"]
+    """`llama`: sentencepiece's byte-pair encoding, merged by score; `gpt2`: that on bytes, merged by `merges`;
+    `unigram`: sentencepiece's other kind, the likeliest pieces, which GGUF does not have for a LLaMA."""
     tokens: Sequence[str]
     """By id: with U+2581 for a space and `<0x0A>` for a byte (llama), or a character for each byte (gpt2)."""
     types: Sequence[int]
@@ -44,6 +46,13 @@ class Vocabulary:
     """llama.cpp's name of the pattern that splits text into words; only for gpt2."""
     adds_bos: bool = True
     adds_space_prefix: bool = True
+    prefixes_first_only: bool = False
+    """That space is put before the first stretch of text, and before none that follows a control token. GGUF cannot
+    say so."""
+    charsmap: bytes = b""
+    """sentencepiece's table of characters to replace before encoding (NFKC, for example); not in GGUF."""
+    joins_spaces: bool = False
+    """Takes spaces off at both ends, and makes several of them one, before encoding; not in GGUF."""
     stop_ids: tuple[int, ...] = ()
     """Ids that end an answer; EOS may be among them."""
     chat_templates: Mapping[str, str] = field(default_factory=dict)
@@ -56,8 +65,22 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     Raises:
         UserError: it is of a kind that GGUF cannot express for a LLaMA.
     """
+    vocabulary = spelled_out(tokenizer)
+    if vocabulary.model == "unigram":
+        raise UserError(
+            "tokenizer: is a Unigram model, which GGUF and llama2.c know for no LLaMA; --format hf keeps it"
+        )
+    if vocabulary.charsmap or vocabulary.joins_spaces:
+        raise UserError("tokenizer: changes the text before encoding it (normalisation), which LLaMA's do not")
+    return vocabulary
+
+
+def spelled_out(tokenizer: Tokenizer) -> Vocabulary:
+    """The same of tokenizers of sentencepiece that GGUF cannot express, too."""
+    told = _KINDS[type(tokenizer)](tokenizer)
+    with_rows = {name: told[name][: tokenizer.vocab_size] for name in ("tokens", "types", "scores") if told.get(name)}
     return Vocabulary(
-        **_KINDS[type(tokenizer)](tokenizer),
+        **(told | with_rows),
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         adds_bos=tokenizer.adds_bos,
@@ -68,17 +91,15 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 
 def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     model = read_piece_model(tokenizer.to_bytes())
-    if not model.is_bpe:
-        raise UserError("tokenizer: is a unigram model of sentencepiece; LLaMA's are byte-pair encoding")
-    if model.normalizes:
-        raise UserError("tokenizer: changes the text before encoding it (normalisation), which LLaMA's do not")
     texts, scores, types = zip(*model.pieces, strict=True)
     return {
-        "model": "llama",
+        "model": "llama" if model.is_bpe else "unigram",
         "tokens": texts,
         "scores": scores,
         "types": types,
         "adds_space_prefix": model.adds_space_prefix,
+        "charsmap": model.charsmap,
+        "joins_spaces": model.joins_spaces,
     }
 
 
@@ -115,7 +136,9 @@ def _of_tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
 def _of_hugging_face(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
     content = tokenizer.content()
     if (kind := content["model"].get("type")) != "BPE":
-        raise UserError(f"tokenizer: is of type {shown(kind)}; LLaMA's are BPE")
+        raise UserError(f"tokenizer: is of type {shown(kind)}, which GGUF and llama2.c know for no LLaMA; only BPE is")
+    if "Precompiled" in component_types(content.get("normalizer")):
+        raise UserError("tokenizer: changes the text before encoding it (normalisation), which LLaMA's do not")
     if "ByteFallback" in component_types(content.get("decoder")):
         return _like_sentencepiece(tokenizer, content)
     pre = pre_name(content)
@@ -144,19 +167,36 @@ def _like_sentencepiece(tokenizer: HuggingFaceTokenizer, content: Mapping[str, A
     """Llama 2's kind of `tokenizer.json`, which has an order of merges in place of scores. The scores are taken from
     the `tokenizer.model` beside it where that has the same tokens."""
     tokens, types = tokenizer.tokens_and_types()
-    model = read_piece_model(tokenizer.files().get("tokenizer.model", b""))
-    if [piece.text for piece in model.pieces] == tokens[: len(model.pieces)] and model.pieces:
-        scores = [piece.score for piece in model.pieces] + [0.0] * (len(tokens) - len(model.pieces))
+    pieces = read_piece_model(tokenizer.files().get("tokenizer.model", b"")).pieces
+    if pieces and [piece.text for piece in pieces] == tokens[: len(pieces)]:
+        scores = [piece.score for piece in pieces] + [0.0] * (len(tokens) - len(pieces))
+        defined = [number for number, piece in enumerate(pieces) if piece.type == USER_DEFINED]
+        types = [USER_DEFINED if number in defined and kind == NORMAL else kind for number, kind in enumerate(types)]
     else:
         made: dict[str, int] = {}
         for rank, (left, right) in enumerate(_merges(content)):
             made.setdefault(left + right, rank)
         scores = [-float(made[token]) if token in made else _NEVER_MERGED for token in tokens]
         scores = [score if kind == NORMAL else 0.0 for score, kind in zip(scores, types, strict=True)]
-    prepends = "Prepend" in component_types(content.get("normalizer"))
-    metaspace = content.get("pre_tokenizer") or {}
-    prepends |= metaspace.get("type") == "Metaspace" and metaspace.get("prepend_scheme") != "never"
-    return {"model": "llama", "tokens": tokens, "scores": scores, "types": types, "adds_space_prefix": prepends}
+    prepends, only_first = _space_prefix(content)
+    return {
+        "model": "llama",
+        "tokens": tokens,
+        "scores": scores,
+        "types": types,
+        "adds_space_prefix": prepends,
+        "prefixes_first_only": only_first,
+    }
+
+
+def _space_prefix(content: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether a `tokenizer.json` of Llama 2's kind puts a space before text, and before its first stretch alone."""
+    if "Prepend" in component_types(content.get("normalizer")):
+        return True, False
+    part = content.get("pre_tokenizer") or {}
+    members = part.get("pretokenizers", [part])
+    schemes = {each.get("prepend_scheme", "always") for each in members if each.get("type") == "Metaspace"}
+    return not schemes <= {"never"}, "always" not in schemes and "first" in schemes
 
 
 def _merges(content: Mapping[str, Any]) -> list[Sequence[str]]:

@@ -110,11 +110,16 @@ def test_a_tokenizer_is_written_as_transformers_reads_it_and_names_the_ids(tmp_p
     assert open_hugging_face(directory).files["tokenizer.model"] == tokenizer.to_bytes()
 
 
-def test_files_that_transformers_wrote_are_left_as_they_are(tmp_path) -> None:
+def test_files_that_transformers_wrote_are_left_as_they_are_but_for_the_class(tmp_path) -> None:
+    """`LlamaTokenizer` would make a tokenizer of its own of the file."""
     tokenizer = train_tokenizer(["some text to learn a few pieces from, and a few more"] * 9, 280)
-    made = hugging_face_files(tokenizer) | {"tokenizer_config.json": b'{"eos_token":  "</s>", "kept": 1}'}
+    config = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>", "kept": 1, "add_bos_token": None}
+    made = hugging_face_files(tokenizer) | {"tokenizer_config.json": json.dumps(config).encode()}
     weights = dataclasses.replace(of_kind(FLOAT32, vocab_size=280), files=made)
-    assert open_hugging_face(model_directory(tmp_path, weights)).files == made
+    found = dict(open_hugging_face(model_directory(tmp_path, weights)).files)
+    written = json.loads(found.pop("tokenizer_config.json"))
+    assert written == {"bos_token": "<s>", "eos_token": "</s>", "kept": 1, "tokenizer_class": "PreTrainedTokenizerFast"}
+    assert found == {name: content for name, content in made.items() if name != "tokenizer_config.json"}
 
 
 @needs_torch

@@ -18,6 +18,7 @@ from llama_jax.checkpoints.formats.meta import open_meta, write_meta
 from llama_jax.checkpoints.formats.torch_files import TorchFile, write_torch
 from llama_jax.checkpoints.formats.weights import ForeignWeights, Naming, foreign_weights, from_ours, tensors_of
 from llama_jax.core.errors import UserError
+from llama_jax.data.tokenizers import train_tokenizer
 from llama_jax.model.config import LlamaConfig, RopeScaling
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
@@ -195,8 +196,9 @@ def test_a_tokenizer_in_the_directory_or_above_it_comes_along(tmp_path, beside) 
 
 
 def test_what_travels_with_the_weights_is_kept_byte_for_byte(tmp_path) -> None:
-    files = {"tokenizer.model": b"a tokenizer", "generation_config.json": b"{}"}
-    directory = meta_directory(tmp_path, dataclasses.replace(of_kind(FLOAT32), files=files))
+    tokenizer = train_tokenizer(["some text to learn a few pieces from, and a few more"] * 9, 280)
+    files = {**tokenizer.files(), "generation_config.json": b"{}"}
+    directory = meta_directory(tmp_path, dataclasses.replace(of_kind(FLOAT32, vocab_size=280), files=files))
     assert open_meta(directory).files == files
 
 

@@ -308,7 +308,7 @@ def test_models_that_no_llama_has_are_refused_in_other_formats():
     pieces = (Piece("<unk>", 0.0, 2), Piece("<s>", 0.0, 3), Piece("</s>", 0.0, 3), Piece("a", 0.0, 1))
     model = piece_model_bytes(PieceModel(pieces), unk="<unk>", bos="<s>", eos="</s>")
     unigram = SentencePieceTokenizer(model.replace(b"\x18\x02\x20", b"\x18\x01\x20", 1))
-    with pytest.raises(UserError, match="is a unigram model"):
+    with pytest.raises(UserError, match="is a Unigram model"):
         vocabulary_of(unigram)
     custom = {"type": "Whitespace"}
     with pytest.raises(UserError, match="splits text in a way that has none of the names"):
