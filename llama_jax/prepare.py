@@ -5,16 +5,13 @@ if __name__ == "__main__":
 
     main("prepare")
 
-from contextlib import closing
-
 from etils import epath
 
 from llama_jax.core.files import absolute, write_whole
-from llama_jax.core.processes.lock import WriterLock
 from llama_jax.core.processes.signals import StopSignal
 from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.config import PrepareConfig
-from llama_jax.data.preparation.resuming import PROGRESS, Plan, check_unchanged, find_plan, remove_progress, settings_of
+from llama_jax.data.preparation.resuming import Plan, plan_to_resume, remove_progress, settings_of, sole_writer
 from llama_jax.data.preparation.shards import Job, sampled_texts, shard_bounds
 from llama_jax.data.preparation.writing import described, write_manifest, write_shards
 from llama_jax.data.sources.documents import Documents
@@ -29,29 +26,31 @@ _TRAINING_BYTES = 2**25  # of text: the trainer of tokenizers holds it in memory
 def prepare(config: PrepareConfig) -> None:
     """Write the token ids of a source below `output`: shards, the tokenizer, what was dropped, and a manifest."""
     directory = absolute(epath.Path(config.output).expanduser())
-    plan = find_plan(directory, config)
     documents = open_source(config.data.source, config.data.text_field)
-    if plan is not None:
-        check_unchanged(plan, config, documents)
     if (directory / MANIFEST).exists():
+        plan_to_resume(directory, config, documents)
         remove_progress(directory)
         print(f"{config.output} is prepared already: {described(open_prepared(directory).manifest)}")
         return
+    with sole_writer(directory, config):
+        _prepare(config, directory, documents)
+    print(f"{config.output}: {described(open_prepared(directory).manifest)}")
+    print(f"train on it: python -m llama_jax.pretrain --data.source {config.output}")
+
+
+def _prepare(config: PrepareConfig, directory: epath.Path, documents: Documents) -> None:
+    plan = plan_to_resume(directory, config, documents)
     tokenizer = _tokenizer(config, directory, documents, resumes=plan is not None)
     bounds = plan.bounds if plan else shard_bounds(documents, config.shard_megabytes)
     plan = plan or Plan(documents.identity(), tokenizer.fingerprint, settings_of(config), bounds)
-    (directory / PROGRESS).mkdir(parents=True, exist_ok=True)
-    with closing(WriterLock(directory / PROGRESS, f"--output {config.output}")), StopSignal() as stop:
+    with StopSignal() as stop:
         plan.write(directory)
         for name, content in tokenizer.files().items():
             write_whole(directory / name, content)
         cleaning = Cleaning(config.minimum_characters, config.maximum_characters)
         job = Job(documents, tokenizer, cleaning, bounds, directory, config.data.bad_records == "fail")
         write_shards(config, job, stop)
-        manifest = write_manifest(config, job, plan)
-        remove_progress(directory)
-    print(f"{config.output}: {described(manifest)}")
-    print(f"train on it: python -m llama_jax.pretrain --data.source {config.output}")
+        write_manifest(config, job, plan)
 
 
 def _tokenizer(config: PrepareConfig, directory: epath.Path, documents: Documents, *, resumes: bool) -> Tokenizer:

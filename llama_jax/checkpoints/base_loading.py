@@ -12,7 +12,7 @@ from etils import epath
 
 from llama_jax.checkpoints.adapters.adapter import BaseIdentity, Fingerprints, SourceFingerprints, as_stored
 from llama_jax.checkpoints.formats.orbax import checked_config
-from llama_jax.checkpoints.formats.weights import WeightName, Weights, weight_names
+from llama_jax.checkpoints.formats.weights import WeightName, Weights, is_padded, weight_names, without_padding
 from llama_jax.checkpoints.steps.manifest import LeafRecord
 from llama_jax.checkpoints.steps.restoring import Verified
 from llama_jax.core import placing, sharding, tree
@@ -100,15 +100,21 @@ def base_from_run(
     """
     model = language_model(checked_config(f"{run} step {verified.step}", verified), compute)
     records = verified.manifest.leaves["params"]
-    base = StoredBase(model, store)
+    base, source = StoredBase(model, store), dict(records)
     for path, leaf in records.items():
         target = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype), sharding=base.place(path, leaf.shape))
-        base.keep(path, verified.restore_leaf("params", path, target))
+        read = verified.restore_leaf("params", path, target)
+        if is_padded(path, model.config):
+            cleared = partial(without_padding, path=path, config=model.config)
+            read = jax.jit(cleared, out_shardings=read.sharding)(read)
+            words = jax.device_get(tree.fingerprints(read))
+            source[path] = LeafRecord(leaf.shape, leaf.dtype, tuple(map(int, words)))
+        base.keep(path, read)
+    if not identify:
+        return model, base.params, None
     name = str(run) if is_remote(run) else str(run.resolve())
-    identity = (
-        BaseIdentity(name, verified.step, model.config, records, base.fingerprints(records)) if identify else None
-    )
-    return model, base.params, identity
+    stored = base.fingerprints(source)
+    return model, base.params, BaseIdentity(name, verified.step, model.config, source, stored, with_padding=records)
 
 
 def base_from_weights(

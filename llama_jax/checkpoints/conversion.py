@@ -16,6 +16,7 @@ from etils import epath
 from llama_jax.checkpoints.adapters.merged_weights import MergedWeights, unmerged, with_tokenizer
 from llama_jax.checkpoints.adapters.peft import write_peft
 from llama_jax.checkpoints.config import ConvertConfig
+from llama_jax.checkpoints.conversion_target import find_target, written_files
 from llama_jax.checkpoints.formats.directories import read_bundle
 from llama_jax.checkpoints.formats.gguf import write_gguf
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
@@ -30,13 +31,12 @@ from llama_jax.checkpoints.weight_reading import ModelFormat, open_adapter, open
 from llama_jax.core import placing, sharding, tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import CannotGoOnError, UserError
+from llama_jax.core.files import missing_folders, remove_empty
 from llama_jax.core.mesh import make_mesh
 from llama_jax.data.tokenizers import has_tokenizer, load_tokenizer, tokenizer_from_files
 from llama_jax.model.config import ComputeConfig
 from llama_jax.objectives.cross_entropy import logprobs_of
 
-REPORT = "conversion_report.json"
-"""Written into the target's directory, or beside its file."""
 _DIRECTORIES: tuple[ModelFormat, ...] = ("orbax", "hf", "meta", "peft")
 _SAMPLE = """The sun had set behind the hills when Anna reached the village. "You are late," said her brother, and
 closed the door. In 1969 two people walked on the Moon; the third stayed in orbit, 110 km above them.
@@ -64,18 +64,20 @@ def convert_model(config: ConvertConfig, say: Callable[[str], None]) -> dict[str
         CannotGoOnError: the result is not the same model.
     """
     started = time.perf_counter()
-    target = epath.Path(config.target)
-    if target.exists() and not config.overwrite:
-        raise UserError(f"--target {target}: exists; remove it, or give --overwrite true")
+    target = find_target(config.target, is_directory=config.format in _DIRECTORIES, overwrite=config.overwrite)
+    target.clean_up()
+    target.check((config.source, config.adapter, config.tokenizer))
     config = dataclasses.replace(config, source=find_model(config.source, say))
     weights = _source(config, say)
+    base = weights.adapter.base_name if isinstance(weights, MergedWeights) else None
+    sources = (config.source, config.adapter, config.tokenizer, base)
+    target.check(sources)
+    made = missing_folders(target.path.parent)
     # Written beside the target and moved when it has proved itself: nothing half-written ever has the name asked for.
-    partial = target.with_name(f".{target.name}.partial")
-    if partial.exists():
-        partial.rmtree()
+    partial = target.partial
     try:
         partial.mkdir(parents=True)
-        written = partial if config.format in _DIRECTORIES else partial / target.name
+        written = partial if target.is_directory else partial / target.path.name
         say(f"converting {weights.source} ({_size(weights):,} parameters) to {config.format}")
         _WRITERS[config.format](written, weights, config)
         report = _facts(config, weights, written, say)
@@ -83,12 +85,14 @@ def convert_model(config: ConvertConfig, say: Callable[[str], None]) -> dict[str
             report["check"] = _check_conversion(config, weights, str(written), report["target_dtypes"], say)
             report["check"]["tokenizer"] = _check_tokenizer(config, weights, written, say)
         report["seconds"] = round(time.perf_counter() - started, 1)
-        (partial / REPORT).write_text(json.dumps(report, indent=2))
-        _move(partial, target, config.format)
+        report["files"] = written_files(partial)
+        (partial / target.report.name).write_text(json.dumps(report, indent=2))
+        target.place(partial, sources)
     finally:
         if partial.exists():
             partial.rmtree()
-    say(f"wrote {target} in {report['seconds']} s")
+        remove_empty(made)
+    say(f"wrote {config.target} in {report['seconds']} s")
     return report
 
 
@@ -174,17 +178,6 @@ def _facts(config: ConvertConfig, source: Weights, written: epath.Path, say: Cal
         "config_changes": changes,
         "check": None,
     }
-
-
-def _move(partial: epath.Path, target: epath.Path, kind: ModelFormat) -> None:
-    """Give what was written its name; of a single file, what belongs beside it first."""
-    if kind in _DIRECTORIES:
-        if target.exists():
-            target.rmtree()
-        partial.rename(target)
-        return
-    for path in sorted(partial.iterdir(), key=lambda path: path.name == target.name):
-        path.replace(target.with_name(path.name))
 
 
 def _check_conversion(

@@ -24,6 +24,7 @@ from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
 from llama_jax.core.run_directory import newest_run
+from llama_jax.data.instructions.template_dates import with_date
 from llama_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer, tokenizer_from_files
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import LanguageModel
@@ -159,13 +160,16 @@ def open_model(
     return OpenModel(**vars(opened), tokenizer=known)
 
 
-def tokenizer_for(files: Mapping[str, bytes], config: LlamaConfig, path: str, *, given: str | None) -> Tokenizer:
-    """The tokenizer of a model.
+def tokenizer_for(
+    files: Mapping[str, bytes], config: LlamaConfig, path: str, *, given: str | None, day: str | None = None
+) -> Tokenizer:
+    """The tokenizer of a model. All processes call this together.
 
     Args:
         files: what travels with the weights.
         path: of the model, for messages.
         given: file to take instead of the model's own.
+        day: date for a chat template that asks for the clock; None: today.
 
     Raises:
         UserError: there is none, or the model has no row for a token that it gives.
@@ -177,7 +181,7 @@ def tokenizer_for(files: Mapping[str, bytes], config: LlamaConfig, path: str, *,
         tokenizer, where = tokenizer_from_files(files, path), path
     else:
         raise UserError(f"--tokenizer: needed, {path} does not carry its own")
-    return tokenizer.for_model(config.vocab_size, where)
+    return with_date(tokenizer, day).for_model(config.vocab_size, where)
 
 
 def open_params(
@@ -203,7 +207,7 @@ def open_params(
         if sources:
             raise UserError(f"--model {path}: is an adapter itself; name its base as --model, and both as --adapters")
         sources = [open_adapter(path, step=step, say=say)]
-        (place, kind), path, step = base_of(sources[0]), str(sources[0].base_name), sources[0].base_step
+        (place, kind, step), path = base_of(sources[0]), str(sources[0].base_name)
     identify = identify or any(source.base is not None for source in sources)
     store = store or compute.dtype
     if kind == "orbax":

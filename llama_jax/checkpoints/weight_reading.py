@@ -197,11 +197,11 @@ def _open_adapter_run(run: epath.Path, step: StepChoice | None, say: Callable[[s
     return AdapterSource(source, base.name, read, base)
 
 
-def base_of(adapter: AdapterSource) -> tuple[str, Kind]:
-    """Where the base of an adapter is, as it says itself, and in which format.
+def base_of(adapter: AdapterSource) -> tuple[str, Kind, int | None]:
+    """Where the base of an adapter is, as it says itself, in which format, and at which checkpoint if it is a run.
 
     Raises:
-        UserError: it does not say, or nothing is there anymore.
+        UserError: it does not say, or nothing is there anymore, or not that checkpoint.
     """
     advice = f"give its base as --model and {adapter.source} as --adapters"
     if adapter.base_name is None:
@@ -213,7 +213,16 @@ def base_of(adapter: AdapterSource) -> tuple[str, Kind]:
         raise UserError(f"--model {adapter.source}: is an adapter over {reason}; {advice}") from None
     if kind in ("lora", "peft"):
         raise UserError(f"--model {adapter.source}: is an adapter over another, {adapter.base_name}; merge that first")
-    return place, kind
+    if kind != "orbax" or adapter.base_step is None:
+        return place, kind, None
+    steps = finished_steps(epath.Path(place) / "checkpoints")
+    if adapter.base_step not in steps:
+        raise UserError(
+            f"--model {adapter.source}: is an adapter over step {adapter.base_step} of {place}, which is not there "
+            f"anymore (there are {', '.join(map(str, steps)) or 'none'}): that run removed it when it went on, or was "
+            f"made anew; an export or a copy of that step serves as well: {advice}"
+        )
+    return place, kind, adapter.base_step
 
 
 def open_weights(
@@ -234,7 +243,7 @@ def open_weights(
         if adapter is not None:
             raise UserError(f"{path}: is an adapter itself; name the base of both, and one adapter")
         own = open_adapter(path, step=step, say=say)
-        (place, kind), path, step = base_of(own), str(own.base_name), own.base_step
+        (place, kind, step), path = base_of(own), str(own.base_name)
     else:
         own = None if adapter is None else open_adapter(adapter, step=None, say=say)
     if kind == "orbax":
@@ -247,7 +256,7 @@ def open_weights(
         return weights
     read, number = own.read(weights.config), step if isinstance(step, int) else None
     if read.base is not None:
-        check_base(read.base, identity_of(weights, path, number), read.source)
+        check_base(read.base, identity_of(weights, lasting_name(path), number), read.source)
     return merged(weights, dataclasses.replace(read, base_name=lasting_name(path), base_step=number))
 
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +19,18 @@ def is_remote(path: epath.PathLike) -> bool:
 def absolute(path: epath.PathLike) -> epath.Path:
     """The path from the root, as orbax asks for; remote paths are so already."""
     return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
+
+
+def missing_folders(path: epath.Path) -> list[epath.Path]:
+    """The folders to be made before there is this one, the innermost first; of a remote path none is one."""
+    return [] if is_remote(path) else [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_empty(folders: Iterable[epath.Path]) -> None:
+    """Remove folders in which nothing is; the first with something in it ends this."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def write_whole(path: epath.Path, content: str | bytes) -> None:

@@ -14,7 +14,7 @@ import yaml
 from etils import epath
 
 from llama_jax.core.errors import UserError
-from llama_jax.core.files import GrowingFile, write_whole
+from llama_jax.core.files import GrowingFile, missing_folders, remove_empty, write_whole
 from llama_jax.core.processes.lock import WriterLock
 from llama_jax.core.settings.command_line import to_yaml
 
@@ -22,7 +22,9 @@ _PACKAGES = ("llama_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 
 class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
-    """Paths of one run. Made by `open_run`, and closed at the end of a `with` block, or by `close`."""
+    """Paths of one run. Made by `open_run`, and closed at the end of a `with` block, or by `close`.
+
+    Until `begin` is called nothing is written: a command that is refused leaves everything as it was."""
 
     def __init__(self, path: epath.PathLike, *, is_main_process: bool = True) -> None:
         """Name the paths; nothing is read or written."""
@@ -50,6 +52,10 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         self.is_main_process = is_main_process
         self._lock: WriterLock | None = None
         self._log: GrowingFile | None = None
+        self._has_begun = False
+        self._made: list[epath.Path] = []
+        self._held_files: dict[epath.Path, str | bytes] = {}
+        self._held_lines: list[str] = []
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -60,29 +66,55 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         return recorded or any(_steps(self.checkpoints))
 
     def lock(self) -> None:
-        """Become the one writer of this run until `close` or the end of the process; see `WriterLock`.
+        """Become the one writer of this run until `close` or the end of the process; see `WriterLock`. The folder is
+        made if it is missing.
 
         Raises:
             UserError: another process writes to this run.
         """
         if self._lock is None:
+            self._made = missing_folders(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock = WriterLock(self.path, f"--run_dir {self.path}")
+
+    def begin(self) -> None:
+        """Write what was held until it was known that the run goes on, and from now on at once. May be called again."""
+        if self._has_begun or not self.is_main_process:
+            return
+        self._has_begun = True
+        self.path.mkdir(parents=True, exist_ok=True)
+        for path, content in self._held_files.items():
+            write_whole(path, content)
+        self._log = GrowingFile(self.log)
+        for line in self._held_lines:
+            self._log.write(line)
+
+    def keep(self, path: epath.Path, content: str | bytes) -> None:
+        """Write a file of this directory once the run has begun; only the main process does anything."""
+        if self._has_begun:
+            write_whole(path, content)
+        elif self.is_main_process:
+            self._held_files[path] = content
 
     def say(self, text: str) -> None:
         """Print a line and add it to the log; only the main process does anything."""
         if not self.is_main_process:
             return
         print(text, flush=True)
+        line = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}"
         if self._log is None:
-            self._log = GrowingFile(self.log)
-        self._log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}")
+            self._held_lines.append(line)
+        else:
+            self._log.write(line)
 
     def close(self) -> None:
-        """Finish the log and let others write to this run."""
+        """Finish the log and let others write to this run. Where it did not begin, the folder is as it was found."""
         if self._log is not None:
             self._log.close()
         if self._lock is not None:
-            self._lock.close()
+            self._lock.close(as_found=not self._has_begun)
+        if not self._has_begun:
+            remove_empty(self._made)
         self._log = self._lock = None
 
 
@@ -95,7 +127,8 @@ def open_run(
     resume: int | Literal["auto", "never"] = "auto",
     is_main_process: bool = True,
 ) -> RunDirectory:
-    """Begin a run, or resume one. Every process calls this; the main process locks and writes.
+    """Open a new run, or one to be resumed, whose `begin` is called once it is known to go on. Every process calls
+    this; the main process locks and writes.
 
     Every process compares the configurations, so that on a shared disk all of them refuse together.
 
@@ -108,33 +141,37 @@ def open_run(
         is_main_process: whether this process writes.
 
     Raises:
-        UserError: there is progress and the configuration contradicts that of the run, there is progress to protect,
-            or another process is writing.
+        UserError: there is progress and the configuration contradicts that of the run, or is gone, there is progress to
+            protect, or another process is writing.
     """
     run = RunDirectory(path, is_main_process=is_main_process)
     if is_main_process:
-        run.path.mkdir(parents=True, exist_ok=True)
         run.lock()
     try:
-        if resume == "never" and run.has_progress():
-            raise UserError(f"--resume never: {path} is a run with progress; choose another --run_dir, or remove it")
         # An attempt that failed before its first step has nothing to protect: its mistake may be corrected.
-        if run.config_path.exists() and run.has_progress():
+        if run.has_progress():
+            if resume == "never":
+                raise UserError(
+                    f"--resume never: {path} is a run with progress; choose another --run_dir, or remove it"
+                )
+            if not run.config_path.exists():
+                raise UserError(
+                    f"--run_dir {path}: has progress, but its config.yaml is gone, which says how it was made; restore "
+                    "that file, or choose another --run_dir"
+                )
             _check_same(run, load_config(path), yaml.safe_load(to_yaml(config)), free)
     except UserError:
         run.close()
         raise
     keep_config(run, config, command)
     if is_main_process:
-        write_whole(run.environment, json.dumps(_environment(), indent=2) + "\n")
+        run.keep(run.environment, json.dumps(_environment(), indent=2) + "\n")
     return run
 
 
 def keep_config(run: RunDirectory, config: Any, command: str) -> None:
-    """Write the configuration of a run that was opened; done again when more of it is known."""
-    if run.is_main_process:
-        comment = f"# python -m llama_jax.{command} --config {run.config_path}\n"
-        write_whole(run.config_path, comment + to_yaml(config))
+    """Keep the configuration of a run that was opened; done again when more of it is known."""
+    run.keep(run.config_path, f"# python -m llama_jax.{command} --config {run.config_path}\n{to_yaml(config)}")
 
 
 def load_config(run_path: epath.PathLike) -> dict[str, Any]:

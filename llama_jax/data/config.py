@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Literal
 
 from llama_jax.core.errors import UserError
@@ -116,6 +117,9 @@ class InstructionDataConfig:
     """How a conversation is laid out. `alpaca` is Stanford Alpaca's, `alpaca_newline` has an end of line after
     "### Response:"; `plain` puts nothing between prompt and answer; `model` is the checkpoint's own chat template.
     `auto`: `model` if the checkpoint has one, else `alpaca`."""
+    template_date: str | None = None
+    """Date, such as 2026-11-27, for a chat template that asks for the clock. null: the day on which the run begins.
+    Either is kept with the run and with all that is made of it, so that the model is asked as it was trained."""
     train_on_prompt: bool = False
     """Let prompts bear loss too, not only answers."""
     sequence_length: int = 512
@@ -147,6 +151,8 @@ class InstructionDataConfig:
 
     def __post_init__(self) -> None:
         _check_shared(self, pad_multiple=1, prefetch_batches=1)
+        if self.template_date is not None and not _is_date(self.template_date):
+            raise UserError(f"data.template_date: {self.template_date!r} is not a date such as 2026-11-27")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"data.validation_fraction: {self.validation_fraction} must be at least 0 and below 1")
         if self.validation_examples is not None and self.validation_examples < 0:
@@ -164,6 +170,13 @@ class InstructionDataConfig:
 
 def _weighted_sources(source: str, mixture: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
     return tuple((source, weight) for source, weight in mixture) or ((source, 1.0),)
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _check_shared(config: DataConfig | InstructionDataConfig, **least: int) -> None:

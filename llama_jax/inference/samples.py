@@ -1,6 +1,7 @@
 """Answers of the model to the same prompts again and again, to read how training changes them."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.processes.distributed import is_main_process
@@ -34,12 +35,14 @@ class Samples:
         """By step, of this process's life."""
         self._model, self._tokenizer, self._stop_ids = model, tokenizer, stop_ids
         self._sampling = SamplingConfig(max_new_tokens, 0.0)
+        self._open_file: Callable[[], JsonLines] | None = None
         self._file: JsonLines | None = None
 
     def begin(self, run: RunDirectory, first: int) -> None:
-        """Keep what a run from step `first` on gives; later lines of an earlier life are dropped."""
+        """Keep what a run from step `first` on gives; later lines of an earlier life are dropped, at the first answers
+        of this one."""
         if self.prompts and is_main_process():
-            self._file = JsonLines(run.samples, first)
+            self._open_file = functools.partial(JsonLines, run.samples, first)
 
     def take(self, step: int, params: PyTree) -> None:
         """Answer all prompts; every process calls this. `params` in the scanned layout."""
@@ -49,7 +52,8 @@ class Samples:
         found = complete(by, [prompt.ids for prompt in self.prompts], self._sampling)
         texts = [self._tokenizer.decode(answer.ids) for answer in found]
         self.answers[step] = texts
-        if self._file is not None:
+        if self._open_file is not None:
+            self._file = self._file or self._open_file()
             samples = [
                 {"prompt": prompt.text, "answer": text, "reference": prompt.reference}
                 for prompt, text in zip(self.prompts, texts, strict=True)

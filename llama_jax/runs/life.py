@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from llama_jax.checkpoints.steps.folders import VALIDATION, best_step, validation_loss
+from llama_jax.checkpoints.steps.folders import VALIDATION, best_step, delete_after, validation_loss
 from llama_jax.checkpoints.steps.saving import Checkpoints
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import SaveFailedError
@@ -24,7 +24,8 @@ from llama_jax.runs.config import RunConfig
 
 class Life:
     """Records, saves (in the background, see `Checkpoints`) and profiles the steps of a run. A context manager, which
-    all processes enter at the same step and call alike.
+    all processes enter at the same step and call alike. Before `begin`, which the first record or evaluation calls,
+    nothing is written or removed.
 
     Args:
         first: steps made before; what an earlier life recorded of later ones is dropped.
@@ -42,28 +43,41 @@ class Life:
         hashes: Mapping[str, str],
         pipeline: str,
     ) -> None:
+        self._config, self._run, self._first = config, run, first
+        self._has_begun = False
         of_config = hashlib.sha256(files["model/config.json"]).hexdigest()
         self._files = files if is_main_process() else {}
         self._hashes = {**hashes, "config": of_config, "pipeline": pipeline}
         self._checkpoints = Checkpoints(run.checkpoints, config.checkpoints, say=run.say)
-        if is_main_process():
-            self._checkpoints.clean_up()
         self._keeps_best = config.checkpoints.keep_best
-        step = best_step(run.checkpoints) if self._keeps_best else None
+        # Of later steps none is part of this life: process 0 may be removing them while others look.
+        step = best_step(run.checkpoints, first) if self._keeps_best else None
         self._lowest = None if step is None else validation_loss(run.checkpoints, step)
         self._sinks: list[Sink] = []
-        if is_main_process():
-            self._open_sinks(config, run, first)
+        if config.tracking.wandb and is_main_process():  # which may refuse
+            self._sinks.append(WeightsAndBiases(run.path, config.tracking.wandb, dataclasses.asdict(config)))
         self.profiler = Profiler(run.profile, config.tracking)
         """To be told of each step before it is made."""
 
-    def _open_sinks(self, config: RunConfig, run: RunDirectory, first: int) -> None:
-        tracking = config.tracking
-        self._sinks += [JsonLines(run.metrics, first), Terminal(config.training.steps, tracking.log_every, run.say)]
-        if tracking.tensorboard:
+    def begin(self) -> None:
+        """Take the directory over, once it is known that the run goes on: a resumed one has made a step by then. Drops
+        checkpoints after the step that was asked for, and records of later ones. May be called again."""
+        if self._has_begun or not is_main_process():
+            return
+        self._has_begun = True
+        config, run, first = self._config, self._run, self._first
+        run.begin()
+        if first:
+            run.say(f"going on from step {first}")
+        # The newest first, and before their records: wherever this is interrupted, what is left can be resumed.
+        if isinstance(config.resume, int):
+            for step in delete_after(run.checkpoints, config.resume):
+                run.say(f"--resume {config.resume}: checkpoint step {step} dropped")
+        self._checkpoints.clean_up()
+        terminal = Terminal(config.training.steps, config.tracking.log_every, run.say)
+        self._sinks += [JsonLines(run.metrics, first), terminal]
+        if config.tracking.tensorboard:
             self._sinks.append(TensorBoard(run.tensorboard, first, run.say))
-        if tracking.wandb:
-            self._sinks.append(WeightsAndBiases(run.path, tracking.wandb, dataclasses.asdict(config)))
 
     def __enter__(self) -> "Life":
         return self
@@ -76,6 +90,7 @@ class Life:
 
     def record(self, record: MetricsRecord) -> None:
         """Write down a step; each once and in order, and before it is saved."""
+        self.begin()
         for sink in self._sinks:
             sink.write(record)
 

@@ -50,6 +50,8 @@ class Method:
     """Which parameters a checkpoint holds, by path. The others are the model's, opened again when a run is resumed."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """More files for each checkpoint."""
+    free_on_resume: tuple[str, ...] = ()
+    """Settings that may differ when a run is resumed, beside those of every run."""
 
 
 def all_parameters(trainable: str | None = None) -> Method:
@@ -98,6 +100,7 @@ def low_rank_adapter(config: AdapterConfig, store: StorageType, peak_learning_ra
         params_item="adapter",
         is_saved=lambda path: paths.is_adapter(path) or trains(path),
         files={ADAPTER_FILE: adapter_config_json(config)},
+        free_on_resume=("model", "step"),  # its checkpoints know the base by its values
     )
 
 

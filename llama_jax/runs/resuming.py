@@ -1,10 +1,9 @@
 """The run directory of a configuration: opening it, what it says of a run that has begun, and the step to resume."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
-from llama_jax.checkpoints.steps.folders import delete_after
 from llama_jax.checkpoints.steps.restoring import Restored, restore
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
@@ -15,11 +14,12 @@ from llama_jax.runs.config import FREE_ON_RESUME, RunConfig
 AnyRunConfig = TypeVar("AnyRunConfig", bound=RunConfig)
 
 
-def opened_run(config: RunConfig, command: str) -> RunDirectory:
-    """Begin the run of a configuration, or resume it; to be used in a `with` block. Every process calls this.
+def opened_run(config: RunConfig, command: str, free: Collection[str] = FREE_ON_RESUME) -> RunDirectory:
+    """Open the run of a configuration, new or to be resumed, in a `with` block. Every process calls this.
 
     Args:
         command: that reads such a configuration.
+        free: settings that may differ from those of the run.
 
     Raises:
         UserError: see `open_run`.
@@ -28,7 +28,7 @@ def opened_run(config: RunConfig, command: str) -> RunDirectory:
         config.run_dir,
         config,
         command=command,
-        free=FREE_ON_RESUME,
+        free=free,
         resume=config.resume,
         is_main_process=is_main_process(),
     )
@@ -57,8 +57,8 @@ def begun_config(run_dir: str) -> dict[str, Any]:
 
 
 def restore_step(config: RunConfig, run: RunDirectory, targets: Mapping[str, PyTree], pipeline: str) -> Restored | None:
-    """The trees of the step that `config.resume` asks for, by default the newest that verifies, and the files with the
-    data positions of all processes. Steps after one that was asked for are removed.
+    """The trees of the step that `config.resume` asks for, by default the newest that verifies, and the plain files of
+    that step: the data positions of all processes, and what describes the model. Nothing is removed or written.
 
     Args:
         targets: shapes of the trees, by item.
@@ -73,12 +73,9 @@ def restore_step(config: RunConfig, run: RunDirectory, targets: Mapping[str, PyT
     if config.resume == "never":
         return None
     step = None if config.resume == "auto" else config.resume
-    restored = restore(run.checkpoints, targets, files=("data",), step=step, say=run.say)
+    restored = restore(run.checkpoints, targets, files=("data", "model"), step=step, say=run.say)
     if restored is None:
         return None
-    if step is not None and is_main_process():
-        for dropped in delete_after(run.checkpoints, step):
-            run.say(f"--resume {step}: checkpoint step {dropped} dropped")
     if restored.manifest.hashes["pipeline"] != pipeline:
         raise UserError(
             f"--run_dir {run.path}: the documents or the tokenizer are not those the run began with; restore them, or "

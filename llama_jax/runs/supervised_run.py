@@ -64,7 +64,11 @@ class Task:
     hashes: Mapping[str, str]
     """Kept in the manifest, beside those of configuration and pipeline."""
     before_training: Callable[[int, TrainState, PyTree], None] = lambda step, state, frozen: None
-    """Called with the step that the run resumes from (0: it begins), before the next one is made."""
+    """Called with the step that the run resumes from (0: it begins), before the next one is made. Of a run that resumes
+    it must write nothing."""
+    check_restored: Callable[[Mapping[str, bytes]], None] = lambda files: None
+    """Called with the plain files of a checkpoint that the run is to resume from, by path; raises a `UserError` where
+    that is not possible."""
     params_item: str = "params"
     """Name of the checkpoint item with the parameters."""
     is_saved: Callable[[str], bool] = lambda path: True
@@ -93,6 +97,8 @@ def train(config: RunConfig, run: RunDirectory, task: Task) -> bool:
         if first:
             run.say(f"resuming from step {first}")
         with Life(config, run, first, task.files, task.hashes, task.data.fingerprint) as life:
+            if first == 0:
+                life.begin()  # there is no checkpoint to protect
             task.before_training(first, state, frozen)
             run.say("compiling… (the first step may take minutes on large models)")
             batches = PlacedBatches(task, position)
@@ -120,7 +126,9 @@ def _begin_or_resume(
     restored = restore_step(config, run, targets, task.data.fingerprint)
     if restored is None:
         return 0, *task.fresh(), None
-    position = task.data.position_of([json.loads(content) for content in restored.files.values()])
+    task.check_restored(restored.files)
+    positions = [content for name, content in restored.files.items() if name.startswith("data/")]
+    position = task.data.position_of([json.loads(content) for content in positions])
     state, frozen = from_checkpoint_items(restored.items, program.state_shapes, task.unsaved_params, task.params_item)
     return restored.step, state, frozen, position
 
@@ -129,6 +137,7 @@ def _hooks(task: Task, batches: "PlacedBatches", life: Life, signal: JobStopSign
     items = functools.partial(checkpoint_items, params_item=task.params_item, is_saved=task.is_saved)
 
     def evaluate(state: TrainState, frozen: PyTree) -> MetricsRecord:
+        life.begin()  # for what an evaluation writes
         return task.evaluate(state, frozen) | batches.progress_record()
 
     def save(state: TrainState, frozen: PyTree, position: Position, record: MetricsRecord) -> None:

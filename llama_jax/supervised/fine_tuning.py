@@ -6,16 +6,16 @@ and on what data, and how that is measured. Neither knows of the other."""
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 
-from llama_jax.checkpoints.adapters.adapter import BASE_FILE
+from llama_jax.checkpoints.adapters.adapter import BASE_FILE, BaseIdentity, check_base
 from llama_jax.checkpoints.adapters.merged_weights import with_tokenizer
 from llama_jax.checkpoints.formats.weights import Weights
-from llama_jax.checkpoints.opening import ModelReference, find_model, open_params, tokenizer_for
+from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
@@ -26,6 +26,7 @@ from llama_jax.core.processes.distributed import start_up
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run_directory import RunDirectory, keep_config
 from llama_jax.data.instructions.loader import Prompt
+from llama_jax.data.instructions.template_dates import today
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.rows.streams import Rows
 from llama_jax.data.tokenizers import Tokenizer, with_stop_ids
@@ -33,6 +34,7 @@ from llama_jax.inference.samples import Samples
 from llama_jax.model.config import SIZES, LlamaConfig
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.objective import Objective
+from llama_jax.runs.config import FREE_ON_RESUME
 from llama_jax.runs.description import description, print_dry_run
 from llama_jax.runs.methods import Method, build_program
 from llama_jax.runs.resuming import begun_config, begun_schedule, opened_run, with_schedule
@@ -102,10 +104,10 @@ def fine_tune(config: FineTuningConfig, method: Method, supervision: Supervision
     if config.dry_run:
         print_dry_run(who, build(config, method, supervision), config.size or _path(config))
         return
-    # Said in full, so that the same command resumes with the same model when there are newer runs.
-    config = replace(config, model=config.model or begun_config(config.run_dir).get("model") or _path(config))
+    config = _named_in_full(config)
     config = with_schedule(config) if config.epochs is None else _as_begun(config)
-    with opened_run(config, command) as run, jax.set_mesh(make_mesh(config.mesh)):
+    free = (*FREE_ON_RESUME, *method.free_on_resume)
+    with opened_run(config, command, free) as run, jax.set_mesh(make_mesh(config.mesh)):
         run.say(who)
         _fine_tune(config, method, supervision, run, command)
 
@@ -115,9 +117,10 @@ def _fine_tune(
 ) -> None:
     """Everything between opening the run and closing it."""
     path, mesh = str(config.model), jax.sharding.get_mesh()
-    weights = open_weights(path, step=config.step, say=run.say)
+    weights = _weights(config, method, run)
     _check_size(config, weights.config, path)
-    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer)
+    day = config.data.template_date
+    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer, day=day)
     data = supervision.open_data(tokenizer, functools.partial(local_rows, mesh), run.say)
     for line in data.description():
         run.say(f"data: {line}")
@@ -137,6 +140,10 @@ def _fine_tune(
     )
     # Where checkpoints hold all parameters nothing keeps those of the model: a run that begins may use their memory.
     base = open_base() if needs_base else None
+    if base is not None and base.identity.step is not None:
+        config = replace(config, step=base.identity.step)
+        keep_config(run, config, command)
+        _say_what_the_base_needs(base, run)
 
     def fresh() -> tuple[TrainState, PyTree]:
         params = (base or open_base()).params
@@ -157,6 +164,7 @@ def _fine_tune(
         files=files,
         hashes=hashes,
         before_training=measured.before_training,
+        check_restored=functools.partial(_check_base, base, run),
         params_item=method.params_item,
         is_saved=method.is_saved,
         unsaved_params={} if base is None else tree.split(base.params, method.is_saved)[1],
@@ -228,6 +236,46 @@ def _model_files(weights: Weights, tokenizer: Tokenizer, layout: Layout) -> dict
 def _stop_ids(tokenizer: Tokenizer, layout: Layout) -> tuple[int, ...]:
     """The ids that end an answer: the tokenizer's, and the one that the template ends answers with."""
     return tuple(dict.fromkeys((*tokenizer.stop_ids, layout.end_id)))
+
+
+def _named_in_full(config: FineTuningConfig) -> FineTuningConfig:
+    """With the model, its checkpoint and the date that the run began with, or begins with now, so that the same command
+    resumes with the same when there are newer runs or another day."""
+    begun = begun_config(config.run_dir)
+    model, step = config.model or begun.get("model") or _path(config), config.step
+    if step in (None, "best") and model == begun.get("model"):
+        step = begun.get("step") or step
+    day = config.data.template_date or begun.get("data", {}).get("template_date") or today()
+    return replace(config, model=model, step=step, data=replace(config.data, template_date=day))
+
+
+def _weights(config: FineTuningConfig, method: Method, run: RunDirectory) -> Weights:
+    """The model to begin with, of which nothing is read yet."""
+    try:
+        return open_weights(str(config.model), step=config.step, say=run.say)
+    except UserError as error:
+        if "model" not in method.free_on_resume or not run.has_progress():
+            raise
+        raise UserError(
+            f"--run_dir {run.path}: needs the base that it began with: {error}; an export or a copy of it, given as "
+            "--model, serves as well"
+        ) from None
+
+
+def _say_what_the_base_needs(base: OpenParams, run: RunDirectory) -> None:
+    if base.run is not None:
+        name, step = base.run, base.identity.step
+        run.say(
+            f"note: the adapter needs step {step} of {name}, which that run may remove when it goes on; an export is "
+            f"a base as good: llama-jax convert --source {name} --step {step} --target …"
+        )
+
+
+def _check_base(base: OpenParams | None, run: RunDirectory, files: Mapping[str, bytes]) -> None:
+    """Make sure that an adapter is resumed over the base that its checkpoint knows."""
+    if base is not None and BASE_FILE in files:
+        where = f"--run_dir {run.path}"
+        check_base(BaseIdentity.from_json(files[BASE_FILE], f"{where}: {BASE_FILE}"), base.identity, where)
 
 
 def _path(config: FineTuningConfig) -> str:

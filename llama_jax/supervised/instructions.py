@@ -28,7 +28,9 @@ def open_examples(
 ) -> tuple[Weights, Tokenizer, ExampleLoader]:
     """The model at a path (nothing of its weights is read), its tokenizer, and all examples as training takes them."""
     weights = open_weights(path, step=config.step, say=say)
-    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer)
+    tokenizer = tokenizer_for(
+        weights.files, weights.config, path, given=config.tokenizer, day=config.data.template_date
+    )
     return weights, tokenizer, _open_data(config, tokenizer, None, say)
 
 

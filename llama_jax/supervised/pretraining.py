@@ -7,7 +7,6 @@ import jax
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.files import write_whole
 from llama_jax.core.placing import local_rows
 from llama_jax.core.processes.distributed import from_main_process, is_main_process
 from llama_jax.core.recording.metrics import MetricsRecord
@@ -67,14 +66,19 @@ def _tokenizer(config: PretrainConfig, run: RunDirectory, training: Mixture) -> 
     """The tokenizer named, or that of the prepared sources, or the run's own, trained at its start."""
     vocab_size, kept = config.model.vocab_size, run.path / "tokenizer.model"
 
-    def keep() -> bytes:
+    def content() -> bytes:
         # Before the first step the configuration may still change, so a tokenizer from then is made anew.
-        if not kept.exists() or not run.has_progress():
-            run.say(f"training a tokenizer of {vocab_size} pieces on the documents")
-            write_whole(kept, train_tokenizer(training.texts(training.bad_records(config.data)), vocab_size).to_bytes())
-        return kept.read_bytes()
+        if kept.exists() and run.has_progress():
+            return kept.read_bytes()
+        run.say(f"training a tokenizer of {vocab_size} pieces on the documents")
+        made = train_tokenizer(training.texts(training.bad_records(config.data)), vocab_size).to_bytes()
+        run.keep(kept, made)
+        return made
 
-    return training.tokenizer(config.data.tokenizer, vocab_size, lambda: load_tokenizer(kept, from_main_process(keep)))
+    def own() -> Tokenizer:
+        return load_tokenizer(kept, from_main_process(content))
+
+    return training.tokenizer(config.data.tokenizer, vocab_size, own)
 
 
 def _model_files(config: PretrainConfig, tokenizer: Tokenizer) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from llama_jax.checkpoints.conversion_target import REPORT
 from llama_jax.checkpoints.formats.weights import tensors_of
 from llama_jax.checkpoints.weight_reading import open_weights
 
@@ -21,8 +22,8 @@ def convert(source: object, target: object, kind: str, *arguments: object) -> di
     """Convert, and the report that was written."""
     assert command_runs.call("convert", "--source", source, "--target", target, "--format", kind, *arguments) == 0
     target = Path(str(target))
-    folder = target if target.is_dir() else target.parent
-    return json.loads((folder / "conversion_report.json").read_text())
+    report = target / REPORT if target.is_dir() else target.with_name(f"{target.name}.{REPORT}")
+    return json.loads(report.read_text())
 
 
 def assert_same_weights(first: object, second: object, *, meta: bool) -> None:
@@ -149,3 +150,26 @@ def test_a_tokenizer_given_takes_the_place_of_the_tokenizer_alone(exported, tmp_
     convert(tmp_path / "run", tmp_path / "model.bin", "llama2c")
     assert (tmp_path / "model.bin").read_bytes() == exported["llama2c"].read_bytes()
     assert (tmp_path / "tokenizer.bin").read_bytes() == given.read_bytes()
+
+
+def test_overwriting_takes_the_place_of_what_convert_wrote_alone(tiny_run, tmp_path, capfd) -> None:
+    mine = tmp_path / "runs" / "other" / "keep.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    (tmp_path / "runs" / "a").symlink_to(tiny_run)
+    fixed = ("--no_check", "true", "--overwrite", "true")
+    convert(tmp_path / "runs" / "a", tmp_path / "out", "orbax", *fixed)
+    convert(tmp_path / "runs" / "a", tmp_path / "out", "hf", *fixed)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+    for target, reason in (
+        ("runs/a", "holds"),
+        ("runs", "is not replaced, for convert did not write it"),
+        ("out", "for notes.txt is not of convert"),
+    ):
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        source = ("convert", "--source", tmp_path / "runs" / "a", "--format", "hf")
+        assert command_runs.call(*source, "--target", tmp_path / target, *fixed) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith(f"error: --target {tmp_path / target}: ") and reason in line
+    assert mine.read_text() == "precious" and (tmp_path / "out" / "model.safetensors").exists()
+    assert (tiny_run / "config.yaml").exists()

@@ -7,9 +7,7 @@ import command_runs
 import pytest
 
 from llama_jax.config import COMMANDS
-from llama_jax.core.run_directory import load_config
 from llama_jax.core.settings.parser import Schema
-from llama_jax.data.tokenizers import load_tokenizer
 
 
 @pytest.fixture
@@ -127,27 +125,13 @@ def test_every_command_names_an_unknown_setting_and_a_wrong_type(command, capfd)
     assert said == f'error: --{number}: got "many", expected a whole number'
 
 
-def test_the_tokenizer_of_an_attempt_that_failed_is_not_kept(small_run, folder, capfd) -> None:
-    command = ("pretrain", *small_run.arguments, "--data.tokenizer", "null", "--run_dir", "run", "--data.streams", 7)
-    refused(capfd, *command, "--model.vocab_size", 290)
-    assert (folder / "run" / "tokenizer.model").exists()
-    refused(capfd, *command, "--model.vocab_size", 310)
-    assert load_tokenizer("run/tokenizer.model").vocab_size == 310
-    # From the first step on it is part of the run.
-    (folder / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
-    written = (folder / "run" / "tokenizer.model").stat().st_mtime_ns
-    refused(capfd, *command, "--model.vocab_size", 310)
-    assert (folder / "run" / "tokenizer.model").stat().st_mtime_ns == written
-
-
-def test_the_schedule_of_an_attempt_that_failed_is_not_kept(small_run, folder, capfd) -> None:
-    command = ("pretrain", *small_run.arguments, "--run_dir", "run", "--mesh.data", 3)
-    refused(capfd, *command, "--training.steps", 5)
-    refused(capfd, *command, "--training.steps", 2)
-    assert load_config("run")["training"]["schedule_steps"] == 2
-    (folder / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
-    assert command_runs.call(*command, "--training.steps", 3) == 2
-    assert "the learning-rate schedule still ends at step 2, as the run began\n" in capfd.readouterr().out
+def test_an_attempt_that_failed_leaves_nothing(small_run, folder, capfd) -> None:
+    (folder / "kept").mkdir()
+    command = ("pretrain", *small_run.arguments, "--data.tokenizer", "null", "--data.streams", 7)
+    for run_dir in ("run", "new/runs/run", "kept"):
+        said = refused(capfd, *command, "--run_dir", run_dir, "--model.vocab_size", 290)
+        assert "data.streams" in said
+    assert [path.relative_to(folder) for path in folder.rglob("*")] == [Path("kept")]
 
 
 def test_a_run_that_is_refused_stays_as_it_is(small_run, folder, capfd) -> None:

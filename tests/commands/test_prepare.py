@@ -269,6 +269,54 @@ def test_a_directory_of_something_else_is_left_alone(arguments, tmp_path, capfd)
     assert content_of(tmp_path) == {"thesis.txt": b"mine"}
 
 
+@pytest.fixture
+def words(tmp_path, monkeypatch) -> tuple[object, ...]:
+    """Arguments to prepare a few documents below `body`."""
+    monkeypatch.chdir(tmp_path)
+    Path("words.jsonl").write_text("".join(json.dumps({"body": f"{text} or so"}) + "\n" for text in TEXTS[:8]))
+    return ("prepare", "--data.source", "words.jsonl", "--vocab_size", 300, "--output", "new/out", "--workers", 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ((), ("--data.text_field", "body")),  # no record has the field: all are bad
+        (("--data.bad_records", "fail"), ("--data.text_field", "body")),
+        (("--data.text_field", "body", "--minimum_characters", 10_000), ("--data.text_field", "body")),
+        (("--data.text_field", "body", "--vocab_size", 10_000), ("--data.text_field", "body")),
+    ],
+    ids=["all records are bad", "the first record is bad", "no document is left", "a vocabulary too large"],
+)
+def test_an_attempt_that_came_to_nothing_leaves_nothing(words, wrong, right, tmp_path, capfd) -> None:
+    assert command_runs.call(*words, *wrong) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["words.jsonl"]
+    Path("new/out").mkdir(parents=True)
+    assert command_runs.call(*words, *wrong) == 2
+    assert list(Path("new/out").iterdir()) == []  # a folder that was there stays
+    assert command_runs.call(*words, *right) == 0
+    assert open_prepared(Path("new/out").resolve()).manifest.documents == 8
+
+
+def test_what_was_killed_before_its_first_document_binds_nobody(words, capfd) -> None:
+    """What such a kill leaves is made by hand: a plan and a tokenizer of the other command."""
+    assert command_runs.call(*words, "--data.text_field", "body", "--minimum_characters", 3) == 0
+    written = Path("new/out")
+    plan = json.loads((written / "manifest.json").read_text())
+    for name in ("manifest.json", "dropped.jsonl"):
+        (written / name).unlink()
+    (written / "progress").mkdir()
+    kept = {"source": plan["source"], "tokenizer": plan["tokenizer"], "settings": plan["settings"], "bounds": [0, 8]}
+    (written / "progress" / "plan.json").write_text(json.dumps(kept))
+    shard = {"documents": 0}
+    (written / "progress" / "shard-00000.json").write_text(json.dumps({"shard": shard, "dropped": []}))
+    (written / "tokenizer_config.json").write_text("{}")
+    assert command_runs.call(*words, "--data.text_field", "body", "--vocab_size", 310) == 0
+    names = {"tokenizer.model", "manifest.json", "dropped.jsonl", "shard-00000-of-00001.array_record"}
+    assert {path.name for path in written.iterdir()} == names
+    assert open_prepared(written.resolve()).manifest.vocab_size == 310
+
+
 def test_two_at_a_time_are_refused(arguments, tmp_path) -> None:
     folder, output = tmp_path / "out", tmp_path / "printed"
     with command_runs.started("prepare", *arguments, "--output", folder, output=output) as process:

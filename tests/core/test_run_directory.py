@@ -14,6 +14,8 @@ import pytest
 
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
+from llama_jax.core.processes import lock
+from llama_jax.core.processes.lock import WriterLock
 from llama_jax.core.run_directory import RunDirectory, load_config, newest_run, open_run
 from llama_jax.core.settings.command_line import parse
 from llama_jax.model.config import ModelConfig, RopeScaling
@@ -35,12 +37,15 @@ class Config:
 
 
 def opened(path, config=Config(), **options) -> RunDirectory:
-    return open_run(path, config, command="train", free=("training.steps", "mesh"), **options)
+    """A run that is known to go on."""
+    run = open_run(path, config, command="train", **({"free": ("training.steps", "mesh")} | options))
+    run.begin()
+    return run
 
 
 def begun(path, config=Config(), **options) -> RunDirectory:
     """The directory of a run that has made a step."""
-    run = open_run(path, config, command="train", **({"free": ("training.steps", "mesh")} | options))
+    run = opened(path, config, **options)
     run.metrics.write_text('{"step": 1}\n')
     run.close()
     return run
@@ -139,6 +144,75 @@ def test_never_resume_refuses_progress_and_nothing_else(tmp_path):
     assert "progress" in refusal(tmp_path, resume="never")
     opened(tmp_path, resume="auto").close()
     opened(tmp_path, resume=5).close()
+
+
+def content_of(folder: Path) -> dict[str, bytes | None]:
+    """The content of each file below a folder, and that there is a folder."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {name: path.read_bytes() if path.is_file() else None for name, path in paths.items()}
+
+
+def test_what_is_refused_or_does_not_begin_leaves_everything_as_it_was(tmp_path):
+    run = begun(tmp_path / "run")
+    run.log.write_text("2026-11-27 08:00:00 an old line\n")
+    (run.path / "lock").write_text("process 1 on another machine, which was killed\n")
+    before = content_of(tmp_path)
+    refusal(run.path, Config(model=ModelConfig(width=256)))
+    refusal(run.path, resume="never")
+    with open_run(run.path, Config(training=TrainingConfig(steps=7)), command="train", free=("training",)) as again:
+        again.say("half of it is known")
+        again.keep(again.path / "tokenizer.model", b"new")
+        assert "in use" in refusal(run.path)
+    assert content_of(tmp_path) == before
+    with open_run(tmp_path / "a" / "new" / "run", Config(), command="train") as new:
+        new.say("nothing came of it")
+    assert content_of(tmp_path) == before
+
+
+def test_what_was_held_is_written_when_a_run_begins(tmp_path, capsys):
+    with open_run(tmp_path / "run", Config(), command="train") as run:
+        run.say("one")
+        run.keep(run.path / "tokenizer.model", b"old")
+        run.keep(run.path / "tokenizer.model", b"new")
+        assert [path.name for path in run.path.iterdir()] == ["lock"]
+        run.begin()
+        run.say("two")
+        run.begin()
+        run.keep(run.losses_before, "[]")
+    assert capsys.readouterr().out == "one\ntwo\n"
+    assert [line[20:] for line in run.log.read_text().splitlines()] == ["one", "two"]
+    names = {"config.yaml", "environment.json", "lock", "log.txt", "losses_before.json", "tokenizer.model"}
+    assert {path.name for path in run.path.iterdir()} == names
+    assert (run.path / "tokenizer.model").read_bytes() == b"new"
+
+
+def test_a_run_whose_config_is_gone_is_not_resumed_by_any(tmp_path):
+    for name, progress in (("metrics", "metrics.jsonl"), ("checkpoints", "checkpoints/5/manifest.json")):
+        run = begun(tmp_path / name)
+        run.metrics.unlink()
+        (run.path / progress).parent.mkdir(exist_ok=True, parents=True)
+        (run.path / progress).write_text('{"step": 1}\n')
+        run.config_path.unlink()
+        before = content_of(tmp_path)
+        assert f"--run_dir {run.path}: has progress, but its config.yaml is gone" in refusal(run.path)
+        assert content_of(tmp_path) == before
+
+
+def test_a_lock_that_its_holder_removed_meanwhile_is_not_taken_for_one(tmp_path, monkeypatch):
+    """Between opening the file and locking it: whoever comes then makes another, and there would be two writers."""
+    first = WriterLock(tmp_path, "--run_dir here")
+    flock = lock.fcntl.flock
+
+    def late(file, operation):
+        if first._file is not None:
+            first.close(as_found=True)
+        flock(file, operation)
+
+    monkeypatch.setattr(lock.fcntl, "flock", late)
+    second = WriterLock(tmp_path, "--run_dir here")
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        WriterLock(tmp_path, "--run_dir here")
+    second.close()
 
 
 def test_other_processes_write_nothing_but_compare(tmp_path):

@@ -1,44 +1,18 @@
 """Restoring, recording and saving of a run, with a toy task in this process."""
 
-import json
 import os
 import signal
 
 import pytest
 from etils import epath
 from sweeps import some
-from toy_runs import ROWS, STEPS, Counted, Toy
+from toy_runs import ROWS, STEPS, Counted, KilledError, Toy, assert_same, checkpoint, damage, killed_before, steps
 
 from llama_jax.checkpoints.config import CheckpointConfig
-from llama_jax.checkpoints.steps.folders import acknowledged_steps, best_step
+from llama_jax.checkpoints.steps.folders import best_step
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError
 from llama_jax.core.errors import SavedAfterSignal, UserError
 from llama_jax.training.config import TrainingConfig
-
-
-class KilledError(Exception):
-    """Stands for whatever ends a process between two steps."""
-
-
-def killed_before(step: int) -> Counted:
-    """Data whose run ends before a step, without a word to anybody."""
-
-    def kill(number: int) -> None:
-        if number == step:
-            raise KilledError
-
-    return Counted(before_batch=kill)
-
-
-def steps(toy: Toy) -> list[int]:
-    return acknowledged_steps(epath.Path(toy.path / "checkpoints"))
-
-
-def checkpoint(toy: Toy, step: int) -> tuple[dict, dict[str, bytes]]:
-    """(what a checkpoint says of its arrays, its data positions)."""
-    folder = toy.path / "checkpoints" / str(step)
-    leaves = json.loads((folder / "manifest.json").read_text())["leaves"]
-    return leaves, {path.name: path.read_bytes() for path in (folder / "data").iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +20,6 @@ def uninterrupted(tmp_path_factory) -> Toy:
     toy = Toy(tmp_path_factory.mktemp("uninterrupted"))
     assert toy.train()
     return toy
-
-
-def assert_same(toy: Toy, expected: Toy) -> None:
-    assert toy.metrics() == expected.metrics()
-    assert checkpoint(toy, STEPS) == checkpoint(expected, STEPS)
-
-
-def damage(toy: Toy, step: int) -> None:
-    files = [path for path in (toy.path / "checkpoints" / str(step) / "params").rglob("*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:-1] + b"\x01")
 
 
 def test_a_run_records_each_step_once_and_saves_when_it_is_told_to(uninterrupted):
@@ -119,7 +82,9 @@ def test_a_run_resumes_from_the_step_that_is_asked_for(uninterrupted, tmp_path, 
     with pytest.raises(KilledError):
         toy.train(killed_before(8))
     assert toy.train(resume=3)
-    assert "--resume 3: checkpoint step 6 dropped\nresuming from step 3\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resuming from step 3\ncompiling…" in said
+    assert "\ngoing on from step 3\n--resume 3: checkpoint step 6 dropped\n" in said
     assert_same(toy, uninterrupted)
 
 

@@ -1,6 +1,7 @@
 """A run small enough to be trained, broken and resumed many times a test: one narrow layer, on counted ids."""
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from llama_jax.checkpoints.config import CheckpointConfig
+from llama_jax.checkpoints.steps.folders import acknowledged_steps
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import TrackingConfig
 from llama_jax.core.recording.metrics import read_metrics
@@ -123,3 +126,41 @@ class Toy:
         """The records, without what two runs need not agree on."""
         records = read_metrics(self.path / "metrics.jsonl")
         return [{name: value for name, value in record.items() if name not in TIMING} for record in records]
+
+
+class KilledError(Exception):
+    """Stands for whatever ends a process between two steps."""
+
+
+def killed_before(step: int) -> Counted:
+    """Data whose run ends before a step, without a word to anybody."""
+
+    def kill(number: int) -> None:
+        if number == step:
+            raise KilledError
+
+    return Counted(before_batch=kill)
+
+
+def steps(toy: Toy) -> list[int]:
+    return acknowledged_steps(epath.Path(toy.path / "checkpoints"))
+
+
+def checkpoint(toy: Toy, step: int) -> tuple[dict, dict[str, bytes]]:
+    """(what a checkpoint says of its arrays, its data positions)."""
+    folder = toy.path / "checkpoints" / str(step)
+    leaves = json.loads((folder / "manifest.json").read_text())["leaves"]
+    return leaves, {path.name: path.read_bytes() for path in (folder / "data").iterdir()}
+
+
+def assert_same(toy: Toy, expected: Toy) -> None:
+    """The same records and the same last checkpoint."""
+    assert toy.metrics() == expected.metrics()
+    assert checkpoint(toy, STEPS) == checkpoint(expected, STEPS)
+
+
+def damage(toy: Toy, step: int) -> None:
+    """Change a byte of the largest file of the parameters."""
+    files = [path for path in (toy.path / "checkpoints" / str(step) / "params").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1] + b"\x01")

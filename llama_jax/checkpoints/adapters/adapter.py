@@ -7,6 +7,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from llama_jax.checkpoints.formats.weights import (
     WEIGHTS,
     WeightName,
     Weights,
+    is_padded,
     padded,
     stored_shape,
     tensors_of,
@@ -54,6 +57,9 @@ class BaseIdentity:
     """Of the weights in the type they were read in (float32 where that is a quantised file)."""
     stored: Fingerprints
     """Of the weights in the type they were kept in; below the path of a quantised kernel there are several arrays."""
+    with_padding: Fingerprints = field(default_factory=dict, compare=False)
+    """Of matrices of a run as they are stored, where rows that no token reaches are not zero: as adapters of earlier
+    versions remember them. Not remembered any more, for an export does not have those rows."""
 
     @property
     def fingerprint(self) -> str:
@@ -160,16 +166,31 @@ def check_base(wanted: BaseIdentity, opened: BaseIdentity, adapter: str) -> None
     Raises:
         UserError: it is another base; names the first weight that differs, or the setting.
     """
-    here = f"{adapter}: belongs to a base other than {opened.name}"
+    here = _complaint(wanted, opened, adapter)
     before, now = wanted.config.to_json(), opened.config.to_json()
     for name, value in before.items():
         if now[name] != value and name != "context_length":  # which some formats do not keep
             raise UserError(f"{here}: {name} is {shown(now[name])} there, {shown(value)} in the base it was trained on")
     for path in wanted.source:
         known = (_of_weight(wanted.source, path), _of_weight(wanted.stored, path))
-        found = (_of_weight(opened.source, path), _of_weight(opened.stored, path))
+        kinds = (opened.source, opened.stored, opened.with_padding)
+        found = [_of_weight(fingerprints, path) for fingerprints in kinds]
         if not any(one and one == other for one in known for other in found):
             raise UserError(f"{here}: {path} has other values than in {wanted.name}, the base it was trained on")
+
+
+def _complaint(wanted: BaseIdentity, opened: BaseIdentity, adapter: str) -> str:
+    """What is wrong when one base was given and another is wanted."""
+    if wanted.name != opened.name:
+        return f"{adapter}: belongs to a base other than {opened.name}"
+    if wanted.step != opened.step:
+        return f"{adapter}: belongs to step {wanted.step} of {opened.name}, and this is step {opened.step}"
+    place = Path(opened.name)
+    if opened.step is not None:
+        place = place / "checkpoints" / str(opened.step)
+    written = [path.stat().st_mtime for path in (place, *place.rglob("*")) if path.is_file()]
+    when = f", last on {datetime.fromtimestamp(max(written)):%Y-%m-%d at %H:%M}" if written else ""
+    return f"{adapter}: its base, {opened.name}, has changed since it was trained on{when}"
 
 
 def _of_weight(fingerprints: Fingerprints, path: str) -> Fingerprints:
@@ -207,12 +228,12 @@ def as_stored(tensor: np.ndarray, name: WeightName, config: LlamaConfig) -> np.n
 
 
 def identity_of(weights: Weights, name: str, step: int | None) -> BaseIdentity:
-    """The identity of weights that are read and not kept; reads each tensor once, unless they are a checkpoint's, whose
-    manifest has the fingerprints."""
-    records: Any = getattr(weights, "leaves", None)
-    if records is None:
-        fingerprints = SourceFingerprints(weights.config)
-        for row, layer in tensors_of(weights.config):
+    """The identity of weights that are read and not kept; reads each tensor once, of a checkpoint, whose manifest has
+    the fingerprints, only those with rows of padding."""
+    saved: Fingerprints = getattr(weights, "leaves", {})
+    fingerprints = SourceFingerprints(weights.config)
+    for row, layer in tensors_of(weights.config):
+        if row.ours not in saved or is_padded(row.ours, weights.config):
             fingerprints.add(row, layer, as_stored(weights.read(row, layer), row, weights.config))
-        records = fingerprints.records()
-    return BaseIdentity(name, step, weights.config, records, records)
+    records = {**saved, **fingerprints.records()}
+    return BaseIdentity(name, step, weights.config, records, records, with_padding=saved)

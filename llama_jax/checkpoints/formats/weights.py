@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from llama_jax.core.arrays import Array
 from llama_jax.core.errors import UserError, nearest
 from llama_jax.model import paths
 from llama_jax.model.config import LlamaConfig
@@ -79,6 +82,7 @@ WEIGHTS = (
 )
 
 Naming = Literal["hugging_face", "meta", "gguf"]
+_VOCABULARY_AXES = {paths.TABLE: 0, paths.HEAD: 1}
 INTERLEAVED: Mapping[Naming, bool] = {"hugging_face": False, "meta": True, "gguf": True}
 """Whether rows of q and k are stored so that the rotary embedding pairs neighbours."""
 
@@ -247,6 +251,19 @@ def from_ours(name: WeightName, array: np.ndarray, config: LlamaConfig, naming: 
     if name.rotary and INTERLEAVED[naming]:
         array = array.reshape(-1, 2, config.head_size // 2, array.shape[-1]).swapaxes(1, 2).reshape(array.shape)
     return np.ascontiguousarray(array)
+
+
+def is_padded(path: str, config: LlamaConfig) -> bool:
+    """Whether a parameter of our tree has rows or columns that no token reaches."""
+    return path in _VOCABULARY_AXES and config.padded_vocab_size > config.vocab_size
+
+
+def without_padding(leaf: Array, path: str, config: LlamaConfig) -> Array:
+    """A parameter of our tree, zeros where no token reaches. A run may have anything there, other formats nothing."""
+    if not is_padded(path, config):
+        return leaf
+    is_token = jax.lax.broadcasted_iota(np.int32, leaf.shape, _VOCABULARY_AXES[path]) < config.vocab_size
+    return jnp.where(is_token, leaf, jnp.zeros((), leaf.dtype))
 
 
 def padded(array: np.ndarray, name: WeightName, config: LlamaConfig) -> np.ndarray:

@@ -61,9 +61,14 @@ def finished_steps(directory: epath.Path) -> list[int]:
     ]
 
 
-def best_step(directory: epath.Path) -> int | None:
-    """The acknowledged step of the lowest validation loss, the earliest of equals; None where none has one."""
-    losses = ((validation_loss(directory, step), step) for step in acknowledged_steps(directory))
+def best_step(directory: epath.Path, last: int | None = None) -> int | None:
+    """The acknowledged step of the lowest validation loss, the earliest of equals; None where none has one.
+
+    Args:
+        last: of the steps to look at; None: of all.
+    """
+    steps = (step for step in acknowledged_steps(directory) if last is None or step <= last)
+    losses = ((validation_loss(directory, step), step) for step in steps)
     return min(((loss, step) for loss, step in losses if loss is not None), default=(0.0, None))[1]
 
 

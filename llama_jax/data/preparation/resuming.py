@@ -1,18 +1,24 @@
 """What is kept while a corpus is prepared, so that the same command may resume it: what was settled when it began, and
 for each shard that is whole a small file and the hashes of its documents. All of it is deleted at the end."""
 
+import contextlib
+import itertools
 import json
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from llama_jax.core.errors import UserError
-from llama_jax.core.files import write_whole
+from llama_jax.core.files import missing_folders, remove_empty, write_whole
+from llama_jax.core.processes.lock import WriterLock
 from llama_jax.data.preparation.cleaning import CLEANING_VERSION
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.sources.documents import Documents
-from llama_jax.data.sources.prepared import MANIFEST, Shard, read_manifest
+from llama_jax.data.sources.prepared import DROPPED, MANIFEST, Shard, read_manifest
 from llama_jax.data.tokenizers import load_tokenizer
+from llama_jax.data.tokenizers.loading import MODEL_FILES
+from llama_jax.data.tokenizers.settings import SETTINGS_FILES
 
 PROGRESS = "progress"
 """The folder, within the prepared directory."""
@@ -119,6 +125,64 @@ def check_unchanged(plan: Plan, config: PrepareConfig, documents: Documents) -> 
         raise UserError(
             f"{where}: was begun with a different tokenizer than {given}; give that one, or another --output"
         )
+
+
+def plan_to_resume(directory: epath.Path, config: PrepareConfig, documents: Documents) -> Plan | None:
+    """The plan of work that was begun or finished in the directory and that this command goes on with. A plan that led
+    to no document binds nobody: if it is another, what it left is removed.
+
+    Raises:
+        UserError: the directory holds something else, or work that another command began.
+    """
+    plan = find_plan(directory, config)
+    if plan is None:
+        return None
+    try:
+        check_unchanged(plan, config, documents)
+    except UserError:
+        if _holds_documents(directory):
+            raise
+        _discard(directory)
+        return None
+    return plan
+
+
+@contextlib.contextmanager
+def sole_writer(directory: epath.Path, config: PrepareConfig) -> Iterator[None]:
+    """Write to the directory within the block, and nobody else. If the work is refused before there is a document, it
+    leaves nothing.
+
+    Raises:
+        UserError: the directory holds something else, or another process is writing to it.
+    """
+    find_plan(directory, config)  # before anything is made there
+    made = missing_folders(directory)
+    (directory / PROGRESS).mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(WriterLock(directory / PROGRESS, f"--output {config.output}")):
+        try:
+            yield
+        except UserError:
+            if not _holds_documents(directory):
+                _discard(directory)
+                remove_progress(directory)
+                remove_empty(made)
+            raise
+        remove_progress(directory)
+
+
+def _holds_documents(directory: epath.Path) -> bool:
+    """Whether the work is finished, or a whole shard has a document in it: it is worth resuming."""
+    whole = (json.loads(path.read_bytes()) for path in (directory / PROGRESS).glob("shard-*.json"))
+    return (directory / MANIFEST).exists() or any(each["shard"]["documents"] for each in whole)
+
+
+def _discard(directory: epath.Path) -> None:
+    """Remove what work that came to nothing has written, but for its lock."""
+    names = (*MODEL_FILES, *SETTINGS_FILES, DROPPED)
+    made = (directory.glob("shard-*-of-*.array_record"), directory.glob("*.tmp"), (directory / PROGRESS).iterdir())
+    for path in itertools.chain((directory / name for name in names), *made):
+        if path.name != "lock":
+            path.unlink(missing_ok=True)
 
 
 def remove_progress(directory: epath.Path) -> None:

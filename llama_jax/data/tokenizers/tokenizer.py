@@ -140,6 +140,10 @@ class Tokenizer(ABC):
         """The model file and those that were beside it, by name: all that `tokenizer_from_files` needs."""
         return {self.file_name: self._model, **self._beside}
 
+    def with_chat_template(self, source: str) -> "Tokenizer":
+        """The same tokenizer with another chat template."""
+        return type(self)(self._model, {**self._beside, "chat_template.jinja": source.encode()})
+
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids. Control tokens give no text, nor do ids beyond the vocabulary; bytes that are not UTF-8

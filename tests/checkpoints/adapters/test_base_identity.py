@@ -2,27 +2,36 @@
 
 import dataclasses
 import json
+import re
+import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from adapter_runs import random_adapter, save_adapter_run
 from etils import epath
 from small_weights import BFLOAT16, FLOAT32, SMALL, SmallWeights, of_kind
 from sweeps import some
 
 from llama_jax.checkpoints.adapters.adapter import BaseIdentity, check_base, identity_of
+from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.checkpoints.formats.gguf import write_gguf
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import open_orbax, write_orbax
-from llama_jax.checkpoints.formats.weights import WeightName
+from llama_jax.checkpoints.formats.weights import WeightName, is_padded, padded, weight_names
 from llama_jax.checkpoints.opening import ModelReference, open_params
+from llama_jax.checkpoints.steps.manifest import read_manifest
+from llama_jax.checkpoints.steps.saving import Checkpoints
+from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
-from llama_jax.model.config import ComputeConfig
+from llama_jax.model.config import ComputeConfig, LlamaConfig
 
 
 def identity(path: Path, store: Any = "float32", devices: int = 1) -> BaseIdentity:
@@ -140,3 +149,93 @@ def test_a_file_that_is_no_identity_is_refused_in_one_line(bases, changes) -> No
     with pytest.raises(UserError, match=r"^base.json: does not describe the base of an adapter") as caught:
         BaseIdentity.from_json(json.dumps(values).encode(), "base.json")
     assert "\n" not in str(caught.value)
+
+
+def run_with_padding(folder: Path, kind: np.dtype, garbage: float) -> Path:
+    """A run of the small weights with something in the rows that no token reaches, as training leaves it."""
+    weights, leaves = of_kind(kind), {}
+    for name in weight_names(weights.config):
+        layers = range(weights.config.num_layers) if name.per_layer else (None,)
+        tensors = [padded(weights.read(name, layer), name, weights.config) for layer in layers]
+        leaf = np.stack(tensors) if name.per_layer else tensors[0]
+        if is_padded(name.ours, weights.config):
+            leaf[(slice(40, None),) if name.ours == "embedding/table" else (slice(None), slice(40, None))] = garbage
+        leaves[name.ours] = jnp.asarray(leaf)
+    checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig(), say=pytest.fail)
+    files = {"model/config.json": json.dumps(weights.config.to_json()).encode()}
+    checkpoints.save(7, {"params": tree.unflatten(leaves)}, files, {})
+    checkpoints.wait()
+    return folder
+
+
+@pytest.mark.parametrize(("store", "again"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("nf4", "float32")])
+def test_rows_that_no_token_reaches_make_no_other_base(bases, tmp_path, store, again) -> None:
+    run = run_with_padding(tmp_path / "run", FLOAT32, garbage=0.5)
+    of_run = identity(run, store, devices=8)
+    assert of_run.source == identity(bases["hf"]).source
+    assert of_run.stored == identity(bases["hf"], store).stored
+    for export in ("hf", "run", "model.gguf", "bfloat16") if store == "bfloat16" else ("hf", "run", "model.gguf"):
+        check_base(of_run, identity(bases[export], again), "adapter")
+        check_base(identity(bases[export], store), identity(run, again), "adapter")
+    weights = open_orbax(epath.Path(run), step=None, say=print)
+    assert identity_of(weights, "run", 7).source == of_run.source
+
+
+def test_an_adapter_that_remembers_such_rows_still_knows_its_run(tmp_path) -> None:
+    """As those of earlier versions do."""
+    run = run_with_padding(tmp_path / "run", FLOAT32, garbage=0.5)
+    saved = read_manifest(epath.Path(run / "checkpoints" / "7")).leaves["params"]
+    now = identity(run)
+    assert saved["embedding/table"] != now.source["embedding/table"]
+    before = dataclasses.replace(now, source=saved, stored=saved)
+    check_base(before, now, "adapter")
+    check_base(before, identity_of(open_orbax(epath.Path(run), step=None, say=print), now.name, 7), "adapter")
+    other = identity(run_with_padding(tmp_path / "other", FLOAT32, garbage=0.25))
+    with pytest.raises(UserError, match="embedding/table has other values"):
+        check_base(before, other, "adapter")
+
+
+def test_a_base_that_changed_where_it_was_is_said_to_have_changed(bases, tmp_path) -> None:
+    before = identity(bases["hf"])
+    changed = dataclasses.replace(identity_of(Changed(where="layers/mlp_norm/scale"), before.name, None))
+    written = datetime.fromtimestamp(max(path.stat().st_mtime for path in bases["hf"].iterdir()))
+    message = (
+        f"adapter: its base, {bases['hf']}, has changed since it was trained on, last on {written:%Y-%m-%d at %H:%M}: "
+        f"layers/mlp_norm/scale has other values than in {bases['hf']}, the base it was trained on"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        check_base(before, changed, "adapter")
+    at_7, at_9 = (dataclasses.replace(each, step=step) for each, step in ((before, 7), (changed, 9)))
+    message = f"adapter: belongs to step 7 of {bases['hf']}, and this is step 9: layers/mlp_norm/scale has other values"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        check_base(at_7, at_9, "adapter")
+    with pytest.raises(UserError, match=r"has changed since it was trained on: layers"):
+        gone = dataclasses.replace(changed, name=str(tmp_path / "gone"))
+        check_base(dataclasses.replace(before, name=gone.name), gone, "adapter")
+
+
+def test_a_base_that_is_a_run_may_be_replaced_by_its_export_and_a_step_that_is_gone_is_named(bases, tmp_path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(bases["run"], base)
+    adapter = save_adapter_run(tmp_path / "adapter", identity(base), random_adapter(SMALL))
+
+    def opened() -> LlamaConfig:
+        mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+        with jax.set_mesh(mesh):
+            found = open_params(ModelReference(str(adapter)), ComputeConfig(), say=pytest.fail).model.config
+            assert open_weights(str(adapter), step=None, say=pytest.fail).config == found
+            return found
+
+    assert opened() == SMALL
+    (base / "checkpoints" / "0").rename(base / "checkpoints" / "5")
+    for use in (opened, lambda: open_weights(str(adapter), step=None, say=pytest.fail)):
+        with pytest.raises(UserError) as caught:
+            use()
+        assert str(caught.value) == (
+            f"--model {adapter} step 5: is an adapter over step 0 of {base}, which is not there anymore (there are 5): "
+            "that run removed it when it went on, or was made anew; an export or a copy of that step serves as well: "
+            f"give its base as --model and {adapter} step 5 as --adapters"
+        )
+    shutil.rmtree(base)
+    shutil.copytree(bases["hf"], base)  # one model, where there was a run with steps
+    assert dataclasses.replace(opened(), context_length=SMALL.context_length) == SMALL
