@@ -12,14 +12,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command_runs import call, checkpoint, ended, metrics, run, started, steps
+from command_runs import call, checkpoint, copy_until, ended, metrics, run, started, steps
 from made_once import made_once
 from test_restart import wait_for_steps
 
+from llama_jax import load
 from llama_jax.checkpoints.opening import ModelReference, open_params
 from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
+from llama_jax.data.instructions.chat import encode_chat
 from llama_jax.model.config import ComputeConfig
 
 STEPS = 12
@@ -257,6 +259,68 @@ def test_an_adapter_is_not_trained_on_another(tuned_lora, instructions, tmp_path
     line = ("lora", *arguments_of(tuned_lora.run_dir, instructions), "--run_dir", tmp_path / "run")
     assert call(*line) == 2
     assert "is an adapter over a base; merge the two first" in capfd.readouterr().err
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_adapter_goes_on_over_its_base_alone_wherever_that_is(tuned_lora, small_run, instructions, tmp_path, capfd):
+    """Not over what its base has become, which would be another scale of what was learned, without a word."""
+    adapter = copy_until(tuned_lora.run_dir, tmp_path / "adapter", [9])
+    other = copy_until(small_run.run_dir, tmp_path / "other", [27])
+    before = files_of(adapter)
+    line = ("lora", *tuned_lora.arguments, "--run_dir", adapter)
+    assert call(*line, "--model", other) == 2
+    said = capfd.readouterr()
+    assert f"error: --run_dir {adapter}: belongs to a base other than {other}: embedding/table has other" in said.err
+    assert f"note: the adapter needs step 27 of {other}, which that run may remove when it goes on" in said.out
+    assert call(*line, "--step", 24) == 2  # of its own base, without which it began
+    assert f"belongs to step 30 of {small_run.run_dir}, and this is step 24" in capfd.readouterr().err
+    assert call(*line, "--model", tmp_path / "nowhere") == 2
+    assert f"error: --run_dir {adapter}: needs the base that it began with: --model" in capfd.readouterr().err
+    assert files_of(adapter) == before
+    moved = copy_until(small_run.run_dir, tmp_path / "moved", [30])
+    assert call(*line, "--model", moved, "--training.steps", 9) == 0
+    assert "is already at step 9" in capfd.readouterr().out
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if loop.first %}{{ strftime_now('%d %b %Y') + '\n' }}{% endif %}"
+    "{{ message.content + (eos_token if message.role == 'assistant' else '\n') }}{% endfor %}"
+)
+
+
+def test_a_run_goes_on_the_next_day_with_its_date(small_run, instructions, tmp_path, monkeypatch, capfd):
+    """Two time zones 26 hours apart stand for two days."""
+
+    def at(zone: str) -> str:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        return time.strftime("%d %b %Y")
+
+    shutil.copy(small_run.tokenizer, tmp_path / "tokenizer.model")
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    changes = {"tokenizer": tmp_path / "tokenizer.model", "data.template": "auto", "samples.held_out": 0}
+    arguments = arguments_of(small_run.run_dir, instructions, **changes, **{"checkpoints.every": 2})
+    line = ("sft", *arguments, "--run_dir", tmp_path / "run", "--training.schedule_steps", 4, "--training.steps")
+    try:
+        day = at("XXX-14")
+        assert call(*line, 2) == 0
+        assert at("XXX+12") != day
+        assert call(*line, 4) == 0
+        assert "going on from step 2\n" in capfd.readouterr().out
+        for arguments in (("--format", "hf"), ("--format", "gguf")):
+            model = tmp_path / ("model.gguf" if "gguf" in arguments else "model")
+            assert call("convert", "--source", tmp_path / "run", "--target", model, *arguments) == 0
+            tokenizer = load(str(model))[2]
+            assert day in tokenizer.decode(encode_chat(tokenizer, [{"role": "user", "content": "a"}]))
+        refused = (*line, 4, "--data.template_date", "2026-11-27")
+        assert call(*refused) == 2
+        assert 'data.template_date is "' in capfd.readouterr().err
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.slow
