@@ -164,7 +164,7 @@ def _fine_tune(
         files=files,
         hashes=hashes,
         before_training=measured.before_training,
-        check_restored=functools.partial(_check_base, base, run),
+        check_restored=functools.partial(_check_restored, method, base, run),
         params_item=method.params_item,
         is_saved=method.is_saved,
         unsaved_params={} if base is None else tree.split(base.params, method.is_saved)[1],
@@ -271,10 +271,16 @@ def _say_what_the_base_needs(base: OpenParams, run: RunDirectory) -> None:
         )
 
 
-def _check_base(base: OpenParams | None, run: RunDirectory, files: Mapping[str, bytes]) -> None:
-    """Make sure that an adapter is resumed over the base that its checkpoint knows."""
+def _check_restored(method: Method, base: OpenParams | None, run: RunDirectory, files: Mapping[str, bytes]) -> None:
+    """Make sure that an adapter is resumed as its checkpoint says itself that it was made, and over the same base."""
+    where = f"--run_dir {run.path}"
+    for name in method.files.keys() & files.keys():
+        before, now = json.loads(files[name]), json.loads(method.files[name])
+        for key in sorted(before.keys() & now.keys()):
+            if before[key] != now[key]:
+                values = f"{json.dumps(before[key])} in its checkpoints, not {json.dumps(now[key])}"
+                raise UserError(f"{where}: lora.{key} is {values}; give the same value, or another --run_dir")
     if base is not None and BASE_FILE in files:
-        where = f"--run_dir {run.path}"
         check_base(BaseIdentity.from_json(files[BASE_FILE], f"{where}: {BASE_FILE}"), base.identity, where)
 
 

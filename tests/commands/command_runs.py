@@ -47,7 +47,9 @@ def call(*line: object) -> int:
 
 
 @contextmanager
-def started(*line: object, output: Path, devices: int = 1, xla_flags: str = "") -> Iterator[subprocess.Popen]:
+def started(
+    *line: object, output: Path, devices: int = 1, xla_flags: str = "", zone: str | None = None
+) -> Iterator[subprocess.Popen]:
     """A command that runs in a process of its own and prints into the files `output` and `output`.errors; it is killed
     at the end of the block if it still runs."""
     environment = os.environ | {
@@ -55,6 +57,8 @@ def started(*line: object, output: Path, devices: int = 1, xla_flags: str = "") 
         "PYTHONUNBUFFERED": "1",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices} {xla_flags}",
     }
+    if zone is not None:
+        environment["TZ"] = zone
     command = [sys.executable, "-m", "llama_jax", *map(str, line)]
     with output.open("w") as out, _errors(output).open("w") as errors:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=errors)
@@ -87,8 +91,10 @@ def run(*line: object, folder: Path, devices: int = 1) -> Ended:
 
 
 @contextmanager
-def two_started(*line: object, folder: Path, xla_flags: str = "") -> Iterator[list[tuple[subprocess.Popen, Path]]]:
-    """Two processes of one job with four devices each, and the files they print into."""
+def two_started(
+    *line: object, folder: Path, xla_flags: str = "", zones: Sequence[str | None] = (None, None)
+) -> Iterator[list[tuple[subprocess.Popen, Path]]]:
+    """Two processes of one job with four devices each, each in its time zone, and the files they print into."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -97,16 +103,20 @@ def two_started(*line: object, folder: Path, xla_flags: str = "") -> Iterator[li
     with ExitStack() as stack:
         processes = [
             stack.enter_context(
-                started(*job, "--distributed.process_id", rank, output=output, devices=4, xla_flags=xla_flags)
+                started(
+                    *job, "--distributed.process_id", rank, output=output, devices=4, xla_flags=xla_flags, zone=zone
+                )
             )
-            for rank, output in enumerate(outputs)
+            for rank, (output, zone) in enumerate(zip(outputs, zones, strict=True))
         ]
         yield list(zip(processes, outputs, strict=True))
 
 
-def run_two(*line: object, folder: Path, xla_flags: str = "") -> list[Ended]:
+def run_two(
+    *line: object, folder: Path, xla_flags: str = "", zones: Sequence[str | None] = (None, None)
+) -> list[Ended]:
     """Run a command as two processes of one job with four devices each."""
-    with two_started(*line, folder=folder, xla_flags=xla_flags) as job:
+    with two_started(*line, folder=folder, xla_flags=xla_flags, zones=zones) as job:
         return [ended(process, output) for process, output in job]
 
 

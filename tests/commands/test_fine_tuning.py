@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command_runs import call, checkpoint, copy_until, ended, metrics, run, started, steps
+from command_runs import call, checkpoint, copy_until, ended, metrics, run, run_two, started, steps
 from made_once import made_once
 from test_restart import wait_for_steps
 
@@ -280,6 +281,11 @@ def test_an_adapter_goes_on_over_its_base_alone_wherever_that_is(tuned_lora, sma
     assert call(*line, "--model", tmp_path / "nowhere") == 2
     assert f"error: --run_dir {adapter}: needs the base that it began with: --model" in capfd.readouterr().err
     assert files_of(adapter) == before
+    config = adapter / "config.yaml"
+    config.write_text(config.read_text().replace("alpha: 16.0", "alpha: 32.0"))
+    assert call(*line, "--lora.alpha", 32) == 2
+    assert "lora.alpha is 16.0 in its checkpoints, not 32.0" in capfd.readouterr().err
+    config.write_bytes(before["config.yaml"])
     moved = copy_until(small_run.run_dir, tmp_path / "moved", [30])
     assert call(*line, "--model", moved, "--training.steps", 9) == 0
     assert "is already at step 9" in capfd.readouterr().out
@@ -291,6 +297,13 @@ TEMPLATE = (
 )
 
 
+def dated_arguments(small_run, instructions: Path, folder: Path) -> list[object]:
+    shutil.copy(small_run.tokenizer, folder / "tokenizer.model")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    changes = {"tokenizer": folder / "tokenizer.model", "data.template": "auto", "samples.held_out": 0}
+    return arguments_of(small_run.run_dir, instructions, **changes, **{"checkpoints.every": 2})
+
+
 def test_a_run_goes_on_the_next_day_with_its_date(small_run, instructions, tmp_path, monkeypatch, capfd):
     """Two time zones 26 hours apart stand for two days."""
 
@@ -299,28 +312,38 @@ def test_a_run_goes_on_the_next_day_with_its_date(small_run, instructions, tmp_p
         time.tzset()
         return time.strftime("%d %b %Y")
 
-    shutil.copy(small_run.tokenizer, tmp_path / "tokenizer.model")
-    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
-    changes = {"tokenizer": tmp_path / "tokenizer.model", "data.template": "auto", "samples.held_out": 0}
-    arguments = arguments_of(small_run.run_dir, instructions, **changes, **{"checkpoints.every": 2})
-    line = ("sft", *arguments, "--run_dir", tmp_path / "run", "--training.schedule_steps", 4, "--training.steps")
+    line = ("sft", *dated_arguments(small_run, instructions, tmp_path), "--run_dir", tmp_path / "run")
+    line = (*line, "--training.schedule_steps", 4, "--training.steps")
     try:
         day = at("XXX-14")
         assert call(*line, 2) == 0
         assert at("XXX+12") != day
         assert call(*line, 4) == 0
         assert "going on from step 2\n" in capfd.readouterr().out
-        for arguments in (("--format", "hf"), ("--format", "gguf")):
-            model = tmp_path / ("model.gguf" if "gguf" in arguments else "model")
-            assert call("convert", "--source", tmp_path / "run", "--target", model, *arguments) == 0
-            tokenizer = load(str(model))[2]
+        for kind, name in {"hf": "model", "gguf": "model.gguf"}.items():
+            assert call("convert", "--source", tmp_path / "run", "--target", tmp_path / name, "--format", kind) == 0
+            tokenizer = load(str(tmp_path / name))[2]
             assert day in tokenizer.decode(encode_chat(tokenizer, [{"role": "user", "content": "a"}]))
-        refused = (*line, 4, "--data.template_date", "2026-11-27")
-        assert call(*refused) == 2
+        assert call(*line, 4, "--data.template_date", "2001-02-03") == 2
         assert 'data.template_date is "' in capfd.readouterr().err
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.slow
+def test_hosts_on_both_sides_of_midnight_train_on_the_same_date(small_run, instructions, tmp_path):
+    line = ("sft", *dated_arguments(small_run, instructions, tmp_path), "--training.steps", 2)
+    for result in run_two(*line, "--run_dir", tmp_path / "two", folder=tmp_path, zones=("XXX-14", "XXX+12")):
+        assert result.code == 0, result
+    config = (tmp_path / "two" / "config.yaml").read_text()
+    day = re.findall("template_date: '(.*)'", config)[0]
+    result = run(*line, "--run_dir", tmp_path / "one", "--data.template_date", day, folder=tmp_path, devices=8)
+    assert result.code == 0, result
+    hashes = [[record["batch_hash"] for record in metrics(tmp_path / name)] for name in ("one", "two")]
+    assert hashes[0] == hashes[1]
+    template = (tmp_path / "two" / "checkpoints" / "2" / "model" / "chat_template.jinja").read_text()
+    assert time.strftime("%d %b %Y", time.strptime(day, "%Y-%m-%d")).split()[0] in template
 
 
 @pytest.mark.slow
