@@ -168,8 +168,9 @@ def run_with_padding(folder: Path, kind: np.dtype, garbage: float) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("store", "again"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("nf4", "float32")])
-def test_rows_that_no_token_reaches_make_no_other_base(bases, tmp_path, store, again) -> None:
+@pytest.mark.parametrize("store", some(["float32", "bfloat16", "nf4"], ["float32"]))
+def test_rows_that_no_token_reaches_make_no_other_base(bases, tmp_path, store) -> None:
+    again = "bfloat16" if store == "bfloat16" else "float32"
     run = run_with_padding(tmp_path / "run", FLOAT32, garbage=0.5)
     of_run = identity(run, store, devices=8)
     assert of_run.source == identity(bases["hf"]).source

@@ -64,7 +64,7 @@ def test_a_tokenizer_keeps_its_date_on_another_day_and_in_all_that_is_made_of_it
 def test_a_template_that_does_not_ask_for_the_clock_is_left_alone():
     tokenizer = tokenizer_of("{{ messages[0].content }}")
     assert with_date(tokenizer, "2026-11-27") is tokenizer
-    plain = HuggingFaceTokenizer(tokenizer_json(), {"tokenizer_config.json": b'{"bos_token": "<|bos|>"}'})
+    plain = HuggingFaceTokenizer(tokenizer_json(), {"tokenizer_config.json": b'{"eos_token": "<|eos|>"}'})
     assert plain.chat_template is None and with_date(plain, None) is plain
 
 
