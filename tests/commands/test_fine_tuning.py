@@ -266,7 +266,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_adapter_goes_on_over_its_base_alone_wherever_that_is(tuned_lora, small_run, instructions, tmp_path, capfd):
+def test_an_adapter_goes_on_over_its_base_alone_wherever_that_is(tuned_lora, small_run, tmp_path, capfd):
     """Not over what its base has become, which would be another scale of what was learned, without a word."""
     adapter = copy_until(tuned_lora.run_dir, tmp_path / "adapter", [9])
     other = copy_until(small_run.run_dir, tmp_path / "other", [27])
@@ -291,6 +291,33 @@ def test_an_adapter_goes_on_over_its_base_alone_wherever_that_is(tuned_lora, sma
     assert "is already at step 9" in capfd.readouterr().out
 
 
+@pytest.fixture
+def at():
+    """Sets the time zone, and gives the day there. Two that are 26 hours apart stand for two days."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def at(zone: str) -> str:
+            patch.setenv("TZ", zone)
+            time.tzset()
+            return time.strftime("%d %b %Y")
+
+        yield at
+    time.tzset()
+
+
+def test_a_run_keeps_the_date_that_it_began_with(tuned_lora, tmp_path, at, capfd):
+    run_dir = copy_until(tuned_lora.run_dir, tmp_path / "run", [9])
+    line = ("lora", *tuned_lora.arguments, "--run_dir", run_dir, "--training.steps", 9)
+    days = []
+    for zone in ("XXX-14", "XXX+12"):
+        days.append(at(zone))
+        assert call(*line) == 0
+        assert "is already at step 9" in capfd.readouterr().out
+    assert days[0] != days[1]
+    assert call(*line, "--data.template_date", "2001-02-03") == 2
+    assert 'data.template_date is "20' in capfd.readouterr().err
+
+
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if loop.first %}{{ strftime_now('%d %b %Y') + '\n' }}{% endif %}"
     "{{ message.content + (eos_token if message.role == 'assistant' else '\n') }}{% endfor %}"
@@ -304,31 +331,19 @@ def dated_arguments(small_run, instructions: Path, folder: Path) -> list[object]
     return arguments_of(small_run.run_dir, instructions, **changes, **{"checkpoints.every": 2})
 
 
-def test_a_run_goes_on_the_next_day_with_its_date(small_run, instructions, tmp_path, monkeypatch, capfd):
-    """Two time zones 26 hours apart stand for two days."""
-
-    def at(zone: str) -> str:
-        monkeypatch.setenv("TZ", zone)
-        time.tzset()
-        return time.strftime("%d %b %Y")
-
+@pytest.mark.slow
+def test_a_run_goes_on_the_next_day_with_its_date(small_run, instructions, tmp_path, at, capfd):
     line = ("sft", *dated_arguments(small_run, instructions, tmp_path), "--run_dir", tmp_path / "run")
     line = (*line, "--training.schedule_steps", 4, "--training.steps")
-    try:
-        day = at("XXX-14")
-        assert call(*line, 2) == 0
-        assert at("XXX+12") != day
-        assert call(*line, 4) == 0
-        assert "going on from step 2\n" in capfd.readouterr().out
-        for kind, name in {"hf": "model", "gguf": "model.gguf"}.items():
-            assert call("convert", "--source", tmp_path / "run", "--target", tmp_path / name, "--format", kind) == 0
-            tokenizer = load(str(tmp_path / name))[2]
-            assert day in tokenizer.decode(encode_chat(tokenizer, [{"role": "user", "content": "a"}]))
-        assert call(*line, 4, "--data.template_date", "2001-02-03") == 2
-        assert 'data.template_date is "' in capfd.readouterr().err
-    finally:
-        monkeypatch.undo()
-        time.tzset()
+    day = at("XXX-14")
+    assert call(*line, 2) == 0
+    assert at("XXX+12") != day
+    assert call(*line, 4) == 0
+    assert "going on from step 2\n" in capfd.readouterr().out
+    for kind, name in {"hf": "model", "gguf": "model.gguf"}.items():
+        assert call("convert", "--source", tmp_path / "run", "--target", tmp_path / name, "--format", kind) == 0
+        tokenizer = load(str(tmp_path / name))[2]
+        assert day in tokenizer.decode(encode_chat(tokenizer, [{"role": "user", "content": "a"}]))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ written into the template, which then means the same on any day, on any host and
 import re
 from datetime import date, datetime, time
 
+from llama_jax.core.errors import UserError
 from llama_jax.core.processes.distributed import from_main_process
 from llama_jax.data.tokenizers import Tokenizer
 
@@ -24,7 +25,10 @@ def with_date(tokenizer: Tokenizer, day: str | None) -> Tokenizer:
     Args:
         day: as 2026-11-27; None: today.
     """
-    template = tokenizer.chat_template
+    try:
+        template = tokenizer.chat_template
+    except UserError:
+        return tokenizer  # of several none is chosen, which is said to whoever asks for it
     if template is None or _CLOCK not in template or re.search(rf"macro\s+{_CLOCK}\b", template):
         return tokenizer
     return tokenizer.with_chat_template(dated(template, day or today()))
