@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from llama_jax.checkpoints.adapters.adapter import PEFT_BASE_FILE
 from llama_jax.checkpoints.adapters.merged_weights import MergedWeights, unmerged, with_tokenizer
 from llama_jax.checkpoints.adapters.peft import write_peft
 from llama_jax.checkpoints.config import ConvertConfig
@@ -124,6 +125,8 @@ def _write_gguf(target: epath.Path, weights: Weights, config: ConvertConfig) -> 
 def _write_peft(target: epath.Path, weights: Weights, config: ConvertConfig) -> None:
     assert isinstance(weights, MergedWeights)
     write_peft(target, dataclasses.replace(weights.adapter, files=weights.files), weights.config)
+    if weights.adapter.base is not None:
+        (target / PEFT_BASE_FILE).write_bytes(weights.adapter.base.to_json())
 
 
 _WRITERS: Mapping[ModelFormat, Callable[[epath.Path, Weights, ConvertConfig], None]] = {

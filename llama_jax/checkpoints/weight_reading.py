@@ -7,7 +7,6 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +17,8 @@ from llama_jax.checkpoints.adapters.adapter import (
     ADAPTER_FILE,
     ADAPTER_ITEM,
     BASE_FILE,
+    LARGEST_BASE_FILE,
+    PEFT_BASE_FILE,
     Adapter,
     BaseIdentity,
     adapter_config_from_json,
@@ -43,6 +44,7 @@ from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote
+from llama_jax.core.json_files import read_bounded
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 from llama_jax.model.lora import adapter_axes, with_adapter, without_adapter
@@ -165,7 +167,13 @@ def open_adapter(path: str, *, step: StepChoice | None, say: Callable[[str], Non
         raise UserError(f"--adapters {path}: is a model, not an adapter (a run of lora, or a directory of PEFT)")
     if step is not None:
         raise UserError(f"--step {step}: {path} is a single adapter, not a run with checkpoints")
-    return AdapterSource(place, read_peft_config(local_directory(place)).base_name, partial(read_peft, place))
+    kept = epath.Path(place) / PEFT_BASE_FILE
+    base = BaseIdentity.from_json(read_bounded(kept, LARGEST_BASE_FILE), str(kept)) if kept.exists() else None
+
+    def read(config: LlamaConfig) -> Adapter:
+        return dataclasses.replace(read_peft(place, config), base=base)
+
+    return AdapterSource(place, read_peft_config(local_directory(place)).base_name, read, base)
 
 
 def _open_adapter_run(run: epath.Path, step: StepChoice | None, say: Callable[[str], None]) -> AdapterSource:

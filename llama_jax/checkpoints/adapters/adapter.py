@@ -38,6 +38,10 @@ ADAPTER_FILE = "model/adapter.json"
 """Plain file of such a checkpoint that holds the `AdapterConfig`."""
 BASE_FILE = "model/base.json"
 """Plain file of a checkpoint of an adapter that holds the identity of its base."""
+PEFT_BASE_FILE = "llama_jax_base.json"
+"""The same beside an adapter that was written for PEFT, which passes over it."""
+LARGEST_BASE_FILE = 2**20
+"""Bytes; that of a model in 4 bits has some 10,000."""
 
 Fingerprints = Mapping[str, LeafRecord]
 """Shape, type and fingerprint by path in our tree, layers stacked and vocabulary padded."""

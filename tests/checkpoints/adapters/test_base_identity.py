@@ -18,7 +18,8 @@ from small_weights import BFLOAT16, FLOAT32, SMALL, SmallWeights, of_kind
 from sweeps import some
 
 from llama_jax.checkpoints.adapters.adapter import BaseIdentity, check_base, identity_of
-from llama_jax.checkpoints.config import CheckpointConfig
+from llama_jax.checkpoints.config import CheckpointConfig, ConvertConfig
+from llama_jax.checkpoints.conversion import convert_model
 from llama_jax.checkpoints.formats.gguf import write_gguf
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
 from llama_jax.checkpoints.formats.orbax import open_orbax, write_orbax
@@ -213,6 +214,24 @@ def test_a_base_that_changed_where_it_was_is_said_to_have_changed(bases, tmp_pat
     with pytest.raises(UserError, match=r"has changed since it was trained on: layers"):
         gone = dataclasses.replace(changed, name=str(tmp_path / "gone"))
         check_base(dataclasses.replace(before, name=gone.name), gone, "adapter")
+
+
+def test_an_adapter_for_peft_keeps_to_the_step_that_it_was_trained_on(bases, tmp_path) -> None:
+    base, target = tmp_path / "base", tmp_path / "peft"
+    shutil.copytree(bases["run"], base)
+    run = save_adapter_run(tmp_path / "adapter", identity(base), random_adapter(SMALL))
+    settings = {"source": str(run), "target": str(target), "format": "peft", "no_check": True}
+    convert_model(ConvertConfig(**settings), lambda line: None)  # pyright: ignore[reportArgumentType]
+    for place in (target, run):
+        assert open_weights(str(place), step=None, say=pytest.fail).config == SMALL
+    (base / "checkpoints" / "0").rename(base / "checkpoints" / "5")
+    with pytest.raises(UserError, match=f"{target}: is an adapter over step 0 of {base}, which is not there anymore"):
+        open_weights(str(target), step=None, say=pytest.fail)
+    with pytest.raises(UserError, match=f"{target}: belongs to a base other than {bases['bfloat16']}: embedding/table"):
+        open_weights(str(bases["bfloat16"]), step=None, say=pytest.fail, adapter=str(target))
+    assert open_weights(str(bases["hf"]), step=None, say=pytest.fail, adapter=str(target)).config.num_layers == 2
+    (target / "llama_jax_base.json").unlink()  # as an adapter that PEFT wrote: by its name alone
+    assert open_weights(str(bases["bfloat16"]), step=None, say=pytest.fail, adapter=str(target)).config.num_layers == 2
 
 
 def test_a_base_that_is_a_run_may_be_replaced_by_its_export_and_a_step_that_is_gone_is_named(bases, tmp_path) -> None:
