@@ -160,7 +160,7 @@ def test_a_base_that_is_a_run_is_taken_at_the_step_of_the_training(tmp_path) -> 
     identity = opened(run, identify=True).identity
     trained = save_adapter_run(tmp_path / "adapter", identity, random_adapter(SMALL))
     (run / "checkpoints/0").rename(run / "checkpoints/moved")
-    with pytest.raises(UserError, match="is an adapter over step 0 of .*, which is not there anymore"):
+    with pytest.raises(UserError, match=r"is an adapter over step 0 of .*, which is not there anymore"):
         opened(trained)
     (run / "checkpoints/moved").rename(run / "checkpoints/0")
     assert computed(opened(trained)).shape == (8, 24, 40)
