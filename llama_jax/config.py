@@ -1,15 +1,19 @@
 """Every command and what it can be told; the settings themselves lie with the parts they are about."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from llama_jax.benchmarks.config import BenchmarkConfig
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.core.settings.parser import composed
-from llama_jax.data.config import ShownConfig, TokenizerConfig
+from llama_jax.data.config import DataConfig, InstructionDataConfig, ShownConfig, TokenizerConfig
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.diagnosis.config import DoctorConfig
 from llama_jax.evals.config import EvaluateConfig
 from llama_jax.inference.config import GenerateConfig
 from llama_jax.model.config import sized
 from llama_jax.planning.config import PlannedConfig
+from llama_jax.runs.config import RunConfig
 from llama_jax.supervised.config import LoraConfig, PretrainConfig, SftConfig
 
 _FINE_TUNING: dict[str, type] = {"sft": SftConfig, "lora": LoraConfig}
@@ -43,3 +47,44 @@ DEFAULT_CONFIGS = {"sft": "sft_starter", "lora": "lora_starter"}
 
 PRESETS = {"model.size": sized}
 """Settings that stand for a whole section."""
+
+_MODELS = ("model", "source", "adapter", "adapters")
+"""Settings that name models, one or a list of them."""
+
+
+def check_paths(config: Any) -> None:
+    """Refuse models and data of which nothing is there, and directories that cannot be made, before anything slow is
+    imported and anything is written.
+
+    Raises:
+        UserError: names the setting.
+    """
+    if isinstance(config, PlannedConfig | BenchmarkConfig) or getattr(config, "dry_run", False):
+        return  # need no data, and need not have a model
+    from llama_jax.checkpoints.finding import check_model  # here and below: not for --help
+    from llama_jax.core.files import check_directory
+    from llama_jax.data.sources.opening import check_source
+
+    if isinstance(config, RunConfig):
+        check_directory(config.run_dir, f"--run_dir {config.run_dir}")
+    for setting in _MODELS:
+        named = getattr(config, setting, None)
+        for path in (named,) if isinstance(named, str) else named if isinstance(named, tuple) else ():
+            check_model(path, f"--{setting}")
+    for setting, source in _named_data(config):
+        check_source(source, setting)
+
+
+def _named_data(config: Any) -> Iterator[tuple[str, str]]:
+    """Settings that name data, with what they name, but for what comes with the package."""
+    data = getattr(config, "data", None)
+    if isinstance(data, DataConfig | InstructionDataConfig):
+        setting = "data.mixture" if data.mixture else "data.source"
+        yield from ((setting, name) for name, _ in data.weighted_sources if name != type(data).source)
+    for setting, name in (
+        ("--data", data),
+        ("--fewshot_data", getattr(config, "fewshot_data", None)),
+        ("data.validation_source", getattr(data, "validation_source", None)),
+    ):
+        if isinstance(name, str):
+            yield setting, name

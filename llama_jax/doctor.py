@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import json
 import sys
 
+from llama_jax.core.processes.signals import let_work_tidy_up
 from llama_jax.diagnosis.config import DoctorConfig
 from llama_jax.diagnosis.examination import Examination
 from llama_jax.diagnosis.findings import expected_processes
@@ -23,6 +24,7 @@ def doctor(config: DoctorConfig) -> int:
     Returns:
         The exit code: 1 when something is broken.
     """
+    let_work_tidy_up()
     host = this_host(config.run_dir)
     report = Report(sys.stderr if config.json else sys.stdout)
     examination = Examination(host, report, (config.distributed.num_processes or expected_processes(host)) > 1)

@@ -44,7 +44,7 @@ class UseConfig:
     step: StepChoice | None = None
     """Checkpoint of the run to take; `best`: that of the lowest validation loss; None: the newest that verifies."""
     adapters: tuple[str, ...] = ()
-    """Runs of lora, or directories of PEFT, to put over the model, as a list: '[runs/lora, other]'."""
+    """Runs of lora, or directories of PEFT, to put over the model: one path, or a list, '[runs/lora, other]'."""
     tokenizer: str | None = None
     """Tokenizer file, for a model that does not carry its own."""
     model_dtype: Literal["float32", "bfloat16"] = "float32"

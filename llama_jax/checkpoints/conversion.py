@@ -18,6 +18,7 @@ from llama_jax.checkpoints.adapters.merged_weights import MergedWeights, unmerge
 from llama_jax.checkpoints.adapters.peft import write_peft
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.checkpoints.conversion_target import find_target, written_files
+from llama_jax.checkpoints.finding import ModelFormat
 from llama_jax.checkpoints.formats.directories import read_bundle
 from llama_jax.checkpoints.formats.gguf import write_gguf
 from llama_jax.checkpoints.formats.hugging_face import write_hugging_face
@@ -28,12 +29,13 @@ from llama_jax.checkpoints.formats.weights import Weights, tensors_of, weight_na
 from llama_jax.checkpoints.opening import ModelReference, find_model, open_params, with_adapters
 from llama_jax.checkpoints.steps.manifest import files_below
 from llama_jax.checkpoints.tokenizer_check import compared_tokenizers
-from llama_jax.checkpoints.weight_reading import ModelFormat, open_adapter, open_weights
+from llama_jax.checkpoints.weight_reading import open_adapter, open_weights
 from llama_jax.core import placing, sharding, tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import CannotGoOnError, UserError
 from llama_jax.core.files import missing_folders, remove_empty
 from llama_jax.core.mesh import make_mesh
+from llama_jax.core.processes.signals import remove_at_a_sudden_end
 from llama_jax.data.tokenizers import has_tokenizer, load_tokenizer, tokenizer_from_files
 from llama_jax.model.config import ComputeConfig
 from llama_jax.objectives.cross_entropy import logprobs_of
@@ -80,6 +82,7 @@ def convert_model(config: ConvertConfig, say: Callable[[str], None]) -> dict[str
         partial.mkdir(parents=True)
         written = partial if target.is_directory else partial / target.path.name
         say(f"converting {weights.source} ({_size(weights):,} parameters) to {config.format}")
+        remove_at_a_sudden_end(partial)
         _WRITERS[config.format](written, weights, config)
         report = _facts(config, weights, written, say)
         if not config.no_check:

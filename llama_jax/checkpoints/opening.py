@@ -16,8 +16,9 @@ from llama_jax.checkpoints.adapters.adapter import Adapter, BaseIdentity, check_
 from llama_jax.checkpoints.adapters.merged_weights import combined_files, with_tokenizer
 from llama_jax.checkpoints.base_loading import base_from_run, base_from_weights
 from llama_jax.checkpoints.config import StepChoice, UseConfig
+from llama_jax.checkpoints.finding import find_format
 from llama_jax.checkpoints.steps.restoring import find_verified
-from llama_jax.checkpoints.weight_reading import base_of, find_format, lasting_name, open_adapter, open_weights
+from llama_jax.checkpoints.weight_reading import base_of, lasting_name, open_adapter, open_weights
 from llama_jax.core import placing, sharding, tree
 from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.config import MeshConfig

@@ -1,14 +1,11 @@
-"""What a path holds, told from what is there, and its model read tensor by tensor, whatever the format; an adapter and
-its base as one, merged.
+"""The model of a path, read tensor by tensor, whatever the format; an adapter and its base as one, merged.
 
 No model is put on devices here: see `opening` for one to be used."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import jax
 from etils import epath
@@ -27,18 +24,16 @@ from llama_jax.checkpoints.adapters.adapter import (
 )
 from llama_jax.checkpoints.adapters.merged_weights import merged
 from llama_jax.checkpoints.adapters.peft import read_peft
-from llama_jax.checkpoints.adapters.peft_config import PEFT_CONFIG, read_peft_config
+from llama_jax.checkpoints.adapters.peft_config import read_peft_config
 from llama_jax.checkpoints.config import StepChoice
+from llama_jax.checkpoints.finding import Kind, find_format
 from llama_jax.checkpoints.formats.directories import BUNDLE, local_directory
 from llama_jax.checkpoints.formats.gguf import open_gguf
-from llama_jax.checkpoints.formats.hugging_face import hub_directory, open_hugging_face
+from llama_jax.checkpoints.formats.hugging_face import open_hugging_face
 from llama_jax.checkpoints.formats.llama2c import open_llama2c
 from llama_jax.checkpoints.formats.meta import open_meta
 from llama_jax.checkpoints.formats.orbax import open_orbax
-from llama_jax.checkpoints.formats.stored_tensors import has_weights
 from llama_jax.checkpoints.formats.weights import Weights
-from llama_jax.checkpoints.steps.folders import finished_steps
-from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError, read_manifest
 from llama_jax.checkpoints.steps.restoring import find_verified
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
@@ -49,74 +44,12 @@ from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 from llama_jax.model.lora import adapter_axes, with_adapter, without_adapter
 
-ModelFormat = Literal["orbax", "hf", "meta", "gguf", "llama2c", "peft"]
-"""What can be written."""
-Kind = Literal[ModelFormat, "lora"]
-"""What can be read: also a run that trained an adapter."""
-
-_DIRECTORIES: Mapping[str, Kind] = {
-    "checkpoints": "orbax",
-    "config.json": "hf",
-    "params.json": "meta",
-    PEFT_CONFIG: "peft",
-}
-"""What a directory of each format has, looked for in this order: some of Hugging Face's also have a params.json."""
 _READERS: Mapping[Kind, Callable[[str, Callable[[str], None]], Weights]] = {
     "hf": lambda path, say: open_hugging_face(path),
     "meta": lambda path, say: open_meta(path),
     "gguf": open_gguf,
     "llama2c": lambda path, say: open_llama2c(path),
 }
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def find_format(path: str) -> tuple[str, Kind]:
-    """Where the model is and in which format. A name of the Hugging Face hub, `owner/model`, is downloaded if there is
-    no such path.
-
-    Raises:
-        UserError: nothing is there that can be read.
-    """
-    found = epath.Path(path)
-    if not found.exists():
-        if not _HUB_ID.fullmatch(path) or found.parent.exists():
-            raise UserError(f"--model {path}: no such file or directory")
-        found = epath.Path(hub_directory(path))
-    if found.is_dir():
-        return str(found), _directory_format(found)
-    with found.open("rb") as file:
-        if file.read(4) == b"GGUF":
-            return path, "gguf"
-    if path.endswith(".bin"):
-        return path, "llama2c"
-    raise UserError(
-        f"--model {path}: neither a GGUF nor a llama2c model (.bin); of a model in several files name the directory"
-    )
-
-
-def _directory_format(directory: epath.Path) -> Kind:
-    for name, kind in _DIRECTORIES.items():
-        if (directory / name).exists():
-            if kind == "orbax" and _holds_adapter(directory):
-                return "lora"
-            # Trainers also put the configuration of the base beside an adapter.
-            is_peft = kind == "hf" and (directory / PEFT_CONFIG).exists() and not has_weights(directory)
-            return "peft" if is_peft else kind
-    raise UserError(
-        f"--model {directory}: holds no model; a run has checkpoints/, a Hugging Face model config.json, "
-        f"Meta's format params.json, an adapter of PEFT {PEFT_CONFIG}"
-    )
-
-
-def _holds_adapter(run: epath.Path) -> bool:
-    """Whether the newest checkpoint of a run whose manifest is whole holds an adapter and not a model."""
-    directory = run / "checkpoints"
-    for step in reversed(finished_steps(directory)):
-        try:
-            return ADAPTER_ITEM in read_manifest(directory / str(step)).leaves
-        except CheckpointDamagedError:
-            continue
-    return False
 
 
 @dataclass(frozen=True)

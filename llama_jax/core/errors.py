@@ -2,6 +2,8 @@
 without a traceback, exit code 2."""
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 
 
@@ -23,6 +25,37 @@ class SavedAfterSignal(Exception):
 
     def __init__(self, message: str = "interrupted: saved; run the same command to resume") -> None:
         super().__init__(message)
+
+
+_OF_A_PATH = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EXDEV,
+)
+_NO_SPACE = "No space left on device"
+
+
+def of_the_machine(error: Exception) -> UserError | CannotGoOnError | None:
+    """What is no fault of the program, wherever it comes up: a path that cannot be used so, a disk that is full. None:
+    something else."""
+    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or _NO_SPACE in str(error):
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename is not None else ""
+        return CannotGoOnError(f"{where}no space left on device")
+    if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # of numpy
+        return CannotGoOnError("a file could not be written to its end; is the disk full?")
+    if isinstance(error, OSError) and error.errno in _OF_A_PATH and error.filename is not None:
+        where = error.filename if error.filename2 is None else f"{error.filename} -> {error.filename2}"
+        return UserError(f"{where}: {str(error.strerror).lower()}")
+    if isinstance(error, KeyError) and str(error.args[0]).endswith("://"):  # of etils.epath
+        return UserError(f"{error.args[0]}: paths of this kind cannot be opened; copy to a local disk what is there")
+    return None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -10,6 +10,8 @@ from typing import IO
 
 from etils import epath
 
+from llama_jax.core.errors import UserError
+
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether the path is in object storage, such as `gs://`, which has no append, no rename and no locks."""
@@ -33,6 +35,21 @@ def remove_empty(folders: Iterable[epath.Path]) -> None:
             folder.rmdir()
 
 
+def check_directory(path: epath.PathLike, setting: str) -> None:
+    """Refuse a path that cannot be a directory.
+
+    Args:
+        setting: that named it, for the message, such as `--run_dir runs/a`.
+
+    Raises:
+        UserError: it, or what it lies in, is something else.
+    """
+    place = absolute(epath.Path(path).expanduser())
+    there = next(folder for folder in (place, *place.parents) if is_remote(folder) or folder.exists())
+    if not is_remote(there) and not there.is_dir():
+        raise UserError(f"{setting}: {there} is a file, where a directory is needed")
+
+
 def write_whole(path: epath.Path, content: str | bytes) -> None:
     """Write a file so that readers, and whoever comes after a crash, see the old content or the new, never a part."""
     data = content.encode() if isinstance(content, str) else content
@@ -53,12 +70,16 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)  # which Python does not say of a write
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 class GrowingFile:
-    """A text file that grows by whole lines.
+    """A file that grows by whole lines, or by other pieces that are only of use as a whole.
 
     A line that cannot be written now (a full disk, a bucket out of reach) is kept and tried again with the next one,
     so that a long run does not end for a line of its log.
@@ -95,7 +116,11 @@ class GrowingFile:
 
     def write(self, line: str) -> None:
         """Add one line, without its end."""
-        self._pending += line.encode() + b"\n"
+        self.append(line.encode() + b"\n")
+
+    def append(self, content: bytes) -> None:
+        """Add what is only of use as a whole."""
+        self._pending += content
         if self._rewrite_seconds is None or time.monotonic() - self._last_rewrite >= self._rewrite_seconds:
             self._write_pending()
 
@@ -104,8 +129,7 @@ class GrowingFile:
         if self._pending:
             self._write_pending()
         if self._pending:
-            lost = self._pending.count(b"\n")
-            print(f"{self._path}: the last {lost} lines could not be written", file=sys.stderr)
+            print(f"{self._path}: the last {len(self._pending)} bytes could not be written", file=sys.stderr)
         if self._file is not None:
             self._file.close()
 

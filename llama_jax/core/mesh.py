@@ -1,6 +1,7 @@
 """The mesh over the devices that programs run on, and what kind of devices they are."""
 
 import functools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -11,7 +12,35 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from llama_jax.core.config import MESH_AXES, MeshConfig
-from llama_jax.core.errors import UserError
+from llama_jax.core.errors import CannotGoOnError, UserError
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    if record.exc_info and record.exc_info[1]:
+        record.msg, record.args = f"{record.getMessage()}: {record.exc_info[1]}", ()
+        record.exc_info = None
+    return True
+
+
+# Why a plugin of JAX does not come up is worth a line, not the traceback with which JAX logs it.
+logging.getLogger("jax._src.xla_bridge").addFilter(_in_one_line)
+
+
+def all_devices() -> Sequence[Any]:
+    """The devices of all processes.
+
+    Raises:
+        CannotGoOnError: JAX does not start, or finds none of the platform that was asked for.
+    """
+    try:
+        return jax.devices()
+    except jax.errors.JaxRuntimeError:
+        raise  # of a job whose processes do not meet
+    except (RuntimeError, AssertionError) as error:  # without a word where CUDA is asked for and no GPU is seen
+        asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0] or "no such device is seen"
+        advice = f"JAX_PLATFORMS={asked}: {reason}; unset it to take what there is" if asked else reason
+        raise CannotGoOnError(advice) from None
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -21,7 +50,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     Raises:
         UserError: the axes do not multiply to the number of devices, or `data` is not a multiple of the slices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = all_devices() if devices is None else devices
     sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
     known = math.prod(size for size in sizes.values() if size != -1)
     sizes = {axis: len(devices) // known if size == -1 else size for axis, size in sizes.items()}

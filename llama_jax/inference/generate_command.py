@@ -20,14 +20,20 @@ def read_prompts(config: GenerateConfig) -> list[str]:
     """The prompts that the settings name.
 
     Raises:
-        UserError: there is no such file, or it holds none.
+        UserError: there is no such file, it is not text, or it holds none.
     """
     if config.prompts is None:
         return [config.prompt]
     file = epath.Path(config.prompts)
     if not file.exists():
         raise UserError(f"--prompts {file}: no such file")
-    lines = [line for line in file.read_text().splitlines() if line.strip()]
+    if file.is_dir():
+        raise UserError(f"--prompts {file}: is a directory; name a file with a prompt a line")
+    try:
+        text = file.read_bytes().decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompts {file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"--prompts {file}: has no prompt; write one a line")
     return lines

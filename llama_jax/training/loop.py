@@ -42,18 +42,24 @@ class _Steps:
         self._program = program
         self._tokens = tokens
         self._finished = time.perf_counter()
+        self._data_wait_seconds = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Add to what the next record says of waiting for data: that which was within its `step_seconds`."""
+        self._data_wait_seconds += seconds
 
     def restart_clock(self) -> None:
         """Leave the time since the last record out of the next step's."""
         self._finished = time.perf_counter()
 
-    def record(self, step: int, new_tokens: int, metrics: Metrics, data_wait_seconds: float) -> MetricsRecord:
+    def record(self, step: int, new_tokens: int, metrics: Metrics) -> MetricsRecord:
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         seconds, self._finished = now - self._finished, now
         self._tokens += new_tokens
         speed = self._program.rates(new_tokens, seconds)
-        timing = {"step_seconds": seconds, **speed, "data_wait_seconds": data_wait_seconds}
+        timing = {"step_seconds": seconds, **speed, "data_wait_seconds": self._data_wait_seconds}
+        self._data_wait_seconds = 0.0
         return {"step": step, "loss": values.pop("loss"), "tokens": self._tokens, **values, **timing}
 
 
@@ -78,16 +84,16 @@ def fit(
     """
     steps = _Steps(program, tokens)
     last = program.config.steps
-    unread: tuple[int, int, Metrics, float] | None = None
+    unread: tuple[int, int, Metrics] | None = None
     for step in range(int(state.batches) + 1, last + 1):
         hooks.trace(step)
         asked = time.perf_counter()
         batch, position = next(data)
-        waited = time.perf_counter() - asked
+        steps.waited(time.perf_counter() - asked)
         state, metrics = program.step(state, frozen, batch)
         if unread is not None:
             hooks.record(steps.record(*unread))
-        unread = (step, batch.token_count, metrics, waited)
+        unread = (step, batch.token_count, metrics)
         stopping = step < last and hooks.stop(step)
         # The seconds that are left after a signal are for saving.
         evaluating = step == last or (step % program.config.evaluate_every == 0 and not stopping)

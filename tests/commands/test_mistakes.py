@@ -1,12 +1,15 @@
 """A mistake of the user's gets one clear line and exit code 2, and leaves nothing that hinders a second attempt."""
 
 import fcntl
+import resource
 from pathlib import Path
 
 import command_runs
 import pytest
 
-from llama_jax.config import COMMANDS
+from llama_jax.config import COMMANDS, PRESETS, check_paths
+from llama_jax.core.errors import UserError
+from llama_jax.core.settings.command_line import parse
 from llama_jax.core.settings.parser import Schema
 
 
@@ -166,6 +169,11 @@ USES = {
     "no such step": (["generate", "--step", 4], "no checkpoint step 4 in"),
     "no such prompts": (["generate", "--prompts", "nowhere.txt"], "nowhere.txt: no such file"),
     "no prompt": (["generate", "--prompts", "empty.txt"], "empty.txt: has no prompt"),
+    "a directory of prompts": (["generate", "--prompts", "."], "--prompts .: is a directory; name a file"),
+    "prompts in Latin 1": (
+        ["generate", "--prompts", "latin1.txt"],
+        "latin1.txt: not UTF-8 at byte 3; save",
+    ),
     "too many tokens": (["generate", "--max_new_tokens", 511], "exceed the model's context of 512"),
     "no such text": (["evaluate", "--data", "nowhere.txt"], "nowhere.txt"),
     "rows too long": (["evaluate", "--sequence_length", 600], "exceeds the model's context of 512"),
@@ -177,10 +185,74 @@ USES = {
 def test_using_a_model_names_the_mistake_in_one_line(mistake, small_run, folder, capfd) -> None:
     (folder / "text.txt").write_text("text")
     (folder / "empty.txt").write_text("\n\n")
+    (folder / "latin1.txt").write_bytes("café\n".encode("latin1"))
     arguments, named = USES[mistake]
     if "--model" not in arguments:
         arguments = [*arguments, "--model", small_run.run_dir]
     assert named in refused(capfd, *arguments)
+
+
+PATHS = {
+    "no such model": (["generate", "--model", "nowhere"], "--model nowhere: no such file or directory"),
+    "a folder without a model": (["evaluate", "--model", "empty"], "--model empty: holds no model;"),
+    "a model of no format": (
+        ["sft", "--model", "latin1.txt"],
+        "--model latin1.txt: neither a GGUF nor a llama2c model",
+    ),
+    "no such source": (["convert", "--source", "empty/model"], "--source empty/model: no such file or directory"),
+    "no such adapter": (["generate", "--adapters", "nowhere"], "--adapters nowhere: no such file or directory"),
+    "one of the adapters": (["generate", "--adapters", "[empty, x]"], "--adapters empty: holds no model;"),
+    "no such text": (["pretrain", "--data.source", "no.jsonl"], "data.source: no file or directory no.jsonl"),
+    "nothing of that pattern": (["prepare", "--data.source", "*.jsonl"], "data.source: nothing matches *.jsonl"),
+    "an unknown ending": (["tokenizer", "--data.source", "data.csv"], "data.csv has an unsupported extension"),
+    "what comes with another command": (["pretrain", "--data.source", "starter"], "no file or directory starter"),
+    "one of a mixture": (["lora", "--data.mixture", "[[starter, 1], [x, 1]]"], "data.mixture: no file or directory x"),
+    "no such held-out data": (["preview sft", "--data.validation_source", "x"], "data.validation_source: no file or"),
+    "no such questions": (["evaluate", "--task", "exact_match", "--data", "x"], "--data: no file or directory x"),
+    "a file for a run": (["pretrain", "--run_dir", "latin1.txt"], "latin1.txt is a file, where a directory is needed"),
+    "a file below": (["sft", "--run_dir", "latin1.txt/run"], "latin1.txt is a file, where a directory is needed"),
+}
+
+
+@pytest.mark.parametrize("mistake", PATHS)
+def test_a_wrong_path_is_refused_before_anything_is_imported_or_written(mistake, folder) -> None:
+    (folder / "latin1.txt").write_bytes("café\n".encode("latin1"))
+    (folder / "data.csv").touch()
+    (folder / "empty").mkdir()
+    before = sorted(folder.iterdir())
+    (command, *argv), named = PATHS[mistake]
+    config = parse(COMMANDS[command], argv, command=command, commands=COMMANDS, presets=PRESETS)
+    with pytest.raises(UserError) as refusal:
+        check_paths(config)
+    assert named in str(refusal.value)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generate",
+        "generate --model owner/name --adapters owner/adapter",
+        "pretrain --data.source tfds:lm1b:train",
+        "lora --data.source pydoc",
+        "sft --data.source [st]*.jsonl",
+        "evaluate --data pydoc",
+        "plan --data.source nowhere.jsonl",
+        "pretrain --data.source nowhere.jsonl --dry_run",
+    ],
+)
+def test_what_may_be_there_or_is_not_needed_is_not_refused(line, folder) -> None:
+    (folder / "test.jsonl").touch()
+    command, *argv = line.split()
+    check_paths(parse(COMMANDS[command], argv, command=command, commands=COMMANDS, presets=PRESETS))
+
+
+def test_a_wrong_path_is_refused_at_once(folder) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = command_runs.run("lora", "--model", "nowhere", folder=folder)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (result.code, result.errors) == (2, "error: --model nowhere: no such file or directory\n")
+    assert after.ru_utime - before.ru_utime < 1.5, "0.5 s of a processor's time"
 
 
 def test_a_tokenizer_file_is_not_overwritten(small_run, capfd) -> None:

@@ -120,7 +120,9 @@ def test_sigterm_and_ctrl_c_save_the_step_they_interrupt(small_run, tmp_path):
             result = ended(process, output)
         assert result.code == 75
         made = metrics(run_dir)[-1]["step"]
-        assert result.errors == f"interrupted: saved step {made} of 30; run the same command to resume\n"
+        asked, told = result.errors.splitlines()
+        assert asked == "saving; again ends at once"
+        assert told == f"interrupted: saved step {made} of 30; run the same command to resume"
         assert last + 5 <= made < SMALL_STEPS
         assert steps(run_dir)[-1] == made
         assert f"resuming from step {last}\n" in result.output or last == 0
@@ -158,6 +160,8 @@ def test_a_second_signal_ends_the_run_at_once_even_while_it_compiles(small_run, 
             process.send_signal(signal.SIGTERM)
             time.sleep(0.2)
         assert process.returncode == 128 + signal.SIGTERM
+        said = ended(process, output).errors
+    assert said == "saving; again ends at once\nended at once; nothing more is saved\n"
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = children.ru_utime + children.ru_stime - others - before
     assert spent < 2, "compiling takes 10 s of a processor's time"

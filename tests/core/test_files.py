@@ -58,7 +58,7 @@ def test_lines_that_never_could_be_written_are_reported(tmp_path, capsys):
     file.write("a")
     file.write("b")
     file.close()
-    assert capsys.readouterr().err == f"{tmp_path}/gone/log: the last 2 lines could not be written\n"
+    assert capsys.readouterr().err == f"{tmp_path}/gone/log: the last 4 bytes could not be written\n"
 
 
 @pytest.mark.parametrize(("seconds", "early"), [(0.0, "old\na\n"), (1000.0, "old\n")])

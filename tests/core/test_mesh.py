@@ -1,6 +1,10 @@
 """The mesh: sizes that do not make the devices are refused by name."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +42,29 @@ class Gpu:
 def test_fsdp_spans_machines_with_gpus() -> None:
     gpus = [Gpu(number, number // 8, number // 8) for number in range(16)]
     assert make_mesh(MeshConfig(fsdp=16), gpus).devices.shape == (1, 16, 1, 1)
+
+
+ASKING = """
+import sys, jax
+from llama_jax.core.errors import CannotGoOnError
+from llama_jax.core.mesh import all_devices
+for platform in sys.argv[1:]:
+    jax.config.update("jax_platforms", platform)
+    try:
+        print(all_devices()[0].platform)
+    except CannotGoOnError as error:
+        print(error)
+"""
+
+
+def test_a_platform_that_is_not_there_is_named_in_one_line() -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": ""}
+    platforms = ["cdua", "rocm", "cuda", "cuda,cpu"]
+    result = subprocess.run(
+        [sys.executable, "-c", ASKING, *platforms], env=environment, capture_output=True, text=True, check=True
+    )
+    lines = result.stdout.splitlines()
+    for platform, line in zip(platforms[:3], lines[:3], strict=True):
+        assert line.startswith(f"JAX_PLATFORMS={platform}: ") and line.endswith("; unset it to take what there is")
+    assert "'cdua' is not in the list of known backends: ['cpu'" in lines[0]
+    assert "Traceback" not in result.stderr

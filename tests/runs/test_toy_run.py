@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 from etils import epath
@@ -12,6 +13,7 @@ from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.checkpoints.steps.folders import best_step
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError
 from llama_jax.core.errors import SavedAfterSignal, UserError
+from llama_jax.core.recording.metrics import read_metrics
 from llama_jax.training.config import TrainingConfig
 
 
@@ -137,3 +139,12 @@ def test_a_signal_saves_the_step_it_interrupts_and_leaves(uninterrupted, tmp_pat
     assert toy.train()
     assert [record["loss"] for record in toy.metrics()] == [record["loss"] for record in uninterrupted.metrics()]
     assert checkpoint(toy, STEPS) == checkpoint(uninterrupted, STEPS)
+
+
+def test_a_step_waits_for_data_no_longer_than_it_takes(tmp_path) -> None:
+    slow = Counted(before_batch=lambda step: time.sleep(0.1 if step % 2 == 0 else 0))
+    assert Toy(tmp_path).train(slow)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    for record in records:
+        assert 0 <= record["data_wait_seconds"] <= record["step_seconds"]
+    assert sum(record["data_wait_seconds"] for record in records) >= 0.4

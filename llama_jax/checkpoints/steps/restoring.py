@@ -4,6 +4,7 @@ What the arrays mean is the caller's affair."""
 
 import hashlib
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -34,12 +35,22 @@ from llama_jax.core.tree import fingerprints, flatten, unflatten
 
 _T = TypeVar("_T")
 
-# Orbax logs an error with a long traceback for every thread that a failed write passes through; the error itself
-# reaches its caller, which says it in one line.
+
+# Orbax logs an error with a long traceback for every thread that a failed write passes through, and what it left
+# waiting for the others complains of the end of their loop. The error itself reaches its caller, which says it in one
+# line.
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.levelno != logging.ERROR or "/orbax/" not in record.pathname + record.getMessage()
+
+
+def _pass_on(what: Any, otherwise: Callable[[Any], object] = sys.unraisablehook) -> None:
+    if str(what.exc_value) != "Event loop is closed":
+        otherwise(what)
+
+
 for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(
-        lambda record: record.levelno != logging.ERROR or "/orbax/" not in record.pathname + record.getMessage()
-    )
+    logging.getLogger(_name).addFilter(_is_news)
+sys.unraisablehook = _pass_on
 
 
 def leaf_fingerprints(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -16,7 +16,8 @@ from jax.experimental import multihost_utils
 
 from llama_jax.core.config import DistributedConfig
 from llama_jax.core.errors import UserError
-from llama_jax.core.processes.signals import StopSignal
+from llama_jax.core.mesh import all_devices
+from llama_jax.core.processes.signals import StopSignal, let_work_tidy_up
 
 _CLUSTER_VARIABLES = ("MEGASCALE_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri")
 """Set where JAX itself finds the other processes: several TPU slices, Slurm, Open MPI."""
@@ -27,6 +28,7 @@ def start_up(config: DistributedConfig) -> str:
 
     Raises:
         UserError: another number of processes joined than was asked for.
+        CannotGoOnError: see `all_devices`.
     """
     _keep_compiled_programs()
     in_cluster = any(name in os.environ for name in _CLUSTER_VARIABLES) or in_tpu_pod()
@@ -46,11 +48,12 @@ def start_up(config: DistributedConfig) -> str:
             initialization_timeout=config.timeout_seconds,
             heartbeat_timeout_seconds=60,
         )
+    platform = all_devices()[0].platform
+    let_work_tidy_up()
     if config.num_processes is not None and jax.process_count() != config.num_processes:
         raise UserError(
             f"distributed.num_processes: asked for {config.num_processes} processes, {jax.process_count()} joined"
         )
-    platform = jax.devices()[0].platform
     return f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} devices ({platform})"
 
 

@@ -1,17 +1,57 @@
-"""SIGTERM and Ctrl-C as a request to stop. Knows no JAX, and nothing of what is to be saved."""
+"""SIGTERM and Ctrl-C: as a request to stop, or as the end. Knows no JAX, and nothing of what is to be saved."""
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+_SECONDS_IN_A_LIBRARY = 1.0
+_SECONDS_TO_TIDY_UP = 10.0
 
-class StopSignal:
+
+@contextlib.contextmanager
+def _heard(handlers: Mapping[int, Any], listen: Callable[[socket.socket], None]) -> Iterator[None]:
+    """Hear signals in this block, on the main thread; elsewhere, nothing.
+
+    Python calls its handlers between two lines of the main thread, which compiling keeps waiting for minutes; a thread
+    that reads the numbers of the signals hears them at once.
+
+    Args:
+        handlers: what Python is to call, by signal.
+        listen: in a thread of its own; receives the numbers, a byte each, until there are no more.
+    """
+    if threading.current_thread() is not threading.main_thread() or not handlers:
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def run() -> None:
+        with reader:
+            listen(reader)
+
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    previous_writer = signal.set_wakeup_fd(writer.fileno())
+    threading.Thread(target=run, name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(previous_writer)
+        writer.close()
+
+
+class StopSignal(contextlib.ExitStack):
     """Whether this process was asked to stop. Used as a context manager on the main thread; elsewhere it hears nothing.
 
-    The first signal is a request; a second one ends the process at once, even while it compiles.
+    The first signal is a request, answered by a line at once; a second one ends the process at once, even while it
+    compiles.
     """
 
     def __init__(
@@ -24,10 +64,10 @@ class StopSignal:
             numbers: the signals that are a request.
             on_request: called once with the first of them, from a thread of its own.
         """
+        super().__init__()
         self._numbers = numbers
         self._on_request = on_request
         self._received = threading.Event()
-        self._previous: dict[int, Any] = {}
 
     @property
     def received(self) -> bool:
@@ -35,28 +75,89 @@ class StopSignal:
         return self._received.is_set()
 
     def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            for number in self._numbers:
-                self._previous[number] = signal.signal(number, lambda *_: None)
-            # Python calls its handlers between two lines of the main thread, which compiling keeps waiting for
-            # minutes; a thread that reads the numbers of the signals hears them at once.
-            reader, self._writer = socket.socketpair()
-            self._writer.setblocking(False)
-            self._previous_writer = signal.set_wakeup_fd(self._writer.fileno())
-            threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True).start()
+        self.enter_context(_heard(dict.fromkeys(self._numbers, lambda *_: None), self._listen))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if self._previous:
-            signal.set_wakeup_fd(self._previous_writer)
-            self._writer.close()
+    def _listen(self, signals: socket.socket) -> None:
+        while number := signals.recv(1):
+            if self.received:
+                _end("ended at once; nothing more is saved", 128 + number[0])
+            self._received.set()
+            print("saving; again ends at once", file=sys.stderr, flush=True)
+            self._on_request()
 
-    def _listen(self, reader: socket.socket) -> None:
-        with reader:
-            while number := reader.recv(1):
-                if self._received.is_set():
-                    os._exit(128 + number[0])
-                self._received.set()
-                self._on_request()
+
+_tidies_up = threading.Event()
+
+
+def let_work_tidy_up() -> None:
+    """Let Ctrl-C be raised from now on; see `ending_on_interrupt`."""
+    _tidies_up.set()
+
+
+@contextlib.contextmanager
+def ending_on_interrupt() -> Iterator[threading.Event]:
+    """Let Ctrl-C end this process in the block, with a line and exit code 130.
+
+    At first that is at once: modules are imported and backends looked for, by libraries some of which swallow whatever
+    is raised. After `let_work_tidy_up` it is raised as `KeyboardInterrupt`, and a second one ends the process at once.
+    So does the first where nothing comes of it: while a library compiles or computes nothing is raised, and what is
+    raised in a function that a library or the garbage collector has called may go no further.
+
+    Gives whether it was raised.
+    """
+    raised = threading.Event()
+    _tidies_up.clear()
+    otherwise = sys.unraisablehook
+
+    def interrupt(*_: object) -> None:
+        if not _tidies_up.is_set():
+            _end("interrupted", 130)
+        raised.set()
+        raise KeyboardInterrupt
+
+    def listen(signals: socket.socket) -> None:
+        if not signals.recv(1):
+            return
+        for seconds in (_SECONDS_IN_A_LIBRARY, _SECONDS_TO_TIDY_UP):
+            signals.settimeout(seconds)
+            try:
+                if not signals.recv(1):
+                    return  # the block has ended
+                break
+            except TimeoutError:
+                if not raised.is_set():
+                    break
+        _end("interrupted", 130)
+
+    def went_no_further(what: Any) -> None:
+        if not raised.is_set():
+            otherwise(what)
+        elif issubclass(what.exc_type, KeyboardInterrupt):
+            _end("interrupted", 130)
+        # The others are of what was left half made: there is nothing to say of it.
+
+    # What a shell starts in the background ignores Ctrl-C.
+    hears = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    sys.unraisablehook = went_no_further
+    try:
+        with _heard({signal.SIGINT: interrupt} if hears else {}, listen):
+            yield raised
+    finally:
+        if not raised.is_set():
+            sys.unraisablehook = otherwise
+
+
+def remove_at_a_sudden_end(directory: os.PathLike[str]) -> None:
+    """Remove a local directory, if it is still there, when a signal ends this process at once."""
+    _unfinished.add(os.fspath(directory))
+
+
+_unfinished: set[str] = set()
+
+
+def _end(line: str, code: int) -> None:
+    for directory in _unfinished:
+        shutil.rmtree(directory, ignore_errors=True)
+    os.write(2, f"{line}\n".encode())  # not by `print`, which may wait for the main thread
+    os._exit(code)

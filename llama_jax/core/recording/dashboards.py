@@ -1,6 +1,11 @@
 """Services that show the numbers of a run: TensorBoard, and Weights & Biases where that is asked for."""
 
+import os
+import re
 import secrets
+import socket
+import struct
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +13,7 @@ from etils import epath
 
 from llama_jax.core import tree
 from llama_jax.core.errors import UserError
-from llama_jax.core.files import is_remote, write_whole
+from llama_jax.core.files import GrowingFile, is_remote, write_whole
 from llama_jax.core.recording.metrics import MetricsRecord
 
 
@@ -23,24 +28,43 @@ class TensorBoard:
             resume_step: the last step that is part of the run.
             say: prints one line.
         """
-        self._writer: Any = None
+        self._file: GrowingFile | None = None
         if is_remote(directory):
             say(f"TensorBoard files are not written to {directory}; metrics.jsonl there has the same numbers")
             return
-        from tensorboardX import SummaryWriter  # 0.3 s that only training should pay
-
-        self._writer = SummaryWriter(logdir=str(directory), purge_step=resume_step + 1)
+        now = time.time_ns()
+        name = f"events.out.tfevents.{now // 10**9:010}.{socket.gethostname()}.{os.getpid()}.{now % 10**9}"
+        epath.Path(directory).mkdir(parents=True, exist_ok=True)
+        # Not by the package's own writer: on a full disk that stands still, and the run with it.
+        self._file = GrowingFile(epath.Path(directory) / name)
+        self._add(file_version="brain.Event:2")
+        self._add(step=resume_step + 1, session_log={"status": "START"})
 
     def write(self, record: MetricsRecord) -> None:
         """Add the scalars of one step."""
-        for name, value in tree.flatten(record).items():
-            if self._writer is not None and name != "step":
-                self._writer.add_scalar(name, value, global_step=record["step"])
+        if self._file is not None:
+            numbers = {re.sub(r"[^-/\w.]", "_", name): value for name, value in tree.flatten(record).items()}
+            scalars = [{"tag": name, "simple_value": value} for name, value in numbers.items() if name != "step"]
+            self._add(step=record["step"], summary={"value": scalars})
 
     def close(self) -> None:
-        """Flush and close the files."""
-        if self._writer is not None:
-            self._writer.close()
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _add(self, **event: Any) -> None:
+        """Append an event as a TFRecord: length, its checksum, content, its checksum."""
+        from tensorboardX.crc32c import crc32c  # 0.3 s that only training should pay
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+        def with_checksum(content: bytes) -> bytes:
+            checksum = crc32c(content)
+            rotated = (checksum >> 15 | checksum << 17) + 0xA282EAD8
+            return content + struct.pack("<I", rotated & 0xFFFFFFFF)
+
+        content = Event(wall_time=time.time(), **event).SerializeToString()
+        assert self._file is not None
+        self._file.append(with_checksum(struct.pack("<Q", len(content))) + with_checksum(content))
 
 
 class WeightsAndBiases:

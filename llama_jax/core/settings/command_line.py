@@ -16,12 +16,13 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 import yaml
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from llama_jax.core.errors import CannotGoOnError, SavedAfterSignal, UserError
+from llama_jax.core.errors import CannotGoOnError, SavedAfterSignal, UserError, of_the_machine
 from llama_jax.core.settings.parser import (
     Commands,
     Schema,
     Setting,
     expected,
+    is_list_of_words,
     plain,
     read_argv,
     read_config,
@@ -97,8 +98,6 @@ def run_command(
         code = main(parse(config_class, arguments, command=command, commands=commands, presets=presets)) or 0
         sys.stdout.flush()
         return code
-    except (UserError, CannotGoOnError) as error:
-        return _leave(_say(f"error: {' '.join(str(error).split())}", 2 if isinstance(error, UserError) else 1))
     except SavedAfterSignal as saved:
         return _say(str(saved), 75)
     except KeyboardInterrupt:
@@ -106,6 +105,9 @@ def run_command(
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             return 1
+        known = error if isinstance(error, UserError | CannotGoOnError) else of_the_machine(error)
+        if known is not None:
+            return _leave(_say(f"error: {' '.join(str(known).split())}", 2 if isinstance(known, UserError) else 1))
         traceback.print_exc()
         return _leave(1)
 
@@ -170,6 +172,8 @@ def _set(values: dict[str, Any], setting: Setting, schema: Schema, parser: Argum
             # jsonargparse would read text such as "# title" as an empty YAML document, that is as None.
             values[path] = None if (setting.origin, value) == ("--", "null") else value
         else:
+            if is_list_of_words(hint) and isinstance(value, str) and not value.startswith("["):
+                value = [value]  # a list of one need not be written as a list
             typed = parser.parse_object({path: value}, defaults=False)[path]
             values[path] = typed.as_dict() if isinstance(typed, Namespace) else typed
     except ArgumentError:

@@ -115,6 +115,12 @@ def section_in(hint: Any) -> Any:
     return next(filter(is_dataclass, get_args(hint)), None)
 
 
+def is_list_of_words(hint: Any) -> bool:
+    """Whether a type is a list of any length whose elements are no lists themselves."""
+    options = get_args(hint)
+    return get_origin(hint) is tuple and options[-1] is Ellipsis and get_origin(options[0]) is not tuple
+
+
 def expected(hint: Any) -> str:
     """A type in plain words."""
     origin, options = get_origin(hint), get_args(hint)

@@ -144,6 +144,21 @@ def errors_of(setting: str) -> Iterator[None]:
         raise UserError(str(error).replace("data.source", setting, 1)) from None
 
 
+def check_source(source: str, setting: str) -> None:
+    """Refuse a source of which nothing is there, without a look at all there is; see `open_source`.
+
+    Args:
+        setting: The setting that named it, for the message.
+
+    Raises:
+        UserError: nothing is there, or a file is not of a kind that can be read.
+    """
+    is_named = source == "pydoc" or source.startswith(("tfds:", "hf:"))
+    if not is_named and not epath.Path(source).expanduser().is_dir():
+        with errors_of(setting):
+            _files_of(source)
+
+
 def _as_records(documents: RecordSource[Any]) -> RecordSource[Record]:
     return ParsedRows(documents, lambda text, where: Record(where, {"text": text}), "document")
 

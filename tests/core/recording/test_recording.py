@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -102,21 +103,47 @@ def test_steps_stay_whole_when_the_writer_is_killed(tmp_path):
     assert read_metrics(path) == [{"step": step, "loss": 1 / step} for step in range(1, resume_step + 1)]
 
 
-def test_tensorboard_gets_every_number_and_hides_what_came_after_the_resumed_step(tmp_path):
+def events_in(directory: Path) -> list:
+    """What TensorBoard reads there."""
     from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
 
-    sink: Sink = TensorBoard(tmp_path, 4, pytest.fail)
-    sink.write(record(5))
-    sink.close()
-    (file,) = tmp_path.iterdir()
+    (file,) = directory.iterdir()
     data, events = file.read_bytes(), []
     while data:  # TFRecord: length (8 bytes), its checksum (4), the event, its checksum (4)
         length = int.from_bytes(data[:8], "little")
+        for content, checksum in ((data[:8], data[8:12]), (data[12 : 12 + length], data[12 + length : 16 + length])):
+            assert int.from_bytes(checksum, "little") == masked_crc32c(content)
         events.append(Event.FromString(data[12 : 12 + length]))
         data = data[16 + length :]
+    return events
+
+
+def test_tensorboard_gets_every_number_and_hides_what_came_after_the_resumed_step(tmp_path):
+    sink: Sink = TensorBoard(tmp_path, 4, pytest.fail)
+    sink.write(record(5, epochs={"my file.jsonl": 1.5}))
+    sink.close()
+    events = events_in(tmp_path)
     scalars = {(v.tag, e.step): v.simple_value for e in events for v in e.summary.value}
-    assert scalars == {("loss", 5): pytest.approx(0.2), ("tokens", 5): 500}
+    assert scalars == {("loss", 5): pytest.approx(0.2), ("tokens", 5): 500, ("epochs/my_file.jsonl", 5): 1.5}
     assert [e.step for e in events if e.session_log.status == 1] == [5]
+    assert events[0].file_version == "brain.Event:2"
+
+
+def test_tensorboard_neither_stands_still_nor_loses_a_number_on_a_full_disk(tmp_path):
+    sink = TensorBoard(tmp_path, 0, pytest.fail)
+    (file,) = tmp_path.iterdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 30, hard))
+    try:
+        for step in range(1, 41):
+            sink.write(record(step))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(events_in(tmp_path)) == 2
+    sink.write(record(41))
+    sink.close()
+    assert [event.step for event in events_in(tmp_path) if event.summary.value] == list(range(1, 42))
 
 
 def test_tensorboard_says_that_a_remote_path_gets_nothing():

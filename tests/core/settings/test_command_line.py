@@ -208,7 +208,7 @@ def test_mistakes_on_the_command_line_name_the_setting_and_what_would_be_right(a
         ("training: 5\n", ":1: training: a section, not a setting"),
         ("training:\n  steps: 1\n  steps: 2\n", ":3: training.steps: given twice in this file"),
         ("training:\n  steps: [1\nmesh: 2\n", ":3: not valid YAML: expected ',' or ']'"),
-        ("names: a\n", ':1: names: got "a", expected a list of text'),
+        ("names: {a: b}\n", ':1: names: got {"a": "b"}, expected a list of text'),
         ("run_dir: 5\n", ":1: run_dir: got 5, expected text or null"),
         ("- a\n", ": not a config"),
         ("model:\n  rope_scaling: {factor: x}\n", ':2: model.rope_scaling.factor: got "x", expected a number'),
@@ -262,6 +262,38 @@ def test_exit_codes_say_how_a_command_ended(capsys):
     code, message = run(fail(BrokenPipeError("some socket")))
     assert code == 1
     assert message.startswith("Traceback"), "only a closed standard output is passed over"
+
+
+def test_a_list_of_one_need_not_be_written_as_a_list(tmp_path):
+    assert train("--names", "runs/mine").names == ("runs/mine",)
+    assert train("--names=x: y").names == ("x: y",)
+    assert train("--names", "12").names == ("12",)
+    assert train("--names", "[runs/mine, other]").names == ("runs/mine", "other")
+    assert train("--names", "[]").names == ()
+    with pytest.raises(UserError, match=r"^mesh\.fsdp_stages: \[4\] must be two or more"):
+        train("--mesh.fsdp_stages", "4")
+    (tmp_path / "one.yaml").write_text("names: runs/mine\n")
+    assert train("--config", str(tmp_path / "one.yaml")).names == ("runs/mine",)
+
+
+@pytest.mark.parametrize("name, value", [("mesh.fsdp_stages", "four"), ("training.batch_ramp", "4")])
+def test_a_list_of_one_must_be_of_its_type(name, value):
+    with pytest.raises(UserError, match=rf"^--{name}: got .*{value}.*, expected a list of "):
+        train(f"--{name}", value)
+
+
+def test_a_fault_of_the_machine_is_no_traceback(tmp_path, capsys):
+    def run(main: Any) -> tuple[int, str]:
+        code = run_command(main, Train, command="train", commands=COMMANDS, presets=PRESETS, argv=[])
+        return code, capsys.readouterr().err
+
+    assert run(lambda config: tmp_path.read_text()) == (2, f"error: {tmp_path}: is a directory\n")
+
+    def full(config: Train) -> None:
+        with open("/dev/full", "w") as file:  # noqa: PTH123 - a device
+            file.write("x")
+
+    assert run(full) == (1, "error: no space left on device\n")
 
 
 SCRIPT = """
