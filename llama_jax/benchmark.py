@@ -32,7 +32,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     if config.against is not None:
         # Nothing here may start JAX: the memory and the processors belong to the two sides.
         compared = compare(config, own_side="llama_jax.benchmark:own_side")
-        keep(config, f"{config.what}_against_{config.against}", compared)
+        keep(config, f"{config.what}_against_{config.against}{'_compiled' * config.compiled}", compared)
         return
     say(config, start_up(config.run.distributed))
     scaling = functools.partial(measure_scaling, build=build)

@@ -35,6 +35,7 @@ def compare(config: BenchmarkConfig, own_side: str) -> dict[str, Any]:
         "training": dataclasses.asdict(config.run.training),
         "sequence_length": config.run.data.sequence_length,
         "warmup_steps": config.warmup_steps,
+        "compiled": config.compiled,
         "lora": dataclasses.asdict(config.lora) if config.what == "lora" else None,
     }
     programs = [

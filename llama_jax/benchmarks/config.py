@@ -35,6 +35,8 @@ class BenchmarkConfig:
     """Compare the step with Hugging Face transformers on eager PyTorch, and `benchmark lora` with PEFT on it (extra
     `oracle`), on CPU in float32: each in a process of its own, in alternating turns. `--config benchmark_58m` is a size
     for `train`, `--config benchmark_lora` for `lora`."""
+    compiled: bool = False
+    """With `--against`: the other side's model goes through `torch.compile` (which needs a C++ compiler), too."""
     lora: AdapterConfig = field(default_factory=AdapterConfig)
     """The adapter of `benchmark lora`."""
     model_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
@@ -79,6 +81,8 @@ class BenchmarkConfig:
         if self.against is not None and comparable.get(self.what) != self.against:
             command = next(what for what, other in comparable.items() if other == self.against)
             raise UserError(f"--against {self.against}: is for 'benchmark {command}', not for 'benchmark {self.what}'")
+        if self.compiled and self.against is None:
+            raise UserError("--compiled true: is of the other side, so it needs --against transformers or peft")
         if self.against is not None and self.run.compute.dtype != "float32":
             raise UserError(f"compute.dtype: {self.run.compute.dtype}, but --against {self.against} compares float32")
         if self.against == "peft" and self.model_dtype != "float32":

@@ -17,13 +17,16 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
 
     Args:
         task: `model`, fields of our LlamaConfig; `training`, fields of our TrainingConfig; `sequence_length`; `lora`,
-            fields of our AdapterConfig for an adapter of PEFT over frozen weights, or None.
+            fields of our AdapterConfig for an adapter of PEFT over frozen weights, or None; `compiled`, whether the
+            model goes through `torch.compile`.
     """
     try:
         import torch
         import transformers
     except ImportError as error:
-        raise UserError(f"--against transformers: {error}; pip install 'llama_jax[oracle]'") from None
+        raise UserError(
+            f"--against {'peft' if task['lora'] else 'transformers'}: {error}; pip install 'llama_jax[oracle]'"
+        ) from None
     threads = processors()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -49,6 +52,9 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
         model, version = _with_adapter(model, task["lora"])
         versions = f"peft {version}, {versions}"
     model.train()
+    if task["compiled"]:
+        model.compile()
+        versions += ", compiled"
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trained,

@@ -2,6 +2,8 @@
 
 The commands `generate` and `evaluate`, the sample answers of a run and the Python API all call `complete`."""
 
+import operator
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -81,6 +83,35 @@ def complete(
     ]
 
 
+class _Copied:
+    """The parameters that a model wrote with last, in the list layout, as long as those they were made from live."""
+
+    def __init__(self, params: PyTree, layers: PyTree) -> None:
+        self.layers = layers
+        self._made_from = [weakref.ref(leaf, self._forget) for leaf in jax.tree.leaves(params)]
+
+    def _forget(self, _: Any) -> None:
+        self.layers = None
+
+    def is_of(self, params: PyTree) -> bool:
+        """Whether they were made from the very arrays of this tree, and are there still."""
+        leaves = jax.tree.leaves(params)
+        made_from = (known() for known in self._made_from)
+        same = len(leaves) == len(self._made_from) and all(map(operator.is_, made_from, leaves))
+        return same and self.layers is not None
+
+
+_COPIED: "weakref.WeakKeyDictionary[LanguageModel, _Copied]" = weakref.WeakKeyDictionary()
+
+
+def _writer_again(model: LanguageModel, params: PyTree, tokenizer: Tokenizer) -> Writer:
+    """`writer`, which for the parameters of the last call has nothing to do."""
+    copied = _COPIED.get(model)
+    if copied is None or not copied.is_of(params):
+        copied = _COPIED[model] = _Copied(params, decode.decoding_params(model, params))
+    return Writer(model, copied.layers, tokenizer, tokenizer.stop_ids)
+
+
 def encode_prompt(tokenizer: Tokenizer, prompt: str, *, chat: bool = False, special: bool = True) -> list[int]:
     """Ids to continue.
 
@@ -129,6 +160,7 @@ def generate(
     texts = [prompts] if isinstance(prompts, str) else prompts
     ids = [encode_prompt(tokenizer, text, chat=chat) for text in texts]
     with jax.set_mesh(jax.tree.leaves(params)[0].sharding.mesh):
-        found = complete(writer(model, params, tokenizer), ids, settings, seed=seed, adapter_ids=adapter_ids)
+        by = _writer_again(model, params, tokenizer)
+        found = complete(by, ids, settings, seed=seed, adapter_ids=adapter_ids)
     answers = [completion.text for completion in found]
     return answers[0] if isinstance(prompts, str) else answers  # pyright: ignore[reportReturnType]

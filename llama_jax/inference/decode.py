@@ -56,13 +56,10 @@ class DecodeState(struct.PyTreeNode):
     """See `PromptBatch`."""
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def decoding_params(model: LanguageModel, params: PyTree) -> PyTree:
     """Parameters in the list layout, cast to the compute type; made in one jitted function."""
-
-    def convert(params: PyTree) -> PyTree:
-        return unstacked(cast_plain(params, jnp.dtype(model.compute.dtype)))
-
-    return jax.jit(convert)(params)
+    return unstacked(cast_plain(params, jnp.dtype(model.compute.dtype)))
 
 
 def prefill(model: LanguageModel, params: PyTree, prompts: PromptBatch, slots: int) -> DecodeState:
@@ -196,12 +193,17 @@ def _placed_prompts(prompts: Sequence[Sequence[int]], width: int, adapter_ids: S
     return PromptBatch(placed_rows(tokens), placed_rows(lengths), placed_rows(adapters))
 
 
+def _same(arrays: PyTree) -> PyTree:
+    # One function for all calls: of a new one each time a program would be compiled each time.
+    return arrays
+
+
 def _read(state: DecodeState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, lengths and whether finished, whole, on every process."""
     arrays = (state.tokens, state.lengths, state.finished)
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:
-        arrays = jax.jit(lambda arrays: arrays, out_shardings=sharding.replicated(mesh))(arrays)
+        arrays = jax.jit(_same, out_shardings=sharding.replicated(mesh))(arrays)
     return tuple(map(np.asarray, arrays))  # pyright: ignore[reportReturnType]
 
 

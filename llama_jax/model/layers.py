@@ -10,7 +10,7 @@ from flax import struct
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Float, Int, PyTree
-from llama_jax.core.sharding import Axes, constrain, with_gathered
+from llama_jax.core.sharding import Axes, constrain, size_of, with_gathered
 from llama_jax.model.low_rank import Factors, adapted, dropped, ready
 from llama_jax.model.quantized import Weight, gathered_weight, is_quantized, quantized_matmul
 from llama_jax.model.rope import Rotation
@@ -47,7 +47,14 @@ def decaying(declared: PyTree) -> frozenset[str]:
 
 def matmul(x: Float[Array, "*batch I"], weight: Weight) -> Float[Array, "*batch O"]:
     """The product with a weight, quantised or not. Accumulates in float32 where the hardware computes in bfloat16."""
-    return quantized_matmul(x, weight) if is_quantized(weight) else jnp.dot(x, weight)
+    product = quantized_matmul if is_quantized(weight) else jnp.dot
+    if size_of("length") > 1:
+        # Split along both of its axes, a batch has no rows that could be laid end to end where they are.
+        return product(x, weight)
+    # As one matrix: the gradient of the weight, a sum over rows, is then a plain product too. Summed over two axes, XLA
+    # for CPU first copies its inputs into another order, and has slower code for it besides.
+    made = product(x.reshape(-1, x.shape[-1]), weight)
+    return made.reshape(*x.shape[:-1], made.shape[-1])
 
 
 def normal(stddev: float) -> Initializer:

@@ -21,10 +21,31 @@ _INPUTS = (None, _TOKENS, _TOKENS, _TOKENS)
 Unembed: TypeAlias = Callable[[Float[Array, "D V"], Float[Array, "*B D"]], Float[Array, "*B V"]]
 
 
+@jax.custom_vjp
 def logprobs_of(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> tuple[Array, Array]:
-    """log p(target), and log(Z), of each row of logits."""
+    """log p(target), and log(Z), of each row of logits.
+
+    The gradient is written in one pass over the logits, softmax minus one-hot; derived, it would be made of several
+    arrays as large as they are.
+    """
     log_z = jax.nn.logsumexp(logits, axis=-1)
     return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - log_z, log_z
+
+
+def _logprobs_forward(logits: Array, targets: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    logprobs, log_z = logprobs_of(logits, targets)
+    return (logprobs, log_z), (logits, targets, log_z)
+
+
+def _logprobs_backward(kept: tuple[Array, ...], cotangents: tuple[Array, Array]) -> tuple[Array, None]:
+    logits, targets, log_z = kept
+    by_logprob, by_log_z = (cotangent[..., None] for cotangent in cotangents)
+    is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
+    probabilities = jnp.exp(logits - log_z[..., None])
+    return jnp.where(is_target, by_logprob, 0.0) + (by_log_z - by_logprob) * probabilities, None
+
+
+logprobs_of.defvjp(_logprobs_forward, _logprobs_backward)
 
 
 @jax.named_scope("cross_entropy")

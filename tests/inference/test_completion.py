@@ -1,13 +1,17 @@
 """What is completed is what is decoded, as ids and as the text that they add to the prompt."""
 
+import gc
+import weakref
+
 import jax
 import pytest
 
 from llama_jax import inference
-from llama_jax.core import sharding
+from llama_jax.core import sharding, tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.data.tokenizers import train_tokenizer
+from llama_jax.inference import decode
 from llama_jax.inference.completion import complete, encode_prompt, writer
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.decode import Rules, decoding_params, generate
@@ -54,3 +58,23 @@ def test_from_python_a_text_gives_a_text_and_a_list_a_list(params) -> None:
 def test_an_unknown_setting_is_refused(params) -> None:
     with pytest.raises(TypeError, match="temprature"):
         inference.generate(MODEL, params, TOKENIZER, "twice", temprature=0.0)
+
+
+def test_the_parameters_of_the_last_call_are_not_copied_again(params, monkeypatch) -> None:
+    copies = []
+    make = decode.decoding_params
+    monkeypatch.setattr(decode, "decoding_params", lambda *given: copies.append(make(*given)) or copies[-1])
+    model = language_model(LlamaConfig(300, **SIZES), ComputeConfig())
+    other = jax.tree.map(lambda leaf: leaf * 1.5, params)
+
+    def ask(params) -> str:
+        return inference.generate(model, params, TOKENIZER, "twice", max_new_tokens=6, temperature=0.0)
+
+    first = ask(params)
+    assert ask(dict(params)) == first and len(copies) == 1  # another dictionary of the same arrays
+    assert ask(other) != first and len(copies) == 2
+    (table,) = [weakref.ref(leaf) for path, leaf in tree.flatten(copies.pop()).items() if path == "embedding/table"]
+    del other
+    gc.collect()
+    assert table() is None
+    assert ask(params) == first and len(copies) == 2

@@ -14,6 +14,7 @@ from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.model.config import SIZES, ComputeConfig
+from llama_jax.model.layers import matmul
 from llama_jax.model.llama import language_model
 from llama_jax.objectives import cross_entropy
 from llama_jax.objectives.cross_entropy import summed_cross_entropy
@@ -99,7 +100,7 @@ def test_loss_of_a_32000_vocabulary_needs_under_an_eighth_of_its_logits() -> Non
     """Batch 8 x 2048: the temporary memory of loss and gradients by themselves, read from the compiled program."""
 
     def unembed(head, hidden):
-        return (hidden @ head).astype(jnp.float32)
+        return matmul(hidden, head).astype(jnp.float32)
 
     def loss(head, hidden, targets, weights):
         return summed_cross_entropy(unembed, 0.0, head, hidden, targets, weights)[0]

@@ -8,6 +8,7 @@ import pytest
 from llama_jax.core import placing, sharding
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
+from llama_jax.model.layers import matmul
 from llama_jax.objectives import cross_entropy
 from llama_jax.objectives.token_logprobs import token_logprobs
 
@@ -20,7 +21,7 @@ COTANGENT = RANDOM.standard_normal((B, T), np.float32)
 
 
 def unembed(head, hidden):
-    return (hidden @ head).astype(jnp.float32)
+    return matmul(hidden, head).astype(jnp.float32)
 
 
 def by_hand(head, hidden):
@@ -87,3 +88,18 @@ def test_logits_of_the_whole_batch_are_never_alive() -> None:
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
     memory = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arguments).compile().memory_analysis()
     assert 0.03 < memory.temp_size_in_bytes / (8 * 2048 * 32000 * 4) < 1 / 8
+
+
+@pytest.mark.parametrize("of", [0, 1])
+def test_the_gradient_of_both_results_is_that_of_the_formulas(of) -> None:
+    logits = RANDOM.standard_normal((B, V), np.float32) * 3
+    targets, weights = jnp.asarray(TARGETS[:, 0]), COTANGENT[:, 0]
+
+    def by_hand(logits):
+        picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        log_z = jnp.log(jnp.exp(logits).sum(axis=-1))
+        return picked - log_z, log_z
+
+    found = jax.grad(lambda logits: jnp.sum(weights * cross_entropy.logprobs_of(logits, targets)[of]))(logits)
+    expected = jax.grad(lambda logits: jnp.sum(weights * by_hand(logits)[of]))(logits)
+    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=1e-5)
