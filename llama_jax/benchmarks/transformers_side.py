@@ -22,7 +22,7 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
     """
     try:
         import torch
-        import transformers
+        import transformers  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"--against {'peft' if task['lora'] else 'transformers'}: {error}; pip install 'llama_jax[oracle]'"
@@ -30,7 +30,46 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
     threads = processors()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    sizes, training = task["model"], task["training"]
+    model, versions = _model(task["model"])
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if task["lora"] is not None:
+        model, version = _with_adapter(model, task["lora"])
+        versions = f"peft {version}, {versions}"
+    model.train()
+    if task["compiled"]:
+        model.compile()
+        versions += ", compiled"
+    training = task["training"]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained,
+        lr=training["peak_learning_rate"],
+        betas=(training["beta1"], training["beta2"]),
+        eps=training["epsilon"],
+        weight_decay=training["weight_decay"],
+        fused=True,
+    )
+    ids = torch.randint(0, task["model"]["vocab_size"], (training["batch_size"], task["sequence_length"]))
+
+    def turn(steps: int) -> None:
+        for _ in range(steps):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, training["clip_norm"])
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            loss.item()
+
+    turn(task["warmup_steps"])
+    count = sum(parameter.numel() for parameter in trained)
+    return turn, {"what": f"{versions}, {threads} threads", "parameters": parameters, "trained": count}
+
+
+def _model(sizes: dict[str, Any]) -> tuple[Any, str]:
+    """A model of random weights, float32, and the versions it is made with."""
+    import torch
+    import transformers
+
     config = transformers.LlamaConfig(
         vocab_size=sizes["vocab_size"],
         hidden_size=sizes["width"],
@@ -45,39 +84,8 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
         attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
         use_cache=False,
     )
-    model: Any = transformers.LlamaForCausalLM(config).float()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
-    if task["lora"] is not None:
-        model, version = _with_adapter(model, task["lora"])
-        versions = f"peft {version}, {versions}"
-    model.train()
-    if task["compiled"]:
-        model.compile()
-        versions += ", compiled"
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained,
-        lr=training["peak_learning_rate"],
-        betas=(training["beta1"], training["beta2"]),
-        eps=training["epsilon"],
-        weight_decay=training["weight_decay"],
-        fused=True,
-    )
-    ids = torch.randint(0, sizes["vocab_size"], (training["batch_size"], task["sequence_length"]))
-
-    def turn(steps: int) -> None:
-        for _ in range(steps):
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, training["clip_norm"])
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            loss.item()
-
-    turn(task["warmup_steps"])
-    count = sum(parameter.numel() for parameter in trained)
-    return turn, {"what": f"{versions}, {threads} threads", "parameters": parameters, "trained": count}
+    return transformers.LlamaForCausalLM(config).float(), versions
 
 
 def _with_adapter(model: Any, adapter: dict[str, Any]) -> tuple[Any, str]:

@@ -34,6 +34,7 @@ from llama_jax.checkpoints.formats.llama2c import open_llama2c
 from llama_jax.checkpoints.formats.meta import open_meta
 from llama_jax.checkpoints.formats.orbax import open_orbax
 from llama_jax.checkpoints.formats.weights import Weights
+from llama_jax.checkpoints.steps.folders import finished_steps
 from llama_jax.checkpoints.steps.restoring import find_verified
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
