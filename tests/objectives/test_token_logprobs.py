@@ -92,7 +92,7 @@ def test_logits_of_the_whole_batch_are_never_alive() -> None:
 
 @pytest.mark.parametrize("of", [0, 1])
 def test_the_gradient_of_both_results_is_that_of_the_formulas(of) -> None:
-    logits = RANDOM.standard_normal((B, V), np.float32) * 3
+    logits = jnp.asarray(RANDOM.standard_normal((B, V), np.float32) * 3)
     targets, weights = jnp.asarray(TARGETS[:, 0]), COTANGENT[:, 0]
 
     def by_hand(logits):
