@@ -101,15 +101,19 @@ def base_from_run(
     model = language_model(checked_config(f"{run} step {verified.step}", verified), compute)
     records = verified.manifest.leaves["params"]
     base, source = StoredBase(model, store), dict(records)
-    for path, leaf in records.items():
+
+    def read(path: str, leaf: LeafRecord) -> jax.Array:
         target = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype), sharding=base.place(path, leaf.shape))
-        read = verified.restore_leaf("params", path, target)
+        found = verified.restore_leaf("params", path, target)
         if is_padded(path, model.config):
             cleared = partial(without_padding, path=path, config=model.config)
-            read = jax.jit(cleared, out_shardings=read.sharding)(read)
-            words = jax.device_get(tree.fingerprints(read))
+            found = jax.jit(cleared, out_shardings=found.sharding)(found)
+            words = jax.device_get(tree.fingerprints(found))
             source[path] = LeafRecord(leaf.shape, leaf.dtype, tuple(map(int, words)))
-        base.keep(path, read)
+        return found
+
+    for path, leaf in records.items():
+        base.keep(path, read(path, leaf))  # which has no name here, so that it is gone before the next is read
     if not identify:
         return model, base.params, None
     name = str(run) if is_remote(run) else str(run.resolve())
