@@ -1,6 +1,5 @@
 """A base in any storage type is what the whole model would be in it, read without ever having the model twice."""
 
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +93,6 @@ class Watched:
 
 
 def live_bytes() -> int:
-    gc.collect()  # which the tests do seldom by themselves
     return sum(array.nbytes for array in jax.live_arrays())
 
 

@@ -23,12 +23,13 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("item", "damage"),
     [
         ("params", flip),
-        pytest.param("optimizer", truncate, marks=pytest.mark.slow),
-        pytest.param("data", Path.unlink, marks=pytest.mark.slow),
+        ("optimizer", truncate),
+        ("data", Path.unlink),
     ],
     ids=["a flipped bit in the parameters", "a truncated optimizer", "a lost data position"],
 )

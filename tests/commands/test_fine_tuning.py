@@ -266,6 +266,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_an_adapter_goes_on_over_its_base_alone_wherever_that_is(tuned_lora, small_run, tmp_path, capfd):
     """Not over what its base has become, which would be another scale of what was learned, without a word."""
     adapter = copy_until(tuned_lora.run_dir, tmp_path / "adapter", [9])

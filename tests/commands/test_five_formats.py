@@ -94,9 +94,8 @@ def read(sources, tokenizer, workers: int, processes: int):
     return rows, merge_positions([share[-1][1] for share in shares]).streams
 
 
-@pytest.mark.parametrize(
-    "others", [[(2, 1), (0, 2)], pytest.param([(4, 1), (2, 2)], marks=pytest.mark.slow)], ids=["some", "more"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("others", [[(2, 1), (0, 2)], [(4, 1), (2, 2)]], ids=["some", "more"])
 def test_each_of_five_formats_has_its_share_whoever_reads(sources, small_run, others):
     tokenizer = load_tokenizer(small_run.tokenizer)
     rows, streams = read(sources, tokenizer, workers=0, processes=1)

@@ -135,6 +135,7 @@ def count(folder: Path, pattern: str) -> int:
     return len(list(folder.glob(pattern)))
 
 
+@pytest.mark.slow
 def test_preparing_that_is_killed_again_and_again_writes_the_same(arguments, reference, tmp_path) -> None:
     folder, output = tmp_path / "out", tmp_path / "printed"
     places = [
@@ -198,7 +199,10 @@ def test_a_signal_keeps_what_is_whole(arguments, reference, tmp_path) -> None:
         process.send_signal(signal.SIGTERM)
         result = command_runs.ended(process, output)
     assert result.code == 75
-    assert result.errors == "interrupted: finished shards are kept; run the same command to resume\n"
+    assert result.errors.splitlines() == [
+        "saving; again ends at once",
+        "interrupted: finished shards are kept; run the same command to resume",
+    ]
     assert 1 <= count(folder, "progress/shard-*.json") < SHARDS
     assert not list(folder.glob("*.tmp"))
     assert command_runs.call("prepare", *arguments, "--output", folder, "--workers", 0) == 0

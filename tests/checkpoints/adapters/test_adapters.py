@@ -82,6 +82,7 @@ def test_a_run_with_an_adapter_opens_over_the_base_it_names(base, adapters, devi
     jax.tree.map(np.testing.assert_array_equal, alone.params["lora"], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_rows_of_a_batch_take_different_adapters(base, adapters, devices) -> None:
     alone = [computed(opened(base, (path,), devices)) for path in adapters.values()]

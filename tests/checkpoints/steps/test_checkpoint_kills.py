@@ -47,6 +47,7 @@ def check_one(directory: Path) -> int:
     return newest
 
 
+@pytest.mark.slow
 def test_a_killed_save_loses_no_acknowledged_step(tmp_path):
     check(tmp_path, seed=0, trials=3)
 
