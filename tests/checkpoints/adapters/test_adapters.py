@@ -83,7 +83,7 @@ def test_a_run_with_an_adapter_opens_over_the_base_it_names(base, adapters, devi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("devices", [1, 8])
 def test_rows_of_a_batch_take_different_adapters(base, adapters, devices) -> None:
     alone = [computed(opened(base, (path,), devices)) for path in adapters.values()]
     together = opened(base, tuple(adapters.values()), devices)
