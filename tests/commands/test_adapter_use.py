@@ -97,7 +97,8 @@ def converted(capfd, source: Path, target: Path, kind: str, *arguments: object) 
     return last_line(capfd, "convert", "--source", source, "--target", target, "--format", kind, *arguments)
 
 
-@pytest.mark.parametrize("kind", ["hf", pytest.param("orbax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hf", "orbax"])
 def test_an_adapter_is_merged_and_taken_out_again(tiny_run, adapters, tmp_path, capfd, kind) -> None:
     adapter = adapters["values"]
     report = converted(capfd, adapter, tmp_path / "merged", kind)

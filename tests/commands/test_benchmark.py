@@ -33,6 +33,7 @@ def test_the_first_word_says_what_to_measure() -> None:
         parsed("--seed", "3", "data")
 
 
+@pytest.mark.slow
 def test_train_reports_numbers_that_agree(tmp_path, capfd) -> None:
     measured = result(capfd, tmp_path, "train", "--config", "tiny/pretrain", *QUICK)
     assert measured["tokens_per_step"] == 16 * 64

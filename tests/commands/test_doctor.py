@@ -129,6 +129,7 @@ def test_a_mesh_that_does_not_fit_is_a_mistake_of_the_users(capfd) -> None:
     assert capfd.readouterr().err.startswith("error: mesh: data 1 x fsdp -1 x sequence 1 x tensor 3 does not make 8")
 
 
+@pytest.mark.slow
 def test_a_collective_that_is_wrong_ends_with_code_one(tmp_path, capfd, monkeypatch) -> None:
     # Python imports it at the start of the process that JAX is tried in.
     (tmp_path / "sitecustomize.py").write_text(

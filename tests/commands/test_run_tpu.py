@@ -164,6 +164,7 @@ def test_with_delete_a_failed_step_leaves_no_tpu_behind(stage, cloud):
     assert "to remove it" not in result.errors
 
 
+@pytest.mark.slow
 def test_with_delete_a_job_that_is_out_of_reach_is_left_alone(cloud):
     cloud.plan(host_follow=["fail"])
     result = cloud.run("--delete", *EVERYTHING)
@@ -265,6 +266,7 @@ def test_following_shows_the_last_hundred_lines(tmp_path):
     assert (result.code, result.output.split()) == (0, [str(number) for number in range(151, 251)])
 
 
+@pytest.mark.slow
 def test_a_job_whose_host_went_down_has_failed(tmp_path):
     second_job_stays = "[[ -e ran ]] || { touch ran; exit 3; }; echo ready; exec tail -f /dev/null"
     with cloud_in(tmp_path / "cloud", second_job_stays) as cloud:

@@ -212,14 +212,15 @@ def test_decoding_gives_the_logits_of_the_whole_pass_with_several_adapters(param
         np.testing.assert_allclose(result[row], alone[row], atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "storage", "mesh"),
     [
-        pytest.param("dora", "float32", MeshConfig(2, 2, 1, 2), marks=pytest.mark.slow),
-        pytest.param("lora", "int8", MeshConfig(2, 2, 1, 2), marks=pytest.mark.slow),
-        pytest.param("lora", "nf4", MeshConfig(1, 8), marks=pytest.mark.slow),
+        ("dora", "float32", MeshConfig(2, 2, 1, 2)),
+        ("lora", "int8", MeshConfig(2, 2, 1, 2)),
+        ("lora", "nf4", MeshConfig(1, 8)),
         ("lora", "float32", MeshConfig(1, 4, 1, 2)),
-        pytest.param("dora", "nf4", MeshConfig(2, 2, 1, 2), marks=pytest.mark.slow),
+        ("dora", "nf4", MeshConfig(2, 2, 1, 2)),
     ],
     ids=str,
 )

@@ -158,7 +158,7 @@ def test_devices_that_split_rows_exchange_them_for_heads_where_the_kernel_needs_
     ("implementation", "topology"),
     [
         pytest.param("splash", "v5e:2x4", marks=needs_libtpu),
-        pytest.param("triton", "h100:1x8", marks=needs_cuda_plugin),
+        pytest.param("triton", "h100:1x8", marks=[needs_cuda_plugin, pytest.mark.slow]),
     ],
 )
 def test_in_a_scanned_layer_a_policy_keeps_what_the_kernel_made(implementation, topology, remat) -> None:

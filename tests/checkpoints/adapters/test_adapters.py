@@ -93,7 +93,7 @@ def test_rows_of_a_batch_take_different_adapters(base, adapters, devices) -> Non
     assert len(together.adapters) == 3
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", some(KINDS, ("dora",)))
 def test_merging_tensor_by_tensor_is_merging_the_tree(base, adapters, name) -> None:
     beside = opened(base, (adapters[name],))
     weights = open_weights(str(base), step=None, say=print, adapter=str(adapters[name]))

@@ -254,6 +254,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_no_array_is_in_memory_as_a_whole(target) -> None:
     # Three arrays of 28 layers of 8 MiB, 224 MiB each; 200 to 320 MiB are needed with a single layer, too.

@@ -164,7 +164,7 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize("implementation", some(IMPLEMENTATIONS, ("splash", "blocked")))
+@pytest.mark.parametrize("implementation", some(IMPLEMENTATIONS, ("blocked",)))
 @pytest.mark.parametrize(
     "mesh",
     [
