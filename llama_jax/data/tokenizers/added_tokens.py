@@ -8,14 +8,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llama_jax.core.errors import UserError
-from llama_jax.core.json_files import json_object, shown
-from llama_jax.data.tokenizers.settings import ADDED_TOKENS_FILE, read_settings
+from llama_jax.core.json_files import shown
+from llama_jax.data.tokenizers.settings import (
+    ADDED_TOKENS_FILE,
+    ALWAYS_NAMES,
+    NAMES_FILE,
+    TOKEN_LISTS,
+    read_settings,
+    settings_file,
+)
 
 _DECODER = "added_tokens_decoder of tokenizer_config.json"
-_NAMED = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_EXTRA = ("extra_special_tokens", "additional_special_tokens")
+_NAMED = tuple(name for name in ALWAYS_NAMES if name not in ("bos_token", "eos_token"))
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_MOST_TOKENS = 2**22
+MOST_TOKENS = 2**22
 
 
 def tokens_beside(files: Mapping[str, bytes], known: Mapping[str, int], size: int, where: str) -> list[dict[str, Any]]:
@@ -55,11 +61,11 @@ def stated_names(files: Mapping[str, bytes]) -> dict[int, str]:
 
 def _stated_tokens(files: Mapping[str, bytes]) -> tuple[dict[int, dict[str, Any]], str]:
     """The tokens whose ids are stated, and where: in `added_tokens_decoder`, or else in `added_tokens.json`."""
-    listed = json_object(files.get(ADDED_TOKENS_FILE, b"{}"), ADDED_TOKENS_FILE)
+    listed = settings_file(files, ADDED_TOKENS_FILE)
     for content, number in listed.items():
-        if not content or type(number) is not int or not 0 <= number < _MOST_TOKENS:
+        if not content or type(number) is not int or not 0 <= number < MOST_TOKENS:
             raise UserError(f"{ADDED_TOKENS_FILE}: {shown(content)} is {shown(number)}; names with ids are expected")
-    config = json_object(files.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
+    config = settings_file(files)
     if config.get("added_tokens_decoder") is not None:
         stated = _decoder_tokens(config["added_tokens_decoder"])
         for content, number in listed.items():
@@ -94,20 +100,18 @@ def _decoder_tokens(decoder: Any) -> dict[int, dict[str, Any]]:
 def _named_tokens(files: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
     """Tokens that have a use, in the order in which transformers adds those that are not in the vocabulary. BOS and EOS
     are not among them: a tokenizer that lacks these is told by their name to be another one."""
-    config, names = (
-        json_object(files.get(file, b"{}"), file) for file in ("tokenizer_config.json", "special_tokens_map.json")
-    )
+    config, names = settings_file(files), settings_file(files, NAMES_FILE)
     if config.get("added_tokens_decoder") is not None:
         names = {}  # transformers does not read it then
     for field in _NAMED:
         if value := names.get(field) or config.get(field):
             yield _entry_of(value, f"tokenizer_config.json: {field}", special=True)
-    extra = next((found[field] for found in (names, config) for field in _EXTRA if found.get(field)), [])
+    extra = next((found[field] for found in (names, config) for field in TOKEN_LISTS if found.get(field)), [])
     extra = list(extra.values()) if isinstance(extra, dict) else extra
     if not isinstance(extra, list):
-        raise UserError(f"tokenizer_config.json: {_EXTRA[0]} {shown(extra)} is not a list of tokens")
+        raise UserError(f"tokenizer_config.json: {TOKEN_LISTS[0]} {shown(extra)} is not a list of tokens")
     for value in extra:
-        yield _entry_of(value, f"tokenizer_config.json: {_EXTRA[0]}", special=True)
+        yield _entry_of(value, f"tokenizer_config.json: {TOKEN_LISTS[0]}", special=True)
 
 
 def _entry_of(token: Any, where: str, *, special: bool) -> dict[str, Any]:

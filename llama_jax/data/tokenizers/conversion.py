@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from llama_jax.core.errors import UserError
-from llama_jax.core.json_files import json_bytes, json_object, shown
+from llama_jax.core.json_files import json_bytes, shown
 from llama_jax.data.tokenizers.added_tokens import tokens_beside
 from llama_jax.data.tokenizers.byte_pairs import PRE_ALIASES, PRE_TOKENIZERS
 from llama_jax.data.tokenizers.hugging_face import HuggingFaceTokenizer
@@ -23,7 +23,7 @@ from llama_jax.data.tokenizers.sentencepiece_model import (
     piece_model_bytes,
     read_piece_model,
 )
-from llama_jax.data.tokenizers.settings import ADDED_TOKENS_FILE, Settings, read_settings
+from llama_jax.data.tokenizers.settings import ADDED_TOKENS_FILE, Settings, read_settings, settings_file
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
 from llama_jax.data.tokenizers.tokenizer_json import byte_level_json, opening, sentencepiece_json
 from llama_jax.data.tokenizers.vocabulary import Vocabulary, spelled_out, vocabulary_of
@@ -57,7 +57,7 @@ def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
         UserError: it is of a kind that `tokenizer.json` cannot express for a LLaMA.
     """
     files = tokenizer.files()
-    config = json_object(files.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
+    config = settings_file(files)
     # Other classes than this one would change what the file says, `auto_map` names code to run, and null is not the
     # same as nothing: of `add_bos_token` it means that no text gets BOS.
     config = {name: value for name, value in config.items() if value is not None and name != "auto_map"}
@@ -68,7 +68,7 @@ def hugging_face_files(tokenizer: Tokenizer) -> dict[str, bytes]:
         return files | {"tokenizer_config.json": json_bytes(ours | config)}
     vocabulary = spelled_out(tokenizer)
     settings = _settings_files(vocabulary)
-    ours = json_object(settings["tokenizer_config.json"], "tokenizer_config.json")
+    ours = settings_file(settings)
     if vocabulary.model != "gpt2":
         files = files if "tokenizer.model" in files else {"tokenizer.model": _piece_model(vocabulary)} | files
         content = sentencepiece_json(vocabulary)
@@ -101,7 +101,7 @@ def files_with_tokens_beside(model: bytes, beside: Mapping[str, bytes]) -> dict[
         ValueError: this is not a sentencepiece model.
         UserError: a file is malformed, or contradicts the model.
     """
-    config = json_object(beside.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
+    config = settings_file(beside)
     if not config and not {ADDED_TOKENS_FILE, "special_tokens_map.json"} & beside.keys():
         return None
     own = spelled_out(SentencePieceTokenizer(model))

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_bytes, json_object
-from llama_jax.data.tokenizers.added_tokens import tokens_beside
+from llama_jax.data.tokenizers.added_tokens import MOST_TOKENS, tokens_beside
 from llama_jax.data.tokenizers.byte_pairs import BYTE_CUT
 from llama_jax.data.tokenizers.guard.guarded_tokenizer import GuardedTokenizer
 from llama_jax.data.tokenizers.guard.parts import is_bounded
@@ -28,7 +29,6 @@ from llama_jax.data.tokenizers.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import tokenizers
 
-_MOST_TOKENS = 2**22
 _BOS_NAMES = ("<|begin_of_text|>", "<s>", "<|startoftext|>")
 _EOS_NAMES = ("<|end_of_text|>", "</s>", "<|endoftext|>")
 
@@ -59,14 +59,14 @@ class HuggingFaceTokenizer(Tokenizer):
         self._library_model, library_content = model, content
         if _takes_whole_names(content.get("model"), is_byte_fallback):
             library_content = _with_cuts(content, self.settings)
-            self._library_model = json_bytes(library_content)
+            self._library_model = json.dumps(library_content).encode()  # read by the library alone
         self._unbounded = None if is_bounded(content) else library_content  # our own cuts are harmless
         self._tokenizer = self._library_tokenizer()
         self._tokenizer.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab()
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        if self.vocab_size > _MOST_TOKENS:
-            raise ValueError(f"it has an id {self.vocab_size - 1}, beyond {_MOST_TOKENS} tokens")
+        if self.vocab_size > MOST_TOKENS:
+            raise ValueError(f"it has an id {self.vocab_size - 1}, beyond {MOST_TOKENS} tokens")
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_tokens = {token.content: number for number, token in sorted(added.items()) if token.special}
         self.unk_id = _unknown_id(content["model"], vocabulary)

@@ -6,16 +6,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llama_jax.core.errors import UserError
-from llama_jax.core.json_files import json_object, shown
+from llama_jax.core.json_files import json_bytes, json_object, shown
 
-_CONFIG, _NAMES, _GENERATION = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"
+CONFIG_FILE, NAMES_FILE = "tokenizer_config.json", "special_tokens_map.json"
+_GENERATION = "generation_config.json"
 _TEMPLATE = "chat_template.jinja"
 ADDED_TOKENS_FILE = "added_tokens.json"
-SETTINGS_FILES = (_CONFIG, _NAMES, ADDED_TOKENS_FILE, _TEMPLATE, _GENERATION)
+SETTINGS_FILES = (CONFIG_FILE, NAMES_FILE, ADDED_TOKENS_FILE, _TEMPLATE, _GENERATION)
 """Names of the files that travel with a tokenizer, as transformers writes them."""
 
-_ALWAYS_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_LISTS = ("extra_special_tokens", "additional_special_tokens")
+ALWAYS_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Fields that name a token, or none."""
+TOKEN_LISTS = ("extra_special_tokens", "additional_special_tokens")
+"""Fields that list further tokens, under their newer name and their older one."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,16 @@ def read_settings(files: Mapping[str, bytes]) -> Settings:
     Raises:
         UserError: one is not a JSON object, or a field has the wrong type.
     """
-    config, names, generation = (json_object(files.get(name, b"{}"), name) for name in (_CONFIG, _NAMES, _GENERATION))
+    config, names, generation = (settings_file(files, name) for name in (CONFIG_FILE, NAMES_FILE, _GENERATION))
     adds_bos = config.get("add_bos_token")
     if not isinstance(adds_bos, bool | None):
-        raise UserError(f"{_CONFIG}: add_bos_token {shown(adds_bos)} is not true, false or null")
+        raise UserError(f"{CONFIG_FILE}: add_bos_token {shown(adds_bos)} is not true, false or null")
     # As transformers reads them: the older file wins where the newer one does not list the added tokens itself.
-    by_file = {_CONFIG: config, _NAMES: names} if "added_tokens_decoder" in config else {_NAMES: names, _CONFIG: config}
+    by_file = (
+        {CONFIG_FILE: config, NAMES_FILE: names}
+        if "added_tokens_decoder" in config
+        else {NAMES_FILE: names, CONFIG_FILE: config}
+    )
     named: dict[str, str] = {}
     listed: list[str] = []
     for file, values in by_file.items():
@@ -65,6 +72,15 @@ def read_settings(files: Mapping[str, bytes]) -> Settings:
         stop_ids=stop_ids_of(generation, _GENERATION),
         chat_templates=_chat_templates(files, config),
     )
+
+
+def settings_file(files: Mapping[str, bytes], name: str = CONFIG_FILE) -> dict[str, Any]:
+    """What one of the files says, nothing where it is not there.
+
+    Raises:
+        UserError: it is not a JSON object.
+    """
+    return json_object(files.get(name, b"{}"), name)
 
 
 def stop_ids_of(values: Mapping[str, Any], where: str) -> tuple[int, ...]:
@@ -87,7 +103,7 @@ def stop_ids_of(values: Mapping[str, Any], where: str) -> tuple[int, ...]:
 def with_stop_ids(files: Mapping[str, bytes], stop_ids: Sequence[int]) -> dict[str, bytes]:
     """The files of a tokenizer, with a `generation_config.json` that says where an answer ends; what else it says is
     kept."""
-    generation = json_object(files.get(_GENERATION, b"{}"), _GENERATION)
+    generation = settings_file(files, _GENERATION)
     if {*stop_ids_of(generation, _GENERATION)} == {*stop_ids}:
         return dict(files)
     generation["eos_token_id"] = list(stop_ids)
@@ -103,19 +119,19 @@ def with_named_templates(files: Mapping[str, bytes], named: Mapping[str, bytes])
     """
     if not named:
         return dict(files)
-    config = json_object(files.get(_CONFIG, b"{}"), _CONFIG)
+    config = settings_file(files, CONFIG_FILE)
     templates = {"default": files[_TEMPLATE]} if _TEMPLATE in files else {}
     templates |= named
     config["chat_template"] = [
         {"name": name, "template": _utf8(content, f"chat template {name}")} for name, content in templates.items()
     ]
     kept = {name: content for name, content in files.items() if name != _TEMPLATE}
-    return {**kept, _CONFIG: json.dumps(config, ensure_ascii=False, indent=2).encode() + b"\n"}
+    return {**kept, CONFIG_FILE: json_bytes(config)}
 
 
 def _named_tokens(values: Mapping[str, Any], file: str) -> dict[str, str]:
     """Names of tokens by field; some files wrap a name in an object with flags."""
-    extra = values.get(_LISTS[0])
+    extra = values.get(TOKEN_LISTS[0])
     fields = {name: value for name, value in values.items() if name.endswith("_token")}
     fields |= extra if isinstance(extra, dict) else {}
     found: dict[str, str] = {}
@@ -123,13 +139,13 @@ def _named_tokens(values: Mapping[str, Any], file: str) -> dict[str, str]:
         content = value.get("content") if isinstance(value, dict) else value
         if isinstance(content, str) and content:
             found[name] = content
-        elif content not in (None, "") and name in _ALWAYS_NAMES:
+        elif content not in (None, "") and name in ALWAYS_NAMES:
             raise UserError(f"{file}: {name} {shown(value)} is not the name of a token")
     return found
 
 
 def _listed_tokens(values: Mapping[str, Any]) -> list[str]:
-    lists = [values[field] for field in _LISTS if isinstance(values.get(field), list)]
+    lists = [values[field] for field in TOKEN_LISTS if isinstance(values.get(field), list)]
     tokens = [token.get("content") if isinstance(token, dict) else token for each in lists for token in each]
     return [token for token in tokens if isinstance(token, str) and token]
 
@@ -143,7 +159,9 @@ def _chat_templates(files: Mapping[str, bytes], config: Mapping[str, Any]) -> di
     if isinstance(value, list) and all(isinstance(each, dict) for each in value):
         found = {each.get("name"): each.get("template") for each in value}
     if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items() for part in pair):
-        raise UserError(f"{_CONFIG}: chat_template {shown(value)} is not a template, nor are they templates with names")
+        raise UserError(
+            f"{CONFIG_FILE}: chat_template {shown(value)} is not a template, nor are they templates with names"
+        )
     return found
 
 
