@@ -6,7 +6,7 @@ import pytest
 
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.engine import Engine, Request
-from llama_jax.inference.programs import decoding_params
+from llama_jax.inference.layout import decoding_params
 from llama_jax.model.config import SIZES, ComputeConfig
 from llama_jax.model.llama import language_model
 
