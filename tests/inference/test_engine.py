@@ -14,7 +14,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.engine import Engine, Request
-from llama_jax.inference.programs import decoding_params
+from llama_jax.inference.layout import decoding_params
 from llama_jax.model import lora
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig
 from llama_jax.model.llama import language_model
@@ -283,9 +283,3 @@ def test_what_can_never_be_answered_is_refused(engine, request_, message) -> Non
     with pytest.raises(UserError, match=message):
         engine.submit(request_)
     assert engine.waiting == 0
-
-
-def test_decoding_parameters_are_the_layers_one_by_one(params, layers) -> None:
-    np.testing.assert_array_equal(
-        layers["layers_1"]["mlp"]["up_proj"]["kernel"], params["layers"]["mlp"]["up_proj"]["kernel"][1]
-    )

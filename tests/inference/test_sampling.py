@@ -1,4 +1,4 @@
-"""Choosing tokens: filters, penalties, log-probabilities by hand or against a sort; frequencies; independence of rows."""
+"""Choosing tokens: filters and penalties by hand or against a sort, log-probabilities, frequencies, rows by themselves."""
 
 import jax
 import numpy as np
