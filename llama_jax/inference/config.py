@@ -49,12 +49,12 @@ class SamplingConfig:
 @dataclass(frozen=True)
 class GenerateConfig(SamplingConfig, UseConfig):
     """Continue a prompt. Streams to the terminal, unless JSON is asked for. With several adapters each prompt is
-    continued by each of them, side by side in one batch."""
+    continued by each of them, side by side."""
 
     prompt: str = "The "
     """Text to continue; an empty one starts from the beginning-of-sequence token alone."""
     prompts: str | None = None
-    """File with a prompt a line, continued together in one batch instead of `prompt`."""
+    """File with a prompt a line, continued together instead of `prompt`."""
     chat: bool = False
     """The prompt is what a user says: put the model's chat template around it, and print the answer alone."""
     special_tokens: bool = True
