@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llama_jax.inference.engine import NewToken, Request
+from llama_jax.inference.server.errors import ApiError
 from llama_jax.inference.server.worker import Stream
 from llama_jax.inference.text import AnswerText
 
@@ -68,6 +69,8 @@ class Answers:
         for token in tokens:
             kept.append(token)
             parts.append(text.push(token.id))
+            if token.finish == "error":
+                raise ApiError("the model gave no numbers to choose a token by", status=500)
             if text.stopped or token.finish is not None:
                 finish = "stop" if text.stopped else token.finish
                 break

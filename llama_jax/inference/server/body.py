@@ -80,7 +80,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _bounded(digits: str) -> float:
+def _bounded(digits: str) -> int | float:
     # Python refuses to read thousands of digits, and no field takes numbers as long as these.
     return int(digits) if len(digits) <= _LONGEST_NUMBER else math.copysign(math.inf, -1 if digits[0] == "-" else 1)
 

@@ -5,7 +5,7 @@ tokens and a reader that takes its text apart.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from llama_jax.inference.engine import Constraint
 from llama_jax.inference.server.fields import IGNORED, Field, Fields, object_of, one_of, refused
@@ -24,6 +24,7 @@ SHAPE: Fields = {
 """The fields of a chat request that say so."""
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Takes the text of one answer apart as it comes."""
 

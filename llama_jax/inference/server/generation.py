@@ -29,13 +29,13 @@ from llama_jax.inference.server.fields import (
 
 _TOKEN = whole(0, 2**31 - 1)
 SAMPLING: Fields = {
-    "temperature": Field(number(0, 2)),
-    "top_p": Field(number(0, 1, above=True)),
+    "temperature": Field(number(0.0, 2.0)),
+    "top_p": Field(number(0.0, 1.0, above=True)),
     "top_k": Field(whole(-1, 2**31 - 1)),
-    "min_p": Field(number(0, 1)),
-    "repetition_penalty": Field(number(0, 10, above=True)),
-    "presence_penalty": Field(number(-2, 2)),
-    "frequency_penalty": Field(number(-2, 2)),
+    "min_p": Field(number(0.0, 1.0)),
+    "repetition_penalty": Field(number(0.0, 10.0, above=True)),
+    "presence_penalty": Field(number(-2.0, 2.0)),
+    "frequency_penalty": Field(number(-2.0, 2.0)),
 }
 """Also in a model's generation_config.json, but for the last two."""
 
@@ -48,9 +48,9 @@ GENERATION: Fields = {
     "n": Field(whole(1, 128), 1),
     "seed": Field(whole(-(2**63), 2**63 - 1)),
     "stop": Field(either("a string or a list of strings", {str: text(256, 1), list: list_of(text(256, 1), 16)})),
-    "stop_token_ids": Field(list_of(_TOKEN, 64), ()),
+    "stop_token_ids": Field(list_of(_TOKEN, 16), ()),
     "ignore_eos": Field(flag, False),
-    "logit_bias": Field(table(lambda name, path: _token_id(name, path), number(-100, 100), 1024), {}),
+    "logit_bias": Field(table(lambda name, path: _token_id(name, path), number(-100.0, 100.0), 1024), {}),
     "stream": Field(flag, False),
     "stream_options": Field(object_of({"include_usage": Field(flag, False), "include_obfuscation": IGNORED}), {}),
     # What changes nothing here.

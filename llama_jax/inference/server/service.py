@@ -40,7 +40,7 @@ class Service:
         )
         self.defaults = model_defaults(opened.files)
         self.models = _names(opened, config.name)
-        """What clients call the models, with the number of the adapter that each stands for; the first is the default."""
+        """What clients call the models, with the number of the adapter of each; the first is the default."""
         self.created = int(time.time())
         self.draining = False
         """Whether what is new is refused, since the server is about to end."""
@@ -144,9 +144,10 @@ class Call:
 
 
 def _names(opened: OpenModel, name: str | None) -> dict[str, int | None]:
-    if len(opened.adapters) < 2:
-        return {name or _last_part((*opened.adapters, opened.source)[0]): None}
-    return {_last_part(adapter): number for number, adapter in enumerate(opened.adapters)}
+    base = name or _last_part(opened.source.partition(" with ")[0])
+    if len(opened.adapters) == 1:  # part of the model
+        return {name or _last_part(opened.adapters[0]): None}
+    return {base: None} | {_last_part(adapter): number for number, adapter in enumerate(opened.adapters)}
 
 
 def _last_part(path: str) -> str:

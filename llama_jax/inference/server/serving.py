@@ -108,14 +108,23 @@ def serve_until_stopped(
     """
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("llama_jax.serve").setLevel(logging.INFO)
-    asyncio.run(_serve(service, api_key, listener, say))
+
+    async def run() -> None:
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        says = "ending when the answers that have begun are written; again ends at once"
+        with StopSignal(on_request=lambda: loop.call_soon_threadsafe(stop.set), says=says):
+            host, port = listener.getsockname()[:2]
+            say(f"serving {', '.join(service.models)} at http://{f'[{host}]' if ':' in host else host}:{port}")
+            await serve(service, api_key, listener, stop)
+
+    asyncio.run(run())
     if service.worker.failure is not None:
         raise CannotGoOnError(f"the engine failed: {where_raised(service.worker.failure)}")
 
 
-async def _serve(service: Service, api_key: str | None, listener: socket.socket, say: Callable[[str], None]) -> None:
-    loop = asyncio.get_running_loop()
-    service.worker.attach(loop)
+async def serve(service: Service, api_key: str | None, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Answer requests until `stop` is set, and the worker's thread with it."""
+    service.worker.attach(asyncio.get_running_loop())
     server = _Server(
         uvicorn.Config(
             make_app(service, api_key),
@@ -128,16 +137,12 @@ async def _serve(service: Service, api_key: str | None, listener: socket.socket,
             timeout_graceful_shutdown=5,
         )
     )
-    stop = asyncio.Event()
-    says = "ending when the answers that have begun are written; again ends at once"
-    with StopSignal(on_request=lambda: loop.call_soon_threadsafe(stop.set), says=says):
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        ending = asyncio.create_task(_end_well(service, server, stop))
-        host, port = listener.getsockname()[:2]
-        say(f"serving {', '.join(service.models)} at http://{f'[{host}]' if ':' in host else host}:{port}")
-        await serving
+    ending = asyncio.create_task(_end_well(service, server, stop))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
         ending.cancel()
-    service.worker.stop()
+        service.worker.stop()
 
 
 async def _end_well(service: Service, server: uvicorn.Server, stop: asyncio.Event) -> None:
