@@ -32,7 +32,7 @@ class Answers:
         self.prompt_tokens = sum({request.number: len(request.prompt) for request in requests}.values())
         self.completion_tokens = 0
         """Those of all answers so far."""
-        self.stream = Stream()
+        self.stream = Stream(len(requests))
         self._service, self._arrived = service, arrived
         self._texts = {
             index: AnswerText(service.tokenizer, request.prompt, stops) for index, request in enumerate(requests)
@@ -82,7 +82,7 @@ class Answers:
         self.completion_tokens += len(kept)
         self._count(index, len(kept))
         if finish is not None:
-            self._service.ended(1, self._last[index] - self._first[index])
+            self._service.took(self._last[index] - self._first[index])
         return Piece(index, "".join(parts), tuple(kept), finish)
 
     def _count(self, index: int, tokens: int) -> None:
@@ -97,8 +97,6 @@ class Answers:
 
     def close(self) -> None:
         """End the answers that go on, and free what they hold."""
-        if self._texts:
-            self._service.worker.cancel(self.stream)
-            self._service.ended(len(self._texts))
-            self._service.metrics.cancelled_answers += len(self._texts)
-            self._texts = {}
+        self._service.worker.cancel(self.stream)
+        self._service.metrics.cancelled_answers += len(self._texts)
+        self._texts = {}

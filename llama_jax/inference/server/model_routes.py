@@ -61,7 +61,7 @@ async def tokenize(call: Call) -> Reply:
         try:
             if asked["add_special_tokens"]:
                 return encode_prompt(service.tokenizer, asked["prompt"])
-            return service.tokenizer.encode(asked["prompt"])
+            return service.tokenizer.encode(asked["prompt"], special=True)
         except UserError as error:
             raise of_user_error(error) from None
 

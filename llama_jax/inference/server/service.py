@@ -49,20 +49,14 @@ class Service:
             "slots": ("Answers that can be written at once.", lambda: config.slots),
             "slots_active": ("Slots in use.", lambda: worker.active),
             "queue": ("Answers that wait for a slot.", lambda: worker.waiting),
-            "answers_open": ("Answers that were promised and have not ended.", lambda: self._open),
+            "answers_open": ("Answers that were asked for and have not ended.", lambda: worker.open_answers),
         }
-        self._open = 0
         self._seconds_per_answer = 1.0
 
     @property
     def default_model(self) -> str:
         """The name of the model that a request gets which names none."""
         return next(iter(self.models))
-
-    @property
-    def open_answers(self) -> int:
-        """Answers that were promised and have not ended."""
-        return self._open
 
     def adapter(self, model: str | None) -> int | None:
         """The number of the adapter that a request names as its model.
@@ -78,32 +72,25 @@ class Service:
             raise ApiError(message, status=404, param="model", code="model_not_found")
         return self.models[model]
 
-    def admit(self, answers: int) -> None:
-        """Promise so many answers.
+    def check_queue(self, answers: int) -> None:
+        """Refuse so many answers where too many wait.
 
         Raises:
-            ApiError: too many wait.
+            ApiError: they do; come back later.
         """
-        most = self.config.slots + self.config.max_queue
-        if self._open + answers > most:
-            wait = math.ceil(self._seconds_per_answer * (self._open + answers - most) / self.config.slots)
+        most, there = self.config.slots + self.config.max_queue, self.worker.open_answers
+        if there + answers > most:
+            wait = math.ceil(self._seconds_per_answer * (there + answers - most) / self.config.slots)
             raise ApiError(
-                f"{self._open} answers are being written or wait, and {most} are the most; try again later",
+                f"{there} answers are being written or wait, and {most} are the most; try again later",
                 status=429,
                 code="queue_full",
                 headers={"retry-after": str(min(max(wait, 1), _LONGEST_WAIT))},
             )
-        self._open += answers
 
-    def ended(self, answers: int, seconds: float | None = None) -> None:
-        """So many answers have ended.
-
-        Args:
-            seconds: from its first token to its end, of one that came to it.
-        """
-        self._open -= answers
-        if seconds is not None:
-            self._seconds_per_answer += 0.1 * (seconds - self._seconds_per_answer)
+    def took(self, seconds: float) -> None:
+        """Note how long an answer took, from its first token to its last."""
+        self._seconds_per_answer += 0.1 * (seconds - self._seconds_per_answer)
 
 
 @dataclass
@@ -131,7 +118,7 @@ class Call:
         """
         service = self.service
         requests = requests_of(prompts, how, service.limits)
-        service.admit(len(requests))
+        service.check_queue(len(requests))
         self._answers = Answers(service, requests, how.stops, self.arrived)
         await service.worker.submit(requests, self._answers.stream)
         service.metrics.prompt_tokens += self._answers.prompt_tokens

@@ -19,10 +19,12 @@ from llama_jax.inference.engine import Engine
 from llama_jax.inference.server.app import make_app
 from llama_jax.inference.server.config import ServeConfig
 from llama_jax.inference.server.connections import Connection
+from llama_jax.inference.server.errors import ApiError
 from llama_jax.inference.server.service import Service
 from llama_jax.inference.server.worker import Worker, where_raised
 
 KEY_VARIABLE = "LLAMA_JAX_API_KEY"
+_SECONDS_FOR_A_STEP = 10.0
 
 
 def read_api_key(config: ServeConfig) -> str | None:
@@ -143,6 +145,7 @@ async def serve(service: Service, api_key: str | None, listener: socket.socket, 
     finally:
         ending.cancel()
         service.worker.stop()
+        await asyncio.to_thread(service.worker.join, _SECONDS_FOR_A_STEP)
 
 
 async def _end_well(service: Service, server: uvicorn.Server, stop: asyncio.Event) -> None:
@@ -154,8 +157,9 @@ async def _end_well(service: Service, server: uvicorn.Server, stop: asyncio.Even
     service.draining = True
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(service.config.shutdown_timeout_seconds):
-            while service.open_answers:
+            while service.worker.open_answers:
                 await asyncio.sleep(0.05)
+    service.worker.fail_all(ApiError("the server ends", status=503))
     server.should_exit = True
 
 

@@ -8,7 +8,7 @@ import queue
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,29 +18,46 @@ from llama_jax.inference.server.errors import ApiError, of_user_error
 
 MOST_UNREAD = 1024
 """Tokens that a stream holds for a client that does not read; beyond, its answers are cancelled."""
+_ENGINE_FAILED = ApiError("the engine failed; the server's log says where", status=500)
 _log = logging.getLogger("llama_jax.serve")
 
 
 class Stream:
     """The tokens of the answers to one request, not read yet. Used by the event loop alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: int) -> None:
+        self.unfinished = set(range(answers))
+        """Numbers of the answers that the engine works on."""
+        self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the engine has taken the requests, or the stream has failed before."""
         self._tokens: deque[tuple[int, NewToken]] = deque()
         self._error: ApiError | None = None
         self._came = asyncio.Event()
 
-    def feed(self, tokens: Sequence[tuple[int, NewToken]]) -> bool:
-        """Add tokens, each with the number of its answer. False: too many are unread, and the stream has failed."""
-        self._tokens += tokens
+    @property
+    def is_full(self) -> bool:
+        """Whether its client reads too slowly."""
+        return len(self._tokens) > MOST_UNREAD
+
+    def feed(self, number: int, token: NewToken) -> None:
+        """Add a token of an answer."""
+        self._tokens.append((number, token))
+        if token.finish is not None:
+            self.unfinished.discard(number)
         self._came.set()
-        if len(self._tokens) <= MOST_UNREAD or self._error is not None:
-            return True
-        self.fail(ApiError(f"more than {MOST_UNREAD} tokens were not read; read faster", status=503))
-        return False
+
+    def accept(self) -> None:
+        """The engine has taken the requests."""
+        if not self.accepted.done():
+            self.accepted.set_result(None)
 
     def fail(self, error: ApiError) -> None:
         """End the stream: what is unread is dropped."""
         self._error = self._error or error
+        if not self.accepted.done():
+            self.accepted.set_exception(error)
+            self.accepted.exception()  # noted as seen: its client may have left
+        self.unfinished.clear()
         self._tokens.clear()
         self._came.set()
 
@@ -60,7 +77,7 @@ class Stream:
 
 
 class Worker(threading.Thread):
-    """Runs the engine. Other threads give it commands, which it follows between two steps.
+    """Runs the engine. The event loop gives it commands, which it follows between two steps.
 
     Args:
         make_engine: called in this thread, at the start and when a step has failed.
@@ -74,6 +91,7 @@ class Worker(threading.Thread):
         self._places: dict[int, tuple[Stream, int]] = {}
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._streams: set[Stream] = set()  # of the event loop
         self.ready = threading.Event()
         """Set when the engine can be used, or could not be made."""
         self.failure: BaseException | None = None
@@ -85,19 +103,36 @@ class Worker(threading.Thread):
         """Say where streams live; called before the first of them."""
         self._loop = loop
 
+    @property
+    def open_answers(self) -> int:
+        """Answers that were asked for and have not ended."""
+        return sum(len(stream.unfinished) for stream in self._streams)
+
     async def submit(self, requests: Sequence[Request], stream: Stream) -> None:
         """Have the engine answer; the number of an answer in the stream is that of its request here.
 
         Raises:
             ApiError: a request can never be answered; none of them is.
         """
-        accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._commands.put(functools.partial(self._submit, requests, stream, accepted))
-        await accepted
+        self._streams.add(stream)
+        self._commands.put(functools.partial(self._submit, requests, stream))
+        if not self.is_alive():
+            self.fail_all(_ENGINE_FAILED)
+        await stream.accepted
 
     def cancel(self, stream: Stream, number: int | None = None) -> None:
         """End an answer of a stream, or all. What was not accepted yet will be, and ended at once."""
-        self._commands.put(functools.partial(self._cancel, stream, number))
+        numbers = set(stream.unfinished) if number is None else stream.unfinished & {number}
+        stream.unfinished -= numbers
+        self._forget_finished([stream])
+        if numbers:
+            self._commands.put(functools.partial(self._cancel, stream, numbers))
+
+    def fail_all(self, error: ApiError) -> None:
+        """End all answers with an error."""
+        for stream in list(self._streams):
+            self.cancel(stream)
+            stream.fail(error)
 
     def stop(self) -> None:
         """End the thread after the present step."""
@@ -107,6 +142,25 @@ class Worker(threading.Thread):
 
         self._commands.put(end)
 
+    def _deliver(self, made: Sequence[tuple[Stream, int, NewToken]]) -> None:
+        for stream, number, token in made:
+            stream.feed(number, token)
+        streams = {stream for stream, _, _ in made}
+        for stream in streams:
+            if stream.is_full:
+                self.cancel(stream)
+                stream.fail(ApiError(f"more than {MOST_UNREAD} tokens were not read; read faster", status=503))
+        self._forget_finished(streams)
+
+    def _refuse(self, stream: Stream, error: ApiError) -> None:
+        stream.fail(error)
+        self._forget_finished([stream])
+
+    def _forget_finished(self, streams: Iterable[Stream]) -> None:
+        self._streams -= {stream for stream in streams if not stream.unfinished}
+
+    # From here on, what the thread does.
+
     def run(self) -> None:
         """Follow commands, and step while there is something to do."""
         try:
@@ -114,11 +168,19 @@ class Worker(threading.Thread):
                 self._engine = self._make_engine()
                 self.ready.set()
                 while not self._stopping:
-                    self._follow_commands()
-                    self._step()
+                    try:
+                        self._follow_commands()
+                        self._step()
+                    except Exception as error:
+                        _log.error("the engine failed: %s", where_raised(error))
+                        self._places.clear()
+                        self._call(self.fail_all, _ENGINE_FAILED)
+                        del self._engine  # its arrays may be half written
+                        self._engine = self._make_engine()
         except BaseException as error:
             self.failure = error
-            self._fail_all()
+            if self._loop is not None:
+                self._call(self.fail_all, _ENGINE_FAILED)
         finally:
             self.ready.set()
 
@@ -131,13 +193,7 @@ class Worker(threading.Thread):
                 idle = idle and not self._places and not self._stopping
 
     def _step(self) -> None:
-        try:
-            made = self._engine.step() if self._places else []
-        except Exception as error:
-            _log.error("a step of the engine failed: %s", where_raised(error))
-            self._fail_all()
-            self._engine = self._make_engine()  # the arrays of the old one may be half written
-            made = []
+        made = self._engine.step() if self._places else []
         self.waiting, self.active = self._engine.waiting, self._engine.active
         made = [token for token in made if token.handle in self._places]  # the others' clients have left
         if made:
@@ -146,47 +202,28 @@ class Worker(threading.Thread):
             if token.finish is not None:
                 del self._places[token.handle]
 
-    def _deliver(self, made: Sequence[tuple[Stream, int, NewToken]]) -> None:
-        for stream, number, token in made:
-            if not stream.feed([(number, token)]):
-                self.cancel(stream)
+    def _submit(self, requests: Sequence[Request], stream: Stream) -> None:
+        try:
+            for number, request in enumerate(requests):
+                self._places[self._engine.submit(request)] = stream, number
+        except UserError as error:
+            self._cancel(stream, range(len(requests)))
+            self._call(self._refuse, stream, of_user_error(error))
+        else:
+            self._call(stream.accept)
 
-    def _submit(self, requests: Sequence[Request], stream: Stream, accepted: "asyncio.Future[None]") -> None:
-        for number, request in enumerate(requests):
-            try:
-                handle = self._engine.submit(request)
-            except UserError as error:
-                self._cancel(stream, None)
-                return self._call(_settle, accepted, of_user_error(error))
-            self._places[handle] = stream, number
-        return self._call(_settle, accepted, None)
-
-    def _cancel(self, stream: Stream, number: int | None) -> None:
-        for handle, place in list(self._places.items()):
-            if place[0] is stream and number in (None, place[1]):
-                self._engine.cancel(handle)
+    def _cancel(self, stream: Stream, numbers: Collection[int]) -> None:
+        for handle, (owner, number) in list(self._places.items()):
+            if owner is stream and number in numbers:
                 del self._places[handle]
+                self._engine.cancel(handle)
         self.waiting, self.active = self._engine.waiting, self._engine.active
-
-    def _fail_all(self) -> None:
-        for stream in {stream for stream, _ in self._places.values()}:
-            self._call(stream.fail, ApiError("the engine failed; the server's log says where", status=500))
-        self._places.clear()
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         """Have the event loop call a function."""
         with contextlib.suppress(RuntimeError):  # it is closed: nobody waits any more
             assert self._loop is not None
             self._loop.call_soon_threadsafe(function, *arguments)
-
-
-def _settle(accepted: "asyncio.Future[None]", error: ApiError | None) -> None:
-    if accepted.done():  # its client has left
-        return
-    if error is None:
-        accepted.set_result(None)
-    else:
-        accepted.set_exception(error)
 
 
 def where_raised(error: BaseException) -> str:
