@@ -225,7 +225,7 @@ def test_a_failing_step_fails_what_is_under_way_and_nothing_else(server, monkeyp
 
 
 def test_a_server_that_ends_writes_what_it_began_and_begins_nothing(opened) -> None:
-    with running(opened, slots=2, shutdown_timeout_seconds=20) as server, server.client() as http:
+    with running(opened, slots=2, shutdown_timeout_seconds=20.0) as server, server.client() as http:
         with http.stream("POST", "/v1/completions", json=STREAMED) as answer:
             lines = answer.iter_lines()
             next(lines)
