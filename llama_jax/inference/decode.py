@@ -15,15 +15,50 @@ from llama_jax.core.arrays import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.placing import padded_rows, placed_rows
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.sampling import sample
+from llama_jax.inference.programs import decoding_params as decoding_params
 from llama_jax.model.cache import LayerCache, empty_cache
-from llama_jax.model.llama import LanguageModel, unstacked
-from llama_jax.model.quantized import cast_plain
+from llama_jax.model.llama import LanguageModel
 
 PROMPT_BUCKET = 64
 """Prompts are padded to a multiple of this, so that few programs are compiled."""
 STREAM_STEPS = 8
 """Tokens decoded between two looks at what to print."""
+
+
+def _filtered(logits: Float[Array, "B V"], config: SamplingConfig) -> Float[Array, "B V"]:
+    """Logits divided by the temperature, with tokens outside of top-k and top-p at minus infinity.
+
+    Top-p keeps the most likely tokens up to and including the one with which their probability reaches `top_p`
+    (Holtzman et al. 2019, arXiv:1904.09751, section 3.1); it sees what top-k left. Temperature must not be 0.
+    """
+    logits = logits / config.temperature
+    if config.top_k:
+        kth = jax.lax.top_k(logits, min(config.top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if config.top_p < 1:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        smallest = jnp.min(jnp.where(before < config.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < smallest, -jnp.inf, logits)
+    return logits
+
+
+def sample(
+    logits: Float[Array, "B V"], config: SamplingConfig, key: PRNGKeyArray, index: Int[Array, "B"]
+) -> Int[Array, "B"]:
+    """The next token of each row. Row b's random number comes from `key`, b and `index[b]` (the number of the token in
+    its answer), so it depends on nothing else in the batch. Temperature 0 takes the most likely token, the lowest id
+    among equals."""
+    if config.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def draw(row: Array, row_logits: Array, token: Array) -> Array:
+        row_key = jax.random.fold_in(jax.random.fold_in(key, row), token)
+        return jax.random.categorical(row_key, row_logits)
+
+    rows = jnp.arange(logits.shape[0])
+    return jax.vmap(draw)(rows, _filtered(logits, config), index).astype(jnp.int32)
 
 
 class Rules(NamedTuple):
@@ -54,12 +89,6 @@ class DecodeState(struct.PyTreeNode):
     caches: Annotated[Any, list[LayerCache]]
     adapter_ids: Any = None
     """See `PromptBatch`."""
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def decoding_params(model: LanguageModel, params: PyTree) -> PyTree:
-    """Parameters in the list layout, cast to the compute type; made in one jitted function."""
-    return unstacked(cast_plain(params, jnp.dtype(model.compute.dtype)))
 
 
 def prefill(model: LanguageModel, params: PyTree, prompts: PromptBatch, slots: int) -> DecodeState:
