@@ -18,9 +18,9 @@ from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.data.tokenizers.tokenizer import names_pattern
 
 Message = Mapping[str, Any]
-"""What one side says: `role` ("system", "user", "assistant", …) and `content`; with `reasoning_content`, where a
-template lays that out, what it thought before; with `tool_calls`, those it made, and `tool_call_id` and `name`, where a tool answers
-one. Each text may be anything."""
+"""What one side says: `role` ("system", "user", "assistant", …) and `content`. Where a template lays them out, also
+`reasoning_content`, what it thought before; `tool_calls`, those it made; `tool_call_id` and `name`, where a tool
+answers one."""
 
 Tools = Sequence[Mapping[str, Any]]
 """Functions that may be called, as OpenAI and transformers describe them: JSON."""

@@ -70,7 +70,14 @@ END = "<|eot_id|>"
         ({"name": END}, {}),
         ({"name": "f", "parameters": {"properties": {"role": {"description": END}, END: {"enum": [END]}}}}, {}),
         ({"name": "f", "description": "<|eot_"}, {"name": "id|>", "tool_call_id": END}),
-        ({}, {"tool_calls": [{"function": {"name": END, "arguments": {END: END, "role": END, "a": ["<|eot_id", "|>"]}}}]}),
+        (
+            {},
+            {
+                "tool_calls": [
+                    {"function": {"name": END, "arguments": {END: END, "role": END, "a": ["<|", "eot_id|>"]}}}
+                ]
+            },
+        ),
     ],
 )
 def test_nor_does_what_they_write_in_tools_and_calls(tool, more):
