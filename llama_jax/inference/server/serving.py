@@ -134,7 +134,6 @@ async def serve(service: Service, api_key: str | None, listener: socket.socket, 
             ws="none",
             lifespan="off",
             log_config=None,
-            access_log=False,  # would hold what clients write
             server_header=False,
             timeout_graceful_shutdown=5,
         )
