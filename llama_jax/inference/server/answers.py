@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llama_jax.inference.engine import NewToken, Request
 from llama_jax.inference.server.errors import ApiError
+from llama_jax.inference.server.shapes.grammar import TokenConstraint
 from llama_jax.inference.server.worker import Stream
 from llama_jax.inference.text import AnswerText
 
@@ -37,6 +38,7 @@ class Answers:
         self._texts = {
             index: AnswerText(service.tokenizer, request.prompt, stops) for index, request in enumerate(requests)
         }
+        self._constraints = [request.constraint for request in requests]
         self._first: dict[int, float] = {}
         self._last: dict[int, float] = {}
 
@@ -75,6 +77,7 @@ class Answers:
                 finish = "stop" if text.stopped else token.finish
                 break
         if finish is not None:
+            self._check_constraint(index)
             parts.append(text.finish())
             del self._texts[index]
             if kept[-1].finish is None:  # a stop string: the engine does not know of it
@@ -84,6 +87,11 @@ class Answers:
         if finish is not None:
             self._service.took(self._last[index] - self._first[index])
         return Piece(index, "".join(parts), tuple(kept), finish)
+
+    def _check_constraint(self, index: int) -> None:
+        constraint = self._constraints[index]
+        if isinstance(constraint, TokenConstraint) and constraint.failure is not None:
+            raise ApiError(f"the answer could not be held to what was asked for: {constraint.failure}", status=422)
 
     def _count(self, index: int, tokens: int) -> None:
         now, metrics = time.perf_counter(), self._service.metrics

@@ -26,7 +26,7 @@ from llama_jax.inference.server.completions import complete
 from llama_jax.inference.server.errors import ApiError, of_user_error
 from llama_jax.inference.server.guard import Guard
 from llama_jax.inference.server.replies import Events, Reply, json_text
-from llama_jax.inference.server.responses import respond
+from llama_jax.inference.server.responses.route import respond
 from llama_jax.inference.server.service import Call, Service
 from llama_jax.inference.server.worker import where_raised
 

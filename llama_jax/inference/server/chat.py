@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from llama_jax.inference.server.answers import Answers
-from llama_jax.inference.server.constraints import SHAPE, Reader, shape_of
 from llama_jax.inference.server.errors import wrong
 from llama_jax.inference.server.fields import IGNORED, Field, Fields, flag, read, refused, whole
 from llama_jax.inference.server.generation import GENERATION, generation_of
@@ -14,6 +13,8 @@ from llama_jax.inference.server.logprobs import chat_logprobs
 from llama_jax.inference.server.messages import CONVERSATION, conversation_ids
 from llama_jax.inference.server.replies import Events, Reply
 from llama_jax.inference.server.service import Call
+from llama_jax.inference.server.shapes.fields import SHAPE, wanted_of
+from llama_jax.inference.server.shapes.shape import Reader
 
 _MOST_TOKENS = whole(1, 2**31 - 1)
 CHAT: Fields = {
@@ -44,7 +45,9 @@ async def chat(call: Call) -> Reply | Events:
     service = call.service
     adapter = service.adapter(asked["model"])
     newer = asked["max_completion_tokens"] is not None
-    shape = shape_of(asked, service)
+    shape = await asyncio.to_thread(service.shapes.shape, wanted_of(asked))
+    if shape.make_constraint is not None and asked["ignore_eos"]:
+        raise wrong("ignore_eos", "does not go with response_format or tools, which say where an answer ends")
     how = dataclasses.replace(
         generation_of(asked, service.tokenizer, service.defaults, service.limits),
         adapter=adapter,

@@ -15,6 +15,7 @@ from llama_jax.inference.server.config import ServeConfig
 from llama_jax.inference.server.errors import ApiError
 from llama_jax.inference.server.generation import Generation, Limits, model_defaults, requests_of
 from llama_jax.inference.server.metrics import Metrics
+from llama_jax.inference.server.shapes.shape import Shapes
 from llama_jax.inference.server.worker import Worker
 
 _LONGEST_WAIT = 120  # seconds; OpenAI's client does not come again where more is asked for
@@ -38,6 +39,7 @@ class Service:
             new_tokens=config.max_new_tokens or length,
             answers=config.max_answers,
         )
+        self.shapes = Shapes(self.tokenizer)
         self.defaults = model_defaults(opened.files)
         self.models = _names(opened, config.name)
         """What clients call the models, with the number of the adapter of each; the first is the default."""
