@@ -1,0 +1,403 @@
+"""Continuous batching: requests of any length join and leave between steps, over a fixed number of slots.
+
+An engine belongs to one thread. Everything it does follows from the requests and their order, so that processes that
+share a mesh may each run it alike. What runs on devices is in `programs.py`; knows token ids, not text."""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama_jax.core.arrays import Array, PyTree
+from llama_jax.core.errors import UserError
+from llama_jax.core.mesh import platform
+from llama_jax.core.placing import indivisible_rows, placed
+from llama_jax.core.sharding import replicated, size_of
+from llama_jax.inference import programs
+from llama_jax.inference.compilations import compilations
+from llama_jax.inference.config import SamplingConfig
+from llama_jax.inference.programs import Chunk, Output
+from llama_jax.inference.requests import Constraint, NewToken, Request, check_request
+from llama_jax.inference.sampling import rules_of
+from llama_jax.model.llama import LanguageModel
+
+__all__ = ["Constraint", "Engine", "NewToken", "Request"]
+
+CHUNKS = {"cpu": (32, 128), "gpu": (32, 128, 512), "tpu": (32, 128, 512)}
+"""Tokens of a prompt that one program reads."""
+TOKENS_A_STEP = 1024
+"""Of prompts, that one step reads at the most: a request can be cancelled only between two steps."""
+WORTH_KEEPING = 16
+"""Tokens that a prompt must share with what a slot holds for them not to be read again."""
+
+_FINISH = {programs.GOES_ON: None, programs.STOP: "stop", programs.LENGTH: "length", programs.ERROR: "error"}
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request that is being answered, or waits."""
+
+    handle: int
+    request: Request
+    adapter: int
+    read: int = 0
+    """Tokens of the prompt that its slot has read."""
+    asked: int = 0
+    """Tokens of the answer that devices were asked for."""
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        return self.request.prompt
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt still to be read, but for the last one, which `decode` reads."""
+        return len(self.prompt) - 1 - self.read
+
+    @property
+    def is_read(self) -> bool:
+        """Whether `decode` can go on."""
+        return self.unread == 0
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether devices were asked for the whole answer."""
+        return self.asked == self.request.sampling.max_new_tokens
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A row of the device's state, and what its caches are known to hold: all but the last of `tokens`."""
+
+    number: int
+    tokens: list[int] | None = None
+    """None: nothing that may be used again."""
+    adapter: int = 0
+    job: _Job | None = None
+    used: int = 0
+    """When its last request came, by a counter."""
+
+    def shared(self, job: _Job) -> int:
+        """How many tokens of the prompt its caches hold."""
+        return 0 if self.tokens is None or self.adapter != job.adapter else _common(self.tokens, job.prompt)
+
+    def promises(self, job: _Job) -> int:
+        """How many they will hold once the slot's own prompt is read."""
+        return 0 if self.job is None or self.adapter != job.adapter else _common(self.job.prompt, job.prompt)
+
+    def take(self, job: _Job, read: int, now: int) -> None:
+        """Serve a request, `read` tokens of whose prompt are in the caches."""
+        self.job, self.adapter, self.used = job, job.adapter, now
+        self.read(read)
+
+    def read(self, count: int) -> None:
+        """Note how many tokens of the prompt the caches hold now."""
+        assert self.job is not None
+        self.job.read, self.tokens = count, list(self.job.prompt[: count + 1])
+
+
+def _common(tokens: Sequence[int], prompt: Sequence[int]) -> int:
+    """Length of the common beginning of both without their last tokens; 0 where it is too short to be of use."""
+    most = min(len(tokens), len(prompt)) - 1
+    pairs = enumerate(zip(tokens[:most], prompt[:most], strict=True))
+    length = next((index for index, (kept, wanted) in pairs if kept != wanted), most)
+    return length if length >= WORTH_KEEPING else 0
+
+
+class _Pending(NamedTuple):
+    """A step of decoding that devices work on."""
+
+    output: Output
+    jobs: list[tuple[int, _Slot, _Job]]
+    """Row of the output, and whose it is."""
+
+
+class Engine:
+    """Answers requests with one model, on the mesh in use when it is made.
+
+    Args:
+        layers: parameters in the list layout (`programs.decoding_params`).
+        slots: requests that are answered at a time; the mesh divides them.
+        length: tokens of prompt and answer at the most; None: the model's context.
+        cache_dtype: type of the cached keys and values; None: the model's compute type.
+        row_counts: numbers of rows that a step may be compiled for, the last that of the slots; None: on CPU, which
+            computes for each row, the powers of two, and elsewhere the slots alone, which costs hardly more.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        layers: PyTree,
+        *,
+        slots: int,
+        length: int | None = None,
+        cache_dtype: Any = None,
+        row_counts: Sequence[int] | None = None,
+    ) -> None:
+        self.model, self.slots, self.length = model, slots, length or model.config.context_length
+        self.compilations = 0
+        """Programs compiled, or taken from the cache of compiled ones, by what this engine did."""
+        self._layers, self._adapters = layers, programs.adapter_count(layers)
+        self._mesh = jax.sharding.get_mesh()
+        self._parts = size_of("batch")
+        if problem := indivisible_rows(slots, self._parts):
+            raise UserError(f"slots: {problem}")
+        self._vocab_size = model.config.padded_vocab_size
+        self._handles = itertools.count()
+        self._clock = itertools.count(1)
+        self._waiting: deque[_Job] = deque()
+        self._reading: list[_Slot] = []
+        self._pending: _Pending | None = None
+        self._rows = [_Slot(number) for number in range(slots)]
+        self._chunks = [size for size in CHUNKS[platform()] if size <= self.length] or [self.length]
+        self._row_counts = _row_counts(slots, self._parts) if row_counts is None else row_counts
+        self._no_masks: dict[int, Array] = {}
+        dtype = jnp.dtype(cache_dtype or model.compute.dtype)
+        with self._at_work():
+            self._state = programs.empty_slots(model, slots, self.length, dtype)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return len(self._waiting)
+
+    @property
+    def active(self) -> int:
+        """Requests that have a slot."""
+        return sum(slot.job is not None for slot in self._rows)
+
+    def submit(self, request: Request) -> int:
+        """Put a request into the queue.
+
+        Returns:
+            The handle that its tokens will bear.
+
+        Raises:
+            UserError: it can never be answered.
+        """
+        check_request(request, self.model.config.vocab_size, self.length, self._adapters)
+        adapter = self._adapters if request.adapter is None else request.adapter
+        job = _Job(next(self._handles), request, adapter)
+        self._waiting.append(job)
+        return job.handle
+
+    def cancel(self, handle: int) -> None:
+        """Forget a request; its slot is free for the next step. Nothing more is given of it. A handle of a request that
+        has ended does nothing."""
+        self._waiting = deque(job for job in self._waiting if job.handle != handle)
+        for slot in self._rows:
+            if slot.job is not None and slot.job.handle == handle:
+                with self._at_work():
+                    self._state = programs.stop(self._state, np.int32(slot.number))
+                slot.job = None
+        self._reading = [slot for slot in self._reading if slot.job is not None]
+
+    def step(self) -> list[NewToken]:
+        """One turn: read a piece of the prompts that wait, have the next token of each answer computed, and give those
+        of the turn before, whose successors devices meanwhile compute. May be empty while requests are active."""
+        with self._at_work():
+            self._read_prompts()
+            if any(slot.job is not None and slot.job.request.constraint is not None for slot in self._rows):
+                # What may come next depends on the token that came.
+                found = self._taken()
+                self._pending = self._decoded()
+                return found
+            following = self._decoded()
+            found, self._pending = self._taken(), following
+            if following is None:
+                # Else prompts would pile up before the devices, where none can be cancelled any more.
+                jax.block_until_ready(self._state.lengths)
+            return found
+
+    def run(self, requests: Sequence[Request]) -> list[list[NewToken]]:
+        """Answer all of them to their ends."""
+        handles = {self.submit(request): number for number, request in enumerate(requests)}
+        answers: list[list[NewToken]] = [[] for _ in requests]
+        while self.waiting or self.active:
+            for token in self.step():
+                if token.handle in handles:
+                    answers[handles[token.handle]].append(token)
+        return answers
+
+    def replace_weights(self, layers: PyTree) -> None:
+        """Go on with other parameters of the same shapes. No prompt that was read with the old ones is used again;
+        answers under way go on from where they are."""
+        self._layers = layers
+        for slot in self._rows:
+            slot.tokens = None
+        for slot in self._reading:
+            slot.read(0)
+
+    def warm_up(self) -> None:
+        """Compile every program there is, so that no request will wait for that. Changes no answer."""
+        nowhere = np.int32(self.slots)
+        with self._at_work():
+            for size in self._chunks:
+                self._state = programs.prefill(self.model, self._layers, self._state, self._chunk([], size))
+            self._state = programs.copy_prompt(self._state, np.int32(0), nowhere, np.int32(0))
+            self._state = programs.clear(self._state, nowhere)
+            self._state = programs.stop(self._state, nowhere)
+            self._begin(nowhere, _Job(-1, Request([0], SamplingConfig()), 0))
+            for count in self._row_counts:
+                self._run_decode([], count)
+            jax.block_until_ready(self._state.lengths)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        before = compilations()
+        # The thread that owns an engine need not be the one that made it, so the mesh comes along.
+        with nullcontext() if self._mesh.empty else jax.set_mesh(self._mesh):
+            yield
+        self.compilations += compilations() - before
+
+    def _read_prompts(self) -> None:
+        """Read a piece of the prompts that are to be read next; more, as long as more requests wait for that than
+        answers would have to wait."""
+        for _ in range(max(1, TOKENS_A_STEP // self._chunks[-1])):
+            self._reading = self._reading or self._admitted()
+            if not self._reading:
+                return
+            size = self._chunk_size(max(slot.job.unread for slot in self._reading if slot.job is not None))
+            chunk = self._chunk(self._reading, size)
+            self._state = programs.prefill(self.model, self._layers, self._state, chunk)
+            for slot, start, count in zip(self._reading, chunk.starts, chunk.counts, strict=False):
+                slot.read(int(start + count))
+                if slot.job is not None and slot.job.is_read:
+                    self._begin(np.int32(slot.number), slot.job)
+            self._reading = [slot for slot in self._reading if slot.job is not None and not slot.job.is_read]
+            idle = self.slots - self.active
+            if min(idle, self.waiting) + len(self._reading) <= self.active - len(self._reading):
+                return
+
+    def _admitted(self) -> list[_Slot]:
+        """Slots whose prompts are to be read, side by side; as many as the mesh splits rows into."""
+        admitted: list[_Slot] = []
+        while self._waiting and len(admitted) < self._parts:
+            idle = [slot for slot in self._rows if slot.job is None]
+            job = self._waiting[0]
+            source = max(self._rows, key=lambda slot: slot.shared(job))
+            # What one of those to be read now will hold is worth waiting for.
+            if not idle or any(slot.promises(job) > source.shared(job) for slot in admitted):
+                break
+            target = max(idle, key=lambda slot: (slot.shared(job), -slot.used))
+            if source.shared(job) > target.shared(job):
+                target = min(idle, key=lambda slot: slot.used)
+                number, length = np.int32(target.number), np.int32(source.shared(job))
+                self._state = programs.copy_prompt(self._state, np.int32(source.number), number, length)
+            target.take(self._waiting.popleft(), source.shared(job), next(self._clock))
+            if job.is_read:
+                self._begin(np.int32(target.number), job)
+            else:
+                admitted.append(target)
+        return admitted
+
+    def _chunk_size(self, left: int) -> int:
+        """A program reads this many tokens: all that are left, unless too many of its tokens would be padding."""
+        fitting = (size for size in self._chunks if left <= size <= max(2 * left, self._chunks[0]))
+        return next(fitting, max((size for size in self._chunks if size <= left), default=self._chunks[0]))
+
+    def _chunk(self, slots: Sequence[_Slot], size: int) -> Chunk:
+        tokens = np.zeros((self._parts, size), np.int32)
+        rows, starts, counts, adapters = np.zeros((4, self._parts), np.int32)
+        rows[:] = self.slots
+        for place, slot in enumerate(slots):
+            assert slot.job is not None
+            # Near the end of a slot, tokens are read again rather than padding written behind it.
+            start = min(slot.job.read, self.length - size)
+            piece = slot.job.prompt[start : min(start + size, len(slot.job.prompt) - 1)]
+            tokens[place, : len(piece)] = piece
+            rows[place], starts[place], counts[place] = slot.number, start, len(piece)
+            adapters[place] = slot.job.adapter
+        return Chunk(tokens, rows, starts, counts, adapters)
+
+    def _begin(self, row: np.int32, job: _Job) -> None:
+        tokens = np.zeros(self.length, np.int32)
+        tokens[: len(job.prompt)] = job.prompt
+        length, adapter = np.int32(len(job.prompt)), np.int32(job.adapter)
+        rules = rules_of(job.request, self._vocab_size)
+        self._state = programs.begin(self._state, row, tokens, length, adapter, rules)
+
+    def _decoded(self) -> _Pending | None:
+        """The next token of each answer under way, on its way."""
+        jobs = [
+            (slot, slot.job)
+            for slot in self._rows
+            if slot.job is not None and slot.job.is_read and not slot.job.is_asked
+        ]
+        if not jobs:
+            return None
+        count = next(count for count in self._row_counts if count >= len(jobs))
+        for _, job in jobs:
+            job.asked += 1
+        output = self._run_decode(jobs, count)
+        whole = count == self.slots
+        return _Pending(output, [(slot.number if whole else row, slot, job) for row, (slot, job) in enumerate(jobs)])
+
+    def _run_decode(self, jobs: Sequence[tuple[_Slot, _Job]], count: int) -> Output:
+        whole = count == self.slots
+        rows = np.full(count, self.slots, np.int32)
+        rows[: len(jobs)] = [slot.number for slot, _ in jobs]
+        masks = np.zeros((count, programs.mask_words(self.model)), np.uint32)
+        constrained = False
+        for row, (slot, job) in enumerate(jobs):
+            if job.request.constraint is not None:
+                allowed = job.request.constraint.allowed()
+                masks[slot.number if whole else row, : len(allowed)] = allowed
+                constrained = True
+        if count not in self._no_masks:
+            self._no_masks[count] = self._placed(masks * 0)
+        on_devices = self._placed(masks) if constrained else self._no_masks[count]
+        self._state, output = programs.decode(
+            self.model, self._layers, self._state, None if whole else rows, on_devices
+        )
+        return output
+
+    def _placed(self, array: np.ndarray) -> Array:
+        return jnp.asarray(array) if self._mesh.empty else placed(array, replicated(self._mesh))
+
+    def _taken(self) -> list[NewToken]:
+        """The tokens of the step that devices work on, once they are there."""
+        if self._pending is None:
+            return []
+        output, jobs = self._pending
+        ids, finish = np.asarray(output.ids), np.asarray(output.finish)
+        found = []
+        for row, slot, job in jobs:
+            if slot.job is not job:
+                continue  # cancelled, or ended a token before
+            token = NewToken(job.handle, int(ids[row]), _FINISH[int(finish[row])])
+            if job.request.top_logprobs is not None and token.finish != "error":
+                token = _with_logprobs(token, output, row, job.request.top_logprobs)
+            found.append(token)
+            self._take(slot, job, token)
+        return found
+
+    def _take(self, slot: _Slot, job: _Job, token: NewToken) -> None:
+        if slot.tokens is not None:
+            slot.tokens.append(token.id)
+        if token.finish is None and job.request.constraint is not None:
+            job.request.constraint.push(token.id)
+        if token.finish == "error":
+            self._state = programs.clear(self._state, np.int32(slot.number))
+            slot.tokens = None
+        if token.finish is not None:
+            slot.job = None
+
+
+def _row_counts(slots: int, parts: int) -> list[int]:
+    if parts > 1 or platform() != "cpu":
+        return [slots]
+    return [1 << power for power in range(slots.bit_length()) if 1 << power < slots] + [slots]
+
+
+def _with_logprobs(token: NewToken, output: Output, row: int, count: int) -> NewToken:
+    raw, sampled = map(float, np.asarray(output.logprobs)[row])
+    top_ids, top_logprobs = (np.asarray(array)[row, :count] for array in (output.top_ids, output.top_logprobs))
+    top = tuple(zip(top_ids.tolist(), top_logprobs.tolist(), strict=True))
+    return token._replace(logprob=raw, sampled_logprob=sampled, top=top)

@@ -1,0 +1,229 @@
+"""What an engine runs on devices: a few compiled programs over a fixed number of slots, whose state is donated from
+each to the next. Knows token ids and rows, no queue and no text."""
+
+import functools
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from llama_jax.core import tree
+from llama_jax.core.arrays import Array, Bool, Float, Int, PyTree, UInt32
+from llama_jax.core.sharding import constrain
+from llama_jax.inference.config import SamplingConfig
+from llama_jax.inference.requests import Request
+from llama_jax.inference.sampling import History, Rules, choose, rules_of
+from llama_jax.model import paths
+from llama_jax.model.cache import LayerCache, empty_cache
+from llama_jax.model.llama import LanguageModel, unstacked
+from llama_jax.model.lora import with_adapter, without_adapter
+from llama_jax.model.quantized import cast_plain
+
+GOES_ON, STOP, LENGTH, ERROR = range(4)
+"""What is said of a row after each token."""
+
+
+class Slots(struct.PyTreeNode):
+    """The rows of an engine, each in the middle of an answer or idle.
+
+    Row b has read `lengths[b]` tokens into its caches; where it is active, it reads `tokens[b, lengths[b]]` next. What
+    lies behind is garbage: an idle row that is decoded along with others writes there.
+    """
+
+    tokens: Annotated[Any, Int[Array, "B S"]]
+    lengths: Annotated[Any, Int[Array, "B"]]
+    prompt_lengths: Annotated[Any, Int[Array, "B"]]
+    active: Annotated[Any, Bool[Array, "B"]]
+    adapters: Annotated[Any, Int[Array, "B"]]
+    rules: Annotated[Any, Rules]
+    caches: Annotated[Any, list[LayerCache]]
+
+
+class Chunk(NamedTuple):
+    """Pieces of prompts to read, in rows of their own. NumPy arrays."""
+
+    tokens: Int[np.ndarray, "P T"]
+    """Padded on the right."""
+    rows: Int[np.ndarray, "P"]
+    """Slot of each; the number of slots: none, the row is padding."""
+    starts: Int[np.ndarray, "P"]
+    """Tokens of the prompt before the piece; start + T never exceeds the length of a slot."""
+    counts: Int[np.ndarray, "P"]
+    """Tokens of the piece."""
+    adapters: Int[np.ndarray, "P"]
+
+
+class Output(NamedTuple):
+    """What a step of decoding gives for each row it decoded, whole on every process."""
+
+    ids: Int[Array, "B"]
+    finish: Int[Array, "B"]
+    emitted: Bool[Array, "B"]
+    """Whether the row was active, and so has a new token."""
+    logprobs: Float[Array, "B 2"]
+    """Raw, and of the distribution sampled from."""
+    top_ids: Int[Array, "B top"]
+    top_logprobs: Float[Array, "B top"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decoding_params(model: LanguageModel, params: PyTree) -> PyTree:
+    """Parameters in the list layout, cast to the compute type; made in one jitted function. Several adapters get one
+    more behind them, which is zero, for rows that want the base alone."""
+    base, adapter = without_adapter(params)
+    scales = [leaf for path, leaf in tree.flatten(adapter or {}).items() if paths.name_of(path) == "scale"]
+    if any(scale.ndim > 1 for scale in scales):
+        adapter = jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, axis == 1) for axis in range(leaf.ndim)]), adapter)
+        params = with_adapter(base, adapter)
+    return unstacked(cast_plain(params, jnp.dtype(model.compute.dtype)))
+
+
+def adapter_count(layers: PyTree) -> int:
+    """Number of the adapters that rows choose among, of parameters in the list layout; 0 where there is no choice."""
+    adapter = without_adapter(layers)[1]
+    scales = [leaf for path, leaf in tree.flatten(adapter or {}).items() if paths.name_of(path) == "scale"]
+    return scales[0].shape[0] - 1 if scales and scales[0].ndim else 0
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def empty_slots(model: LanguageModel, count: int, length: int, cache_dtype: jnp.dtype) -> Slots:
+    """Idle slots of `length` tokens."""
+    zeros = jnp.zeros(count, jnp.int32)
+    rules = rules_of(Request([0], SamplingConfig()), model.config.padded_vocab_size)
+    return Slots(
+        tokens=jnp.zeros((count, length), jnp.int32),
+        lengths=zeros,
+        prompt_lengths=zeros,
+        active=zeros > 0,
+        adapters=zeros,
+        rules=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), rules),
+        caches=empty_cache(model.config, count, length, cache_dtype),
+    )
+
+
+def mask_words(model: LanguageModel) -> int:
+    """Words of a row of the masks that `decode` takes, see `Constraint.allowed`."""
+    return -(-model.config.padded_vocab_size // 32)
+
+
+def _taken(arrays: PyTree, rows: Array | None) -> PyTree:
+    return arrays if rows is None else jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), arrays)
+
+
+def _put(arrays: PyTree, rows: Array | None, new: PyTree) -> PyTree:
+    if rows is None:
+        return jax.tree.map(lambda old, new: new.astype(old.dtype), arrays, new)
+    return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), arrays, new)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@jax.named_scope("prefill")
+def prefill(model: LanguageModel, params: PyTree, slots: Slots, chunk: Chunk) -> Slots:
+    """Read pieces of prompts into the caches. Their logits nobody asks for: the last token of a prompt is read by
+    `decode`."""
+    own = _taken(slots.caches, chunk.rows)
+    adapters = chunk.adapters if adapter_count(params) else None
+    _, read = model.decode(params, chunk.tokens, own, chunk.starts, adapters)
+    return slots.replace(
+        lengths=_put(slots.lengths, chunk.rows, chunk.starts + chunk.counts),
+        active=_put(slots.active, chunk.rows, jnp.zeros_like(chunk.rows, jnp.bool_)),
+        caches=_put(slots.caches, chunk.rows, read),
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def begin(
+    slots: Slots,
+    row: Int[Array, ""],
+    tokens: Int[Array, "S"],
+    length: Int[Array, ""],
+    adapter: Int[Array, ""],
+    rules: Rules,
+) -> Slots:
+    """Let a row answer whose prompt has been read but for its last token.
+
+    Args:
+        row: the number of slots: none.
+        tokens: the prompt, padded.
+        length: of the prompt.
+    """
+    own = {
+        "tokens": tokens,
+        "lengths": length - 1,
+        "prompt_lengths": length,
+        "active": True,
+        "adapters": adapter,
+        "rules": rules,
+    }
+    return slots.replace(
+        **{
+            name: jax.tree.map(lambda old, new: old.at[row].set(new, mode="drop"), getattr(slots, name), new)
+            for name, new in own.items()
+        }
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def stop(slots: Slots, row: Int[Array, ""]) -> Slots:
+    """Make a row idle."""
+    return slots.replace(active=slots.active.at[row].set(False, mode="drop"))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def copy_prompt(slots: Slots, source: Int[Array, ""], target: Int[Array, ""], length: Int[Array, ""]) -> Slots:
+    """Give a row what another one has read, of which the first `length` tokens will be used."""
+
+    def copied(cache: Array) -> Array:
+        return cache.at[target].set(cache[source], mode="drop")
+
+    return slots.replace(
+        lengths=slots.lengths.at[target].set(length, mode="drop"), caches=jax.tree.map(copied, slots.caches)
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def clear(slots: Slots, row: Int[Array, ""]) -> Slots:
+    """Overwrite all that a row has read: what is not a number is not hidden by a weight of zero."""
+    caches = jax.tree.map(lambda cache: cache.at[row].set(0, mode="drop"), slots.caches)
+    return slots.replace(lengths=slots.lengths.at[row].set(0, mode="drop"), caches=caches)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@jax.named_scope("decode_step")
+def decode(
+    model: LanguageModel, params: PyTree, slots: Slots, rows: Int[Array, "R"] | None, masks: UInt32[Array, "R words"]
+) -> tuple[Slots, Output]:
+    """Read the next token of each active row, and choose the one after it.
+
+    Args:
+        rows: the slots to decode, every active one among them; the number of slots: none, the row is padding. None: all
+            in their order.
+        masks: tokens that constrained rows may take, see `choose`.
+    """
+    own: Slots = _taken(slots, rows)
+    places = jnp.arange(own.lengths.shape[0])
+    read = own.tokens[places, own.lengths]
+    adapters = own.adapters if adapter_count(params) else None
+    hidden, caches = model.decode(params, read[:, None], own.caches, own.lengths, adapters)
+    logits = model.unembed(model.head(params), hidden[:, 0])
+    index = own.lengths + 1 - own.prompt_lengths
+    choice = choose(logits, own.rules, History(own.tokens, own.prompt_lengths, own.lengths + 1), masks, index)
+
+    stopped = (choice.ids[:, None] == own.rules.stop_ids).any(axis=-1)
+    finish = jnp.where(stopped, STOP, jnp.where(index + 1 >= own.rules.max_new_tokens, LENGTH, GOES_ON))
+    finish = jnp.where(choice.valid, finish, ERROR)
+    emitted = own.active if rows is None else own.active & (rows < slots.lengths.shape[0])
+    after = jnp.where(emitted, own.lengths + 1, own.tokens.shape[1])
+    new = own.replace(
+        tokens=own.tokens.at[places, after].set(choice.ids, mode="drop"),
+        lengths=own.lengths + emitted,
+        active=emitted & (finish == GOES_ON),
+        caches=caches,
+    )
+    changed = ("tokens", "lengths", "active", "caches")
+    slots = slots.replace(**{name: _put(getattr(slots, name), rows, getattr(new, name)) for name in changed})
+    logprobs = jnp.stack([choice.logprob, choice.sampled_logprob], axis=1)
+    output = Output(choice.ids, finish, emitted, logprobs, choice.top_ids, choice.top_logprobs)
+    return slots, jax.tree.map(lambda array: constrain(array, (None,) * array.ndim), output)
