@@ -58,13 +58,16 @@ class StopSignal(contextlib.ExitStack):
         self,
         numbers: Sequence[int] = (signal.SIGTERM, signal.SIGINT),
         on_request: Callable[[], None] = lambda: None,
+        says: str = "saving; again ends at once",
     ) -> None:
         """
         Args:
             numbers: the signals that are a request.
             on_request: called once with the first of them, from a thread of its own.
+            says: the line that answers it.
         """
         super().__init__()
+        self._says = says
         self._numbers = numbers
         self._on_request = on_request
         self._received = threading.Event()
@@ -83,7 +86,7 @@ class StopSignal(contextlib.ExitStack):
             if self.received:
                 _end("ended at once; nothing more is saved", 128 + number[0])
             self._received.set()
-            print("saving; again ends at once", file=sys.stderr, flush=True)
+            print(self._says, file=sys.stderr, flush=True)
             self._on_request()
 
 
