@@ -16,14 +16,13 @@ def _hashes(tag: bytes) -> str:
 
 
 PAGE_HEADERS = {
-    "Content-Security-Policy": (
+    "content-security-policy": (
         f"default-src 'none'; script-src {_hashes(b'script')}; style-src {_hashes(b'style')}; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         "require-trusted-types-for 'script'; trusted-types 'none'"
     ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-cache",
 }
 """No inline handler, no `eval`, no request to another host, no frame around it; a string never becomes markup."""
