@@ -10,7 +10,7 @@ from llama_jax.data.config import DataConfig, InstructionDataConfig, ShownConfig
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.diagnosis.config import DoctorConfig
 from llama_jax.evals.config import EvaluateConfig
-from llama_jax.inference.config import GenerateConfig
+from llama_jax.inference.config import ChatConfig, GenerateConfig
 from llama_jax.inference.server.config import ServeConfig
 from llama_jax.model.config import sized
 from llama_jax.planning.config import PlannedConfig
@@ -23,6 +23,7 @@ COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
     **_FINE_TUNING,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
+    "chat": ChatConfig,
     "convert": ConvertConfig,
     "doctor": DoctorConfig,
     "evaluate": EvaluateConfig,

@@ -281,7 +281,7 @@ def with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
 def bytes_on_a_device(shapes: PyTree) -> int:
     """What arrays, or shapes of them, each with its sharding, take on one device."""
 
-    def size(leaf: jax.ShapeDtypeStruct) -> int:
+    def size(leaf: Array | jax.ShapeDtypeStruct) -> int:
         shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
         return leaf.dtype.itemsize * math.prod(shape)
 

@@ -1,4 +1,4 @@
-"""Answers to many prompts, in batches of similar length; independent of tasks."""
+"""Answers to many prompts; independent of tasks."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -7,9 +7,9 @@ from typing import NamedTuple
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers import Tokenizer
-from llama_jax.inference.completion import Writer, complete, writer
+from llama_jax.inference.completion import Writer, completions, usable, writer
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.decode import PROMPT_BUCKET
+from llama_jax.inference.engine import Request
 from llama_jax.model.llama import LanguageModel
 
 
@@ -22,11 +22,11 @@ class Answer(NamedTuple):
 
 
 class Answerer:
-    """Continues prompts in batches, on the mesh in use.
+    """Continues prompts, on the mesh in use.
 
     Args:
         params: scanned layout, on the mesh.
-        rows: prompts of a batch.
+        rows: answers written at a time.
         context_length: tokens of prompt and answer at the most; not above the model's.
     """
 
@@ -35,17 +35,20 @@ class Answerer:
     ) -> None:
         self._model, self._params = model, params
         self._tokenizer, self._rows, self._context_length = tokenizer, rows, context_length
-        self.programs: set[tuple[int, SamplingConfig]] = set()
-        """Length of the prompts and sampling of each program that was compiled so far."""
 
     @functools.cached_property
     def _writer(self) -> Writer:
         return writer(self._model, self._params, self._tokenizer)  # when it is needed: a second copy of the model
 
+    @property
+    def program_count(self) -> int:
+        """Programs compiled so far."""
+        return self._writer.compilations
+
     def answers(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, stops: Sequence[str]
     ) -> Iterator[tuple[int, Answer]]:
-        """(number of the prompt, its answer), batch by batch, the longest first; on every process alike.
+        """(number of the prompt, its answer), each as soon as it has ended; on every process alike.
 
         Args:
             prompts: token ids, at least one each; what does not fit loses its beginning.
@@ -53,6 +56,7 @@ class Answerer:
 
         Raises:
             UserError: the answer alone fills the context.
+            CannotGoOnError: the model's logits are not numbers.
         """
         room = self._context_length - sampling.max_new_tokens
         if room < 1:
@@ -60,17 +64,10 @@ class Answerer:
                 f"--max_new_tokens {sampling.max_new_tokens}: leaves no room for a prompt in the context of "
                 f"{self._context_length} tokens"
             )
-        kept = [list(prompt[-room:]) for prompt in prompts]
+        kept = [prompt[-room:] for prompt in prompts]
+        # The longest first, so that no long one is left to be written alone in the end.
         order = sorted(range(len(kept)), key=lambda number: len(kept[number]), reverse=True)
-        for first in range(0, len(order), self._rows):
-            batch = order[first : first + self._rows]
-            # A last batch of fewer rows would be another program.
-            padding = [batch[-1]] * (self._rows - len(batch))
-            rows = [kept[number] for number in batch + padding]
-            self.programs.add((-(-len(rows[0]) // PROMPT_BUCKET), sampling))
-            for number, answer in zip(batch, complete(self._writer, rows, sampling), strict=False):
-                yield number, Answer(_cut(answer.text, stops), len(kept[number]) < len(prompts[number]))
-
-
-def _cut(text: str, stops: Sequence[str]) -> str:
-    return text[: min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=len(text))]
+        requests = [Request(kept[number], sampling, self._writer.stop_ids, number=number) for number in order]
+        for place, found in completions(self._writer, requests, stops=stops, rows=self._rows):
+            number = order[place]
+            yield number, Answer(usable(found).text, len(kept[number]) < len(prompts[number]))

@@ -60,7 +60,7 @@ class LlamaJaxLM(LM):
     @property
     def programs(self) -> int:
         """Programs compiled so far."""
-        return len(self._scorer.programs) + len(self._answerer.programs)
+        return self._scorer.program_count + self._answerer.program_count
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy) of each (context, continuation)."""

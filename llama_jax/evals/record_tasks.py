@@ -51,7 +51,7 @@ def evaluate(
     counts = {name: sum(sample[name] for sample in samples) for name in ("requests", "truncated")}
     metrics = task.metrics(samples) if is_main_process() else {}  # only there was the judge asked
     left_out = {"skipped": skipped, "dropped_records": dict(bad.reasons)}
-    return {"documents": len(documents), **counts, **left_out, **metrics, "programs": len(worker.programs)}
+    return {"documents": len(documents), **counts, **left_out, **metrics, "programs": worker.program_count}
 
 
 def _few_shot(session: Session, documents: list[Any], task: ScoredTask | AnsweredTask) -> tuple[list[Any], list[Any]]:

@@ -100,6 +100,11 @@ class Scorer:
         self.programs: set[tuple[int, int]] = set()
         """(tokens, targets) of a row in each program that was compiled so far."""
 
+    @property
+    def program_count(self) -> int:
+        """Programs compiled so far."""
+        return len(self.programs)
+
     def scores(self, requests: Sequence[Request]) -> Iterator[tuple[int, Score]]:
         """(number of the request, its score), batch by batch, the longest first. Every process gives all requests and
         gets all scores. What does not fit into a row loses its beginning."""

@@ -1,26 +1,41 @@
-"""Completion of text: the one place where prompts become answers, whatever decodes behind it.
+"""Completion of text: the one place where prompts become answers, over one engine.
 
 The commands `generate` and `evaluate`, the sample answers of a run and the Python API all call `complete`."""
 
 import operator
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from llama_jax.core.arrays import PyTree
+from llama_jax.core.errors import CannotGoOnError
+from llama_jax.core.mesh import platform
+from llama_jax.core.placing import padded_rows
+from llama_jax.core.sharding import bytes_on_a_device, size_of
 from llama_jax.data.chat import encode_chat
 from llama_jax.data.tokenizers import Tokenizer
-from llama_jax.inference import decode
 from llama_jax.inference.config import SamplingConfig
+from llama_jax.inference.engine import Engine, Request
+from llama_jax.inference.programs import decoding_params
+from llama_jax.inference.text import AnswerText
+from llama_jax.model.cache import empty_cache
 from llama_jax.model.llama import LanguageModel
 
 Prompts = TypeVar("Prompts", str, list[str])
 
+MOST_ROWS = {"cpu": 16, "gpu": 64, "tpu": 64}
+"""Rows that a device decodes at a time, where nobody says: more of them would win little."""
+LEAST_ROOM = 2**28
+"""Bytes that caches may take on a device, however small the model is."""
+SHORTEST_SLOT = 128
+"""Tokens; slots have this length, twice that and so on, so that few programs are compiled."""
 
-@dataclass(frozen=True)
+
+@dataclass(eq=False)
 class Writer:
     """A model ready to write. Made by `writer`."""
 
@@ -30,15 +45,33 @@ class Writer:
     tokenizer: Tokenizer
     stop_ids: tuple[int, ...]
     """Tokens that end an answer."""
+    _engine: Engine | None = field(default=None, repr=False)
+    _compiled_before: int = 0
 
+    def engine(self, rows: int, tokens: int) -> Engine:
+        """An engine of so many slots that hold that many tokens, or as many as the model's context has; the one of the
+        call before, where it will do."""
+        length = SHORTEST_SLOT
+        while length < tokens:
+            length *= 2
+        length, slots = min(length, self.model.config.context_length), padded_rows(rows)
+        if self._engine is None or self._engine.length < length or self._engine.slots != slots:
+            self._compiled_before = self.compilations
+            self._engine = None  # before there is another: both might not fit
+            self._engine = Engine(self.model, self.layers, slots=slots, length=length, row_counts=(slots,))
+        return self._engine
 
-class Completion(NamedTuple):
-    """What a model writes after one prompt."""
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far for its engines."""
+        return self._compiled_before + (self._engine.compilations if self._engine else 0)
 
-    ids: list[int]
-    """The new tokens, with the one that ended it."""
-    text: str
-    """What they add to the text of the prompt."""
+    def most_rows(self, tokens: int) -> int:
+        """Rows of so many tokens that are answered at a time: enough to use the machine well, and no more than have
+        their caches in as much memory as the weights take."""
+        shapes = jax.eval_shape(lambda: empty_cache(self.model.config, 1, tokens, jnp.dtype(self.model.compute.dtype)))
+        room = max(bytes_on_a_device(self.layers), LEAST_ROOM) * size_of("kv_heads") // bytes_on_a_device(shapes)
+        return min(max(room, 1), MOST_ROWS[platform()]) * size_of("batch")
 
 
 def writer(
@@ -51,7 +84,70 @@ def writer(
         stop_ids: tokens that end an answer; None: those of the tokenizer.
     """
     stop_ids = tokenizer.stop_ids if stop_ids is None else stop_ids
-    return Writer(model, decode.decoding_params(model, params), tokenizer, stop_ids)
+    return Writer(model, decoding_params(model, params), tokenizer, stop_ids)
+
+
+class Completion(NamedTuple):
+    """What a model writes after one prompt."""
+
+    ids: list[int]
+    """The new tokens, with the one that ended it."""
+    text: str
+    """What they add to the text of the prompt, up to the first stop text."""
+    finish: Literal["stop", "length", "error"]
+    """Why it ended: see `NewToken.finish`; `stop` also at a stop text."""
+
+
+def completions(
+    by: Writer,
+    requests: Sequence[Request],
+    *,
+    stops: Sequence[str] = (),
+    rows: int | None = None,
+    stream: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[int, Completion]]:
+    """(number of the request, what the model writes), each as soon as it has ended, on the mesh in use; every process
+    goes through them alike.
+
+    Args:
+        stops: an answer ends where the first of these texts begins.
+        rows: answers written at a time; None: as many as make sense.
+        stream: called with the number of the request and each new token of it.
+
+    Raises:
+        UserError: a request can never be answered.
+    """
+    if not requests:
+        return
+    tokens = max(len(request.prompt) + request.sampling.max_new_tokens for request in requests)
+    engine = by.engine(rows or min(len(requests), by.most_rows(tokens)), tokens)
+    ids: list[list[int]] = [[] for _ in requests]
+    texts = [AnswerText(by.tokenizer, request.prompt, stops) for request in requests]
+    pieces: list[list[str]] = [[] for _ in requests]
+    handles: dict[int, int] = {}
+    try:
+        for number, request in enumerate(requests):
+            handles[engine.submit(request)] = number
+        while handles:
+            for handle, token, finish, *_ in engine.step():
+                if handle not in handles:
+                    continue
+                number = handles[handle]
+                if finish != "error":
+                    ids[number].append(token)
+                    pieces[number].append(texts[number].push(token))
+                    if stream is not None:
+                        stream(number, token)
+                if texts[number].stopped and finish is None:
+                    engine.cancel(handle)
+                    finish = "stop"
+                if finish is not None:
+                    del handles[handle]
+                    text = "".join([*pieces[number], texts[number].finish()])
+                    yield number, Completion(ids[number], text, finish)
+    finally:
+        for handle in handles:
+            engine.cancel(handle)
 
 
 def complete(
@@ -60,56 +156,71 @@ def complete(
     sampling: SamplingConfig,
     *,
     seed: int = 0,
-    stream: Callable[[list[list[int]]], None] | None = None,
+    stream: Callable[[int, int], None] | None = None,
     adapter_ids: Sequence[int] | None = None,
 ) -> list[Completion]:
-    """Continue prompts, all in one batch on the mesh in use; every process calls this alike.
+    """Continue prompts on the mesh in use; every process calls this alike.
 
     Args:
         prompts: token ids, at least one each (`encode_prompt`).
         seed: of the random choices.
-        stream: called with the new tokens so far of each prompt, every few tokens.
+        stream: called with the number of the prompt and each new token of its answer.
         adapter_ids: the number of the adapter of each prompt, of a model that was opened with several.
 
     Raises:
         UserError: a prompt is empty, or does not fit into the model's context with the tokens asked for.
+        CannotGoOnError: the model's logits are not numbers.
     """
-    rules, decode_ids = decode.Rules(sampling, by.stop_ids), by.tokenizer.decode
-    answers = decode.generate(by.model, by.layers, prompts, rules, seed=seed, stream=stream, adapter_ids=adapter_ids)
-    return [
-        # Decoded together, since the spelling of a token depends on the one before.
-        Completion(ids, decode_ids([*prompt, *ids])[len(decode_ids(prompt)) :])
-        for prompt, ids in zip(prompts, answers, strict=True)
+    adapters = [None] * len(prompts) if adapter_ids is None else adapter_ids
+    requests = [
+        Request(prompt, sampling, by.stop_ids, seed, number, adapter=adapter)
+        for number, (prompt, adapter) in enumerate(zip(prompts, adapters, strict=True))
     ]
+    found = dict(completions(by, requests, stream=stream))
+    return [usable(found[number]) for number in range(len(prompts))]
 
 
-class _Copied:
-    """The parameters that a model wrote with last, in the list layout, as long as those they were made from live."""
+def usable(completion: Completion) -> Completion:
+    """The same.
 
-    def __init__(self, params: PyTree, layers: PyTree) -> None:
-        self.layers = layers
+    Raises:
+        CannotGoOnError: it ended because the model's logits are not numbers.
+    """
+    if completion.finish == "error":
+        raise CannotGoOnError("the model's logits are not numbers; its weights are broken, or its type is too narrow")
+    return completion
+
+
+class _Last:
+    """What a model wrote with last, as long as the parameters that it was made from live."""
+
+    def __init__(self, params: PyTree, by: Writer) -> None:
+        self.by: Writer | None = by
         self._made_from = [weakref.ref(leaf, self._forget) for leaf in jax.tree.leaves(params)]
 
     def _forget(self, _: Any) -> None:
-        self.layers = None
+        self.by = None
 
     def is_of(self, params: PyTree) -> bool:
-        """Whether they were made from the very arrays of this tree, and are there still."""
+        """Whether it was made from the very arrays of this tree, and is there still."""
         leaves = jax.tree.leaves(params)
         made_from = (known() for known in self._made_from)
         same = len(leaves) == len(self._made_from) and all(map(operator.is_, made_from, leaves))
-        return same and self.layers is not None
+        return same and self.by is not None
 
 
-_COPIED: "weakref.WeakKeyDictionary[LanguageModel, _Copied]" = weakref.WeakKeyDictionary()
+_LAST: "weakref.WeakKeyDictionary[LanguageModel, _Last]" = weakref.WeakKeyDictionary()
 
 
 def _writer_again(model: LanguageModel, params: PyTree, tokenizer: Tokenizer) -> Writer:
     """`writer`, which for the parameters of the last call has nothing to do."""
-    copied = _COPIED.get(model)
-    if copied is None or not copied.is_of(params):
-        copied = _COPIED[model] = _Copied(params, decode.decoding_params(model, params))
-    return Writer(model, copied.layers, tokenizer, tokenizer.stop_ids)
+    last = _LAST.get(model)
+    if last is None or not last.is_of(params):
+        last = _LAST[model] = _Last(params, writer(model, params, tokenizer))
+    by = last.by
+    assert by is not None
+    by.tokenizer, by.stop_ids = tokenizer, tokenizer.stop_ids
+    return by
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, *, chat: bool = False, special: bool = True) -> list[int]:
@@ -140,7 +251,7 @@ def generate(
     adapter_ids: Sequence[int] | None = None,
     **sampling: Any,
 ) -> Prompts:
-    """Continue one prompt, or a list of them in one batch.
+    """Continue one prompt, or a list of them side by side.
 
     Args:
         model: with `params` and `tokenizer`, as `llama_jax.load` gives them.
@@ -148,13 +259,14 @@ def generate(
             input as it stands, in which control tokens such as `<|im_start|>` are read as such.
         seed: of the random choices.
         adapter_ids: the number of the adapter of each prompt, of a model that was loaded with several.
-        sampling: fields of `SamplingConfig`: `max_new_tokens`, `temperature`, `top_k`, `top_p`.
+        sampling: fields of `SamplingConfig`: `max_new_tokens`, `temperature`, `top_k`, `top_p`, ….
 
     Returns:
         What follows each prompt, without the prompt: a text for a text, a list for a list.
 
     Raises:
         UserError: a setting is out of range, or prompt and answer exceed the model's context.
+        CannotGoOnError: the model's logits are not numbers.
     """
     settings = SamplingConfig(**sampling)
     texts = [prompts] if isinstance(prompts, str) else prompts

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.core.arrays import Array, PyTree
+from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import platform
-from llama_jax.core.placing import placed
+from llama_jax.core.placing import indivisible_rows, placed
 from llama_jax.core.sharding import replicated, size_of
 from llama_jax.inference import programs
 from llama_jax.inference.compilations import compilations
@@ -28,10 +29,10 @@ from llama_jax.model.llama import LanguageModel
 
 __all__ = ["Constraint", "Engine", "NewToken", "Request"]
 
-CHUNKS = (16, 64, 128, 256)
-"""Tokens of a prompt that are read by one program."""
-TOKENS_A_STEP = 256
-"""Of prompts, that are read between two tokens of the answers under way."""
+CHUNKS = {"cpu": (32, 128), "gpu": (32, 128, 512), "tpu": (32, 128, 512)}
+"""Tokens of a prompt that one program reads."""
+TOKENS_A_STEP = 1024
+"""Of prompts, that one step reads at the most: a request can be cancelled only between two steps."""
 WORTH_KEEPING = 16
 """Tokens that a prompt must share with what a slot holds for them not to be read again."""
 
@@ -125,6 +126,8 @@ class Engine:
         slots: requests that are answered at a time; the mesh divides them.
         length: tokens of prompt and answer at the most; None: the model's context.
         cache_dtype: type of the cached keys and values; None: the model's compute type.
+        row_counts: numbers of rows that a step may be compiled for, the last that of the slots; None: on CPU, which
+            computes for each row, the powers of two, and elsewhere the slots alone, which costs hardly more.
     """
 
     def __init__(
@@ -135,32 +138,29 @@ class Engine:
         slots: int,
         length: int | None = None,
         cache_dtype: Any = None,
+        row_counts: Sequence[int] | None = None,
     ) -> None:
-        self.model, self.length = model, length or model.config.context_length
+        self.model, self.slots, self.length = model, slots, length or model.config.context_length
         self.compilations = 0
         """Programs compiled, or taken from the cache of compiled ones, by what this engine did."""
         self._layers, self._adapters = layers, programs.adapter_count(layers)
         self._mesh = jax.sharding.get_mesh()
         self._parts = size_of("batch")
+        if problem := indivisible_rows(slots, self._parts):
+            raise UserError(f"slots: {problem}")
         self._vocab_size = model.config.padded_vocab_size
         self._handles = itertools.count()
         self._clock = itertools.count(1)
         self._waiting: deque[_Job] = deque()
         self._reading: list[_Slot] = []
         self._pending: _Pending | None = None
-        self._slots = [_Slot(number) for number in range(slots)]
-        self._chunks = [size for size in CHUNKS if size <= self.length] or [self.length]
-        self._row_counts = self._row_buckets(slots)
+        self._rows = [_Slot(number) for number in range(slots)]
+        self._chunks = [size for size in CHUNKS[platform()] if size <= self.length] or [self.length]
+        self._row_counts = _row_counts(slots, self._parts) if row_counts is None else row_counts
         self._no_masks: dict[int, Array] = {}
-        idle = rules_of(Request([0], SamplingConfig()), self._vocab_size)
         dtype = jnp.dtype(cache_dtype or model.compute.dtype)
-        self._state = programs.empty_slots(model, slots, self.length, dtype, idle)
-
-    def _row_buckets(self, slots: int) -> list[int]:
-        # A CPU computes for each row; what it is spared by fewer rows an accelerator would hardly notice.
-        if self._parts > 1 or platform() != "cpu":
-            return [slots]
-        return [count for count in (1, 2, 4, 8, 16, 32, 64) if count < slots] + [slots]
+        with self._at_work():
+            self._state = programs.empty_slots(model, slots, self.length, dtype)
 
     @property
     def waiting(self) -> int:
@@ -170,7 +170,7 @@ class Engine:
     @property
     def active(self) -> int:
         """Requests that have a slot."""
-        return sum(slot.job is not None for slot in self._slots)
+        return sum(slot.job is not None for slot in self._rows)
 
     def submit(self, request: Request) -> int:
         """Put a request into the queue.
@@ -191,7 +191,7 @@ class Engine:
         """Forget a request; its slot is free for the next step. Nothing more is given of it. A handle of a request that
         has ended does nothing."""
         self._waiting = deque(job for job in self._waiting if job.handle != handle)
-        for slot in self._slots:
+        for slot in self._rows:
             if slot.job is not None and slot.job.handle == handle:
                 with self._at_work():
                     self._state = programs.stop(self._state, np.int32(slot.number))
@@ -203,13 +203,16 @@ class Engine:
         of the turn before, whose successors devices meanwhile compute. May be empty while requests are active."""
         with self._at_work():
             self._read_prompts()
-            if any(slot.job is not None and slot.job.request.constraint is not None for slot in self._slots):
+            if any(slot.job is not None and slot.job.request.constraint is not None for slot in self._rows):
                 # What may come next depends on the token that came.
                 found = self._taken()
                 self._pending = self._decoded()
                 return found
             following = self._decoded()
             found, self._pending = self._taken(), following
+            if following is None:
+                # Else prompts would pile up before the devices, where none can be cancelled any more.
+                jax.block_until_ready(self._state.lengths)
             return found
 
     def run(self, requests: Sequence[Request]) -> list[list[NewToken]]:
@@ -226,14 +229,14 @@ class Engine:
         """Go on with other parameters of the same shapes. No prompt that was read with the old ones is used again;
         answers under way go on from where they are."""
         self._layers = layers
-        for slot in self._slots:
+        for slot in self._rows:
             slot.tokens = None
         for slot in self._reading:
             slot.read(0)
 
     def warm_up(self) -> None:
         """Compile every program there is, so that no request will wait for that. Changes no answer."""
-        nowhere = np.int32(len(self._slots))
+        nowhere = np.int32(self.slots)
         with self._at_work():
             for size in self._chunks:
                 self._state = programs.prefill(self.model, self._layers, self._state, self._chunk([], size))
@@ -254,28 +257,31 @@ class Engine:
         self.compilations += compilations() - before
 
     def _read_prompts(self) -> None:
-        budget = TOKENS_A_STEP
-        while budget > 0:
+        """Read a piece of the prompts that are to be read next; more, as long as more requests wait for that than
+        answers would have to wait."""
+        for _ in range(max(1, TOKENS_A_STEP // self._chunks[-1])):
             self._reading = self._reading or self._admitted()
             if not self._reading:
                 return
             size = self._chunk_size(max(slot.job.unread for slot in self._reading if slot.job is not None))
             chunk = self._chunk(self._reading, size)
             self._state = programs.prefill(self.model, self._layers, self._state, chunk)
-            budget -= size
             for slot, start, count in zip(self._reading, chunk.starts, chunk.counts, strict=False):
                 slot.read(int(start + count))
                 if slot.job is not None and slot.job.is_read:
                     self._begin(np.int32(slot.number), slot.job)
             self._reading = [slot for slot in self._reading if slot.job is not None and not slot.job.is_read]
+            idle = self.slots - self.active
+            if min(idle, self.waiting) + len(self._reading) <= self.active - len(self._reading):
+                return
 
     def _admitted(self) -> list[_Slot]:
         """Slots whose prompts are to be read, side by side; as many as the mesh splits rows into."""
         admitted: list[_Slot] = []
         while self._waiting and len(admitted) < self._parts:
-            idle = [slot for slot in self._slots if slot.job is None]
+            idle = [slot for slot in self._rows if slot.job is None]
             job = self._waiting[0]
-            source = max(self._slots, key=lambda slot: slot.shared(job))
+            source = max(self._rows, key=lambda slot: slot.shared(job))
             # What one of those to be read now will hold is worth waiting for.
             if not idle or any(slot.promises(job) > source.shared(job) for slot in admitted):
                 break
@@ -293,13 +299,13 @@ class Engine:
 
     def _chunk_size(self, left: int) -> int:
         """A program reads this many tokens: all that are left, unless too many of its tokens would be padding."""
-        fitting = (size for size in self._chunks if left <= size <= left * 3 // 2 + self._chunks[0])
+        fitting = (size for size in self._chunks if left <= size <= max(2 * left, self._chunks[0]))
         return next(fitting, max((size for size in self._chunks if size <= left), default=self._chunks[0]))
 
     def _chunk(self, slots: Sequence[_Slot], size: int) -> Chunk:
         tokens = np.zeros((self._parts, size), np.int32)
         rows, starts, counts, adapters = np.zeros((4, self._parts), np.int32)
-        rows[:] = len(self._slots)
+        rows[:] = self.slots
         for place, slot in enumerate(slots):
             assert slot.job is not None
             # Near the end of a slot, tokens are read again rather than padding written behind it.
@@ -321,7 +327,7 @@ class Engine:
         """The next token of each answer under way, on its way."""
         jobs = [
             (slot, slot.job)
-            for slot in self._slots
+            for slot in self._rows
             if slot.job is not None and slot.job.is_read and not slot.job.is_asked
         ]
         if not jobs:
@@ -330,14 +336,14 @@ class Engine:
         for _, job in jobs:
             job.asked += 1
         output = self._run_decode(jobs, count)
-        whole = count == len(self._slots)
+        whole = count == self.slots
         return _Pending(output, [(slot.number if whole else row, slot, job) for row, (slot, job) in enumerate(jobs)])
 
     def _run_decode(self, jobs: Sequence[tuple[_Slot, _Job]], count: int) -> Output:
-        whole = count == len(self._slots)
-        rows = np.full(count, len(self._slots), np.int32)
+        whole = count == self.slots
+        rows = np.full(count, self.slots, np.int32)
         rows[: len(jobs)] = [slot.number for slot, _ in jobs]
-        masks = np.zeros((count, -(-self._vocab_size // 32)), np.uint32)
+        masks = np.zeros((count, programs.mask_words(self.model)), np.uint32)
         constrained = False
         for row, (slot, job) in enumerate(jobs):
             if job.request.constraint is not None:
@@ -382,6 +388,12 @@ class Engine:
             slot.tokens = None
         if token.finish is not None:
             slot.job = None
+
+
+def _row_counts(slots: int, parts: int) -> list[int]:
+    if parts > 1 or platform() != "cpu":
+        return [slots]
+    return [1 << power for power in range(slots.bit_length()) if 1 << power < slots] + [slots]
 
 
 def _with_logprobs(token: NewToken, output: Output, row: int, count: int) -> NewToken:

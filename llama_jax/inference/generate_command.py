@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from etils import epath
@@ -40,7 +41,7 @@ def read_prompts(config: GenerateConfig) -> list[str]:
 
 
 def continue_prompts(config: GenerateConfig, opened: OpenModel, prompts: Sequence[str]) -> tuple[dict[str, Any], float]:
-    """Continue all prompts in one batch, on the mesh in use. A single text is printed as it comes, unless JSON is asked
+    """Continue all prompts side by side, on the mesh in use. A single text is printed as it comes, unless JSON is asked
     for; several are printed in the end.
 
     Returns:
@@ -48,7 +49,7 @@ def continue_prompts(config: GenerateConfig, opened: OpenModel, prompts: Sequenc
         compilation included.
     """
     tokenizer, names = opened.tokenizer, opened.adapters
-    sampling = SamplingConfig(config.max_new_tokens, config.temperature, config.top_k, config.top_p)
+    sampling = SamplingConfig(**{field.name: getattr(config, field.name) for field in fields(SamplingConfig)})
     ids = [encode_prompt(tokenizer, prompt, chat=config.chat, special=config.special_tokens) for prompt in prompts]
     adapter_ids = None
     if len(names) > 1:  # each prompt by each adapter, side by side
@@ -78,12 +79,10 @@ class _Printer:
 
     def __init__(self, tokenizer: Tokenizer, prompt: list[int]) -> None:
         self._decoder = StreamDecoder(tokenizer)
-        self._printed = 0
         self._push(prompt)
 
-    def __call__(self, answers: list[list[int]]) -> None:
-        self._push(answers[0][self._printed :])
-        self._printed = len(answers[0])
+    def __call__(self, _: int, token: int) -> None:
+        self._push([token])
 
     def finish(self) -> None:
         _print(self._decoder.finish() + "\n")

@@ -12,7 +12,9 @@ from flax import struct
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Bool, Float, Int, PyTree, UInt32
 from llama_jax.core.sharding import constrain
-from llama_jax.inference.sampling import History, Rules, choose
+from llama_jax.inference.config import SamplingConfig
+from llama_jax.inference.requests import Request
+from llama_jax.inference.sampling import History, Rules, choose, rules_of
 from llama_jax.model import paths
 from llama_jax.model.cache import LayerCache, empty_cache
 from llama_jax.model.llama import LanguageModel, unstacked
@@ -86,9 +88,10 @@ def adapter_count(layers: PyTree) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def empty_slots(model: LanguageModel, count: int, length: int, cache_dtype: jnp.dtype, rules: Rules) -> Slots:
-    """Idle slots of `length` tokens; `rules`: any, without the axis of rows."""
+def empty_slots(model: LanguageModel, count: int, length: int, cache_dtype: jnp.dtype) -> Slots:
+    """Idle slots of `length` tokens."""
     zeros = jnp.zeros(count, jnp.int32)
+    rules = rules_of(Request([0], SamplingConfig()), model.config.padded_vocab_size)
     return Slots(
         tokens=jnp.zeros((count, length), jnp.int32),
         lengths=zeros,
@@ -98,6 +101,11 @@ def empty_slots(model: LanguageModel, count: int, length: int, cache_dtype: jnp.
         rules=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), rules),
         caches=empty_cache(model.config, count, length, cache_dtype),
     )
+
+
+def mask_words(model: LanguageModel) -> int:
+    """Words of a row of the masks that `decode` takes, see `Constraint.allowed`."""
+    return -(-model.config.padded_vocab_size // 32)
 
 
 def _taken(arrays: PyTree, rows: Array | None) -> PyTree:

@@ -9,9 +9,9 @@ from llama_jax.core.recording.metrics import JsonLines
 from llama_jax.core.run_directory import RunDirectory
 from llama_jax.data.instructions.loader import Prompt
 from llama_jax.data.tokenizers import Tokenizer
-from llama_jax.inference.completion import complete, writer
+from llama_jax.inference.completion import completions, writer
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.decode import PROMPT_BUCKET
+from llama_jax.inference.engine import Request
 from llama_jax.model.llama import LanguageModel
 
 
@@ -29,7 +29,7 @@ class Samples:
         max_new_tokens: int,
         stop_ids: tuple[int, ...],
     ) -> None:
-        longest = model.config.context_length - max_new_tokens - PROMPT_BUCKET
+        longest = model.config.context_length - max_new_tokens
         self.prompts = [prompt for prompt in prompts if len(prompt.ids) <= longest]
         self.answers: dict[int, list[str]] = {}
         """By step, of this process's life."""
@@ -49,8 +49,9 @@ class Samples:
         if not self.prompts:
             return
         by = writer(self._model, params, self._tokenizer, self._stop_ids)
-        found = complete(by, [prompt.ids for prompt in self.prompts], self._sampling)
-        texts = [self._tokenizer.decode(answer.ids) for answer in found]
+        # (A model whose logits are no longer numbers has said nothing; what to do about it is for others to say.)
+        found = dict(completions(by, [Request(prompt.ids, self._sampling, self._stop_ids) for prompt in self.prompts]))
+        texts = [self._tokenizer.decode(found[number].ids) for number in range(len(self.prompts))]
         self.answers[step] = texts
         if self._open_file is not None:
             self._file = self._file or self._open_file()

@@ -99,7 +99,7 @@ def choose(
 
     Args:
         masks: the tokens that constrained rows may take, see `Constraint.allowed`; other rows' are not looked at.
-        index: the token's place in its answer. The random choice depends on it and the row's seeds, and on nothing else.
+        index: the token's place in its answer. The random choice depends on it and the row's seeds alone.
     """
     shaped = _shaped(logits, rules, history, masks)
     largest = jnp.max(shaped, axis=-1)

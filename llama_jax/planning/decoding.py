@@ -5,11 +5,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from llama_jax.core import sharding, tree
-from llama_jax.core.arrays import PyTree
+from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.placing import indivisible_rows
-from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.decode import DecodeState, PromptBatch, Rules, decode_step, prefill
+from llama_jax.inference import programs
 from llama_jax.model import paths
 from llama_jax.model.llama import LanguageModel, unstacked
 from llama_jax.model.quantized import cast_plain
@@ -17,9 +16,9 @@ from llama_jax.planning.report import Lowered
 
 
 def lowered_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> Lowered:
-    """`inference.decode.decode_step` with the weights in the type of computation, laid out as in training, and the
-    state donated. Its model FLOPs are those of all rows with full caches: two for each parameter in a matrix product,
-    and for each slot, query head and element of a head.
+    """`inference.programs.decode` of all slots with the weights in the type of computation, laid out as in training,
+    and the state donated. Its model FLOPs are those of all rows with full caches: two for each parameter in a matrix
+    product, and for each slot, query head and element of a head.
 
     Raises:
         UserError: the mesh does not divide the rows or a parameter, or the slots exceed the model's context.
@@ -33,18 +32,18 @@ def lowered_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> L
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(lambda: unstacked(cast_plain(model.init(jax.random.key(0)), dtype)))
         params = sharding.with_shardings(shapes, sharding.shardings_of(mesh, shapes, _by_layer(model)))
-        ids, lengths = jax.ShapeDtypeStruct((rows, 1), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.int32)
-        state = jax.eval_shape(lambda p, b: prefill(model, p, b, slots), shapes, PromptBatch(ids, lengths))
+        state = jax.eval_shape(lambda: programs.empty_slots(model, rows, slots, dtype))
         places = jax.tree.map(lambda leaf: sharding.row_sharding(mesh), state)
         of_cache = jax.NamedSharding(mesh, sharding.mesh_axes(("batch", "length", "kv_heads", None), mesh))
         places = places.replace(caches=jax.tree.map(lambda leaf: of_cache, state.caches))
         state = sharding.with_shardings(state, places)
-        rules = Rules(SamplingConfig(max_new_tokens=1))
+        masks = jax.ShapeDtypeStruct((rows, programs.mask_words(model)), jnp.uint32, sharding=sharding.replicated(mesh))
 
-        def step(params: PyTree, state: DecodeState) -> DecodeState:
-            return decode_step(model, params, state, rules, jax.random.key(0))
+        def step(params: PyTree, slots: programs.Slots, masks: Array) -> tuple[programs.Slots, programs.Output]:
+            return programs.decode(model, params, slots, None, masks)
 
-        traced = jax.jit(step, donate_argnums=1, out_shardings=places).trace(params, state)
+        whole = sharding.replicated(mesh)
+        traced = jax.jit(step, donate_argnums=1, out_shardings=(places, whole)).trace(params, state, masks)
     lookup = 0 if config.tie_embeddings else config.vocab_size * config.width
     attention = 4 * config.num_layers * config.num_heads * config.head_size * slots
     flops = rows * (2 * (model.parameter_count() - lookup) + attention)

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -149,6 +150,44 @@ def ending_on_interrupt() -> Iterator[threading.Event]:
     finally:
         if not raised.is_set():
             sys.unraisablehook = otherwise
+
+
+class Interruptions(contextlib.ExitStack):
+    """Ctrl-C in a program that reads from a terminal and answers. Used as a context manager on the main thread: raised
+    as `KeyboardInterrupt` where it reads, and only noted in a block of `noted`, so that what computes is left whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._noted: threading.Event | None = None
+        self._first = 0.0
+
+    def __enter__(self) -> "Interruptions":
+        self.enter_context(_heard({signal.SIGINT: self._interrupt}, self._listen))
+        return self
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[threading.Event]:
+        """Gives what is set once Ctrl-C has come. One that comes a second later, when nothing has come of it, ends the
+        process at once."""
+        self._noted = noted = threading.Event()
+        try:
+            yield noted
+        finally:
+            self._noted = None
+
+    def _interrupt(self, *_: object) -> None:
+        if self._noted is None:
+            raise KeyboardInterrupt
+
+    def _listen(self, signals: socket.socket) -> None:
+        while signals.recv(1):
+            if (noted := self._noted) is None:
+                continue
+            if not noted.is_set():
+                self._first = time.monotonic()
+                noted.set()
+            elif time.monotonic() - self._first > _SECONDS_IN_A_LIBRARY:
+                _end("interrupted", 130)
 
 
 def remove_at_a_sudden_end(directory: os.PathLike[str]) -> None:

@@ -68,7 +68,7 @@ class _Chat:
 
     def __init__(self, call: Call, asked: Mapping[str, Any], answers: Answers, readers: list[Reader]) -> None:
         self._asked, self._answers, self._readers = asked, answers, readers
-        self._tokenizer = call.service.tokenizer
+        self._names = call.service.token_names
         self._head = {
             "id": f"chatcmpl-{call.id}",
             "created": call.time,
@@ -126,7 +126,7 @@ class _Chat:
             if piece.finish is not None:
                 rest, finish = reader.finish(piece.finish)
                 deltas = deltas + rest
-            logprobs = chat_logprobs(self._tokenizer, piece.tokens) if self._asked["logprobs"] else None
+            logprobs = chat_logprobs(self._names, piece.tokens) if self._asked["logprobs"] else None
             yield piece.index, deltas, logprobs, finish
 
 

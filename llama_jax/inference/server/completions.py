@@ -96,7 +96,7 @@ class _Completion:
 
     def __init__(self, call: Call, asked: Mapping[str, Any], answers: Answers, number: int) -> None:
         self._asked, self._answers, self._number = asked, answers, number
-        self._tokenizer = call.service.tokenizer
+        self._names = call.service.token_names
         self._head = {
             "id": f"cmpl-{call.id}",
             "object": "text_completion",
@@ -135,4 +135,4 @@ class _Completion:
     def _logprobs(self, tokens: Sequence[Any], start: int) -> dict[str, Any] | None:
         if self._asked["logprobs"] is None:
             return None
-        return completion_logprobs(self._tokenizer, tokens, start)
+        return completion_logprobs(self._names, tokens, start)

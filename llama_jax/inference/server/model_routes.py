@@ -1,10 +1,6 @@
 """The routes about the model and the server: models, tokens, health, metrics, the page."""
 
 import asyncio
-import base64
-import hashlib
-import re
-from pathlib import Path
 from typing import Any
 
 from llama_jax.core.errors import UserError
@@ -14,6 +10,7 @@ from llama_jax.inference.server.completions import check_tokens
 from llama_jax.inference.server.errors import of_user_error, wrong
 from llama_jax.inference.server.fields import Field, Fields, flag, list_of, read, text, whole
 from llama_jax.inference.server.messages import CONVERSATION, conversation_ids
+from llama_jax.inference.server.page import PAGE, PAGE_HEADERS
 from llama_jax.inference.server.replies import Reply
 from llama_jax.inference.server.service import Call, Service
 
@@ -28,7 +25,6 @@ DETOKENIZE: Fields = {
     "model": Field(text(512)),
     "tokens": Field(list_of(whole(0, 2**31 - 1), 2**20), is_needed=True),
 }
-_PAGE = Path(__file__).with_name("page.html")
 
 
 async def models(call: Call) -> Reply:
@@ -44,7 +40,8 @@ async def model(call: Call) -> Reply:
 
 def _model(name: str, service: Service) -> dict[str, Any]:
     known = {"id": name, "object": "model", "created": service.created, "owned_by": "llama_jax"}
-    return {**known, "max_model_len": service.limits.length}
+    chats = service.tokenizer.chat_template is not None
+    return {**known, "max_model_len": service.limits.length, "chat": chats}
 
 
 async def tokenize(call: Call) -> Reply:
@@ -94,21 +91,4 @@ async def metrics_text(call: Call) -> Reply:
 
 async def page(call: Call) -> Reply:
     """`/`: the page to chat with the model."""
-    content = await asyncio.to_thread(_PAGE.read_bytes)
-    scripts = " ".join(_hashes(content, "script")) or "'none'"
-    rules = f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"
-    return Reply(
-        content,
-        kind="text/html; charset=utf-8",
-        headers={
-            "content-security-policy": f"{rules}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-            "referrer-policy": "no-referrer",
-            "cache-control": "no-cache",
-        },
-    )
-
-
-def _hashes(page: bytes, element: str) -> list[str]:
-    """The inline elements that are let run, as a content security policy names them."""
-    found = re.findall(rb"<%b[^>]*>(.*?)</%b>" % (element.encode(), element.encode()), page, re.DOTALL)
-    return [f"'sha256-{base64.b64encode(hashlib.sha256(each).digest()).decode()}'" for each in found]
+    return Reply(PAGE, kind="text/html; charset=utf-8", headers=PAGE_HEADERS)

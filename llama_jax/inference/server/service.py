@@ -14,6 +14,7 @@ from llama_jax.inference.server.answers import Answers
 from llama_jax.inference.server.config import ServeConfig
 from llama_jax.inference.server.errors import ApiError
 from llama_jax.inference.server.generation import Generation, Limits, model_defaults, requests_of
+from llama_jax.inference.server.logprobs import TokenNames
 from llama_jax.inference.server.metrics import Metrics
 from llama_jax.inference.server.shapes.shape import Shapes
 from llama_jax.inference.server.worker import Worker
@@ -40,6 +41,7 @@ class Service:
             answers=config.max_answers,
         )
         self.shapes = Shapes(self.tokenizer)
+        self.token_names = TokenNames(self.tokenizer)
         self.defaults = model_defaults(opened.files)
         self.models = _names(opened, config.name)
         """What clients call the models, with the number of the adapter of each; the first is the default."""

@@ -20,7 +20,8 @@ from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.decode import Rules, decoding_params, generate
+from llama_jax.inference.engine import Engine, Request
+from llama_jax.inference.programs import decoding_params
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 
 RECORDED = np.load(ORACLE / "transformers_logits.npz")
@@ -62,6 +63,7 @@ def test_transformers_opens_the_export_and_computes_and_writes_the_same(tmp_path
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
         prompt = TOKENS[0, :20].tolist()
         written = theirs.generate(torch.tensor([prompt]), max_new_tokens=100, do_sample=False, eos_token_id=None)
-        greedy = Rules(SamplingConfig(max_new_tokens=100, temperature=0.0))
-        layers = decoding_params(ours.model, ours.params)
-        assert generate(ours.model, layers, [prompt], greedy) == [written[0, 20:].tolist()]
+        greedy = SamplingConfig(max_new_tokens=100, temperature=0.0)
+        engine = Engine(ours.model, decoding_params(ours.model, ours.params), slots=1, length=128)
+        (answer,) = engine.run([Request(prompt, greedy)])
+        assert [token.id for token in answer] == written[0, 20:].tolist()

@@ -56,7 +56,7 @@ async def _events(
             if piece.finish is not None:
                 rest, reason = reader.finish(piece.finish)
                 deltas, status = deltas + rest, "incomplete" if reason == "length" else "completed"
-            found = chat_logprobs(call.service.tokenizer, piece.tokens)["content"] if with_logprobs else ()
+            found = chat_logprobs(call.service.token_names, piece.tokens)["content"] if with_logprobs else ()
             for event in response.extended(deltas, found):
                 yield event
     except ApiError as error:
