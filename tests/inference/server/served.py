@@ -21,7 +21,13 @@ from llama_jax.inference.server.serving import bound_socket, serve, start_servic
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 
-TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+TEMPLATE = (
+    "{% for t in tools or [] %}[tool] {{ t.function.name }}\n{% endfor %}"
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}"
+    '{% for c in m.tool_calls or [] %}<call>{"name": "{{ c.function.name }}", "arguments": '
+    "{{ c.function.arguments | tojson }}}</call>{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 TEXTS = [f"Document {number} says that twice it is {2 * number}; 日本 é 🙂" for number in range(99)]
 KEY = "canary-key-5417"
 

@@ -74,7 +74,7 @@ def layout_of(tokenizer: Tokenizer) -> CallLayout | None:
         one = re.fullmatch("(.*?){}(.*?){}(.*)".format(*pieces), after_question(1), re.DOTALL)
         if one is None or controls.search(one[1] + one[2]):
             return None
-        opening, middle, closing = one[1], one[2], controls.split(one[3])[0]
+        opening, middle, closing = one[1], one[2], controls.split(one[3])[0].rstrip()
     except UserError:
         return None
     try:

@@ -46,6 +46,8 @@ class TokenConstraint:
     def allowed(self) -> np.ndarray:
         """The tokens that may come next, as bits of uint32; where there are none, those that end the answer."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: len(self._ends)]
+        if not self._matcher.is_accepting():
+            mask = mask & ~self._ends  # some models end answers with tokens that are text elsewhere
         if not self._matcher.is_error() and mask.any():
             return mask
         self.failure = self._matcher.get_error().partition("\n")[0][:200] or "the model has no token for what must come"
@@ -130,7 +132,7 @@ class _Vocabulary:
         content = (text if isinstance(text, bytes) else text.encode())[:_FORCED]
         ids = self._encode("\n" + content.decode(errors="replace"))
         for first in range(1, min(len(ids), 4)):
-            if b"".join(self.tokens[token] for token in ids[first:]) == content:
+            if max(ids) < len(self.tokens) and b"".join(self.tokens[token] for token in ids[first:]) == content:
                 return ids[first:]
         return self._longest_first(content)
 
