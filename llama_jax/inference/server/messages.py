@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import shown
 from llama_jax.data.chat import encode_chat
-from llama_jax.inference.server.body import parsed
-from llama_jax.inference.server.errors import ApiError, wrong
-from llama_jax.inference.server.fields import (
+from llama_jax.inference.server.protocol.body import parsed
+from llama_jax.inference.server.protocol.errors import ApiError, wrong
+from llama_jax.inference.server.protocol.fields import (
     IGNORED,
     Field,
     Fields,

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_jax.core.json_files import shown
-from llama_jax.inference.server.errors import wrong
-from llama_jax.inference.server.fields import (
+from llama_jax.inference.server.answering.generation import GENERATION, SAMPLING
+from llama_jax.inference.server.messages import called, parts_of
+from llama_jax.inference.server.protocol.errors import wrong
+from llama_jax.inference.server.protocol.fields import (
     IGNORED,
     Field,
     Fields,
@@ -20,8 +22,6 @@ from llama_jax.inference.server.fields import (
     text,
     whole,
 )
-from llama_jax.inference.server.generation import GENERATION, SAMPLING
-from llama_jax.inference.server.messages import called, parts_of
 from llama_jax.inference.server.shapes.fields import ANY_OBJECT, CHOICES, FUNCTION, TOOLS, name, tools_of
 from llama_jax.inference.server.shapes.shape import Wanted
 

@@ -5,13 +5,13 @@ import dataclasses
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from llama_jax.inference.server.answers import Answers
-from llama_jax.inference.server.errors import ApiError, wrong
-from llama_jax.inference.server.fields import read
-from llama_jax.inference.server.generation import Generation, generation_of
-from llama_jax.inference.server.logprobs import chat_logprobs
+from llama_jax.inference.server.answering.answers import Answers
+from llama_jax.inference.server.answering.generation import Generation, generation_of
+from llama_jax.inference.server.answering.logprobs import chat_logprobs
 from llama_jax.inference.server.messages import rendered_ids
-from llama_jax.inference.server.replies import Events, Reply
+from llama_jax.inference.server.protocol.errors import ApiError, wrong
+from llama_jax.inference.server.protocol.fields import read
+from llama_jax.inference.server.protocol.replies import Events, Reply
 from llama_jax.inference.server.responses.events import Event, Response
 from llama_jax.inference.server.responses.request import LOGPROBS, RESPONSE, messages_of, wanted_of
 from llama_jax.inference.server.service import Call

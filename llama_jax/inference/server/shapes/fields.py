@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_jax.core.json_files import shown
-from llama_jax.inference.server.errors import wrong
-from llama_jax.inference.server.fields import (
+from llama_jax.inference.server.protocol.errors import wrong
+from llama_jax.inference.server.protocol.fields import (
     Field,
     Fields,
     any_object,

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers import Tokenizer
-from llama_jax.inference.server.errors import of_user_error, wrong
+from llama_jax.inference.server.protocol.errors import of_user_error, wrong
 from llama_jax.inference.server.shapes.call_layout import CallLayout, layout_of, with_calls_as_text
 from llama_jax.inference.server.shapes.calls import CallReader, Tool, calls_grammar
 from llama_jax.inference.server.shapes.grammar import Grammars, TokenConstraint, json_grammar

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from llama_jax.core.errors import nearest
 from llama_jax.core.json_files import shown
-from llama_jax.inference.server.errors import ApiError, wrong
+from llama_jax.inference.server.protocol.errors import ApiError, wrong
 
 Check: TypeAlias = Callable[[Any, str], Any]
 """Of a value and its path: the value as it is used. Raises `ApiError`."""

@@ -5,13 +5,13 @@ import dataclasses
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from llama_jax.inference.server.answers import Answers
-from llama_jax.inference.server.errors import wrong
-from llama_jax.inference.server.fields import IGNORED, Field, Fields, flag, read, refused, whole
-from llama_jax.inference.server.generation import GENERATION, generation_of
-from llama_jax.inference.server.logprobs import chat_logprobs
+from llama_jax.inference.server.answering.answers import Answers
+from llama_jax.inference.server.answering.generation import GENERATION, generation_of
+from llama_jax.inference.server.answering.logprobs import chat_logprobs
 from llama_jax.inference.server.messages import CONVERSATION, conversation_ids
-from llama_jax.inference.server.replies import Events, Reply
+from llama_jax.inference.server.protocol.errors import wrong
+from llama_jax.inference.server.protocol.fields import IGNORED, Field, Fields, flag, read, refused, whole
+from llama_jax.inference.server.protocol.replies import Events, Reply
 from llama_jax.inference.server.service import Call
 from llama_jax.inference.server.shapes.fields import SHAPE, wanted_of
 from llama_jax.inference.server.shapes.shape import Reader

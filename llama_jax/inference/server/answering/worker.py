@@ -14,7 +14,7 @@ from typing import Any
 
 from llama_jax.core.errors import UserError
 from llama_jax.inference.engine import Engine, NewToken, Request
-from llama_jax.inference.server.errors import ApiError, of_user_error
+from llama_jax.inference.server.protocol.errors import ApiError, of_user_error
 
 MOST_UNREAD = 1024
 """Tokens that a stream holds for a client that does not read; beyond, its answers are cancelled."""
