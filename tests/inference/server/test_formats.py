@@ -141,6 +141,7 @@ JSON = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"not": {}
             },
         ),
         ("messages[0].role", {"extra_body": {"continue_final_message": True}}),
+        ("messages", {"messages": [{"role": "user", "content": "x" * 400}]}),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(client, field, asked) -> None:

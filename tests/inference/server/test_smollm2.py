@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.skipif(WEIGHTS is None, reason="SMOLLM2 names no weights of SmolLM2-135M-Instruct"),
 ]
 NAME = "smollm2"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as users have
 ASKED = [{"role": "user", "content": "Name three animals that live in a forest."}]
 
 
@@ -29,7 +30,7 @@ def client() -> Iterator[openai.OpenAI]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     options = ["--model", str(WEIGHTS), "--name", NAME, "--port", str(port), "--slots", "4", "--length", "1024"]
-    process = subprocess.Popen([sys.executable, "-m", "llama_jax.serve", *options])
+    process = subprocess.Popen([sys.executable, "-m", "llama_jax.serve", *options], env=ENVIRONMENT)
     made = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=0, timeout=120)
     try:
         for _ in range(1200):
@@ -41,7 +42,7 @@ def client() -> Iterator[openai.OpenAI]:
         yield made
     finally:
         process.terminate()
-        assert process.wait(60) in (0, 75)
+        assert process.wait(60) == 0
 
 
 def chat(client: openai.OpenAI, **more):
