@@ -53,7 +53,11 @@ def chat(client: openai.OpenAI, **more):
 def generated(*options: str) -> str:
     command = [sys.executable, "-m", "llama_jax.generate", "--model", str(WEIGHTS), "--max_new_tokens", "48"]
     done = subprocess.run(
-        [*command, "--temperature", "0", "--json", *options], check=True, capture_output=True, text=True
+        [*command, "--temperature", "0", "--json", *options],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
     )
     return json.loads(done.stdout.splitlines()[-1])["text"]
 
