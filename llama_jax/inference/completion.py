@@ -20,7 +20,7 @@ from llama_jax.data.chat import encode_chat
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.engine import Engine, Request
-from llama_jax.inference.programs import decoding_params
+from llama_jax.inference.layout import decoding_params
 from llama_jax.inference.text import AnswerText
 from llama_jax.model.cache import empty_cache
 from llama_jax.model.llama import LanguageModel

@@ -143,6 +143,8 @@ class Engine:
         self.model, self.slots, self.length = model, slots, length or model.config.context_length
         self.compilations = 0
         """Programs compiled, or taken from the cache of compiled ones, by what this engine did."""
+        self.prompt_tokens_read = 0
+        """Tokens of prompts that were read, rather than found in a slot."""
         self._layers, self._adapters = layers, programs.adapter_count(layers)
         self._mesh = jax.sharding.get_mesh()
         self._parts = size_of("batch")
@@ -266,6 +268,7 @@ class Engine:
             size = self._chunk_size(max(slot.job.unread for slot in self._reading if slot.job is not None))
             chunk = self._chunk(self._reading, size)
             self._state = programs.prefill(self.model, self._layers, self._state, chunk)
+            self.prompt_tokens_read += int(chunk.counts.sum())
             for slot, start, count in zip(self._reading, chunk.starts, chunk.counts, strict=False):
                 slot.read(int(start + count))
                 if slot.job is not None and slot.job.is_read:

@@ -1,7 +1,7 @@
 """The parts of a block that hold parameters, and the one door through which modules meet parameters."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -62,6 +62,17 @@ def normal(stddev: float) -> Initializer:
     return nn.initializers.normal(stddev)
 
 
+class Cached(NamedTuple):
+    """Where in a cache tokens are written, and what is read of it."""
+
+    positions: Int[Array, "B T"]
+    """Slot of each token."""
+    rows: Int[Array, "B"] | None
+    """Row of the cache; None: each row its own."""
+    longest: Int[Array, ""]
+    """Slots of a row that are read at the least."""
+
+
 class Rows(struct.PyTreeNode):
     """What every layer is told of the rows it works on."""
 
@@ -69,8 +80,8 @@ class Rows(struct.PyTreeNode):
     """Angles of the rotary positions."""
     segment_ids: Annotated[Any, Int[Array, "B T"]] = None
     """Document of each token; None: one document a row."""
-    start: Annotated[Any, Int[Array, "B"]] = None
-    """Slot of the cache that each row's first token is written to; None without a cache."""
+    cached: Any = None
+    """Where in a cache the tokens are; None without one."""
     adapter_ids: Annotated[Any, Int[Array, "B"]] = None
     """The adapter of each row, where the parameters hold several."""
     dropout: float = struct.field(pytree_node=False, default=0.0)

@@ -40,8 +40,14 @@ def within_layer(path: str) -> str:
 
 
 def of_layer(path: str, layer: int) -> str:
-    """The path in the list layout of one layer of what is stacked at `path`."""
-    return f"layers_{layer}/{within_layer(path)}"
+    """The path in the list layout of one layer of what is stacked at `path`, of a base or of an adapter."""
+    prefix = _ADAPTER if is_adapter(path) else ""
+    return f"{prefix}layers_{layer}/{within_layer(path.removeprefix(_ADAPTER))}"
+
+
+def is_plain_kernel(path: str) -> bool:
+    """Whether it is the matrix of a Linear, or of the head of a model that does not tie its embeddings, in one array."""
+    return path.endswith(_KERNEL)
 
 
 def split_kernel(path: str) -> tuple[str, str] | None:

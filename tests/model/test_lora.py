@@ -14,7 +14,7 @@ from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
-from llama_jax.inference.programs import decoding_params
+from llama_jax.inference.layout import decoding_params
 from llama_jax.model import lora, low_rank, quantized
 from llama_jax.model.cache import empty_cache
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig
