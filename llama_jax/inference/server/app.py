@@ -19,16 +19,16 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from llama_jax.core.errors import UserError
-from llama_jax.inference.server import model_routes
-from llama_jax.inference.server.body import parsed, read_body
-from llama_jax.inference.server.chat import chat
-from llama_jax.inference.server.completions import complete
-from llama_jax.inference.server.errors import ApiError, of_user_error
+from llama_jax.inference.server.answering.worker import where_raised
 from llama_jax.inference.server.guard import Guard
-from llama_jax.inference.server.replies import Events, Reply, json_text
-from llama_jax.inference.server.responses import respond
+from llama_jax.inference.server.protocol.body import parsed, read_body
+from llama_jax.inference.server.protocol.errors import ApiError, of_user_error
+from llama_jax.inference.server.protocol.replies import Events, Reply, json_text
+from llama_jax.inference.server.responses.route import respond
+from llama_jax.inference.server.routes import models
+from llama_jax.inference.server.routes.chat import chat
+from llama_jax.inference.server.routes.completions import complete
 from llama_jax.inference.server.service import Call, Service
-from llama_jax.inference.server.worker import where_raised
 
 Handler = Callable[[Call], Awaitable[Reply | Events]]
 _SECONDS_FOR_A_BODY = 60.0
@@ -48,13 +48,13 @@ ROUTES = (
     Served("POST", "/v1/chat/completions", chat),
     Served("POST", "/v1/completions", complete),
     Served("POST", "/v1/responses", respond),
-    Served("GET", "/v1/models", model_routes.models),
-    Served("GET", "/v1/models/{name:path}", model_routes.model),
-    Served("POST", "/tokenize", model_routes.tokenize),
-    Served("POST", "/detokenize", model_routes.detokenize),
-    Served("GET", "/health", model_routes.health),
-    Served("GET", "/metrics", model_routes.metrics_text),
-    Served("GET", "/", model_routes.page),
+    Served("GET", "/v1/models", models.models),
+    Served("GET", "/v1/models/{name:path}", models.model),
+    Served("POST", "/tokenize", models.tokenize),
+    Served("POST", "/detokenize", models.detokenize),
+    Served("GET", "/health", models.health),
+    Served("GET", "/metrics", models.metrics_text),
+    Served("GET", "/", models.page),
 )
 
 

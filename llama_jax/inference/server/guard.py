@@ -8,8 +8,8 @@ import ipaddress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llama_jax.inference.server.errors import ApiError
-from llama_jax.inference.server.replies import json_text
+from llama_jax.inference.server.protocol.errors import ApiError
+from llama_jax.inference.server.protocol.replies import json_text
 from llama_jax.inference.server.service import Service
 
 _OPEN = "/health"

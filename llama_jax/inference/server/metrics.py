@@ -43,8 +43,14 @@ class Metrics:
         self.time_per_token = Histogram()
         """Between a token and the one before."""
         self.request_time = Histogram()
+        self.seconds_per_answer = 1.0
+        """From the first token to the last; an average in which the last ten answers or so count."""
         self.gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         """By name: what it says, and what gives it."""
+
+    def took(self, seconds: float) -> None:
+        """Count an answer that took so long, from its first token to its last."""
+        self.seconds_per_answer += 0.1 * (seconds - self.seconds_per_answer)
 
     def text(self) -> str:
         """The exposition format, version 0.0.4."""

@@ -10,12 +10,14 @@ from llama_jax.checkpoints.opening import OpenModel
 from llama_jax.core.errors import nearest
 from llama_jax.core.json_files import shown
 from llama_jax.data.tokenizers import Tokenizer
-from llama_jax.inference.server.answers import Answers
+from llama_jax.inference.server.answering.answers import Answers
+from llama_jax.inference.server.answering.generation import Generation, Limits, model_defaults, requests_of
+from llama_jax.inference.server.answering.logprobs import TokenNames
+from llama_jax.inference.server.answering.worker import Worker
 from llama_jax.inference.server.config import ServeConfig
-from llama_jax.inference.server.errors import ApiError
-from llama_jax.inference.server.generation import Generation, Limits, model_defaults, requests_of
 from llama_jax.inference.server.metrics import Metrics
-from llama_jax.inference.server.worker import Worker
+from llama_jax.inference.server.protocol.errors import ApiError
+from llama_jax.inference.server.shapes.shape import Shapes
 
 _LONGEST_WAIT = 120  # seconds; OpenAI's client does not come again where more is asked for
 
@@ -38,6 +40,8 @@ class Service:
             new_tokens=config.max_new_tokens or length,
             answers=config.max_answers,
         )
+        self.shapes = Shapes(self.tokenizer)
+        self.token_names = TokenNames(self.tokenizer)
         self.defaults = model_defaults(opened.files)
         self.models = _names(opened, config.name)
         """What clients call the models, with the number of the adapter of each; the first is the default."""
@@ -51,7 +55,6 @@ class Service:
             "queue": ("Answers that wait for a slot.", lambda: worker.waiting),
             "answers_open": ("Answers that were asked for and have not ended.", lambda: worker.open_answers),
         }
-        self._seconds_per_answer = 1.0
 
     @property
     def default_model(self) -> str:
@@ -80,17 +83,13 @@ class Service:
         """
         most, there = self.config.slots + self.config.max_queue, self.worker.open_answers
         if there + answers > most:
-            wait = math.ceil(self._seconds_per_answer * (there + answers - most) / self.config.slots)
+            wait = math.ceil(self.metrics.seconds_per_answer * (there + answers - most) / self.config.slots)
             raise ApiError(
                 f"{there} answers are being written or wait, and {most} are the most; try again later",
                 status=429,
                 code="queue_full",
                 headers={"retry-after": str(min(max(wait, 1), _LONGEST_WAIT))},
             )
-
-    def took(self, seconds: float) -> None:
-        """Note how long an answer took, from its first token to its last."""
-        self._seconds_per_answer += 0.1 * (seconds - self._seconds_per_answer)
 
 
 @dataclass
@@ -119,7 +118,7 @@ class Call:
         service = self.service
         requests = requests_of(prompts, how, service.limits)
         service.check_queue(len(requests))
-        self._answers = Answers(service, requests, how.stops, self.arrived)
+        self._answers = Answers(service.tokenizer, requests, how.stops, self.arrived, service.worker, service.metrics)
         await service.worker.submit(requests, self._answers.stream)
         service.metrics.prompt_tokens += self._answers.prompt_tokens
         return self._answers

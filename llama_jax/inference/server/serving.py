@@ -16,12 +16,12 @@ from llama_jax.core.errors import CannotGoOnError, UserError
 from llama_jax.core.processes.signals import StopSignal
 from llama_jax.inference.completion import writer
 from llama_jax.inference.engine import Engine
+from llama_jax.inference.server.answering.worker import Worker, where_raised
 from llama_jax.inference.server.app import make_app
 from llama_jax.inference.server.config import ServeConfig
 from llama_jax.inference.server.connections import Connection
-from llama_jax.inference.server.errors import ApiError
+from llama_jax.inference.server.protocol.errors import ApiError
 from llama_jax.inference.server.service import Service
-from llama_jax.inference.server.worker import Worker, where_raised
 
 KEY_VARIABLE = "LLAMA_JAX_API_KEY"
 _SECONDS_FOR_A_STEP = 10.0
@@ -134,7 +134,6 @@ async def serve(service: Service, api_key: str | None, listener: socket.socket, 
             ws="none",
             lifespan="off",
             log_config=None,
-            access_log=False,  # would hold what clients write
             server_header=False,
             timeout_graceful_shutdown=5,
         )

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,13 @@ from llama_jax.inference.server.serving import bound_socket, serve, start_servic
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 
-TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+TEMPLATE = (
+    "{% for t in tools or [] %}[tool] {{ t.function.name }}\n{% endfor %}"
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}"
+    '{% for c in m.tool_calls or [] %}<call>{"name": "{{ c.function.name }}", "arguments": '
+    "{{ c.function.arguments | tojson }}}</call>{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 TEXTS = [f"Document {number} says that twice it is {2 * number}; 日本 é 🙂" for number in range(99)]
 KEY = "canary-key-5417"
 
@@ -32,6 +38,8 @@ class Server:
 
     service: Service
     url: str
+    stop: Callable[[], None]
+    """Have it end."""
 
     def client(self, **more: Any) -> httpx2.Client:
         """A client that knows the key."""
@@ -56,20 +64,22 @@ def running(opened: OpenModel, api_key: str | None = KEY, **settings: Any) -> It
     config = ServeConfig(port=0, **settings)
     with bound_socket(config) as listener, jax.set_mesh(jax.tree.leaves(opened.params)[0].sharding.mesh):
         service = start_service(config, opened)
-        stops: list[Any] = []
+        stop = asyncio.Event()
 
         async def run() -> None:
-            stop = asyncio.Event()
-            stops.extend((asyncio.get_running_loop().call_soon_threadsafe, stop.set))
             await serve(service, api_key, listener, stop)
+
+        def end() -> None:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                service.worker._loop.call_soon_threadsafe(stop.set)
 
         thread = threading.Thread(target=lambda: asyncio.run(run()))
         thread.start()
         url = "http://{}:{}".format(*listener.getsockname())
         try:
-            yield Server(service, url)
+            yield Server(service, url, end)
         finally:
-            stops[0](stops[1])
+            end()
             thread.join(60)
             service.worker.join(60)
             assert not thread.is_alive() and not service.worker.is_alive()

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from llama_jax.core.json_files import shown
-from llama_jax.inference.server.errors import ApiError, wrong
+from llama_jax.inference.server.protocol.errors import ApiError, wrong
 
 _DEEPEST = 64
 _LONGEST_NUMBER = 30

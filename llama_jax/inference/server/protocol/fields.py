@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from llama_jax.core.errors import nearest
 from llama_jax.core.json_files import shown
-from llama_jax.inference.server.errors import ApiError, wrong
+from llama_jax.inference.server.protocol.errors import ApiError, wrong
 
 Check: TypeAlias = Callable[[Any, str], Any]
 """Of a value and its path: the value as it is used. Raises `ApiError`."""
@@ -119,20 +119,23 @@ def object_of(fields: Fields) -> Check:
     """An object with fields of its own."""
 
     def check(value: Any, path: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise _unfit(path, value, "an object")
-        return read(fields, value, path)
+        return read(fields, any_object(value, path), path)
 
     return check
+
+
+def any_object(value: Any, path: str) -> dict[str, Any]:
+    """An object, whatever is in it."""
+    if not isinstance(value, dict):
+        raise _unfit(path, value, "an object")
+    return value
 
 
 def table(check_name: Check, check_each: Check, most: int) -> Check:
     """An object of at most so many fields, whose names are checked too."""
 
     def check(value: Any, path: str) -> dict[Any, Any]:
-        if not isinstance(value, dict):
-            raise _unfit(path, value, "an object")
-        if len(value) > most:
+        if len(any_object(value, path)) > most:
             raise wrong(path, f"has {len(value)} entries, at most {most} are allowed")
         return {check_name(name, path): check_each(each, f"{path}.{shown(name)[1:-1]}") for name, each in value.items()}
 

@@ -5,15 +5,16 @@ import dataclasses
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from llama_jax.inference.server.answers import Answers
-from llama_jax.inference.server.constraints import SHAPE, Reader, shape_of
-from llama_jax.inference.server.errors import wrong
-from llama_jax.inference.server.fields import IGNORED, Field, Fields, flag, read, refused, whole
-from llama_jax.inference.server.generation import GENERATION, generation_of
-from llama_jax.inference.server.logprobs import chat_logprobs
+from llama_jax.inference.server.answering.answers import Answers
+from llama_jax.inference.server.answering.generation import GENERATION, generation_of
+from llama_jax.inference.server.answering.logprobs import chat_logprobs
 from llama_jax.inference.server.messages import CONVERSATION, conversation_ids
-from llama_jax.inference.server.replies import Events, Reply
+from llama_jax.inference.server.protocol.errors import wrong
+from llama_jax.inference.server.protocol.fields import IGNORED, Field, Fields, flag, read, refused, whole
+from llama_jax.inference.server.protocol.replies import Events, Reply
 from llama_jax.inference.server.service import Call
+from llama_jax.inference.server.shapes.fields import SHAPE, wanted_of
+from llama_jax.inference.server.shapes.shape import Reader
 
 _MOST_TOKENS = whole(1, 2**31 - 1)
 CHAT: Fields = {
@@ -44,7 +45,9 @@ async def chat(call: Call) -> Reply | Events:
     service = call.service
     adapter = service.adapter(asked["model"])
     newer = asked["max_completion_tokens"] is not None
-    shape = shape_of(asked, service)
+    shape = await asyncio.to_thread(service.shapes.shape, wanted_of(asked))
+    if shape.make_constraint is not None and asked["ignore_eos"]:
+        raise wrong("ignore_eos", "does not go with response_format or tools, which say where an answer ends")
     how = dataclasses.replace(
         generation_of(asked, service.tokenizer, service.defaults, service.limits),
         adapter=adapter,
@@ -65,7 +68,7 @@ class _Chat:
 
     def __init__(self, call: Call, asked: Mapping[str, Any], answers: Answers, readers: list[Reader]) -> None:
         self._asked, self._answers, self._readers = asked, answers, readers
-        self._tokenizer = call.service.tokenizer
+        self._names = call.service.token_names
         self._head = {
             "id": f"chatcmpl-{call.id}",
             "created": call.time,
@@ -123,7 +126,7 @@ class _Chat:
             if piece.finish is not None:
                 rest, finish = reader.finish(piece.finish)
                 deltas = deltas + rest
-            logprobs = chat_logprobs(self._tokenizer, piece.tokens) if self._asked["logprobs"] else None
+            logprobs = chat_logprobs(self._names, piece.tokens) if self._asked["logprobs"] else None
             yield piece.index, deltas, logprobs, finish
 
 

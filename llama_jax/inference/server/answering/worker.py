@@ -14,10 +14,12 @@ from typing import Any
 
 from llama_jax.core.errors import UserError
 from llama_jax.inference.engine import Engine, NewToken, Request
-from llama_jax.inference.server.errors import ApiError, of_user_error
+from llama_jax.inference.server.protocol.errors import ApiError, of_user_error
 
 MOST_UNREAD = 1024
 """Tokens that a stream holds for a client that does not read; beyond, its answers are cancelled."""
+MOST_AT_ONCE = 16
+"""Tokens that become one event."""
 _ENGINE_FAILED = ApiError("the engine failed; the server's log says where", status=500)
 _log = logging.getLogger("llama_jax.serve")
 
@@ -62,17 +64,18 @@ class Stream:
         self._came.set()
 
     async def take(self) -> list[tuple[int, NewToken]]:
-        """All tokens that have come since; waits for one.
+        """Tokens that have come since, at most `MOST_AT_ONCE`; waits for one.
 
         Raises:
             ApiError: the stream has failed.
         """
+        await asyncio.sleep(0)  # others are answered between two events, even where many wait to be sent
         await self._came.wait()
         if self._error is not None:
             raise self._error
-        self._came.clear()
-        taken = list(self._tokens)
-        self._tokens.clear()
+        taken = [self._tokens.popleft() for _ in range(min(MOST_AT_ONCE, len(self._tokens)))]
+        if not self._tokens:
+            self._came.clear()
         return taken
 
 

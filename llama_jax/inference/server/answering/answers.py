@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.inference.engine import NewToken, Request
-from llama_jax.inference.server.errors import ApiError
-from llama_jax.inference.server.worker import Stream
+from llama_jax.inference.server.answering.worker import Stream, Worker
+from llama_jax.inference.server.metrics import Metrics
+from llama_jax.inference.server.protocol.errors import ApiError
+from llama_jax.inference.server.shapes.grammar import TokenConstraint
 from llama_jax.inference.text import AnswerText
-
-if TYPE_CHECKING:
-    from llama_jax.inference.server.service import Service
 
 
 class Piece(NamedTuple):
@@ -28,15 +28,22 @@ class Piece(NamedTuple):
 class Answers:
     """Iterated once, to the end of all answers; `close` ends them before. Made by `Call.answers`."""
 
-    def __init__(self, service: "Service", requests: Sequence[Request], stops: Sequence[str], arrived: float) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        requests: Sequence[Request],
+        stops: Sequence[str],
+        arrived: float,
+        worker: Worker,
+        metrics: Metrics,
+    ) -> None:
         self.prompt_tokens = sum({request.number: len(request.prompt) for request in requests}.values())
         self.completion_tokens = 0
         """Those of all answers so far."""
         self.stream = Stream(len(requests))
-        self._service, self._arrived = service, arrived
-        self._texts = {
-            index: AnswerText(service.tokenizer, request.prompt, stops) for index, request in enumerate(requests)
-        }
+        self._worker, self._metrics, self._arrived = worker, metrics, arrived
+        self._texts = {index: AnswerText(tokenizer, request.prompt, stops) for index, request in enumerate(requests)}
+        self._constraints = [request.constraint for request in requests]
         self._first: dict[int, float] = {}
         self._last: dict[int, float] = {}
 
@@ -75,18 +82,24 @@ class Answers:
                 finish = "stop" if text.stopped else token.finish
                 break
         if finish is not None:
+            self._check_constraint(index)
             parts.append(text.finish())
             del self._texts[index]
             if kept[-1].finish is None:  # a stop string: the engine does not know of it
-                self._service.worker.cancel(self.stream, index)
+                self._worker.cancel(self.stream, index)
         self.completion_tokens += len(kept)
         self._count(index, len(kept))
         if finish is not None:
-            self._service.took(self._last[index] - self._first[index])
+            self._metrics.took(self._last[index] - self._first[index])
         return Piece(index, "".join(parts), tuple(kept), finish)
 
+    def _check_constraint(self, index: int) -> None:
+        constraint = self._constraints[index]
+        if isinstance(constraint, TokenConstraint) and constraint.failure is not None:
+            raise ApiError(f"the answer could not be held to what was asked for: {constraint.failure}", status=422)
+
     def _count(self, index: int, tokens: int) -> None:
-        now, metrics = time.perf_counter(), self._service.metrics
+        now, metrics = time.perf_counter(), self._metrics
         metrics.generated_tokens += tokens
         if index in self._last:
             metrics.time_per_token.add((now - self._last[index]) / tokens)
@@ -97,6 +110,6 @@ class Answers:
 
     def close(self) -> None:
         """End the answers that go on, and free what they hold."""
-        self._service.worker.cancel(self.stream)
-        self._service.metrics.cancelled_answers += len(self._texts)
+        self._worker.cancel(self.stream)
+        self._metrics.cancelled_answers += len(self._texts)
         self._texts = {}

@@ -11,8 +11,8 @@ from llama_jax.core.json_files import json_object, shown
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.engine import Constraint, Request
-from llama_jax.inference.server.errors import of_user_error, wrong
-from llama_jax.inference.server.fields import (
+from llama_jax.inference.server.protocol.errors import of_user_error, wrong
+from llama_jax.inference.server.protocol.fields import (
     IGNORED,
     Field,
     Fields,

@@ -6,12 +6,12 @@ from typing import Any
 from llama_jax.core.errors import UserError
 from llama_jax.inference.completion import encode_prompt
 from llama_jax.inference.server import metrics
-from llama_jax.inference.server.completions import check_tokens
-from llama_jax.inference.server.errors import of_user_error, wrong
-from llama_jax.inference.server.fields import Field, Fields, flag, list_of, read, text, whole
 from llama_jax.inference.server.messages import CONVERSATION, conversation_ids
 from llama_jax.inference.server.page import PAGE, PAGE_HEADERS
-from llama_jax.inference.server.replies import Reply
+from llama_jax.inference.server.protocol.errors import of_user_error, wrong
+from llama_jax.inference.server.protocol.fields import Field, Fields, flag, list_of, read, text, whole
+from llama_jax.inference.server.protocol.replies import Reply
+from llama_jax.inference.server.routes.completions import check_tokens
 from llama_jax.inference.server.service import Call, Service
 
 TOKENIZE: Fields = {

@@ -6,12 +6,12 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from llama_jax.inference.completion import encode_prompt
-from llama_jax.inference.server.answers import Answers
-from llama_jax.inference.server.errors import wrong
-from llama_jax.inference.server.fields import Field, Fields, either, flag, list_of, read, refused, text, whole
-from llama_jax.inference.server.generation import GENERATION, Limits, generation_of
-from llama_jax.inference.server.logprobs import completion_logprobs
-from llama_jax.inference.server.replies import Events, Reply
+from llama_jax.inference.server.answering.answers import Answers
+from llama_jax.inference.server.answering.generation import GENERATION, Limits, generation_of
+from llama_jax.inference.server.answering.logprobs import completion_logprobs
+from llama_jax.inference.server.protocol.errors import wrong
+from llama_jax.inference.server.protocol.fields import Field, Fields, either, flag, list_of, read, refused, text, whole
+from llama_jax.inference.server.protocol.replies import Events, Reply
 from llama_jax.inference.server.service import Call, Service
 
 _TOKEN = whole(0, 2**31 - 1)
@@ -96,7 +96,7 @@ class _Completion:
 
     def __init__(self, call: Call, asked: Mapping[str, Any], answers: Answers, number: int) -> None:
         self._asked, self._answers, self._number = asked, answers, number
-        self._tokenizer = call.service.tokenizer
+        self._names = call.service.token_names
         self._head = {
             "id": f"cmpl-{call.id}",
             "object": "text_completion",
@@ -135,4 +135,4 @@ class _Completion:
     def _logprobs(self, tokens: Sequence[Any], start: int) -> dict[str, Any] | None:
         if self._asked["logprobs"] is None:
             return None
-        return completion_logprobs(self._tokenizer, tokens, start)
+        return completion_logprobs(self._names, tokens, start)
