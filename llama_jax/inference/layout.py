@@ -2,7 +2,9 @@
 model whose parameters are given up for it no second copy is ever there."""
 
 import functools
+import math
 import mmap
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ from llama_jax.core.arrays import Array, PyTree
 from llama_jax.model import paths
 from llama_jax.model.llama import LanguageModel
 from llama_jax.model.quantized import computed_type
+from llama_jax.model.transposed import Transposed
 
 _ALIGNMENT = 64
 """Bytes. XLA for CPU takes host memory that is aligned so as it lies, without a copy."""
@@ -24,30 +27,38 @@ def decoding_params(model: LanguageModel, params: PyTree, *, consume: bool = Fal
     """Parameters in the list layout, cast to the type of computation. Several adapters get one more behind them, which
     is zero, for rows that want the base alone.
 
-    On a CPU they lie as it reads them fastest: kernels as their transposes (`model.quantized.Weight`), in huge pages,
-    of which a step reads up to a third more a second.
+    On a CPU they lie as it reads them fastest: kernels `Transposed`, as is the table where it is the head too, and all
+    in huge pages, of which a step reads up to a third more a second.
 
     Args:
         params: scanned layout.
         consume: delete each array of `params` as soon as it is not needed any more; those that stay as they are, stay.
     """
-    several = _has_several_adapters(params)
-    dtype = jnp.dtype(model.compute.dtype)
-    leaves: dict[str, Any] = {}
-    for path, leaf in tree.flatten(params).items():
-        result = computed_type(path, leaf.dtype, dtype)
-        padded = _with_one_more(leaf) if several and paths.is_adapter(path) else leaf
-        make = _in_host_memory if _is_on_one_cpu(leaf) else _on_devices
-        made = jax.block_until_ready(make(path, padded, result))
-        if consume and not any(leaf is other for other in made.values()):
-            leaf.delete()
-        leaves |= made
-    return tree.unflatten(leaves)
+    given, dtype = tree.flatten(params), jnp.dtype(model.compute.dtype)
+    several = _has_several_adapters(given)
+    left, found = dict(given), {}
+    while left:
+        path, leaf = next(iter(left.items()))
+        result, together = computed_type(path, leaf.dtype, dtype), [path]
+        if paths.is_adapter(path) or not _is_on_one_cpu(leaf):
+            made = _on_devices(path, _with_one_more(leaf) if several and paths.is_adapter(path) else leaf, result)
+        elif paths.is_plain_kernel(path):
+            together = [each for each in paths.side_by_side(path) if each in left]
+            made = _transposed([(each, left[each]) for each in together], result)
+        else:
+            made = _in_host_memory(path, leaf, result)
+        found |= jax.block_until_ready(made)
+        for used in map(left.pop, together):
+            if consume and not any(used is kept for kept in made.values()):
+                used.delete()
+    if paths.HEAD not in found and _is_on_one_cpu(found[paths.TABLE]):
+        found[paths.HEAD] = Transposed(found[paths.TABLE], 0, len(found[paths.TABLE]))
+    return tree.unflatten(found)
 
 
-def _has_several_adapters(params: PyTree) -> bool:
-    leaves = tree.flatten(params).items()
-    return any(paths.is_adapter(path) and paths.name_of(path) == "scale" and leaf.ndim > 1 for path, leaf in leaves)
+def _has_several_adapters(leaves: dict[str, Array]) -> bool:
+    scales = (leaf for path, leaf in leaves.items() if paths.is_adapter(path) and paths.name_of(path) == "scale")
+    return any(scale.ndim > 1 for scale in scales)
 
 
 def _with_one_more(leaf: Array) -> Array:
@@ -75,19 +86,41 @@ def _layers(leaf: Array, dtype: jnp.dtype) -> list[Array]:
 
 
 def _in_host_memory(path: str, leaf: Array, dtype: jnp.dtype) -> dict[str, Array]:
-    names, stored = _names(path, leaf), np.asarray(leaf)
-    parts = list(stored) if paths.in_layers(path) else [stored]
-    if paths.is_plain_kernel(path):
-        names, parts = [f"{name}/transposed" for name in names], [part.T for part in parts]
-    sizes = [-(-part.size * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for part in parts]
-    memory = _memory(sum(sizes))
-    found, start = {}, 0
-    for name, part, size in zip(names, parts, sizes, strict=True):
-        own = memory[start : start + part.size * dtype.itemsize].view(dtype).reshape(part.shape)
-        np.copyto(own, part, casting="same_kind")
-        found[name] = jax.device_put(own, leaf.sharding)
-        start += size
+    stored = np.asarray(leaf)
+    parts = stored if paths.in_layers(path) else stored[None]
+    copies = _copies([[part] for part in parts], dtype, leaf.sharding)
+    return dict(zip(_names(path, leaf), copies, strict=True))
+
+
+def _transposed(kernels: Sequence[tuple[str, Array]], dtype: jnp.dtype) -> dict[str, Transposed]:
+    """Kernels of one input. The first has the array of all."""
+    path, leaf = kernels[0]
+    stored = [np.asarray(kernel) if paths.in_layers(path) else np.asarray(kernel)[None] for _, kernel in kernels]
+    together = [[kernel.T for kernel in of_layer] for of_layer in zip(*stored, strict=True)]
+    copies: list[Any] = _copies(together, dtype, leaf.sharding)
+    found, first = {}, 0
+    for path, kernel in kernels:
+        count = kernel.shape[-1]
+        for name, array in zip(_names(path, kernel), copies, strict=True):
+            found[name] = Transposed(array, first, count)
+        copies, first = [None] * len(copies), first + count
     return found
+
+
+def _copies(arrays: Sequence[Sequence[np.ndarray]], dtype: jnp.dtype, place: Any) -> list[Array]:
+    """Each list of matrices (or the one array that it holds), one below the other, in memory of their own."""
+    shapes = [(sum(map(len, parts)), *parts[0].shape[1:]) for parts in arrays]
+    sizes = [-(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for shape in shapes]
+    memory, start, copies = _memory(sum(sizes)), 0, []
+    for parts, shape, size in zip(arrays, shapes, sizes, strict=True):
+        copy = memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+        first = 0
+        for part in parts:
+            np.copyto(copy[first : first + len(part)], part, casting="same_kind")
+            first += len(part)
+        copies.append(jax.device_put(copy, place))
+        start += size
+    return copies
 
 
 def _memory(size: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from llama_jax.core.sharding import Axes, constrain, size_of, with_gathered
 from llama_jax.model.low_rank import Factors, adapted, dropped, ready
 from llama_jax.model.quantized import Weight, gathered_weight, is_quantized, quantized_matmul
 from llama_jax.model.rope import Rotation
+from llama_jax.model.transposed import Transposed, transposed_matmul
 
 Initializer = Callable[..., Any]
 
@@ -48,6 +49,8 @@ def decaying(declared: PyTree) -> frozenset[str]:
 def matmul(x: Float[Array, "*batch I"], weight: Weight) -> Float[Array, "*batch O"]:
     """The product with a weight, quantised or not. Accumulates in float32 where the hardware computes in bfloat16."""
     product = quantized_matmul if is_quantized(weight) else jnp.dot
+    if isinstance(weight, Transposed):
+        product = transposed_matmul
     if size_of("length") > 1:
         # Split along both of its axes, a batch has no rows that could be laid end to end where they are.
         return product(x, weight)
@@ -112,7 +115,7 @@ class Linear(nn.Module):
         def gathered() -> Weight:
             return gathered_weight(kernel, self.axes, self.dtype)
 
-        if is_quantized(kernel):
+        if is_quantized(kernel) or isinstance(kernel, Transposed):
             product = matmul(x, gathered())
         else:
             product = with_gathered(matmul, x, kernel, self.axes, self.dtype)

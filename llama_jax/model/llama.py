@@ -21,6 +21,7 @@ from llama_jax.model.layers import Cached, Embedding, Linear, RMSNorm, Rows, dec
 from llama_jax.model.lora import without_adapter
 from llama_jax.model.quantized import Weight, gathered_weight
 from llama_jax.model.rope import rotate, rotation
+from llama_jax.model.transposed import filled
 
 
 class Attention(nn.Module):
@@ -243,7 +244,7 @@ class LanguageModel:
     def head(self, params: PyTree) -> Weight:
         """The output matrix as `unembed` multiplies by it, cast and gathered. Call it once, outside of any loop."""
         dtype = jnp.dtype(self.compute.dtype)
-        if self.config.tie_embeddings:
+        if "lm_head" not in params:
             return gathered(params["embedding"]["table"], ("vocab", "embed"), dtype).T
         return gathered_weight(params["lm_head"]["kernel"], ("embed", "vocab"), dtype)
 
@@ -278,7 +279,7 @@ class LanguageModel:
         positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
         longest = positions.max() + 1 if longest is None else longest
         told = Rows(rotation(self.config, positions), None, Cached(positions, rows, longest), adapter_ids)
-        hidden, caches = network.apply(_collections(params), tokens, told, caches)  # pyright: ignore[reportAssignmentType]
+        hidden, caches = network.apply(_collections(filled(params)), tokens, told, caches)  # pyright: ignore[reportAssignmentType]
         return hidden, caches
 
     def parameter_count(self) -> int:

@@ -15,14 +15,14 @@ from llama_jax.core.arrays import Array, Float, Integer, PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.sharding import Axes, constrain, gathered
 from llama_jax.model import paths
+from llama_jax.model.transposed import Transposed
 
 Quantization: TypeAlias = Literal["int8", "nf4"]
 StorageType: TypeAlias = Literal["float32", "bfloat16", "int8", "nf4"]
 """How a base is kept: one type for all weights, or the Linears of the blocks quantised and the rest bfloat16."""
 Weight: TypeAlias = Any
-"""An array `[…, I, O]`, or a dictionary in its place:
+"""An array `[…, I, O]`, a `Transposed` one, or a quantised one:
 
-    transposed  {"transposed": [O, I]}: not quantised, but laid out as a CPU reads it fastest for a few rows.
     int8  {"int8": int8 [..., I, O], "scale": float32 [..., O]}: code * scale, absmax by output.
     nf4   {"nf4": uint8 [..., I/2, O], "scale": uint8 [..., I/block, O], "step" and "offset": float32
           [..., I/block, groups]}: NF4[code] * (offset + scale * step). A byte holds row i of a block in its low four
@@ -61,7 +61,7 @@ NF4 = (
 
 
 def is_quantized(weight: Weight) -> bool:
-    """Whether the weight is a dictionary: of codes and scales, or of its transpose."""
+    """Whether the weight is a dictionary of codes and scales."""
     return isinstance(weight, Mapping)
 
 
@@ -71,8 +71,6 @@ def kernel_shape(weight: Weight) -> tuple[int, ...]:
         return tuple(weight.shape)
     if "int8" in weight:
         return tuple(weight["int8"].shape)
-    if "transposed" in weight:
-        return tuple(weight["transposed"].shape[::-1])
     *before, half, outputs = weight["nf4"].shape
     return (*before, 2 * half, outputs)
 
@@ -145,9 +143,7 @@ def _chosen(codes: Integer[Array, "*shape"]) -> Float[Array, "*shape"]:
 def dequantize(weight: Weight, dtype: jnp.dtype) -> Float[Array, "*layers I O"]:
     """The matrix that the weight stands for, computed in float32 and cast once. A stack of layers comes back whole."""
     if not is_quantized(weight):
-        return weight.astype(dtype)
-    if "transposed" in weight:
-        return weight["transposed"].T.astype(dtype)
+        return (weight.kernel if isinstance(weight, Transposed) else weight).astype(dtype)
     if kernel_shape(weight)[:-2]:
         return jax.lax.map(lambda layer: dequantize(layer, dtype), weight)
     if "int8" in weight:
@@ -166,26 +162,11 @@ def dequantize(weight: Weight, dtype: jnp.dtype) -> Float[Array, "*layers I O"]:
 def quantized_matmul(x: Float[Array, "*batch I"], weight: Weight) -> Float[Array, "*batch O"]:
     """The product with a quantised weight, in the type of `x`. The weight gets no gradient, and the backward pass turns
     the codes back once more: kept for it, the matrices of all layers would be the whole model unquantised."""
-    if "transposed" in weight:
-        return _by_transpose(x, weight["transposed"])
     if "int8" in weight:
         # The scales belong to outputs, so the codes multiply as they are: whole numbers that bfloat16 holds exactly.
         product = jnp.dot(x, weight["int8"].astype(x.dtype))
         return (product.astype(jnp.float32) * _by_output(weight["scale"], product)).astype(x.dtype)
     return jnp.dot(x, dequantize(weight, x.dtype))
-
-
-FEW_ROWS = 16
-"""Rows up to which a tall transpose is the first operand of a product."""
-
-
-def _by_transpose(x: Float[Array, "*batch I"], transpose: Float[Array, "O I"]) -> Float[Array, "*batch O"]:
-    outputs, inputs = transpose.shape
-    if x.ndim == 2 and 1 < len(x) <= FEW_ROWS and inputs > outputs:
-        # Each row of the transpose is read once and in order, 14 GB/s instead of 10 for 16 rows. The barrier keeps the
-        # compiler from turning the small operand back.
-        return jnp.dot(transpose, jax.lax.optimization_barrier(x.T)).T
-    return jax.lax.dot_general(x, transpose, (((x.ndim - 1,), (1,)), ((), ())))
 
 
 def _by_output(scale: Float[Array, "O"], like: Float[Array, "*batch O"]) -> Float[Array, "*ones O"]:
@@ -197,8 +178,6 @@ def _forward(x: Float[Array, "*batch I"], weight: Weight) -> tuple[Array, Weight
 
 
 def _backward(weight: Weight, gradient: Float[Array, "*batch O"]) -> tuple[Array, None]:
-    if "transposed" in weight:
-        return jnp.dot(gradient, weight["transposed"]), None
     if "int8" in weight:
         scaled = (gradient.astype(jnp.float32) * _by_output(weight["scale"], gradient)).astype(gradient.dtype)
         return jnp.dot(scaled, weight["int8"].astype(gradient.dtype).T), None
@@ -210,6 +189,8 @@ quantized_matmul.defvjp(_forward, _backward)
 
 def gathered_weight(weight: Weight, axes: tuple[str, str], dtype: jnp.dtype) -> Weight:
     """A weight as it enters a product, see `core.sharding.gathered`; of a quantised one the codes are gathered."""
+    if isinstance(weight, Transposed):
+        return weight
     if not is_quantized(weight):
         return gathered(weight, axes, dtype)
     inputs, outputs = (None if axis == "embed" else axis for axis in axes)
@@ -218,9 +199,7 @@ def gathered_weight(weight: Weight, axes: tuple[str, str], dtype: jnp.dtype) -> 
 
 
 def _parts_axes(weight: Weight, axes: tuple[str | None, str | None]) -> dict[str, Axes]:
-    """Logical axes of the arrays of one layer's kernel."""
-    if "transposed" in weight:
-        return {"transposed": axes[::-1]}
+    """Logical axes of the arrays of one layer's quantised kernel."""
     if "int8" in weight:
         return {"int8": axes, "scale": axes[1:]}
     outputs = "block_scales" if axes[0] == "embed" else axes[1]
