@@ -1,6 +1,7 @@
 """The command `chat` at a terminal, as somebody sits before it."""
 
 import contextlib
+import functools
 import json
 import os
 import pty
@@ -45,15 +46,7 @@ def at_a_terminal(*line: object) -> Iterator[Terminal]:
     master, slave = pty.openpty()
     environment = os.environ | {"PYTHONPATH": str(command_runs.ROOT), "TERM": "xterm", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "llama_jax", "chat", *map(str, line)]
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=slave,
-        stdout=slave,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
-    )
+    process = subprocess.Popen(command, env=environment, preexec_fn=functools.partial(os.login_tty, slave))
     os.close(slave)
     try:
         yield Terminal(process, master)
