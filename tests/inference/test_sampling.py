@@ -1,4 +1,4 @@
-"""Choosing tokens: filters and penalties by hand or against a sort, log-probabilities, frequencies, rows by themselves."""
+"""Choosing tokens: filters and penalties by hand or by a sort, log-probabilities, frequencies, rows by themselves."""
 
 import jax
 import numpy as np
