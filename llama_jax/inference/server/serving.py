@@ -108,8 +108,7 @@ def serve_until_stopped(
     Raises:
         CannotGoOnError: the engine failed for good.
     """
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logging.getLogger("llama_jax.serve").setLevel(logging.INFO)
+    _log_to_standard_error()
 
     async def run() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
@@ -122,6 +121,16 @@ def serve_until_stopped(
     asyncio.run(run())
     if service.worker.failure is not None:
         raise CannotGoOnError(f"the engine failed: {where_raised(service.worker.failure)}")
+
+
+def _log_to_standard_error() -> None:
+    shown = logging.StreamHandler()
+    shown.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    for name, level in (("llama_jax.serve", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.addHandler(shown)
+        logger.propagate = False  # libraries give the root logger handlers of their own
 
 
 async def serve(service: Service, api_key: str | None, listener: socket.socket, stop: asyncio.Event) -> None:

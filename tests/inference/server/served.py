@@ -25,7 +25,7 @@ TEMPLATE = (
     "{% for t in tools or [] %}[tool] {{ t.function.name }}\n{% endfor %}"
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}"
     '{% for c in m.tool_calls or [] %}<call>{"name": "{{ c.function.name }}", "arguments": '
-    "{{ c.function.arguments | tojson }}}</call>{% endfor %}\n{% endfor %}"
+    "{{ c.function.arguments | tojson }}}</call>{% endfor %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 TEXTS = [f"Document {number} says that twice it is {2 * number}; 日本 é 🙂" for number in range(99)]

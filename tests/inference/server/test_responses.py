@@ -91,6 +91,7 @@ def test_what_was_called_before_is_part_of_the_conversation(client) -> None:
         ("include[0]", {"include": ["file_search_call.results"]}),
         ("top_logprobs", {"top_logprobs": 3}),
         ("input", {"input": []}),
+        ("input", {"input": "x" * 400}),
         ("input[0].type", {"input": [{"type": "item_reference", "id": "a"}]}),
         ("input[0].content[0].type", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}),
         ("input[0].arguments", {"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{"}]}),

@@ -131,6 +131,8 @@ class Generation:
     """At the most; None: what fits."""
     new_tokens_field: str = "max_tokens"
     """What the request calls it."""
+    prompt_field: str = "prompt"
+    """What the request calls what was said."""
     top_logprobs: int | None = None
     """See `Request`."""
     make_constraint: Callable[[], Constraint] | None = field(default=None, compare=False)
@@ -205,7 +207,7 @@ def _new_tokens(prompt: int, how: Generation, limits: Limits) -> int:
         raise wrong("prompt", "has no token; begin with the beginning-of-sequence token")
     if prompt > limits.prompt_tokens:
         problem = f"a prompt of {prompt} tokens is longer than {limits.prompt_tokens}, the most that is served"
-        raise wrong("prompt", problem, "context_length_exceeded")
+        raise wrong(how.prompt_field, problem, "context_length_exceeded")
     asked, field_ = how.new_tokens, how.new_tokens_field
     if asked is not None and prompt + asked > limits.length:
         problem = f"a prompt of {prompt} tokens and {asked} new ones exceed the {limits.length} tokens that fit"
@@ -213,7 +215,8 @@ def _new_tokens(prompt: int, how: Generation, limits: Limits) -> int:
     if asked is not None and asked > limits.new_tokens:
         raise wrong(field_, f"{asked} tokens are more than {limits.new_tokens}, the most that is served")
     if prompt >= limits.length:
-        raise wrong("prompt", f"of {prompt} tokens leaves no room in {limits.length}", "context_length_exceeded")
+        problem = f"a prompt of {prompt} tokens leaves no room in {limits.length}"
+        raise wrong(how.prompt_field, problem, "context_length_exceeded")
     return min(limits.new_tokens, limits.length - prompt) if asked is None else asked
 
 

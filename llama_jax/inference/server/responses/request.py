@@ -65,8 +65,8 @@ _FORMAT: Fields = {
     "strict": IGNORED,
 }
 _TOOL: Fields = {
-    **FUNCTION,
     "type": Field(one_of("function"), is_needed=True),
+    **FUNCTION,
     "output_schema": IGNORED,
     "allowed_callers": IGNORED,
     "defer_loading": refused("functions are told from the beginning", False),

@@ -32,6 +32,7 @@ async def respond(call: Call) -> Reply | Events:
         adapter=adapter,
         new_tokens=asked["max_output_tokens"],
         new_tokens_field="max_output_tokens",
+        prompt_field="input",
         top_logprobs=(asked["top_logprobs"] or 0) if with_logprobs else None,
         make_constraint=shape.make_constraint,
     )

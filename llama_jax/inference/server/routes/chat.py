@@ -53,6 +53,7 @@ async def chat(call: Call) -> Reply | Events:
         adapter=adapter,
         new_tokens=asked["max_completion_tokens"] if newer else asked["max_tokens"],
         new_tokens_field="max_completion_tokens" if newer else "max_tokens",
+        prompt_field="messages",
         top_logprobs=(asked["top_logprobs"] or 0) if asked["logprobs"] else None,
         make_constraint=shape.make_constraint,
     )
