@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from llama_jax.core.arrays import Array, Float, Int
 from llama_jax.core.sharding import Summed, over_parts
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 128 * 2**20
 """Size of the float32 logits of one chunk on a device, at the most."""
 
 _TOKENS = ("batch", "length")
