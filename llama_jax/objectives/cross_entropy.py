@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from llama_jax.core.arrays import Array, Float, Int
 from llama_jax.core.sharding import Summed, over_parts
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 128 * 2**20
 """Size of the float32 logits of one chunk on a device, at the most."""
 
 _TOKENS = ("batch", "length")
@@ -66,7 +66,8 @@ def summed_cross_entropy(
 
     def values(head: Any, hidden: Any) -> tuple[Array, Array]:
         def body(_: None, chunk: tuple[Array, ...]) -> tuple[None, tuple[Array, Array]]:
-            return None, _chunk_sums(unembed, head, *chunk)
+            hidden, *of_loss = chunk
+            return None, _sums(unembed(head, hidden), *of_loss)
 
         def on_rows(head: Array, *rows: Array) -> tuple[Array, Array]:
             _, (nll, square) = jax.lax.scan(body, None, chunks(head.shape[-1], *rows))
@@ -102,18 +103,22 @@ def sums_and_gradients(
     """The sums of `summed_cross_entropy`, and the gradients of the first plus `z_loss` times the second in the head
     (None unless `of_head`) and in the hidden states."""
 
-    def loss(head: Array, *chunk: Array) -> tuple[Array, tuple[Array, Array]]:
-        nll, square = _chunk_sums(unembed, head, *chunk)
+    def loss(logits: Array, targets: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:
+        nll, square = _sums(logits, targets, weights)
         return nll + z_loss * square, (nll, square)
-
-    gradient = jax.grad(loss, argnums=(0, 1) if of_head else (1,), has_aux=True)
 
     def on_rows(head: Array, *rows: Array) -> tuple[Array, ...]:
         def body(head_gradient: Array | None, chunk: tuple[Array, ...]) -> tuple[Array | None, tuple[Array, ...]]:
-            gradients, sums = gradient(head, *chunk)
+            hidden, *of_loss = (array.reshape(-1, *array.shape[2:]) for array in chunk)
+            logits, of_hidden = jax.vjp(lambda hidden: unembed(head, hidden), hidden)
+            by_logits, sums = jax.grad(loss, has_aux=True)(logits, *of_loss)
             if head_gradient is not None:
-                head_gradient += gradients[0].astype(jnp.float32)
-            return head_gradient, (*sums, gradients[-1])
+                # Of a sum over rows XLA for CPU has fast code where the rows come last in the first factor. The barrier
+                # keeps the compiler from turning them back.
+                turned = jax.lax.optimization_barrier(hidden.T).T
+                of_head = jax.vjp(lambda head: unembed(head, turned), head)[1]
+                head_gradient += of_head(by_logits)[0].astype(jnp.float32)
+            return head_gradient, (*sums, of_hidden(by_logits)[0].reshape(chunk[0].shape))
 
         start = jnp.zeros(head.shape, jnp.float32) if of_head else None
         head_gradient, (nll, square, hidden_gradient) = jax.lax.scan(body, start, chunks(head.shape[-1], *rows))
@@ -130,14 +135,10 @@ def sums_and_gradients(
     return (nll, square), (rest[0] if rest else None, hidden_gradient)
 
 
-def _chunk_sums(
-    unembed: Unembed,
-    head: Float[Array, "D V"],
-    hidden: Float[Array, "B T D"],
-    targets: Int[Array, "B T"],
-    weights: Float[Array, "B T"],
+def _sums(
+    logits: Float[Array, "*B V"], targets: Int[Array, "*B"], weights: Float[Array, "*B"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    logprobs, log_z = logprobs_of(unembed(head, hidden), targets)
+    logprobs, log_z = logprobs_of(logits, targets)
     return jnp.sum(weights * -logprobs), jnp.sum(weights * jnp.square(log_z))
 
 

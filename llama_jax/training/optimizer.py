@@ -4,6 +4,7 @@ from collections.abc import Callable, Container
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from llama_jax.core import tree
@@ -44,7 +45,7 @@ def adamw(
         return jax.tree.unflatten(jax.tree.structure(params), [path in decays for path in tree.flatten(params)])
 
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        _clipped(config.clip_norm),
         optax.adamw(
             learning_rate_schedule(config),
             b1=config.beta1,
@@ -55,6 +56,17 @@ def adamw(
         ),
         *([] if rate_of is None else [_scaled(rate_of)]),
     )
+
+
+def _clipped(norm: float) -> optax.GradientTransformation:
+    """Clip by global norm. optax's own divides each element, and XLA for CPU keeps what is expensive to make, a copy of
+    all gradients; here what is divided is one number."""
+
+    def clip(gradients: PyTree, _: PyTree | None) -> PyTree:
+        factor = norm / jnp.maximum(norm, optax.tree.norm(gradients))
+        return jax.tree.map(lambda gradient: (gradient * factor).astype(gradient.dtype), gradients)
+
+    return optax.stateless(clip)
 
 
 def _scaled(rate_of: RateOf) -> optax.GradientTransformation:

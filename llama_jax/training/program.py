@@ -203,14 +203,21 @@ def indivisible(model: LlamaConfig, training: TrainingConfig, sequence_length: i
     return ""
 
 
-def _compiler_options(mesh: Mesh, frozen_shapes: PyTree) -> dict[str, str] | None:
+def _compiler_options(mesh: Mesh, frozen_shapes: PyTree) -> dict[str, str | bool | int] | None:
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    options: dict[str, str | bool | int] = {
+        # Without it XLA for CPU does not see that moments can be written where they are read, and copies all of them.
+        "xla_cpu_copy_insertion_use_region_analysis": True,
+        # Of the registers there are: the default is half of AVX-512's.
+        "xla_cpu_prefer_vector_width": 512,
+    }
     # XLA for CPU takes no slices of bfloat16 arrays: it converts the weights of all layers to float32 to take one
     # layer's, which is harmless inside of the loop over layers (only the slice is computed), but moved out of the loop,
     # as it then is, makes a copy of the whole base, twice its size.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    if on_cpu and any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(frozen_shapes)):
-        return {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
-    return None
+    if any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(frozen_shapes)):
+        options["xla_disable_hlo_passes"] = "while-loop-invariant-code-motion"
+    return options
 
 
 def _selector(pattern: str | None, parameters: PyTree) -> Callable[[str], bool]:

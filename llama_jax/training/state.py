@@ -49,8 +49,8 @@ _LOSS_MARGIN, _GRAD_NORM_MARGIN = 0.25, 1.0
 
 def judge(
     guard: Guard, loss: Float[Array, ""], grad_norm: Float[Array, ""], sigma: float
-) -> tuple[Bool[Array, ""], Bool[Array, ""], Guard]:
-    """Whether the numbers are finite, whether the update is to be made, and the guard after seeing them.
+) -> tuple[Bool[Array, ""], Guard]:
+    """Whether the update is to be made, and the guard after seeing the numbers.
 
     A spike is a loss or gradient norm more than `sigma` standard deviations above the mean of the window. It enters
     the window as the largest value that would have passed, so one spike does not hide the next, while a lasting change
@@ -72,7 +72,7 @@ def judge(
         skipped_nonfinite=guard.skipped_nonfinite + ~finite,
         skipped_spikes=guard.skipped_spikes + spike,
     )
-    return finite, finite & ~spike, after
+    return finite & ~spike, after
 
 
 def _limit(window: Float[Array, "W"], seen: Int[Array, ""], sigma: float, margin: float) -> Float[Array, ""]:

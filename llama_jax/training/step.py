@@ -42,9 +42,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, con
         key = jax.random.fold_in(jax.random.key(seed), state.updates)
         gradients, metrics = _gradients(objective, config.microbatches, state.trainable, frozen, batch, key)
         grad_norm = optax.tree.norm(gradients)
-        finite, accept, guard = judge(state.guard, metrics["loss"], grad_norm, config.spike_sigma)
-        # The optimizer never sees a non-finite number, so nothing it computes on the side can be poisoned.
-        gradients = select(finite, gradients, jax.tree.map(jnp.zeros_like, gradients))
+        accept, guard = judge(state.guard, metrics["loss"], grad_norm, config.spike_sigma)
         with jax.named_scope("adamw"):
             updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.trainable)
         metrics |= {

@@ -117,7 +117,9 @@ def by_heads(
 def _on_mesh(
     run: Part, query: Array, key: Array, value: Array, segments: Segments, constants: Sequence, places: Sequence
 ) -> Array:
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    # (One device alone would still add up each gradient over itself, and copy it for that.)
+    if mesh.empty or mesh.size == 1:
         return run(query, key, value, segments, *constants)
     by_query, by_key, by_token = (sharding.mesh_axes(axes) for axes in (_QUERY, _KEY, _IDS))
     return jax.shard_map(
