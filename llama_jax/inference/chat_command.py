@@ -16,6 +16,12 @@ from llama_jax.core.errors import UserError, nearest
 from llama_jax.core.processes.signals import Interruptions
 from llama_jax.inference.conversation import Conversation, Turn
 
+try:
+    import readline
+    import termios
+except ImportError:  # of Windows
+    readline = termios = None
+
 _SECONDS_A_FRAME = 0.1
 Answer: TypeAlias = Generator[str, None, None]
 Show: TypeAlias = Callable[[Table | str], None]
@@ -134,11 +140,8 @@ class _Terminal:
     def __init__(self, conversation: Conversation, markdown: bool) -> None:
         self._conversation, self._markdown = conversation, markdown
         self._console = Console(highlight=False, markup=False, emoji=False)
-        self._interruptions = Interruptions()
-        with contextlib.suppress(ImportError):  # there is none on Windows
-            import readline
-
-            # What is pasted is one message, however many lines it has.
+        self._interruptions = Interruptions(tidy_up=_echo)
+        if readline is not None:  # what is pasted is one message, however many lines it has
             readline.parse_and_bind("set enable-bracketed-paste on")
 
     def talk(self) -> None:
@@ -183,12 +186,24 @@ class _Terminal:
 
     def _show_answer(self, answer: Answer) -> None:
         with self._interruptions.noted() as noted:
-            with contextlib.closing(answer), _Shown(self._console, self._markdown) as shown:
-                for piece in answer:
-                    shown.add(piece)
-                    if noted.is_set():
-                        break
+            _echo(False)  # what is typed meanwhile is read afterwards, and would now be printed into the answer
+            try:
+                with contextlib.closing(answer), _Shown(self._console, self._markdown) as shown:
+                    for piece in answer:
+                        shown.add(piece)
+                        if noted.is_set():
+                            break
+            finally:
+                _echo()
             self._note(_figures(self._conversation.turns[-1], noted.is_set()))
+
+
+def _echo(is_on: bool = True) -> None:
+    """Whether the terminal shows what is typed."""
+    if termios is not None:
+        modes = termios.tcgetattr(sys.stdin)
+        modes[3] = modes[3] | termios.ECHO if is_on else modes[3] & ~termios.ECHO
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, modes)
 
 
 def _figures(turn: Turn, stopped: bool) -> str:
@@ -204,7 +219,7 @@ class _Shown(contextlib.ExitStack):
         super().__init__()
         self._console, self._markdown = console, markdown
         self._growing, self._drawn = "", 0.0
-        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._live = Live(Text("…"), console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> "_Shown":
         if self._markdown:

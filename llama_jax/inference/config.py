@@ -76,7 +76,7 @@ class ChatConfig(SamplingConfig, UseConfig):
     length: int | None = None
     """Tokens that a conversation may have; None: the model's context, but 4096 at the most."""
     markdown: bool = True
-    """Show Markdown in answers as it is meant; false: as it is written, as always where the output is not a terminal."""
+    """Lay out Markdown in answers; false: show it as it is written, as always where the output is not a terminal."""
     seed: int = 0
     """Seed of the random choices."""
 

@@ -183,8 +183,8 @@ class Conversation:
         room = self._engine.length - len(prompt)
         if room < 1:
             raise UserError(
-                f"the conversation has {len(prompt)} tokens, {self._engine.length} are the most; clear it, or start with a "
-                "greater --length"
+                f"the conversation has {len(prompt)} tokens, and {self._engine.length} are the most; clear it, or "
+                "start with a greater --length"
             )
         sampling = dataclasses.replace(self.sampling, max_new_tokens=min(self.sampling.max_new_tokens, room))
         return Request(

@@ -7,7 +7,6 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ from llama_jax.inference.compilations import compilations
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.programs import Chunk, Output
 from llama_jax.inference.requests import Constraint, NewToken, Request, check_request
+from llama_jax.inference.rows import Job, Slot
 from llama_jax.inference.sampling import rules_of
 from llama_jax.model.llama import LanguageModel
 
@@ -33,88 +33,14 @@ CHUNKS = {"cpu": (32, 128), "gpu": (32, 128, 512), "tpu": (32, 128, 512)}
 """Tokens of a prompt that one program reads."""
 TOKENS_A_STEP = 1024
 """Of prompts, that one step reads at the most: a request can be cancelled only between two steps."""
-WORTH_KEEPING = 16
-"""Tokens that a prompt must share with what a slot holds for them not to be read again."""
-
 _FINISH = {programs.GOES_ON: None, programs.STOP: "stop", programs.LENGTH: "length", programs.ERROR: "error"}
-
-
-@dataclass(eq=False)
-class _Job:
-    """A request that is being answered, or waits."""
-
-    handle: int
-    request: Request
-    adapter: int
-    read: int = 0
-    """Tokens of the prompt that its slot has read."""
-    asked: int = 0
-    """Tokens of the answer that devices were asked for."""
-
-    @property
-    def prompt(self) -> Sequence[int]:
-        return self.request.prompt
-
-    @property
-    def unread(self) -> int:
-        """Tokens of the prompt still to be read, but for the last one, which `decode` reads."""
-        return len(self.prompt) - 1 - self.read
-
-    @property
-    def is_read(self) -> bool:
-        """Whether `decode` can go on."""
-        return self.unread == 0
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether devices were asked for the whole answer."""
-        return self.asked == self.request.sampling.max_new_tokens
-
-
-@dataclass(eq=False)
-class _Slot:
-    """A row of the device's state, and what its caches are known to hold: all but the last of `tokens`."""
-
-    number: int
-    tokens: list[int] | None = None
-    """None: nothing that may be used again."""
-    adapter: int = 0
-    job: _Job | None = None
-    used: int = 0
-    """When its last request came, by a counter."""
-
-    def shared(self, job: _Job) -> int:
-        """How many tokens of the prompt its caches hold."""
-        return 0 if self.tokens is None or self.adapter != job.adapter else _common(self.tokens, job.prompt)
-
-    def promises(self, job: _Job) -> int:
-        """How many they will hold once the slot's own prompt is read."""
-        return 0 if self.job is None or self.adapter != job.adapter else _common(self.job.prompt, job.prompt)
-
-    def take(self, job: _Job, read: int, now: int) -> None:
-        """Serve a request, `read` tokens of whose prompt are in the caches."""
-        self.job, self.adapter, self.used = job, job.adapter, now
-        self.read(read)
-
-    def read(self, count: int) -> None:
-        """Note how many tokens of the prompt the caches hold now."""
-        assert self.job is not None
-        self.job.read, self.tokens = count, list(self.job.prompt[: count + 1])
-
-
-def _common(tokens: Sequence[int], prompt: Sequence[int]) -> int:
-    """Length of the common beginning of both without their last tokens; 0 where it is too short to be of use."""
-    most = min(len(tokens), len(prompt)) - 1
-    pairs = enumerate(zip(tokens[:most], prompt[:most], strict=True))
-    length = next((index for index, (kept, wanted) in pairs if kept != wanted), most)
-    return length if length >= WORTH_KEEPING else 0
 
 
 class _Pending(NamedTuple):
     """A step of decoding that devices work on."""
 
     output: Output
-    jobs: list[tuple[int, _Slot, _Job]]
+    jobs: list[tuple[int, Slot, Job]]
     """Row of the output, and whose it is."""
 
 
@@ -122,7 +48,7 @@ class Engine:
     """Answers requests with one model, on the mesh in use when it is made.
 
     Args:
-        layers: parameters in the list layout (`programs.decoding_params`).
+        layers: parameters in the list layout (`layout.decoding_params`).
         slots: requests that are answered at a time; the mesh divides them.
         length: tokens of prompt and answer at the most; None: the model's context.
         cache_dtype: type of the cached keys and values; None: the model's compute type.
@@ -143,6 +69,8 @@ class Engine:
         self.model, self.slots, self.length = model, slots, length or model.config.context_length
         self.compilations = 0
         """Programs compiled, or taken from the cache of compiled ones, by what this engine did."""
+        self.prompt_tokens_read = 0
+        """Tokens of prompts that were read, rather than found in a slot."""
         self._layers, self._adapters = layers, programs.adapter_count(layers)
         self._mesh = jax.sharding.get_mesh()
         self._parts = size_of("batch")
@@ -151,10 +79,10 @@ class Engine:
         self._vocab_size = model.config.padded_vocab_size
         self._handles = itertools.count()
         self._clock = itertools.count(1)
-        self._waiting: deque[_Job] = deque()
-        self._reading: list[_Slot] = []
+        self._waiting: deque[Job] = deque()
+        self._reading: list[Slot] = []
         self._pending: _Pending | None = None
-        self._rows = [_Slot(number) for number in range(slots)]
+        self._rows = [Slot(number) for number in range(slots)]
         self._chunks = [size for size in CHUNKS[platform()] if size <= self.length] or [self.length]
         self._row_counts = _row_counts(slots, self._parts) if row_counts is None else row_counts
         self._no_masks: dict[int, Array] = {}
@@ -183,7 +111,7 @@ class Engine:
         """
         check_request(request, self.model.config.vocab_size, self.length, self._adapters)
         adapter = self._adapters if request.adapter is None else request.adapter
-        job = _Job(next(self._handles), request, adapter)
+        job = Job(next(self._handles), request, adapter)
         self._waiting.append(job)
         return job.handle
 
@@ -243,7 +171,7 @@ class Engine:
             self._state = programs.copy_prompt(self._state, np.int32(0), nowhere, np.int32(0))
             self._state = programs.clear(self._state, nowhere)
             self._state = programs.stop(self._state, nowhere)
-            self._begin(nowhere, _Job(-1, Request([0], SamplingConfig()), 0))
+            self._begin(nowhere, Job(-1, Request([0], SamplingConfig()), 0))
             for count in self._row_counts:
                 self._run_decode([], count)
             jax.block_until_ready(self._state.lengths)
@@ -266,6 +194,7 @@ class Engine:
             size = self._chunk_size(max(slot.job.unread for slot in self._reading if slot.job is not None))
             chunk = self._chunk(self._reading, size)
             self._state = programs.prefill(self.model, self._layers, self._state, chunk)
+            self.prompt_tokens_read += int(chunk.counts.sum())
             for slot, start, count in zip(self._reading, chunk.starts, chunk.counts, strict=False):
                 slot.read(int(start + count))
                 if slot.job is not None and slot.job.is_read:
@@ -275,16 +204,17 @@ class Engine:
             if min(idle, self.waiting) + len(self._reading) <= self.active - len(self._reading):
                 return
 
-    def _admitted(self) -> list[_Slot]:
+    def _admitted(self) -> list[Slot]:
         """Slots whose prompts are to be read, side by side; as many as the mesh splits rows into."""
-        admitted: list[_Slot] = []
+        admitted: list[Slot] = []
         while self._waiting and len(admitted) < self._parts:
             idle = [slot for slot in self._rows if slot.job is None]
+            if not idle:
+                break
             job = self._waiting[0]
             source = max(self._rows, key=lambda slot: slot.shared(job))
-            # What one of those to be read now will hold is worth waiting for.
-            if not idle or any(slot.promises(job) > source.shared(job) for slot in admitted):
-                break
+            if any(slot.promises(job) > source.shared(job) for slot in admitted):
+                break  # what one of those will hold is worth waiting for
             target = max(idle, key=lambda slot: (slot.shared(job), -slot.used))
             if source.shared(job) > target.shared(job):
                 target = min(idle, key=lambda slot: slot.used)
@@ -302,7 +232,7 @@ class Engine:
         fitting = (size for size in self._chunks if left <= size <= max(2 * left, self._chunks[0]))
         return next(fitting, max((size for size in self._chunks if size <= left), default=self._chunks[0]))
 
-    def _chunk(self, slots: Sequence[_Slot], size: int) -> Chunk:
+    def _chunk(self, slots: Sequence[Slot], size: int) -> Chunk:
         tokens = np.zeros((self._parts, size), np.int32)
         rows, starts, counts, adapters = np.zeros((4, self._parts), np.int32)
         rows[:] = self.slots
@@ -316,7 +246,7 @@ class Engine:
             adapters[place] = slot.job.adapter
         return Chunk(tokens, rows, starts, counts, adapters)
 
-    def _begin(self, row: np.int32, job: _Job) -> None:
+    def _begin(self, row: np.int32, job: Job) -> None:
         tokens = np.zeros(self.length, np.int32)
         tokens[: len(job.prompt)] = job.prompt
         length, adapter = np.int32(len(job.prompt)), np.int32(job.adapter)
@@ -339,27 +269,25 @@ class Engine:
         whole = count == self.slots
         return _Pending(output, [(slot.number if whole else row, slot, job) for row, (slot, job) in enumerate(jobs)])
 
-    def _run_decode(self, jobs: Sequence[tuple[_Slot, _Job]], count: int) -> Output:
+    def _run_decode(self, jobs: Sequence[tuple[Slot, Job]], count: int) -> Output:
         whole = count == self.slots
         rows = np.full(count, self.slots, np.int32)
         rows[: len(jobs)] = [slot.number for slot, _ in jobs]
-        masks = np.zeros((count, programs.mask_words(self.model)), np.uint32)
-        constrained = False
-        for row, (slot, job) in enumerate(jobs):
-            if job.request.constraint is not None:
-                allowed = job.request.constraint.allowed()
-                masks[slot.number if whole else row, : len(allowed)] = allowed
-                constrained = True
-        if count not in self._no_masks:
-            self._no_masks[count] = self._placed(masks * 0)
-        on_devices = self._placed(masks) if constrained else self._no_masks[count]
-        self._state, output = programs.decode(
-            self.model, self._layers, self._state, None if whole else rows, on_devices
-        )
+        held = {slot.number if whole else row: job.request.constraint for row, (slot, job) in enumerate(jobs)}
+        masks = self._masks({row: constraint for row, constraint in held.items() if constraint is not None}, count)
+        self._state, output = programs.decode(self.model, self._layers, self._state, None if whole else rows, masks)
         return output
 
-    def _placed(self, array: np.ndarray) -> Array:
-        return jnp.asarray(array) if self._mesh.empty else placed(array, replicated(self._mesh))
+    def _masks(self, held: dict[int, Constraint], count: int) -> Array:
+        """What the rows that are held to something may take."""
+        if not held and count in self._no_masks:
+            return self._no_masks[count]
+        masks = np.zeros((count, programs.mask_words(self.model)), np.uint32)
+        for row, constraint in held.items():
+            allowed = constraint.allowed()
+            masks[row, : len(allowed)] = allowed
+        on_devices = jnp.asarray(masks) if self._mesh.empty else placed(masks, replicated(self._mesh))
+        return on_devices if held else self._no_masks.setdefault(count, on_devices)
 
     def _taken(self) -> list[NewToken]:
         """The tokens of the step that devices work on, once they are there."""
@@ -378,7 +306,7 @@ class Engine:
             self._take(slot, job, token)
         return found
 
-    def _take(self, slot: _Slot, job: _Job, token: NewToken) -> None:
+    def _take(self, slot: Slot, job: Job, token: NewToken) -> None:
         if slot.tokens is not None:
             slot.tokens.append(token.id)
         if token.finish is None and job.request.constraint is not None:

@@ -17,9 +17,8 @@ from llama_jax.inference.requests import Request
 from llama_jax.inference.sampling import History, Rules, choose, rules_of
 from llama_jax.model import paths
 from llama_jax.model.cache import LayerCache, empty_cache
-from llama_jax.model.llama import LanguageModel, unstacked
-from llama_jax.model.lora import with_adapter, without_adapter
-from llama_jax.model.quantized import cast_plain
+from llama_jax.model.llama import LanguageModel
+from llama_jax.model.lora import without_adapter
 
 GOES_ON, STOP, LENGTH, ERROR = range(4)
 """What is said of a row after each token."""
@@ -68,18 +67,6 @@ class Output(NamedTuple):
     top_logprobs: Float[Array, "B top"]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def decoding_params(model: LanguageModel, params: PyTree) -> PyTree:
-    """Parameters in the list layout, cast to the compute type; made in one jitted function. Several adapters get one
-    more behind them, which is zero, for rows that want the base alone."""
-    base, adapter = without_adapter(params)
-    scales = [leaf for path, leaf in tree.flatten(adapter or {}).items() if paths.name_of(path) == "scale"]
-    if any(scale.ndim > 1 for scale in scales):
-        adapter = jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, axis == 1) for axis in range(leaf.ndim)]), adapter)
-        params = with_adapter(base, adapter)
-    return unstacked(cast_plain(params, jnp.dtype(model.compute.dtype)))
-
-
 def adapter_count(layers: PyTree) -> int:
     """Number of the adapters that rows choose among, of parameters in the list layout; 0 where there is no choice."""
     adapter = without_adapter(layers)[1]
@@ -123,13 +110,12 @@ def _put(arrays: PyTree, rows: Array | None, new: PyTree) -> PyTree:
 def prefill(model: LanguageModel, params: PyTree, slots: Slots, chunk: Chunk) -> Slots:
     """Read pieces of prompts into the caches. Their logits nobody asks for: the last token of a prompt is read by
     `decode`."""
-    own = _taken(slots.caches, chunk.rows)
     adapters = chunk.adapters if adapter_count(params) else None
-    _, read = model.decode(params, chunk.tokens, own, chunk.starts, adapters)
+    _, caches = model.decode(params, chunk.tokens, slots.caches, chunk.starts, adapters, rows=chunk.rows)
     return slots.replace(
         lengths=_put(slots.lengths, chunk.rows, chunk.starts + chunk.counts),
         active=_put(slots.active, chunk.rows, jnp.zeros_like(chunk.rows, jnp.bool_)),
-        caches=_put(slots.caches, chunk.rows, read),
+        caches=caches,
     )
 
 
@@ -202,11 +188,14 @@ def decode(
             in their order.
         masks: tokens that constrained rows may take, see `choose`.
     """
-    own: Slots = _taken(slots, rows)
+    own: Slots = _taken(slots.replace(caches=[]), rows)
     places = jnp.arange(own.lengths.shape[0])
     read = own.tokens[places, own.lengths]
     adapters = own.adapters if adapter_count(params) else None
-    hidden, caches = model.decode(params, read[:, None], own.caches, own.lengths, adapters)
+    longest = jnp.where(own.active, own.lengths, 0).max() + 1
+    hidden, caches = model.decode(
+        params, read[:, None], slots.caches, own.lengths, adapters, rows=rows, longest=longest
+    )
     logits = model.unembed(model.head(params), hidden[:, 0])
     index = own.lengths + 1 - own.prompt_lengths
     choice = choose(logits, own.rules, History(own.tokens, own.prompt_lengths, own.lengths + 1), masks, index)
@@ -220,10 +209,11 @@ def decode(
         tokens=own.tokens.at[places, after].set(choice.ids, mode="drop"),
         lengths=own.lengths + emitted,
         active=emitted & (finish == GOES_ON),
-        caches=caches,
     )
-    changed = ("tokens", "lengths", "active", "caches")
-    slots = slots.replace(**{name: _put(getattr(slots, name), rows, getattr(new, name)) for name in changed})
+    changed = ("tokens", "lengths", "active")
+    slots = slots.replace(
+        caches=caches, **{name: _put(getattr(slots, name), rows, getattr(new, name)) for name in changed}
+    )
     logprobs = jnp.stack([choice.logprob, choice.sampled_logprob], axis=1)
     output = Output(choice.ids, finish, emitted, logprobs, choice.top_ids, choice.top_logprobs)
     return slots, jax.tree.map(lambda array: constrain(array, (None,) * array.ndim), output)

@@ -39,7 +39,7 @@ class Request:
     stop_ids: tuple[int, ...] = ()
     """Tokens that end the answer (kept in it)."""
     seed: int = 0
-    """Of the random choices, which are folded from it, `number`, `answer` and the index of the token alone."""
+    """Of the random choices, which follow from it, `number`, `answer` and the index of the token alone."""
     number: int = 0
     """Tells prompts of one seed apart."""
     answer: int = 0

@@ -4,6 +4,7 @@ In this order: penalties, biases, constraint, temperature, top-k, top-p, min-p, 
 some row asks for it. Nothing is sorted: a filter is the threshold behind which the tokens it drops lie, found by
 halving the range of the floating-point numbers."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
@@ -38,8 +39,8 @@ class Rules(struct.PyTreeNode):
     stop_ids: Annotated[Any, Int[Array, "B stops"]]
     """Padded with -1."""
     max_new_tokens: Annotated[Any, Int[Array, "B"]]
-    seeds: Annotated[Any, UInt32[Array, "B 4"]]
-    """Upper and lower half of the seed, number of the prompt, number of the answer."""
+    key: Annotated[Any, UInt32[Array, "B 2"]]
+    """Made from the seed, the number of the prompt and the number of the answer."""
 
 
 class History(NamedTuple):
@@ -71,7 +72,7 @@ def rules_of(request: Request, vocab_size: int) -> Rules:
     bias_ids[: len(given)], biases[: len(given)] = list(given), list(given.values())
     stop_ids = np.full(MAX_STOP_IDS, -1, np.int32)
     stop_ids[: len(request.stop_ids)] = request.stop_ids
-    seeds = (request.seed >> 32, request.seed, request.number, request.answer)
+    counters = repr((request.seed, request.number, request.answer))
     return Rules(
         temperature=np.float32(sampling.temperature),
         top_k=np.int32(min(sampling.top_k, 2**31 - 1)),
@@ -87,7 +88,7 @@ def rules_of(request: Request, vocab_size: int) -> Rules:
         top_logprobs=np.int32(-1 if request.top_logprobs is None else request.top_logprobs),
         stop_ids=stop_ids,
         max_new_tokens=np.int32(sampling.max_new_tokens),
-        seeds=np.array([half & 0xFFFFFFFF for half in seeds], np.uint32),
+        key=np.frombuffer(hashlib.blake2b(counters.encode(), digest_size=8).digest(), np.uint32),
     )
 
 
@@ -172,17 +173,17 @@ def filtered(scaled: Float[Array, "B V"], rules: Rules) -> Float[Array, "B V"]:
     """
     # Bits of floating-point numbers that are not negative are ordered as they are: the most likely token has the least.
     cost = jax.lax.bitcast_convert_type(jnp.abs(scaled), jnp.int32)
-    top_k = jnp.where(rules.top_k > 0, rules.top_k, scaled.shape[-1] + 1).astype(jnp.float32)
-    kept = cost <= _threshold(cost, jnp.ones_like(scaled), top_k)[:, None]
-    likelihood = jnp.where(kept, jnp.exp(scaled), 0.0)
+    kept = scaled >= jnp.log(rules.min_p)[:, None]
+    most = jnp.where(rules.top_k > 0, rules.top_k, jnp.inf)
+    within = cost <= _threshold(cost, jnp.ones_like(scaled), most)[:, None]
+    likelihood = jnp.where(within, jnp.exp(scaled), 0.0)
     mass = jnp.where(rules.top_p < 1, rules.top_p * likelihood.sum(axis=-1), jnp.inf)
-    kept &= cost <= _threshold(cost, likelihood, mass)[:, None]
-    kept &= scaled >= jnp.log(rules.min_p)[:, None]
-    return jnp.where(kept, scaled, -jnp.inf)
+    within &= cost <= _threshold(cost, likelihood, mass)[:, None]
+    return jnp.where(kept & within, scaled, -jnp.inf)
 
 
 def _threshold(cost: Int[Array, "B V"], weights: Float[Array, "B V"], limit: Float[Array, "B"]) -> Int[Array, "B"]:
-    """The largest m such that the weights of all costs below m sum up to less than the limit (which is above 0)."""
+    """The largest m such that the weights of all costs below m sum up to less than the limit (above 0, or infinite)."""
 
     def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
@@ -190,26 +191,27 @@ def _threshold(cost: Int[Array, "B V"], weights: Float[Array, "B V"], limit: Flo
         below = jnp.where(cost < middle[:, None], weights, 0.0).sum(axis=-1)
         return jnp.where(below < limit, middle, low), jnp.where(below < limit, high, middle - 1)
 
-    bounds = jnp.zeros_like(limit, jnp.int32), jnp.full_like(limit, 0x7F800000, jnp.int32)
+    most = jnp.full_like(limit, 0x7F800000, jnp.int32)
+    # Where no row is limited there is nothing to look for.
+    bounds = jnp.where(jnp.isinf(limit), most, 0), most
     return jax.lax.while_loop(lambda bounds: (bounds[0] < bounds[1]).any(), halve, bounds)[0]
 
 
 def _draw(likelihood: Float[Array, "B V"], rules: Rules, index: Int[Array, "B"]) -> Int[Array, "B"]:
     """A token of each row, in proportion to its likelihood: first which block of tokens, then which of the block. That
-    takes two random numbers for the square root of the vocabulary instead of one for each token."""
+    takes twice the square root of the vocabulary of random numbers, instead of one for each token."""
     B, V = likelihood.shape
     size = math.isqrt(V - 1) + 1
     blocks = jnp.pad(likelihood, ((0, 0), (0, -V % size))).reshape(B, -1, size)
 
-    def one(blocks: Array, seeds: Array, index: Array) -> Array:
-        key = jax.random.wrap_key_data(seeds[:2], impl="threefry2x32")
-        for counter in (seeds[2], seeds[3], index):
-            key = jax.random.fold_in(key, counter)
-        of_block, of_token = jax.random.split(key)
-        block = jax.random.categorical(of_block, jnp.log(blocks.sum(axis=-1)))
-        return block * size + jax.random.categorical(of_token, jnp.log(blocks[block]))
+    def one(blocks: Array, key: Array, index: Array) -> Array:
+        own = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), index)
+        # The largest of log-likelihoods and Gumbel noise is distributed like the likelihoods (Gumbel 1954).
+        of_block, of_token = jnp.split(jax.random.gumbel(own, (len(blocks) + size,)), [len(blocks)])
+        block = jnp.argmax(jnp.log(blocks.sum(axis=-1)) + of_block)
+        return block * size + jnp.argmax(jnp.log(blocks[block]) + of_token)
 
-    return jax.vmap(one)(blocks, rules.seeds, index).astype(jnp.int32)
+    return jax.vmap(one)(blocks, rules.key, index).astype(jnp.int32)
 
 
 def _logprobs(logits: Array, rules: Rules, ids: Array) -> tuple[Array, Array, Array]:

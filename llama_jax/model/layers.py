@@ -1,7 +1,7 @@
 """The parts of a block that hold parameters, and the one door through which modules meet parameters."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from llama_jax.core.sharding import Axes, constrain, size_of, with_gathered
 from llama_jax.model.low_rank import Factors, adapted, dropped, ready
 from llama_jax.model.quantized import Weight, gathered_weight, is_quantized, quantized_matmul
 from llama_jax.model.rope import Rotation
+from llama_jax.model.transposed import Transposed, transposed_matmul
 
 Initializer = Callable[..., Any]
 
@@ -48,6 +49,8 @@ def decaying(declared: PyTree) -> frozenset[str]:
 def matmul(x: Float[Array, "*batch I"], weight: Weight) -> Float[Array, "*batch O"]:
     """The product with a weight, quantised or not. Accumulates in float32 where the hardware computes in bfloat16."""
     product = quantized_matmul if is_quantized(weight) else jnp.dot
+    if isinstance(weight, Transposed):
+        product = transposed_matmul
     if size_of("length") > 1:
         # Split along both of its axes, a batch has no rows that could be laid end to end where they are.
         return product(x, weight)
@@ -62,6 +65,17 @@ def normal(stddev: float) -> Initializer:
     return nn.initializers.normal(stddev)
 
 
+class Cached(NamedTuple):
+    """Where in a cache tokens are written, and what is read of it."""
+
+    positions: Int[Array, "B T"]
+    """Slot of each token."""
+    rows: Int[Array, "B"] | None
+    """Row of the cache; None: each row its own."""
+    longest: Int[Array, ""]
+    """Slots of a row that are read at the least."""
+
+
 class Rows(struct.PyTreeNode):
     """What every layer is told of the rows it works on."""
 
@@ -69,8 +83,8 @@ class Rows(struct.PyTreeNode):
     """Angles of the rotary positions."""
     segment_ids: Annotated[Any, Int[Array, "B T"]] = None
     """Document of each token; None: one document a row."""
-    start: Annotated[Any, Int[Array, "B"]] = None
-    """Slot of the cache that each row's first token is written to; None without a cache."""
+    cached: Any = None
+    """Where in a cache the tokens are; None without one."""
     adapter_ids: Annotated[Any, Int[Array, "B"]] = None
     """The adapter of each row, where the parameters hold several."""
     dropout: float = struct.field(pytree_node=False, default=0.0)
@@ -101,7 +115,7 @@ class Linear(nn.Module):
         def gathered() -> Weight:
             return gathered_weight(kernel, self.axes, self.dtype)
 
-        if is_quantized(kernel):
+        if is_quantized(kernel) or isinstance(kernel, Transposed):
             product = matmul(x, gathered())
         else:
             product = with_gathered(matmul, x, kernel, self.axes, self.dtype)

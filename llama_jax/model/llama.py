@@ -13,12 +13,15 @@ import jax.numpy as jnp
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Float, Int, PRNGKeyArray, PyTree
 from llama_jax.core.sharding import constrain, gathered
+from llama_jax.model.attention.cached import cached_attention
 from llama_jax.model.attention.choice import CHECKPOINT_NAME, MASKED, attention
 from llama_jax.model.cache import LayerCache
 from llama_jax.model.config import ComputeConfig, LlamaConfig
-from llama_jax.model.layers import Embedding, Linear, RMSNorm, Rows, decaying, matmul, normal, param
+from llama_jax.model.layers import Cached, Embedding, Linear, RMSNorm, Rows, decaying, matmul, normal, param
 from llama_jax.model.lora import without_adapter
+from llama_jax.model.quantized import Weight, gathered_weight
 from llama_jax.model.rope import rotate, rotation
+from llama_jax.model.transposed import filled
 
 
 class Attention(nn.Module):
@@ -44,19 +47,19 @@ class Attention(nn.Module):
         query = rotate(heads("q_proj", config.num_heads, "heads"), *rows.rotation)
         key = rotate(heads("k_proj", config.num_kv_heads, "kv_heads"), *rows.rotation)
         value = heads("v_proj", config.num_kv_heads, "kv_heads")
-        key_segments = rows.segment_ids
-        if cache is not None and rows.start is not None:
-            cache = cache.write(key, value, rows.start)
-            key, value, key_segments = cache.key, cache.value, None
-        mixed = attention(
-            query,
-            key,
-            value,
-            query_segments=rows.segment_ids,
-            key_segments=key_segments,
-            query_start=rows.start,
-            implementation=self.compute.attention,
-        )
+        if cache is not None and rows.cached is not None:
+            positions, of_cache, longest = rows.cached
+            cache = cache.write(key, value, of_cache, positions[:, 0])
+            mixed = cached_attention(query, cache, positions, of_cache, longest)
+        else:
+            mixed = attention(
+                query,
+                key,
+                value,
+                query_segments=rows.segment_ids,
+                key_segments=rows.segment_ids,
+                implementation=self.compute.attention,
+            )
         mixed = mixed.reshape(B, T, -1)
         # The two projections that end on the residual stream start smaller, so that its size does not grow with depth.
         shrink = (2 * config.num_layers) ** -0.5
@@ -238,15 +241,15 @@ class LanguageModel:
         """Logits of the next token after each position, float32, one document a row (scanned layout)."""
         return self.unembed(self.head(params), self.hidden(params, tokens))[..., : self.config.vocab_size]
 
-    def head(self, params: PyTree) -> Float[Array, "D V"]:
+    def head(self, params: PyTree) -> Weight:
         """The output matrix as `unembed` multiplies by it, cast and gathered. Call it once, outside of any loop."""
         dtype = jnp.dtype(self.compute.dtype)
-        if self.config.tie_embeddings:
+        if "lm_head" not in params:
             return gathered(params["embedding"]["table"], ("vocab", "embed"), dtype).T
-        return gathered(params["lm_head"]["kernel"], ("embed", "vocab"), dtype)
+        return gathered_weight(params["lm_head"]["kernel"], ("embed", "vocab"), dtype)
 
     @jax.named_scope("unembed")
-    def unembed(self, head: Float[Array, "D V"], hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+    def unembed(self, head: Weight, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Logits over the padded vocabulary, float32; ids beyond `vocab_size` get a logit that no softmax can see."""
         logits = matmul(hidden, head).astype(jnp.float32)
         if self.config.padded_vocab_size == self.config.vocab_size:
@@ -256,16 +259,27 @@ class LanguageModel:
     def decode(
         self,
         params: PyTree,
-        tokens: Int[Array, "B T"],
+        tokens: Int[Array, "R T"],
         caches: list[LayerCache],
-        start: Int[Array, "B"],
-        adapter_ids: Int[Array, "B"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], list[LayerCache]]:
-        """Read T tokens of each row into the caches from slot `start` on (list layout, see `unstacked`)."""
+        start: Int[Array, "R"],
+        adapter_ids: Int[Array, "R"] | None = None,
+        *,
+        rows: Int[Array, "R"] | None = None,
+        longest: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "R T D"], list[LayerCache]]:
+        """Read T tokens of each row into the caches from slot `start` on (list layout, see `unstacked`).
+
+        Args:
+            rows: of the caches, to which the tokens belong; a number beyond the rows: to none. None: all in their
+                order.
+            longest: slots of the longest row that matters, its new tokens included; what further slots hold may be
+                overlooked. None: that of all rows.
+        """
         network = Llama(self.config, self.compute, scanned=False)
         positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
-        rows = Rows(rotation(self.config, positions), None, start, adapter_ids)
-        hidden, caches = network.apply(_collections(params), tokens, rows, caches)  # pyright: ignore[reportAssignmentType]
+        longest = positions.max() + 1 if longest is None else longest
+        told = Rows(rotation(self.config, positions), None, Cached(positions, rows, longest), adapter_ids)
+        hidden, caches = network.apply(_collections(filled(params)), tokens, told, caches)  # pyright: ignore[reportAssignmentType]
         return hidden, caches
 
     def parameter_count(self) -> int:

@@ -40,8 +40,25 @@ def within_layer(path: str) -> str:
 
 
 def of_layer(path: str, layer: int) -> str:
-    """The path in the list layout of one layer of what is stacked at `path`."""
-    return f"layers_{layer}/{within_layer(path)}"
+    """The path in the list layout of one layer of what is stacked at `path`, of a base or of an adapter."""
+    prefix = _ADAPTER if is_adapter(path) else ""
+    return f"{prefix}layers_{layer}/{within_layer(path.removeprefix(_ADAPTER))}"
+
+
+def is_plain_kernel(path: str) -> bool:
+    """Whether it is the matrix of a Linear, or of a head, in one array."""
+    return path.endswith(_KERNEL)
+
+
+_SIDE_BY_SIDE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+def side_by_side(path: str) -> tuple[str, ...]:
+    """The kernels of the Linears that have the same input as the one whose kernel this is, in their order, it among
+    them. In either layout."""
+    linear = module_of(path)
+    together = next((names for names in _SIDE_BY_SIDE if name_of(linear) in names), (name_of(linear),))
+    return tuple(kernel_of(linear.removesuffix(name_of(linear)) + each) for each in together)
 
 
 def split_kernel(path: str) -> tuple[str, str] | None:

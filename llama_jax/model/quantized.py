@@ -15,12 +15,13 @@ from llama_jax.core.arrays import Array, Float, Integer, PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.sharding import Axes, constrain, gathered
 from llama_jax.model import paths
+from llama_jax.model.transposed import Transposed
 
 Quantization: TypeAlias = Literal["int8", "nf4"]
 StorageType: TypeAlias = Literal["float32", "bfloat16", "int8", "nf4"]
 """How a base is kept: one type for all weights, or the Linears of the blocks quantised and the rest bfloat16."""
 Weight: TypeAlias = Any
-"""An array `[…, I, O]`, or a quantised one:
+"""An array `[…, I, O]`, a `Transposed` one, or a quantised one:
 
     int8  {"int8": int8 [..., I, O], "scale": float32 [..., O]}: code * scale, absmax by output.
     nf4   {"nf4": uint8 [..., I/2, O], "scale": uint8 [..., I/block, O], "step" and "offset": float32
@@ -142,7 +143,7 @@ def _chosen(codes: Integer[Array, "*shape"]) -> Float[Array, "*shape"]:
 def dequantize(weight: Weight, dtype: jnp.dtype) -> Float[Array, "*layers I O"]:
     """The matrix that the weight stands for, computed in float32 and cast once. A stack of layers comes back whole."""
     if not is_quantized(weight):
-        return weight.astype(dtype)
+        return (weight.kernel if isinstance(weight, Transposed) else weight).astype(dtype)
     if kernel_shape(weight)[:-2]:
         return jax.lax.map(lambda layer: dequantize(layer, dtype), weight)
     if "int8" in weight:
@@ -188,6 +189,8 @@ quantized_matmul.defvjp(_forward, _backward)
 
 def gathered_weight(weight: Weight, axes: tuple[str, str], dtype: jnp.dtype) -> Weight:
     """A weight as it enters a product, see `core.sharding.gathered`; of a quantised one the codes are gathered."""
+    if isinstance(weight, Transposed):
+        return weight
     if not is_quantized(weight):
         return gathered(weight, axes, dtype)
     inputs, outputs = (None if axis == "embed" else axis for axis in axes)
@@ -249,15 +252,17 @@ def store_as(params: PyTree, storage: StorageType) -> PyTree:
     return tree.cast(map_kernels(lambda _, weight: dequantize(weight, dtype), params), dtype)
 
 
+def computed_type(path: str, stored: jnp.dtype, dtype: jnp.dtype) -> jnp.dtype:
+    """The type in which a parameter enters computation in `dtype`. Quantised kernels and adapters stay as they are:
+    what is float32 in them is small, and needs to be."""
+    kept = paths.is_adapter(path) or paths.is_quantized(path) or not jnp.issubdtype(stored, jnp.floating)
+    return stored if kept else dtype
+
+
 def cast_plain(params: PyTree, dtype: jnp.dtype) -> PyTree:
-    """The weights in a type for computation. Quantised kernels and adapters stay as they are: what is float32 in them
-    is small, and needs to be."""
-
-    def cast(path: str, leaf: Array) -> Array:
-        kept = paths.is_adapter(path) or paths.is_quantized(path)
-        return leaf if kept or not jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(dtype)
-
-    return tree.unflatten({path: cast(path, leaf) for path, leaf in tree.flatten(params).items()})
+    """The parameters in the types in which they enter computation in `dtype`, see `computed_type`."""
+    leaves = tree.flatten(params).items()
+    return tree.unflatten({path: leaf.astype(computed_type(path, leaf.dtype, dtype)) for path, leaf in leaves})
 
 
 def stored_axes(axes: PyTree, params: PyTree) -> PyTree:

@@ -10,6 +10,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.placing import indivisible_rows
 from llama_jax.inference import programs
 from llama_jax.model import paths
+from llama_jax.model.cache import cache_axes
 from llama_jax.model.llama import LanguageModel, unstacked
 from llama_jax.model.quantized import cast_plain
 from llama_jax.planning.report import Lowered
@@ -34,8 +35,9 @@ def lowered_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> L
         params = sharding.with_shardings(shapes, sharding.shardings_of(mesh, shapes, _by_layer(model)))
         state = jax.eval_shape(lambda: programs.empty_slots(model, rows, slots, dtype))
         places = jax.tree.map(lambda leaf: sharding.row_sharding(mesh), state)
-        of_cache = jax.NamedSharding(mesh, sharding.mesh_axes(("batch", "length", "kv_heads", None), mesh))
-        places = places.replace(caches=jax.tree.map(lambda leaf: of_cache, state.caches))
+        axes = cache_axes(state.caches)
+        of_caches = [jax.NamedSharding(mesh, sharding.mesh_axes(each, mesh)) for each in axes]
+        places = places.replace(caches=jax.tree.unflatten(jax.tree.structure(state.caches), of_caches))
         state = sharding.with_shardings(state, places)
         masks = jax.ShapeDtypeStruct((rows, programs.mask_words(model)), jnp.uint32, sharding=sharding.replicated(mesh))
 
@@ -48,7 +50,7 @@ def lowered_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> L
     attention = 4 * config.num_layers * config.num_heads * config.head_size * slots
     flops = rows * (2 * (model.parameter_count() - lookup) + attention)
     held = {"parameters": params, "caches": state.caches, "batch": state.replace(caches=[])}
-    return Lowered(traced, mesh, held, flops, [])
+    return Lowered(traced, mesh, held, flops, [], loop_turns=31)
 
 
 def _by_layer(model: LanguageModel) -> PyTree:

@@ -11,6 +11,7 @@ import numpy as np
 
 from llama_jax.checkpoints.formats.weights import WeightName, Weights, padded, tensors_of, weight_names
 from llama_jax.core import tree
+from llama_jax.core.arrays import PyTree
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
 
@@ -60,12 +61,17 @@ def read_all(weights: Weights) -> None:
         weights.read(name, layer)
 
 
-def logits(weights: Weights, tokens: np.ndarray) -> np.ndarray:
-    """What our model computes with these weights, float32 [B, T, V]."""
+def params_of(weights: Weights) -> PyTree:
+    """The weights as our parameters, float32."""
     leaves = {}
     for name in weight_names(weights.config):
         layers = range(weights.config.num_layers) if name.per_layer else (None,)
         tensors = [padded(weights.read(name, layer), name, weights.config) for layer in layers]
         leaves[name.ours] = jnp.asarray(np.stack(tensors) if name.per_layer else tensors[0], jnp.float32)
+    return tree.unflatten(leaves)
+
+
+def logits(weights: Weights, tokens: np.ndarray) -> np.ndarray:
+    """What our model computes with these weights, float32 [B, T, V]."""
     model = language_model(weights.config, ComputeConfig())
-    return np.asarray(jax.jit(model.logits)(tree.unflatten(leaves), jnp.asarray(tokens, jnp.int32)))
+    return np.asarray(jax.jit(model.logits)(params_of(weights), jnp.asarray(tokens, jnp.int32)))

@@ -36,7 +36,7 @@ def opened(path: Path, store: Any, devices: int = 1) -> Any:
         return open_params(ModelReference(str(path)), ComputeConfig(), say=pytest.fail, store=store, identify=False)
 
 
-@pytest.fixture(scope="module", params=["hf", "run"])
+@pytest.fixture(scope="module", params=some(["hf", "run"], ["hf"]))
 def base(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("base") / request.param
     if request.param == "run":

@@ -57,6 +57,7 @@ def test_eight_devices_are_measured_and_exchange_rightly(capfd, tmp_path) -> Non
     assert not any("Traceback" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_one_device_is_ready_too(tmp_path) -> None:
     ended = command_runs.run("doctor", *QUICK, folder=tmp_path)
     result = json.loads(ended.output.splitlines()[-1])

@@ -13,13 +13,15 @@ import httpx2
 import pytest
 
 KEY = "canary-key-5417"
+HEADERS = {"authorization": f"Bearer {KEY}"}
+BODY = {"prompt": "a", "max_tokens": 30, "n": 8, "stream": True, "ignore_eos": True}
 
 
 @contextmanager
-def served(small_run: Path, folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen, str, Path]]:
+def served(model: Path, folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen, str, Path]]:
     """The process, the address, and the file of what it says."""
     said = folder / "said.txt"
-    command = [sys.executable, "-m", "llama_jax.serve", "--model", str(small_run), "--port", "0", "--slots", "2", *more]
+    command = [sys.executable, "-m", "llama_jax.serve", "--model", str(model), "--port", "0", "--slots", "2", *more]
     with said.open("w") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, cwd=folder, env={**os.environ, "LLAMA_JAX_API_KEY": KEY}
@@ -36,8 +38,7 @@ def served(small_run: Path, folder: Path, *more: str) -> Iterator[tuple[subproce
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_when_its_answers_are_written(small_run, tmp_path, number) -> None:
-    body = {"prompt": "a", "max_tokens": 40, "stream": True, "ignore_eos": True}
-    with served(small_run, tmp_path) as (process, url, said):
+    with served(small_run.run_dir, tmp_path) as (process, url, said):
         with httpx2.stream(
             "POST", f"{url}/v1/completions", json=body, headers={"authorization": f"Bearer {KEY}"}
         ) as answer:
@@ -52,14 +53,13 @@ def test_a_signal_ends_the_server_when_its_answers_are_written(small_run, tmp_pa
 
 @pytest.mark.slow
 def test_a_second_signal_ends_it_at_once(small_run, tmp_path) -> None:
-    body = {"prompt": "a", "max_tokens": 100, "n": 8, "stream": True, "ignore_eos": True}
-    with served(small_run, tmp_path) as (process, url, said):
-        with httpx2.stream(
-            "POST", f"{url}/v1/completions", json=body, headers={"authorization": f"Bearer {KEY}"}
-        ) as answer:
-            next(answer.iter_lines())
-            process.send_signal(signal.SIGTERM)
-            while "again ends at once" not in said.read_text():
-                pass
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 128 + signal.SIGTERM
+    with (
+        served(small_run.run_dir, tmp_path) as (process, url, said),
+        httpx2.stream("POST", f"{url}/v1/completions", json=body, headers={"authorization": f"Bearer {KEY}"}) as answer,
+    ):
+        next(answer.iter_lines())
+        process.send_signal(signal.SIGTERM)
+        while "again ends at once" not in said.read_text():
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM

@@ -60,6 +60,7 @@ def test_a_run_on_a_mixture_with_bad_records_records_both(small_run, files, tmp_
     assert len(named) == min(total, 5)
 
 
+@pytest.mark.slow
 def test_too_many_bad_records_end_the_run_with_one_line(small_run, files, tmp_path, capfd):
     assert command_runs.call(*command(small_run, files, tmp_path / "run", data__max_bad_fraction=0.1)) == 2
     (said,) = capfd.readouterr().err.splitlines()

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapted_models import CONFIG, EVERY_LINEAR, MODEL, adapter, base
+from sweeps import some
 
 from llama_jax.core import placing, sharding, tree
 from llama_jax.core.batches import TokenBatch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
-from llama_jax.inference.programs import decoding_params
+from llama_jax.inference.layout import decoding_params
 from llama_jax.model import lora, low_rank, quantized
 from llama_jax.model.cache import empty_cache
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig
@@ -52,7 +53,7 @@ def test_number_of_trained_parameters_of_7b(rank, targets, expected) -> None:
     assert {path.rsplit("/", 1)[-1] for path in tree.flatten(frozen.get("lora"))} == {"scale"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS, ("lora", "dora")))
 def test_a_fresh_adapter_changes_nothing(params, kind) -> None:
     fresh = lora.init_adapter(KINDS[kind], params, jax.random.key(1))
     leaves = tree.flatten(fresh)
@@ -129,7 +130,7 @@ def plain(kernel: np.ndarray, factors: dict) -> np.ndarray:
     return matrix
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS, ("dora",)))
 def test_an_adapted_model_is_the_model_with_the_matrices_of_the_papers(params, kind) -> None:
     own = adapter(KINDS[kind], params)
     leaves, factors = tree.flatten(params), tree.flatten(own)

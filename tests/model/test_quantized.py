@@ -12,7 +12,7 @@ from sweeps import some
 
 from llama_jax.core import tree
 from llama_jax.core.errors import UserError
-from llama_jax.inference.programs import decoding_params
+from llama_jax.inference.layout import decoding_params
 from llama_jax.model import quantized
 from llama_jax.model.cache import empty_cache
 from llama_jax.model.config import SIZES, ComputeConfig

@@ -11,7 +11,7 @@ from sweeps import some
 
 from llama_jax.checkpoints.formats.weights import padded, to_ours, weight_names
 from llama_jax.core import tree
-from llama_jax.inference.programs import decoding_params
+from llama_jax.inference.layout import decoding_params
 from llama_jax.model.cache import empty_cache
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model

@@ -87,9 +87,8 @@ SMALL = LlamaConfig(V, D, F, L, num_heads=4, num_kv_heads=4, head_size=64, conte
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel here")
-@pytest.mark.parametrize(
-    ("storage", "dtype", "part"), [("bfloat16", "bf16", 2), pytest.param("nf4", "u8", 0.5, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("storage", "dtype", "part"), [("bfloat16", "bf16", 2), ("nf4", "u8", 0.5)])
+@pytest.mark.slow
 def test_on_tpu_the_base_is_gathered_as_it_is_stored_and_never_reduced(storage, dtype, part) -> None:
     mesh = make_mesh(MeshConfig(fsdp=DEVICES), devices=absent_devices("v5e:2x4"))
     model = model_of(SMALL)

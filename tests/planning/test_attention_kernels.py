@@ -75,7 +75,7 @@ SCORES = 4 * ROWS // 4 * HEADS // 2 * LENGTH**2
     ("topology", "mesh", "head_size", "dtype"),
     [
         ("v5e:2x4", WHOLE, 128, "bfloat16"),
-        ("v5e:2x4", SPLIT, 128, "bfloat16"),
+        pytest.param("v5e:2x4", SPLIT, 128, "bfloat16", marks=pytest.mark.slow),
         pytest.param("v5e:2x4", WHOLE, 64, "float32", marks=pytest.mark.slow),
         pytest.param("v4:2x2x2", SPLIT, 256, "float32", marks=pytest.mark.slow),
         pytest.param("v6e:2x4", WHOLE, 80, "bfloat16", marks=pytest.mark.slow),
@@ -91,7 +91,12 @@ def test_splash_compiles_for_tpus(topology, mesh, head_size, dtype) -> None:
 
 @needs_cuda_plugin
 @pytest.mark.parametrize(
-    ("mesh", "head_size", "dtype"), [(WHOLE, 128, "bfloat16"), (SPLIT, 128, "bfloat16"), (WHOLE, 80, "float32")]
+    ("mesh", "head_size", "dtype"),
+    [
+        (WHOLE, 128, "bfloat16"),
+        pytest.param(SPLIT, 128, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(WHOLE, 80, "float32", marks=pytest.mark.slow),
+    ],
 )
 def test_triton_compiles_for_gpus(mesh, head_size, dtype) -> None:
     program = compiled_for("h100:1x8", mesh, "triton", head_size, dtype)
@@ -123,7 +128,7 @@ def test_triton_fits_the_shared_memory_of_small_gpus(head_size, dtype) -> None:
     ("topology", "dtype"),
     [
         pytest.param("v5e:2x4", "bfloat16", marks=needs_libtpu),
-        pytest.param("h100:1x8", "float32", marks=needs_cuda_plugin),
+        pytest.param("h100:1x8", "float32", marks=[needs_cuda_plugin, pytest.mark.slow]),
     ],
 )
 def test_blocks_in_plain_jax_hold_few_scores_anywhere(topology, dtype) -> None:
@@ -153,12 +158,13 @@ def test_devices_that_split_rows_exchange_them_for_heads_where_the_kernel_needs_
     assert not shapes_sent(program, "all-gather")
 
 
-@pytest.mark.parametrize("remat", [pytest.param("full", marks=pytest.mark.slow), "attention"])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["full", "attention"])
 @pytest.mark.parametrize(
     ("implementation", "topology"),
     [
         pytest.param("splash", "v5e:2x4", marks=needs_libtpu),
-        pytest.param("triton", "h100:1x8", marks=[needs_cuda_plugin, pytest.mark.slow]),
+        pytest.param("triton", "h100:1x8", marks=needs_cuda_plugin),
     ],
 )
 def test_in_a_scanned_layer_a_policy_keeps_what_the_kernel_made(implementation, topology, remat) -> None:

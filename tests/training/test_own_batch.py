@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec
 
 from llama_jax.checkpoints.config import CheckpointConfig
@@ -52,6 +53,7 @@ def data(program, first: int):
         yield program.place_batch({"tokens": tokens, "weights": np.ones(8, np.float32)}, 8), step + 1
 
 
+@pytest.mark.slow
 def test_pairs_of_rows_train_and_resume_exactly(tmp_path) -> None:
     model = language_model(SIZES["tiny"], ComputeConfig())
     score = {"score": {"vector": PartitionSpec(None)}}

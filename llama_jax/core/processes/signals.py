@@ -156,8 +156,13 @@ class Interruptions(contextlib.ExitStack):
     """Ctrl-C in a program that reads from a terminal and answers. Used as a context manager on the main thread: raised
     as `KeyboardInterrupt` where it reads, and only noted in a block of `noted`, so that what computes is left whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, tidy_up: Callable[[], None] = lambda: None) -> None:
+        """
+        Args:
+            tidy_up: called before a sudden end, from a thread of its own.
+        """
         super().__init__()
+        self._tidy_up = tidy_up
         self._noted: threading.Event | None = None
         self._first = 0.0
 
@@ -187,6 +192,7 @@ class Interruptions(contextlib.ExitStack):
                 self._first = time.monotonic()
                 noted.set()
             elif time.monotonic() - self._first > _SECONDS_IN_A_LIBRARY:
+                self._tidy_up()
                 _end("interrupted", 130)
 
 

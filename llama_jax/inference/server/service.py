@@ -133,7 +133,9 @@ def _names(opened: OpenModel, name: str | None) -> dict[str, int | None]:
     base = name or _last_part(opened.source.partition(" with ")[0])
     if len(opened.adapters) == 1:  # part of the model
         return {name or _last_part(opened.adapters[0]): None}
-    return {base: None} | {_last_part(adapter): number for number, adapter in enumerate(opened.adapters)}
+    short = [_last_part(adapter) for adapter in opened.adapters]
+    clear = len({base, *short}) == 1 + len(short)
+    return {base: None} | {name: number for number, name in enumerate(short if clear else opened.adapters)}
 
 
 def _last_part(path: str) -> str:

@@ -167,7 +167,6 @@ def attention(
     *,
     query_segments: Int[Array, "B T"] | None = None,
     key_segments: Int[Array, "B S"] | None = None,
-    query_start: Int[Array, "B"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B T N H"]:
     """Softmax(Q K^T / sqrt(H)) V (Vaswani et al. 2017, arXiv:1706.03762, equation 1) under the causal mask.
@@ -175,8 +174,6 @@ def attention(
     Args:
         query_segments: document of each query; with `key_segments`, only keys of the same document are seen. None: one
             document.
-        query_start: index among the keys of each row's first query (decoding with a cache, which is `xla`'s whatever
-            the implementation); None: 0.
         implementation: `auto`, or a name.
 
     Returns:
@@ -190,8 +187,6 @@ def attention(
     S, K = key_BSKH.shape[1:3]
     segments = None if query_segments is None or key_segments is None else (query_segments, key_segments)
     arrays = (query_BTNH, key_BSKH, value_BSKH, segments)
-    if query_start is not None:
-        return _xla(*arrays, query_start[:, None] + jnp.arange(T)[None])
     shapes = Shapes(B, T, S, N, K, H, query_BTNH.dtype.name)
     chosen = choose(implementation, shapes).name
     if chosen == "splash":
@@ -213,7 +208,7 @@ def _xla(
     key_BSKH: Float[Array, "B S K H"],
     value_BSKH: Float[Array, "B S K H"],
     segments: Segments,
-    positions: Int[Array, "#B T"],
+    positions: Int[Array, "1 T"],
 ) -> Float[Array, "B T N H"]:
     """All scores at once, of queries at the given positions among the keys."""
     B, T, N, H = query_BTNH.shape

@@ -21,7 +21,7 @@ from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.engine import Engine, Request
-from llama_jax.inference.programs import decoding_params
+from llama_jax.inference.layout import decoding_params
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 
 RECORDED = np.load(ORACLE / "transformers_logits.npz")

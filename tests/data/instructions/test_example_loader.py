@@ -83,7 +83,7 @@ def test_going_on_from_any_step_gives_the_same_batches(make, kind, batch_size):
             assert after == after_expected and same(rows, expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS, ("packed",)))
 @pytest.mark.parametrize("parts", some([2, 4], [2]))
 def test_any_number_of_processes_reads_the_same_batches(make, kind, parts):
     loader = make(8, **KINDS[kind])

@@ -1,5 +1,6 @@
 """What the routes answer, as OpenAI's client and plain HTTP see it."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 
@@ -8,6 +9,8 @@ import pytest
 from served import KEY, TEMPLATE
 
 from llama_jax.inference import generate
+from llama_jax.inference.server.config import ServeConfig
+from llama_jax.inference.server.service import Service
 
 ASK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is twice 7?"}]
 
@@ -200,3 +203,22 @@ def test_the_page_runs_only_its_own_scripts(server) -> None:
     rules = answer.headers["content-security-policy"]
     assert answer.headers["content-type"] == "text/html; charset=utf-8" and "default-src 'none'" in rules
     assert answer.text.count("<script") == rules.count("'sha256-")
+
+
+@pytest.mark.parametrize(
+    ("adapters", "name", "models"),
+    [
+        ((), None, {"tiny": None}),
+        ((), "mine", {"mine": None}),
+        (("runs/poet/",), None, {"poet": None}),
+        (("runs/poet", "cook"), None, {"tiny": None, "poet": 0, "cook": 1}),
+        (("runs/poet", "cook"), "base", {"base": None, "poet": 0, "cook": 1}),
+        (("a/poet", "b/poet"), None, {"tiny": None, "a/poet": 0, "b/poet": 1}),
+    ],
+)
+def test_the_base_and_each_of_several_adapters_are_models(opened, server, adapters, name, models) -> None:
+    source = f"models/tiny with {', '.join(adapters)}" if adapters else opened.source
+    adapted = dataclasses.replace(opened, adapters=adapters, source=source)
+    service = Service(adapted, server.service.worker, ServeConfig(name=name))
+    assert service.models == models
+    assert service.adapter(None) is None and service.adapter(list(models)[-1]) == list(models.values())[-1]

@@ -105,13 +105,13 @@ CASES = {
 }
 
 
-DEFAULT_CASES = ("packed", "grouped", "long")
+DEFAULT_CASES = ("packed", "grouped")
 
 
 def cases() -> Iterator[Any]:
     """Of each case and implementation; the size of a head makes a difference to kernels alone."""
     for (name, case), implementation in itertools.product(CASES.items(), IMPLEMENTATIONS):
-        is_default = name in DEFAULT_CASES or (name == "heads of 80" and implementation in KERNELS)
+        is_default = name in DEFAULT_CASES or (name, implementation) in (("long", "blocked"), ("heads of 80", "splash"))
         marks = [pytest.mark.slow] * (not is_default)
         yield pytest.param(case, implementation, marks=marks, id=f"{name}-{implementation}")
 
