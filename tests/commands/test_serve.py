@@ -21,7 +21,7 @@ BODY = {"prompt": "a", "max_tokens": 30, "n": 8, "stream": True, "ignore_eos": T
 def served(model: Path, folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen, str, Path]]:
     """The process, the address, and the file of what it says."""
     said = folder / "said.txt"
-    command = [sys.executable, "-m", "llama_jax.serve", "--model", str(model), "--port", "0", "--slots", "2", *more]
+    command = [sys.executable, "-m", "llama_jax.serve", "--model", str(model), "--port", "0", "--slots", "8", *more]
     with said.open("w") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, cwd=folder, env={**os.environ, "LLAMA_JAX_API_KEY": KEY}
