@@ -1,4 +1,4 @@
-"""Measure speed and memory: `python -m llama_jax.benchmark train`, `… lora`, `… data`, `… scaling`."""
+"""Measure speed and memory: `python -m llama_jax.benchmark train`, `… lora`, `… decode`, `… data`, `… scaling`."""
 
 if __name__ == "__main__":
     from llama_jax.__main__ import main
@@ -15,6 +15,9 @@ from llama_jax.benchmarks import turns
 from llama_jax.benchmarks.against import compare, own_turn
 from llama_jax.benchmarks.config import BenchmarkConfig
 from llama_jax.benchmarks.data import measure_data
+from llama_jax.benchmarks.decoding.comparison import measure_decoding
+from llama_jax.benchmarks.decoding.dry_run import describe_decoding
+from llama_jax.benchmarks.decoding.engine_side import engine_turn
 from llama_jax.benchmarks.results import keep, say
 from llama_jax.benchmarks.scaling import measure_scaling
 from llama_jax.benchmarks.step import measure_step
@@ -22,6 +25,7 @@ from llama_jax.config import COMMANDS, PRESETS
 from llama_jax.core.processes.distributed import is_main_process, start_up
 from llama_jax.core.settings.command_line import parse
 from llama_jax.objectives.next_token import next_token
+from llama_jax.planning.decoding import lowered_decode
 from llama_jax.runs.description import description
 from llama_jax.runs.methods import build_program, low_rank_adapter
 from llama_jax.training.program import Program
@@ -29,10 +33,14 @@ from llama_jax.training.program import Program
 
 def benchmark(config: BenchmarkConfig) -> None:
     """Print what was measured, and write it to `WHAT.json` in `output`; `scaling` draws `scaling.png` beside it."""
-    if config.against is not None:
-        # Nothing here may start JAX: the memory and the processors belong to the two sides.
-        compared = compare(config, own_side="llama_jax.benchmark:own_side")
-        keep(config, f"{config.what}_against_{config.against}{'_compiled' * config.compiled}", compared)
+    if config.run.dry_run:
+        describe_decoding(config, lowered_decode)
+        return
+    if config.against is not None or config.what == "decode":
+        # Nothing here may start JAX: the memory and the processors belong to the sides.
+        measure = measure_decoding if config.what == "decode" else compare
+        against = "" if config.against is None else f"_against_{config.against}{'_compiled' * config.compiled}"
+        keep(config, f"{config.what}{against}", measure(config, own_side="llama_jax.benchmark:own_side"))
         return
     say(config, start_up(config.run.distributed))
     scaling = functools.partial(measure_scaling, build=build)
@@ -43,7 +51,12 @@ def benchmark(config: BenchmarkConfig) -> None:
 
 def own_side() -> None:
     """Entry point of our side of `--against`; see `turns.Side`."""
-    turns.serve(lambda settings: own_turn(_parsed(settings), build))
+
+    def prepare(settings: str) -> tuple[turns.Turn, dict[str, Any]]:
+        config = _parsed(settings)
+        return engine_turn(config) if config.what == "decode" else own_turn(config, build)
+
+    turns.serve(prepare)
 
 
 def build(config: BenchmarkConfig) -> Program:

@@ -62,9 +62,12 @@ def check_paths(config: Any) -> None:
     Raises:
         UserError: names the setting.
     """
+    from llama_jax.checkpoints.finding import check_model  # here and below: not for --help
+
+    if isinstance(config, BenchmarkConfig) and config.weights is not None:
+        check_model(config.weights, "--weights")
     if isinstance(config, PlannedConfig | BenchmarkConfig) or getattr(config, "dry_run", False):
         return  # need no data, and need not have a model
-    from llama_jax.checkpoints.finding import check_model  # here and below: not for --help
     from llama_jax.core.files import check_directory
     from llama_jax.data.sources.opening import check_source
 

@@ -13,6 +13,7 @@ from llama_jax.checkpoints.opening import open_named
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
 from llama_jax.core.processes.distributed import main_process_printer, start_up
+from llama_jax.inference.layout import decoding_params
 from llama_jax.inference.server.config import ServeConfig
 
 
@@ -27,7 +28,8 @@ def serve(config: ServeConfig) -> None:
     with serving.bound_socket(config) as listener:
         who = start_up(config.distributed)
         with jax.set_mesh(make_mesh(config.mesh)):
-            opened = open_named(config, say)
+            opened = open_named(config, say, store=config.weights_dtype)
             say(f"{who}; {opened.source}")
-            service = serving.start_service(config, opened)
+            layers = decoding_params(opened.model, opened.params, consume=True)
+            service = serving.start_service(config, opened, layers)
             serving.serve_until_stopped(service, api_key, listener, say)

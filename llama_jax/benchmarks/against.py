@@ -4,7 +4,7 @@ The process that compares them must not start JAX."""
 import dataclasses
 import importlib.util
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -38,13 +38,10 @@ def compare(config: BenchmarkConfig, own_side: str) -> dict[str, Any]:
         "compiled": config.compiled,
         "lora": dataclasses.asdict(config.lora) if config.what == "lora" else None,
     }
-    programs = [
-        ("llama_jax", own_side, to_yaml(config)),
-        (str(config.against), "llama_jax.benchmarks.transformers_side:main", task),
-    ]
+    programs = {"llama_jax": own_side, str(config.against): "llama_jax.benchmarks.transformers_side:main"}
     with turns.sides(programs) as (ours, theirs):
         # One after the other, so that neither compiles while the other warms up.
-        facts = {side.name: side.prepare() for side in (ours, theirs)}
+        facts = {side.name: side.prepare(given) for side, given in ((ours, to_yaml(config)), (theirs, task))}
         for side in (ours, theirs):
             fact = facts[side.name]
             say(config, f"{side.name}: {fact['what']}, {fact['parameters']:,} parameters, {fact['trained']:,} train")
@@ -60,15 +57,24 @@ def compare(config: BenchmarkConfig, own_side: str) -> dict[str, Any]:
 
 
 def _check_comparable(config: BenchmarkConfig) -> None:
-    for package in ("torch", "transformers", *(["peft"] if config.what == "lora" else [])):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"--against {config.against}: needs {package}; pip install 'llama_jax[oracle]'")
+    check_packages(config, ("torch", "transformers", *(["peft"] if config.what == "lora" else [])))
     training = config.run.training
     if config.run.distributed.coordinator is not None or training.microbatches > 1 or training.trainable:
         raise UserError(
             f"--against {config.against}: is for one process, one microbatch and all parameters; unset "
             "distributed.coordinator, training.microbatches and training.trainable"
         )
+
+
+def check_packages(config: BenchmarkConfig, packages: Sequence[str]) -> None:
+    """Refuse a comparison with a program that is not there.
+
+    Raises:
+        UserError: names the package.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"--against {config.against}: needs {package}; pip install 'llama_jax[oracle]'")
 
 
 def _compared(

@@ -15,6 +15,7 @@ class MeasuredRun(Protocol):
     """What benchmarks read of the settings of `pretrain`."""
 
     seed: int
+    dry_run: bool
     model: ModelConfig
     compute: ComputeConfig
     data: DataConfig
@@ -23,24 +24,40 @@ class MeasuredRun(Protocol):
     distributed: DistributedConfig
 
 
+_LEAST = {"warmup_steps": 1, "turns": 1, "steps_per_turn": 1, "decode_rows": 1, "prompt_tokens": 1, "new_tokens": 2}
+_COMPARABLE = {"transformers": ("train", "decode"), "peft": ("lora",), "llama.cpp": ("decode",)}
+"""What can be compared with each other program."""
+
+
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Measure speed and memory: `benchmark train`, `benchmark lora`, `benchmark data`, `benchmark scaling`. Takes every
-    setting of `pretrain`, so that its configs fit."""
+    """Measure speed and memory: `benchmark train`, `benchmark lora`, `benchmark decode`, `benchmark data`, `benchmark
+    scaling`. Takes every setting of `pretrain`, so that its configs fit."""
 
-    what: Literal["train", "lora", "data", "scaling"] = field(default="train", metadata={"first_word": True})
-    """`train`: the training step, on synthetic tokens. `lora`: the same of an adapter over frozen weights. `data`: the
-    input pipeline alone. `scaling`: the step at several contexts, widths and batch sizes, against the FLOP formula."""
-    against: Literal["transformers", "peft"] | None = None
-    """Compare the step with Hugging Face transformers on eager PyTorch, and `benchmark lora` with PEFT on it (extra
-    `oracle`), on CPU in float32: each in a process of its own, in alternating turns. `--config benchmark_58m` is a size
-    for `train`, `--config benchmark_lora` for `lora`."""
+    what: Literal["train", "lora", "decode", "data", "scaling"] = field(default="train", metadata={"first_word": True})
+    """`train`: the training step, on synthetic tokens. `lora`: the same of an adapter over frozen weights. `decode`:
+    the engine, with one stream and with `decode_rows` at a time. `data`: the input pipeline alone. `scaling`: the step
+    at several contexts, widths and batch sizes, against the FLOP formula."""
+    against: Literal["transformers", "peft", "llama.cpp"] | None = None
+    """Compare the step with Hugging Face transformers on eager PyTorch, `benchmark lora` with PEFT on it, `benchmark
+    decode` with transformers' `generate` or with llama.cpp (extra `oracle`), on CPU in float32: each in a process of
+    its own, in alternating turns. `--config benchmark_58m` is a size for `train`, `--config benchmark_lora` for
+    `lora`."""
     compiled: bool = False
     """With `--against`: the other side's model goes through `torch.compile` (which needs a C++ compiler), too."""
     lora: AdapterConfig = field(default_factory=AdapterConfig)
     """The adapter of `benchmark lora`."""
     model_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
     """Type in which `benchmark lora` keeps the frozen weights."""
+    weights: str | None = None
+    """The model that `decode` measures, whatever `--model` of other commands takes. None: random weights of the
+    architecture `model`."""
+    decode_rows: int = 16
+    """Streams at a time that `decode` measures, beside a single one."""
+    prompt_tokens: int = 128
+    """Tokens of each prompt of `decode`."""
+    new_tokens: int = 128
+    """Tokens that `decode` has written after each prompt."""
     warmup_steps: int = 2
     """Steps before time is taken, beside the compilation."""
     turns: int = 10
@@ -63,12 +80,22 @@ class BenchmarkConfig:
     """Print one JSON object as the last line."""
 
     @property
+    def streams(self) -> tuple[int, ...]:
+        """Streams at a time that `decode` measures."""
+        return tuple(sorted({1, self.decode_rows}))
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens of each stream of `decode`."""
+        return self.prompt_tokens + self.new_tokens
+
+    @property
     def run(self) -> MeasuredRun:
         """The settings of `pretrain`, which the command has beside these (`core.settings.parser`)."""
         return cast(MeasuredRun, self)
 
     def __post_init__(self) -> None:
-        for name, least in (("warmup_steps", 1), ("turns", 1), ("steps_per_turn", 1)):
+        for name, least in _LEAST.items():
             if (value := getattr(self, name)) < least:
                 raise UserError(f"--{name} {value}: must be at least {least}")
         for name, least in (("workers", 0), ("contexts", 2), ("widths", 1), ("batch_sizes", 1)):
@@ -77,12 +104,15 @@ class BenchmarkConfig:
                 raise UserError(f"--{name} {list(values)}: needs numbers of at least {least}")
         if not self.seconds > 0:
             raise UserError(f"--seconds {self.seconds}: must be greater than 0")
-        comparable = {"train": "transformers", "lora": "peft"}
-        if self.against is not None and comparable.get(self.what) != self.against:
-            command = next(what for what, other in comparable.items() if other == self.against)
-            raise UserError(f"--against {self.against}: is for 'benchmark {command}', not for 'benchmark {self.what}'")
-        if self.compiled and self.against is None:
-            raise UserError("--compiled true: is of the other side, so it needs --against transformers or peft")
+        if self.against is not None and self.what not in _COMPARABLE[self.against]:
+            commands = " and ".join(f"'benchmark {what}'" for what in _COMPARABLE[self.against])
+            raise UserError(f"--against {self.against}: is for {commands}, not for 'benchmark {self.what}'")
+        if self.weights is not None and self.what != "decode":
+            raise UserError(f"--weights {self.weights}: is for 'benchmark decode', not for 'benchmark {self.what}'")
+        if self.run.dry_run and self.what != "decode":
+            raise UserError(f"--dry_run: is for 'benchmark decode'; not for 'benchmark {self.what}'")
+        if self.compiled and (self.against is None or self.what == "decode"):
+            raise UserError("--compiled true: is of the other side of 'benchmark train' and 'lora', with --against")
         if self.against is not None and self.run.compute.dtype != "float32":
             raise UserError(f"compute.dtype: {self.run.compute.dtype}, but --against {self.against} compares float32")
         if self.against == "peft" and self.model_dtype != "float32":

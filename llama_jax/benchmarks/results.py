@@ -13,8 +13,9 @@ from llama_jax.core.processes.distributed import is_main_process
 
 def say(config: BenchmarkConfig, text: str) -> None:
     """Print a line for people, from process 0."""
-    # With --against this process must not ask JAX which one it is, since that starts it; it is the only one then.
-    if config.against is not None or is_main_process():
+    # Beside the sides of a comparison this process must not ask JAX which one it is, since that starts it; it is the
+    # only one then.
+    if config.against is not None or config.what == "decode" or is_main_process():
         print(text, file=sys.stderr if config.json else sys.stdout, flush=True)
 
 
@@ -28,6 +29,6 @@ def keep(config: BenchmarkConfig, name: str, result: dict[str, Any]) -> None:
         print(json.dumps(result))
 
 
-def gigabytes(count: int) -> str:
+def gigabytes(count: float) -> str:
     """Bytes for people."""
     return f"{count / 2**30:.2f} GiB"

@@ -10,15 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from llama_jax.core.errors import UserError
 
-Turn = Callable[[int], None]
-"""Makes the given number of steps, and returns when all their results are there."""
+Turn = Callable[[int], Any]
+"""Makes the given number of steps, and returns when all their results are there; what else it measured, as JSON
+values, is what it returns."""
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -74,33 +75,39 @@ def serve(prepare: Callable[[Any], tuple[Turn, dict[str, Any]]]) -> None:
         return
     answer(**facts)
     for line in sys.stdin:
-        answer(seconds=timed(turn, int(line)), peak_host_bytes=peak_host_bytes())
+        started = time.perf_counter()
+        measured = turn(int(line))
+        seconds = (time.perf_counter() - started) / int(line)
+        answer(seconds=seconds, measured=measured, peak_host_bytes=peak_host_bytes())
 
 
 class Side:
     """One of the programs, in a process that calls `serve`."""
 
-    def __init__(self, name: str, process: subprocess.Popen[str], task: Any) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self.name = name
         self.seconds: list[float] = []
         """Seconds a step, by turn."""
         self.peak_host_bytes = 0
         self._process = process
-        self._task = task
 
-    def prepare(self) -> dict[str, Any]:
-        """Wait for the first, slow steps; returns what the process reports.
+    def prepare(self, task: Any) -> dict[str, Any]:
+        """Give it its task, and wait for the first, slow steps; returns what the process reports.
+
+        Args:
+            task: JSON values.
 
         Raises:
             UserError: the process refuses the task.
         """
-        return self._ask(json.dumps(self._task))
+        return self._ask(json.dumps(task))
 
-    def take_turn(self, steps: int) -> None:
-        """Make some steps and note the time."""
+    def take_turn(self, steps: int) -> Any:
+        """Make some steps and note the time; returns what else was measured."""
         answer = self._ask(str(steps))
         self.seconds.append(answer["seconds"])
         self.peak_host_bytes = answer["peak_host_bytes"]
+        return answer["measured"]
 
     def _ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -118,8 +125,8 @@ class Side:
 
 
 @contextmanager
-def sides(programs: Sequence[tuple[str, str, Any]]) -> Iterator[list[Side]]:
-    """Start a process for each of (name, `module:function` that calls `serve`, task); they end with the block.
+def sides(programs: Mapping[str, str]) -> Iterator[list[Side]]:
+    """Start a process for each name and its `module:function` that calls `serve`; they end with the block.
 
     The processes import this package from where this one did, and start in an empty directory.
     """
@@ -128,7 +135,7 @@ def sides(programs: Sequence[tuple[str, str, Any]]) -> Iterator[list[Side]]:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         started = []
-        for name, entry, task in programs:
+        for name, entry in programs.items():
             module, function = entry.split(":")
             process = subprocess.Popen(
                 [sys.executable, "-c", f"from {module} import {function}; {function}()"],
@@ -140,5 +147,5 @@ def sides(programs: Sequence[tuple[str, str, Any]]) -> Iterator[list[Side]]:
             )
             stack.callback(process.wait)
             stack.callback(process.kill)
-            started.append(Side(name, process, task))
+            started.append(Side(name, process))
         yield started

@@ -30,7 +30,7 @@ def missing_folders(path: epath.Path) -> list[epath.Path]:
 
 def remove_empty(folders: Iterable[epath.Path]) -> None:
     """Remove folders in which nothing is; the first with something in it ends this."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # epath says by a ValueError that something is in it
         for folder in folders:
             folder.rmdir()
 

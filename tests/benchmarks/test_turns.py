@@ -19,13 +19,13 @@ def prepare(task):
     if task == "refuse":
         raise UserError("not this one")
     print("a stray line")
-    return (lambda steps: time.sleep(task * steps)), {"task": task}
+    return (lambda steps: time.sleep(task * steps) or [steps]), {"task": task}
 
 serve(prepare)
 """
 
 
-def side(task: object) -> Side:
+def side() -> Side:
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER],
         stdin=subprocess.PIPE,
@@ -33,7 +33,7 @@ def side(task: object) -> Side:
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    return Side("test", process, task)
+    return Side("test", process)
 
 
 def test_summary_has_the_median_and_the_half_width_of_the_quartiles() -> None:
@@ -43,12 +43,12 @@ def test_summary_has_the_median_and_the_half_width_of_the_quartiles() -> None:
 
 
 def test_a_side_reports_seconds_a_step_and_is_not_confused_by_stray_output() -> None:
-    with_pause = side(0.05)
-    assert with_pause.prepare() == {"task": 0.05}
+    with_pause = side()
+    assert with_pause.prepare(0.05) == {"task": 0.05}
     most = []
     for steps in (2, 1):
         started = time.monotonic()
-        with_pause.take_turn(steps)
+        assert with_pause.take_turn(steps) == [steps], "what the turn returns"
         most.append((time.monotonic() - started) / steps)
     assert len(with_pause.seconds) == 2
     assert all(0.05 <= seconds < limit for seconds, limit in zip(with_pause.seconds, most, strict=True))
@@ -56,15 +56,15 @@ def test_a_side_reports_seconds_a_step_and_is_not_confused_by_stray_output() -> 
 
 def test_what_a_side_refuses_is_a_mistake_of_the_user() -> None:
     with pytest.raises(UserError, match=r"^not this one$"):
-        side("refuse").prepare()
+        side().prepare("refuse")
 
 
 def test_a_side_that_dies_ends_the_measurement() -> None:
     with (
-        sides([("broken", "llama_jax.benchmarks.turns:no_such_function", None)]) as (broken,),
+        sides({"broken": "llama_jax.benchmarks.turns:no_such_function"}) as (broken,),
         pytest.raises(RuntimeError, match="broken: the process ended with code 1"),
     ):
-        broken.prepare()
+        broken.prepare(None)
 
 
 def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it() -> None:

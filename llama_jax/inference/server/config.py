@@ -2,6 +2,7 @@
 
 import ipaddress
 from dataclasses import dataclass
+from typing import Literal
 
 from llama_jax.checkpoints.config import UseConfig
 from llama_jax.core.errors import UserError
@@ -22,6 +23,10 @@ class ServeConfig(UseConfig):
     """File whose first line is the API key; None: the environment variable LLAMA_JAX_API_KEY, if it is set."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages in a browser may call the server, such as '[https://example.org]'."""
+    weights_dtype: Literal["int8"] | None = None
+    """Type in which weights are kept; None: that of computation (--model_dtype)."""
+    cache_dtype: Literal["int8"] | None = None
+    """Type in which keys and values are kept; None: that of computation."""
     slots: int = 8
     """Answers that are written at the same time."""
     length: int | None = None

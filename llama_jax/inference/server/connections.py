@@ -6,7 +6,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MOST_CONNECTIONS = 2048
+MOST_CONNECTIONS = 512  # a process may often have no more than 1024 files open
 _SECONDS_FOR_HEADERS = 20.0
 _SECONDS_UNREAD = 60.0
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import uvicorn
 
 from llama_jax.checkpoints.opening import OpenModel
+from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import CannotGoOnError, UserError
 from llama_jax.core.processes.signals import StopSignal
-from llama_jax.inference.completion import writer
 from llama_jax.inference.engine import Engine
 from llama_jax.inference.server.answering.worker import Worker, where_raised
 from llama_jax.inference.server.app import make_app
@@ -72,8 +73,11 @@ def bound_socket(config: ServeConfig) -> socket.socket:
     return made
 
 
-def start_service(config: ServeConfig, opened: OpenModel) -> Service:
+def start_service(config: ServeConfig, opened: OpenModel, layers: PyTree) -> Service:
     """The service of an opened model, on the mesh in use, with its engine warm.
+
+    Args:
+        layers: its parameters in the list layout; those of `opened` are not looked at.
 
     Raises:
         UserError: the settings do not fit the model.
@@ -84,10 +88,10 @@ def start_service(config: ServeConfig, opened: OpenModel) -> Service:
     if config.length is not None and config.length > context_length:
         raise UserError(f"--length {config.length}: the model's context is {context_length}")
     mesh = jax.sharding.get_mesh()
-    layers = writer(opened.model, opened.params, opened.tokenizer).layers
+    cache_dtype = jnp.dtype(config.cache_dtype) if config.cache_dtype else None
 
     def make_engine() -> Engine:
-        engine = Engine(opened.model, layers, slots=config.slots, length=config.length)
+        engine = Engine(opened.model, layers, slots=config.slots, length=config.length, cache_dtype=cache_dtype)
         engine.warm_up()
         return engine
 
@@ -113,7 +117,11 @@ def serve_until_stopped(
     async def run() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         says = "ending when the answers that have begun are written; again ends at once"
-        with StopSignal(on_request=lambda: loop.call_soon_threadsafe(stop.set), says=says):
+
+        def end() -> None:
+            loop.call_soon_threadsafe(stop.set)
+
+        with StopSignal(on_request=end, says=says):
             host, port = listener.getsockname()[:2]
             say(f"serving {', '.join(service.models)} at http://{f'[{host}]' if ':' in host else host}:{port}")
             await serve(service, api_key, listener, stop)

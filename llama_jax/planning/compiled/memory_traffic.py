@@ -1,6 +1,7 @@
 """An estimate of the bytes that a compiled program moves to and from the memory of a device, from its optimised HLO
 text. It knows what each instruction takes and gives, and not what caches or kernels do with it."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -102,8 +103,11 @@ class _Traffic:
             total += _part(arrays, needed)
         roots = _roots(instructions, by_name)
         # Where a result lies is what the fusion says: a computation of only one does not always repeat it.
-        results = [fusion.arrays] if len(roots) == 1 else [[array] for array in fusion.arrays]
-        return total + sum(_part(arrays, _written(root, by_name)) for arrays, root in zip(results, roots, strict=True))
+        results = iter(fusion.arrays)
+        for root in roots:  # which may make several arrays, as a reduction of several does
+            written = list(results if len(roots) == 1 else itertools.islice(results, len(root.arrays)))
+            total += _part(written, _written(root, by_name))
+        return total
 
 
 def needed_elements(module: Module, fusion: str, nested: bool = False) -> list[int]:

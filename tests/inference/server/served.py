@@ -15,6 +15,7 @@ from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.data.tokenizers import train_tokenizer
+from llama_jax.inference.layout import decoding_params
 from llama_jax.inference.server.config import ServeConfig
 from llama_jax.inference.server.service import Service
 from llama_jax.inference.server.serving import bound_socket, serve, start_service
@@ -63,7 +64,7 @@ def running(opened: OpenModel, api_key: str | None = KEY, **settings: Any) -> It
     """Serve it in a thread, at a port of its own."""
     config = ServeConfig(port=0, **settings)
     with bound_socket(config) as listener, jax.set_mesh(jax.tree.leaves(opened.params)[0].sharding.mesh):
-        service = start_service(config, opened)
+        service = start_service(config, opened, decoding_params(opened.model, opened.params))
         stop = asyncio.Event()
 
         async def run() -> None:

@@ -71,6 +71,7 @@ def leave_at_random_tokens(server: Server, clients: int, seed: int) -> None:
 def check_cancellations(server: Server, clients: int) -> None:
     with server.client() as http:
         alone = [texts(http, body) for body in WITNESSES]
+        compilations = server.service.worker._engine.compilations
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
             leaving = [pool.submit(leave_at_random_tokens, server, clients // 2, seed) for seed in range(2)]
             rounds = 0
@@ -81,6 +82,7 @@ def check_cancellations(server: Server, clients: int) -> None:
                 each.result()
         assert is_idle(server)
         assert [texts(http, body) for body in WITNESSES] == alone
+        assert server.service.worker._engine.compilations == compilations
 
 
 def test_clients_that_leave_free_their_slots_and_change_no_other_answer(server) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LARGEST_GRAMMAR = 2**16
 """Bytes of all schemas of a request, as they are written in a grammar."""
-_SECONDS, _MEMORY, _LARGEST_ANSWER = 5.0, 2**30, 2**14
+_SECONDS, _MEMORY, _LARGEST_ANSWER = 2.0, 2**30, 2**14
 _KEPT = 32
 _FORCED = 256
 _PROCESS = GuardedProcess(Path(__file__).with_name("grammar_worker.py"))

@@ -1,0 +1,1 @@
+"""Measurements of decoding: the engine, and other programs with the same weights beside it."""
