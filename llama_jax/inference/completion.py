@@ -56,10 +56,14 @@ class Writer:
             length *= 2
         length, slots = min(length, self.model.config.context_length), padded_rows(rows)
         if self._engine is None or self._engine.length < length or self._engine.slots != slots:
-            self._compiled_before = self.compilations
-            self._engine = None  # before there is another: both might not fit
+            self.release()  # before there are others: both might not fit
             self._engine = Engine(self.model, self.layers, slots=slots, length=length, row_counts=(slots,))
         return self._engine
+
+    def release(self) -> None:
+        """Give up the caches."""
+        self._compiled_before = self.compilations
+        self._engine = None
 
     @property
     def compilations(self) -> int:
@@ -274,5 +278,6 @@ def generate(
     with jax.set_mesh(jax.tree.leaves(params)[0].sharding.mesh):
         by = _writer_again(model, params, tokenizer)
         found = complete(by, ids, settings, seed=seed, adapter_ids=adapter_ids)
+        by.release()
     answers = [completion.text for completion in found]
     return answers[0] if isinstance(prompts, str) else answers  # pyright: ignore[reportReturnType]

@@ -174,7 +174,7 @@ USES = {
         ["generate", "--prompts", "latin1.txt"],
         "latin1.txt: not UTF-8 at byte 3; save",
     ),
-    "too many tokens": (["generate", "--max_new_tokens", 511], "exceed the model's context of 512"),
+    "too many tokens": (["generate", "--max_new_tokens", 511], "exceed the context of 512"),
     "no such text": (["evaluate", "--data", "nowhere.txt"], "nowhere.txt"),
     "rows too long": (["evaluate", "--sequence_length", 600], "exceeds the model's context of 512"),
     "no such tokenizer": (["evaluate", "--tokenizer", "nowhere.model"], "nowhere.model: no such file"),
