@@ -49,10 +49,13 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
         weight_decay=training["weight_decay"],
         fused=True,
     )
-    ids = torch.randint(0, task["model"]["vocab_size"], (training["batch_size"], task["sequence_length"]))
+    shape = (training["batch_size"], task["sequence_length"])
 
     def turn(steps: int) -> None:
         for _ in range(steps):
+            # Others each time: with a few that it soon knows by heart, a step came to take twice as long, most likely
+            # by gradients too small for normal numbers.
+            ids = torch.randint(0, task["model"]["vocab_size"], shape)
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, training["clip_norm"])

@@ -97,7 +97,7 @@ def test_frozen_head_gets_no_gradient_product(packed_batch) -> None:
 
 
 def test_loss_of_a_32000_vocabulary_needs_under_an_eighth_of_its_logits() -> None:
-    """Batch 8 x 2048: the temporary memory of loss and gradients by themselves, read from the compiled program."""
+    """Batch 16 x 2048: the temporary memory of loss and gradients by themselves, read from the compiled program."""
 
     def unembed(head, hidden):
         return matmul(hidden, head).astype(jnp.float32)
@@ -105,9 +105,9 @@ def test_loss_of_a_32000_vocabulary_needs_under_an_eighth_of_its_logits() -> Non
     def loss(head, hidden, targets, weights):
         return summed_cross_entropy(unembed, 0.0, head, hidden, targets, weights)[0]
 
-    shapes = [(512, 32000), (8, 2048, 512), (8, 2048), (8, 2048)]
+    shapes = [(512, 32000), (16, 2048, 512), (16, 2048), (16, 2048)]
     dtypes = [jnp.float32, jnp.float32, jnp.int32, jnp.float32]
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     memory = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arguments).compile().memory_analysis()
-    share = memory.temp_size_in_bytes / (8 * 2048 * 32000 * 4)
+    share = memory.temp_size_in_bytes / (16 * 2048 * 32000 * 4)
     assert 0.03 < share < 1 / 8, f"{share:.4f} of the full float32 logits"

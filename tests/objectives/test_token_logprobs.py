@@ -79,15 +79,15 @@ def test_a_frozen_head_costs_no_product() -> None:
 
 
 def test_logits_of_the_whole_batch_are_never_alive() -> None:
-    """Batch 8 x 2048 of a 32000 vocabulary, with gradients, read from the compiled program."""
+    """Batch 16 x 2048 of a 32000 vocabulary, with gradients, read from the compiled program."""
 
     def loss(head, hidden, targets):
         return jnp.sum(jnp.tanh(token_logprobs(unembed, head, hidden, targets)))
 
-    shapes = [((512, 32000), jnp.float32), ((8, 2048, 512), jnp.float32), ((8, 2048), jnp.int32)]
+    shapes = [((512, 32000), jnp.float32), ((16, 2048, 512), jnp.float32), ((16, 2048), jnp.int32)]
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
     memory = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arguments).compile().memory_analysis()
-    assert 0.03 < memory.temp_size_in_bytes / (8 * 2048 * 32000 * 4) < 1 / 8
+    assert 0.03 < memory.temp_size_in_bytes / (16 * 2048 * 32000 * 4) < 1 / 8
 
 
 @pytest.mark.parametrize("of", [0, 1])

@@ -1,6 +1,7 @@
 """The gradient step: bad updates leave no trace, microbatches add up, only what is selected trains."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,30 @@ def test_a_lasting_rise_of_the_loss_is_accepted_after_a_while(packed_batch) -> N
         skipped.append(int(metrics["skipped_updates"]))
     assert 0 < skipped[-1] < 40
     assert skipped[-1] == skipped[70]
+
+
+def test_clipping_is_that_of_optax() -> None:
+    gradients = {"w": {"kernel": jax.random.normal(KEY, (64,)), "scale": jnp.ones(8)}}
+    small = jax.tree.map(lambda leaf: leaf * 0.01, gradients)
+    config = dataclasses.replace(CONFIG, clip_norm=0.5)
+    ours = adamw(config, {"w/kernel"})
+    theirs = optax.chain(optax.clip_by_global_norm(0.5), *[optax.identity()])
+    for given in (gradients, small):
+        clipped = theirs.update(given, theirs.init(given))[0]
+        mean = ours.update(given, ours.init(given), given)[1][1][0].mu
+        jax.tree.map(
+            lambda own, other: np.testing.assert_allclose(own, (1 - config.beta1) * other, rtol=1e-5), mean, clipped
+        )
+
+
+def test_the_step_on_cpu_writes_moments_where_they_are() -> None:
+    """No copy of what is donated."""
+    with jax.set_mesh(make_mesh(MeshConfig(data=1), jax.devices()[:1])):
+        model = language_model(SIZES["tiny"], ComputeConfig())
+        program = make_program(model, next_token(model), CONFIG, 32, seed=0)
+        shapes = (program.state_shapes, program.frozen_shapes, program.batch_shapes(CONFIG.batch_size))
+        compiled = program.step.lower(*shapes).compile().as_text()
+    assert not [line for line in compiled.splitlines() if re.search(r" copy\(%state_(optimizer|trainable)", line)]
 
 
 def test_microbatches_give_the_update_of_the_whole_batch(packed_batch) -> None:
