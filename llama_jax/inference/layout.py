@@ -13,6 +13,7 @@ import numpy as np
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, PyTree
+from llama_jax.core.sharding import replicated
 from llama_jax.model import paths
 from llama_jax.model.llama import LanguageModel
 from llama_jax.model.quantized import computed_type
@@ -88,7 +89,7 @@ def _layers(leaf: Array, dtype: jnp.dtype) -> list[Array]:
 def _in_host_memory(path: str, leaf: Array, dtype: jnp.dtype) -> dict[str, Array]:
     stored = np.asarray(leaf)
     parts = stored if paths.in_layers(path) else stored[None]
-    copies = _copies([[part] for part in parts], dtype, leaf.sharding)
+    copies = _copies([[part] for part in parts], dtype, _place(leaf))
     return dict(zip(_names(path, leaf), copies, strict=True))
 
 
@@ -97,7 +98,7 @@ def _transposed(kernels: Sequence[tuple[str, Array]], dtype: jnp.dtype) -> dict[
     path, leaf = kernels[0]
     stored = [np.asarray(kernel) if paths.in_layers(path) else np.asarray(kernel)[None] for _, kernel in kernels]
     together = [[kernel.T for kernel in of_layer] for of_layer in zip(*stored, strict=True)]
-    copies: list[Any] = _copies(together, dtype, leaf.sharding)
+    copies: list[Any] = _copies(together, dtype, _place(leaf))
     found, first = {}, 0
     for path, kernel in kernels:
         count = kernel.shape[-1]
@@ -105,6 +106,12 @@ def _transposed(kernels: Sequence[tuple[str, Array]], dtype: jnp.dtype) -> dict[
             found[name] = Transposed(array, first, count)
         copies, first = [None] * len(copies), first + count
     return found
+
+
+def _place(leaf: Array) -> Any:
+    # The spec of a stack may have more axes than one of its layers.
+    sharding = leaf.sharding
+    return replicated(sharding.mesh) if isinstance(sharding, jax.NamedSharding) else sharding
 
 
 def _copies(arrays: Sequence[Sequence[np.ndarray]], dtype: jnp.dtype, place: Any) -> list[Array]:

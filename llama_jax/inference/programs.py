@@ -198,12 +198,13 @@ def decode(
     )
     logits = model.unembed(model.head(params), hidden[:, 0])
     index = own.lengths + 1 - own.prompt_lengths
-    choice = choose(logits, own.rules, History(own.tokens, own.prompt_lengths, own.lengths + 1), masks, index)
+    emitted = own.active if rows is None else own.active & (rows < slots.lengths.shape[0])
+    history = History(own.tokens, own.prompt_lengths, own.lengths + 1)
+    choice = choose(logits, own.rules.of_active(emitted), history, masks, index)
 
     stopped = (choice.ids[:, None] == own.rules.stop_ids).any(axis=-1)
     finish = jnp.where(stopped, STOP, jnp.where(index + 1 >= own.rules.max_new_tokens, LENGTH, GOES_ON))
     finish = jnp.where(choice.valid, finish, ERROR)
-    emitted = own.active if rows is None else own.active & (rows < slots.lengths.shape[0])
     after = jnp.where(emitted, own.lengths + 1, own.tokens.shape[1])
     new = own.replace(
         tokens=own.tokens.at[places, after].set(choice.ids, mode="drop"),

@@ -15,8 +15,13 @@ import numpy as np
 from flax import struct
 
 from llama_jax.core.arrays import Array, Bool, Float, Int, UInt32
+from llama_jax.core.mesh import platform
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.requests import MAX_BIASES, MAX_STOP_IDS, MAX_TOP_LOGPROBS, Request
+
+NEAR = 256
+"""Likeliest tokens of a row among which thresholds are looked for first, on CPU, where finding these takes a third of
+the time that the search among all does."""
 
 
 class Rules(struct.PyTreeNode):
@@ -41,6 +46,18 @@ class Rules(struct.PyTreeNode):
     max_new_tokens: Annotated[Any, Int[Array, "B"]]
     key: Annotated[Any, UInt32[Array, "B 2"]]
     """Made from the seed, the number of the prompt and the number of the answer."""
+
+    def of_active(self, active: Bool[Array, "B"]) -> "Rules":
+        """The same, with idle rows asking for nothing that takes time."""
+        return self.replace(
+            temperature=jnp.where(active, self.temperature, 0.0),
+            repetition_penalty=jnp.where(active, self.repetition_penalty, 1.0),
+            presence_penalty=jnp.where(active, self.presence_penalty, 0.0),
+            frequency_penalty=jnp.where(active, self.frequency_penalty, 0.0),
+            biased=self.biased & active,
+            constrained=self.constrained & active,
+            top_logprobs=jnp.where(active, self.top_logprobs, -1),
+        )
 
 
 class History(NamedTuple):
@@ -171,27 +188,57 @@ def filtered(scaled: Float[Array, "B V"], rules: Rules) -> Float[Array, "B V"]:
     Args:
         scaled: divided by the temperature; the largest of each row is 0.
     """
-    # Bits of floating-point numbers that are not negative are ordered as they are: the most likely token has the least.
-    cost = jax.lax.bitcast_convert_type(jnp.abs(scaled), jnp.int32)
-    kept = scaled >= jnp.log(rules.min_p)[:, None]
-    most = jnp.where(rules.top_k > 0, rules.top_k, jnp.inf)
-    within = cost <= _threshold(cost, jnp.ones_like(scaled), most)[:, None]
-    likelihood = jnp.where(within, jnp.exp(scaled), 0.0)
-    mass = jnp.where(rules.top_p < 1, rules.top_p * likelihood.sum(axis=-1), jnp.inf)
-    within &= cost <= _threshold(cost, likelihood, mass)[:, None]
-    return jnp.where(kept & within, scaled, -jnp.inf)
+    near = jax.lax.top_k(scaled, min(NEAR, scaled.shape[-1]))[0] if platform() == "cpu" else None
+
+    def narrowed(bound: Array, by_mass: Array) -> tuple[Array, None]:
+        def weighed(values: Array) -> tuple[Array, Array]:
+            cost = _cost(values)
+            return cost, jnp.where(cost <= bound[:, None], jnp.where(by_mass, jnp.exp(values), 1.0), 0.0)
+
+        everything = weighed(scaled)
+        mass = jnp.where(rules.top_p < 1, rules.top_p * everything[1].sum(axis=-1), jnp.inf)
+        limit = jnp.where(by_mass, mass, jnp.where(rules.top_k > 0, rules.top_k, jnp.inf))
+        found = _threshold(everything, None if near is None else weighed(near), limit)
+        return jnp.minimum(bound, found), None
+
+    bound = jax.lax.scan(narrowed, jnp.full(len(scaled), _MOST, jnp.int32), jnp.array([False, True]))[0]
+    kept = (_cost(scaled) <= bound[:, None]) & (scaled >= jnp.log(rules.min_p)[:, None])
+    return jnp.where(kept, scaled, -jnp.inf)
 
 
-def _threshold(cost: Int[Array, "B V"], weights: Float[Array, "B V"], limit: Float[Array, "B"]) -> Int[Array, "B"]:
-    """The largest m such that the weights of all costs below m sum up to less than the limit (above 0, or infinite)."""
+_MOST = 0x7F800000  # the bits of infinity
 
+
+def _cost(scaled: Float[Array, "B V"]) -> Int[Array, "B V"]:
+    """A number that is less the likelier a token is: bits of floating-point numbers that are not negative are ordered
+    as they are."""
+    return jax.lax.bitcast_convert_type(jnp.abs(scaled), jnp.int32)
+
+
+def _threshold(
+    everything: tuple[Array, Array], near: tuple[Array, Array] | None, limit: Float[Array, "B"]
+) -> Int[Array, "B"]:
+    """The largest m such that the weights of all costs below m sum up to less than the limit (above 0, or infinite).
+
+    Args:
+        everything: costs and weights of all tokens.
+        near: those of some, of which no other has less cost, in their order; there it is looked for first.
+    """
+    if near is None:
+        return _halved(*everything, limit)
+    found, (cost, weights) = _halved(*near, limit), near
+    is_there = jnp.isinf(limit) | (jnp.where(cost < cost[:, -1:], weights, 0.0).sum(axis=-1) >= limit)
+    return jax.lax.cond(is_there.all(), lambda: found, lambda: jnp.where(is_there, found, _halved(*everything, limit)))
+
+
+def _halved(cost: Int[Array, "B V"], weights: Float[Array, "B V"], limit: Float[Array, "B"]) -> Int[Array, "B"]:
     def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = low + (high - low + 1) // 2
         below = jnp.where(cost < middle[:, None], weights, 0.0).sum(axis=-1)
         return jnp.where(below < limit, middle, low), jnp.where(below < limit, high, middle - 1)
 
-    most = jnp.full_like(limit, 0x7F800000, jnp.int32)
+    most = jnp.full_like(limit, _MOST, jnp.int32)
     # Where no row is limited there is nothing to look for.
     bounds = jnp.where(jnp.isinf(limit), most, 0), most
     return jax.lax.while_loop(lambda bounds: (bounds[0] < bounds[1]).any(), halve, bounds)[0]

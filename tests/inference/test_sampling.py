@@ -10,7 +10,7 @@ from llama_jax.inference.requests import Request
 from llama_jax.inference.sampling import Choice, History, Rules, choose, filtered, rules_of
 
 PROBABILITIES = np.array([0.5, 0.3, 0.15, 0.05], np.float32)
-ROWS, VOCAB_SIZE = 6000, 40
+ROWS, VOCAB_SIZE = 3000, 40
 LOGITS = np.full(VOCAB_SIZE, -1e30, np.float32)
 LOGITS[:4] = np.log(PROBABILITIES)
 RANDOM = np.random.default_rng(0)
@@ -94,11 +94,11 @@ def test_temperature_zero_is_the_most_likely_token_and_the_lowest_of_equals() ->
 
 def test_frequencies_follow_the_probabilities() -> None:
     wanted = [request(), request(temperature=0.5), request(top_k=3, min_p=0.2)]
-    many = jax.tree.map(lambda leaf: np.repeat(leaf, 2000, axis=0), rules(wanted, 3))
+    many = jax.tree.map(lambda leaf: np.repeat(leaf, 1000, axis=0), rules(wanted, 3))
     keys = np.stack([rules_of(request(seed=3, number=number), VOCAB_SIZE).key for number in range(ROWS)])
-    found = chosen(np.tile(LOGITS, (ROWS, 1)), many.replace(key=keys)).ids.reshape(3, 2000)
+    found = chosen(np.tile(LOGITS, (ROWS, 1)), many.replace(key=keys)).ids.reshape(3, 1000)
     for ids, expected in zip(found, (PROBABILITIES, PROBABILITIES**2, PROBABILITIES * [1, 1, 1, 0]), strict=True):
-        np.testing.assert_allclose(np.bincount(ids, minlength=4) / 2000, expected / expected.sum(), atol=0.03)
+        np.testing.assert_allclose(np.bincount(ids, minlength=4) / 1000, expected / expected.sum(), atol=0.05)
 
 
 def test_a_row_is_drawn_by_its_seed_numbers_and_index_alone() -> None:
@@ -140,7 +140,7 @@ def test_penalties_and_biases_by_hand_and_a_mask() -> None:
             drawn = found.ids.item()
             assert drawn in (0, other)
             expected = np.log(likelihood[drawn] / (likelihood[0] + likelihood[other]))
-            np.testing.assert_allclose(found.sampled_logprob, [expected], rtol=1e-5)
+            np.testing.assert_allclose(found.sampled_logprob, [expected], rtol=1e-5, atol=1e-6)
 
 
 def test_log_probabilities_are_of_the_raw_distribution_and_of_the_one_sampled_from() -> None:
