@@ -10,7 +10,8 @@ from llama_jax.data.config import DataConfig, InstructionDataConfig, ShownConfig
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.diagnosis.config import DoctorConfig
 from llama_jax.evals.config import EvaluateConfig
-from llama_jax.inference.config import GenerateConfig
+from llama_jax.inference.config import ChatConfig, GenerateConfig
+from llama_jax.inference.server.config import ServeConfig
 from llama_jax.model.config import sized
 from llama_jax.planning.config import PlannedConfig
 from llama_jax.runs.config import RunConfig
@@ -22,6 +23,7 @@ COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
     **_FINE_TUNING,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
+    "chat": ChatConfig,
     "convert": ConvertConfig,
     "doctor": DoctorConfig,
     "evaluate": EvaluateConfig,
@@ -37,6 +39,7 @@ COMMANDS: dict[str, type] = {
         f"preview {name}": composed(ShownConfig, settings, f"Show what `{name}` will train on; nothing is written.")
         for name, settings in _FINE_TUNING.items()
     },
+    "serve": ServeConfig,
     "tokenizer": TokenizerConfig,
 }
 """The commands, `python -m llama_jax.<name>`, and what each can be told. A second word is a first argument with which a

@@ -137,26 +137,33 @@ def load(
     return opened.model, opened.params, opened.tokenizer
 
 
-def open_named(config: UseConfig, say: Callable[[str], None]) -> OpenModel:
+def open_named(config: UseConfig, say: Callable[[str], None], *, store: StorageType | None = None) -> OpenModel:
     """The model that the settings of a command name, or `find_model` finds; see `open_model`."""
     reference = ModelReference(find_model(config.model, say, config.adapters), config.step, config.adapters)
-    return open_model(reference, ComputeConfig(dtype=config.model_dtype), tokenizer=config.tokenizer, say=say)
+    compute = ComputeConfig(dtype=config.model_dtype)
+    return open_model(reference, compute, tokenizer=config.tokenizer, store=store, say=say)
 
 
 def open_model(
-    reference: ModelReference, compute: ComputeConfig, *, tokenizer: str | None = None, say: Callable[[str], None]
+    reference: ModelReference,
+    compute: ComputeConfig,
+    *,
+    tokenizer: str | None = None,
+    store: StorageType | None = None,
+    say: Callable[[str], None],
 ) -> OpenModel:
     """Open a model in any format to use it, on the mesh in use; called by all processes alike.
 
     Args:
         tokenizer: file to take instead of the model's own.
+        store: see `open_params`.
         say: told of checkpoints that do not verify.
 
     Raises:
         UserError: the path names nothing that can be opened, no tokenizer is known, or an adapter belongs to another
             base.
     """
-    opened = open_params(reference, compute, identify=False, say=say)
+    opened = open_params(reference, compute, store=store, identify=False, say=say)
     known = tokenizer_for(opened.files, opened.model.config, reference.path, given=tokenizer)
     return OpenModel(**vars(opened), tokenizer=known)
 

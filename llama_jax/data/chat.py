@@ -1,5 +1,5 @@
-"""The door to `instructions` for those who use a model: a conversation as token ids."""
+"""The door to `instructions` for those who use a model: a conversation as token ids, or as text."""
 
-from llama_jax.data.instructions.chat import encode_chat
+from llama_jax.data.instructions.chat import ChatTemplate, encode_chat
 
-__all__ = ["encode_chat"]
+__all__ = ["ChatTemplate", "encode_chat"]

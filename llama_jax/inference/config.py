@@ -1,4 +1,4 @@
-"""Settings of decoding, and of the command that continues prompts."""
+"""Settings of decoding, and of the commands that continue prompts and talk."""
 
 import math
 from dataclasses import dataclass
@@ -62,3 +62,25 @@ class GenerateConfig(SamplingConfig, UseConfig):
     are with `chat`."""
     seed: int = 0
     """Seed of the random choices."""
+
+
+@dataclass(frozen=True)
+class ChatConfig(SamplingConfig, UseConfig):
+    """Talk with a model in the terminal. Ctrl-C stops an answer, Ctrl-D ends, /help lists what else there is. Where the
+    input is not a terminal, each line of it is a message."""
+
+    max_new_tokens: int = 1024
+    """Tokens of an answer at the most, or as many as still fit; an answer also stops at the end-of-sequence token."""
+    system: str | None = None
+    """What the model is told before the conversation; None: what its chat template says by itself."""
+    length: int | None = None
+    """Tokens that a conversation may have; None: the model's context, but 4096 at the most."""
+    markdown: bool = True
+    """Lay out Markdown in answers; false: show it as it is written, as always where the output is not a terminal."""
+    seed: int = 0
+    """Seed of the random choices."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length is not None and self.length < 2:
+            raise UserError(f"length: {self.length} must be at least 2, or null")

@@ -49,6 +49,31 @@ CONVERSATIONS = [
     _said("12 + 34", "46", "12 - 34", "-22", "hello!\n", "!\nhello"),
 ]
 
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}\n<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "hall",
+            "description": "the <hall> & 'the' \"stall\" 日本",
+            "parameters": {"type": "object", "properties": {"é": {"type": "string", "enum": ["a\n", "<b>"]}}},
+        },
+    }
+]
+_CALL = {"type": "function", "id": "1", "function": {"name": "hall", "arguments": {"é": "a\n", "n": [1, 2.5, None]}}}
+TOOL_CHAT = [
+    {"role": "user", "content": "hello the"},
+    {"role": "assistant", "content": "", "tool_calls": [_CALL, _CALL]},
+    {"role": "tool", "content": "12", "tool_call_id": "1", "name": "hall"},
+]
+"""A conversation with calls, in the manner of Hermes 2 Pro."""
+
 
 def tokenizer_json() -> bytes:
     """Control tokens, all bytes, and a few merges, some of which span the border of prompt and answer."""

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -58,13 +59,16 @@ class StopSignal(contextlib.ExitStack):
         self,
         numbers: Sequence[int] = (signal.SIGTERM, signal.SIGINT),
         on_request: Callable[[], None] = lambda: None,
+        says: str = "saving; again ends at once",
     ) -> None:
         """
         Args:
             numbers: the signals that are a request.
             on_request: called once with the first of them, from a thread of its own.
+            says: the line that answers it.
         """
         super().__init__()
+        self._says = says
         self._numbers = numbers
         self._on_request = on_request
         self._received = threading.Event()
@@ -83,7 +87,7 @@ class StopSignal(contextlib.ExitStack):
             if self.received:
                 _end("ended at once; nothing more is saved", 128 + number[0])
             self._received.set()
-            print("saving; again ends at once", file=sys.stderr, flush=True)
+            print(self._says, file=sys.stderr, flush=True)
             self._on_request()
 
 
@@ -146,6 +150,50 @@ def ending_on_interrupt() -> Iterator[threading.Event]:
     finally:
         if not raised.is_set():
             sys.unraisablehook = otherwise
+
+
+class Interruptions(contextlib.ExitStack):
+    """Ctrl-C in a program that reads from a terminal and answers. Used as a context manager on the main thread: raised
+    as `KeyboardInterrupt` where it reads, and only noted in a block of `noted`, so that what computes is left whole."""
+
+    def __init__(self, tidy_up: Callable[[], None] = lambda: None) -> None:
+        """
+        Args:
+            tidy_up: called before a sudden end, from a thread of its own.
+        """
+        super().__init__()
+        self._tidy_up = tidy_up
+        self._noted: threading.Event | None = None
+        self._first = 0.0
+
+    def __enter__(self) -> "Interruptions":
+        self.enter_context(_heard({signal.SIGINT: self._interrupt}, self._listen))
+        return self
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[threading.Event]:
+        """Gives what is set once Ctrl-C has come. One that comes a second later, when nothing has come of it, ends the
+        process at once."""
+        self._noted = noted = threading.Event()
+        try:
+            yield noted
+        finally:
+            self._noted = None
+
+    def _interrupt(self, *_: object) -> None:
+        if self._noted is None:
+            raise KeyboardInterrupt
+
+    def _listen(self, signals: socket.socket) -> None:
+        while signals.recv(1):
+            if (noted := self._noted) is None:
+                continue
+            if not noted.is_set():
+                self._first = time.monotonic()
+                noted.set()
+            elif time.monotonic() - self._first > _SECONDS_IN_A_LIBRARY:
+                self._tidy_up()
+                _end("interrupted", 130)
 
 
 def remove_at_a_sudden_end(directory: os.PathLike[str]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_bytes, json_object
 from llama_jax.data.tokenizers.added_tokens import MOST_TOKENS, tokens_beside
-from llama_jax.data.tokenizers.byte_pairs import BYTE_CUT
+from llama_jax.data.tokenizers.byte_pairs import BYTE_CUT, byte_characters
 from llama_jax.data.tokenizers.guard.guarded_tokenizer import GuardedTokenizer
 from llama_jax.data.tokenizers.guard.parts import is_bounded
 from llama_jax.data.tokenizers.sentencepiece_model import (
@@ -22,6 +22,7 @@ from llama_jax.data.tokenizers.sentencepiece_model import (
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
+    piece_bytes,
 )
 from llama_jax.data.tokenizers.settings import Settings
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
@@ -115,6 +116,11 @@ class HuggingFaceTokenizer(Tokenizer):
                 types[token] = UNKNOWN
         return tokens, types
 
+    def token_bytes(self) -> list[bytes]:
+        spelled = _spelled_bytes if "ByteLevel" in component_types(self.content().get("decoder")) else piece_bytes
+        pairs = zip(*self.tokens_and_types(), strict=True)
+        return [b"" if kind == UNUSED else spelled(text, kind) for text, kind in pairs]
+
     def _encode_ordinary(self, text: str) -> list[int]:
         with _one_line_errors():
             return self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -182,6 +188,16 @@ def _tokens_to_add(content: Mapping[str, Any], beside: Mapping[str, bytes]) -> l
     stated = tokens_beside(beside, known, size, HuggingFaceTokenizer.file_name)
     there = {token["content"] for token in listed}
     return [token for token in stated if token["content"] not in there]
+
+
+_BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}
+
+
+def _spelled_bytes(text: str, kind: int) -> bytes:
+    """What a token of GPT-2's kind adds to a text; those that were added may have other characters than its own."""
+    if kind in (CONTROL, UNKNOWN):
+        return b""
+    return bytes(map(_BYTE_OF.__getitem__, text)) if _BYTE_OF.keys() >= set(text) else text.encode()
 
 
 def _unknown_id(model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> int | None:

@@ -59,6 +59,10 @@ class Llama2cTokenizer(Tokenizer):
             at_start = False
         return text.decode(errors="replace")
 
+    def token_bytes(self) -> list[bytes]:
+        ordinary = [*(bytes([byte]) for byte in range(256)), *self.pieces[FIRST_PIECE:]]
+        return [*[b""] * CONTROL_TOKENS, *ordinary][: self.vocab_size]
+
     def _encode_ordinary(self, text: str) -> list[int]:
         symbols: list[int] = []
         for character in " " + text if text else "":

@@ -83,8 +83,19 @@ class SentencePieceTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(token) for token in ids if token < self.vocab_size])
 
+    def token_bytes(self) -> list[bytes]:
+        pieces = read_piece_model(self._model).pieces[: self.vocab_size]
+        return [piece_bytes(piece.text, piece.type) for piece in pieces]
+
     def _encode_ordinary(self, text: str) -> list[int]:
         return self._processor.encode(text)
+
+
+def piece_bytes(text: str, kind: int) -> bytes:
+    """What a piece of a type adds to a text."""
+    if kind == BYTE:
+        return bytes.fromhex(text[3:5])
+    return b"" if kind in (CONTROL, UNKNOWN) else text.replace(SPACE, " ").encode()
 
 
 def _check_growth(model: bytes) -> None:

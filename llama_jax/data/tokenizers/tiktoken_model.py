@@ -73,6 +73,9 @@ class TiktokenTokenizer(Tokenizer):
         ordinary = [int(token) for token in ids if token < len(self.ranks)]
         return self._encoding.decode_bytes(ordinary).decode(errors="replace")
 
+    def token_bytes(self) -> list[bytes]:
+        return [*self.ranks, *[b""] * len(self.special_tokens)][: self.vocab_size]
+
     def _encode_ordinary(self, text: str) -> list[int]:
         return [token for part in _slices(text) for token in self._encoding.encode_ordinary(part)]
 

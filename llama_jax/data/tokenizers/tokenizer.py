@@ -150,6 +150,11 @@ class Tokenizer(ABC):
         become U+FFFD; the space that `encode` puts before the first word is taken off again."""
 
     @abstractmethod
+    def token_bytes(self) -> list[bytes]:
+        """What each token adds to a text, by id: bytes that may be part of a character. Control tokens add nothing, nor
+        do ids that no token has."""
+
+    @abstractmethod
     def _encode_ordinary(self, text: str) -> list[int]: ...
 
     def _encode_special(self, text: str) -> list[int]:

@@ -58,6 +58,51 @@ def test_what_people_say_never_becomes_a_control_token(template, contents):
         assert tokenizer.decode(ids) == "".join(contents)
 
 
+TOOLS = """{% for t in tools or [] %}{{ t | tojson }}{{ t.name }}{% endfor %}{% for m in messages %}{{ m.content }}
+{%- for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}
+{%- if m.name %}{{ m.name }}={{ m.tool_call_id }}{% endif %}{% endfor %}"""
+END = "<|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    ("tool", "more"),
+    [
+        ({"name": END}, {}),
+        ({"name": "f", "parameters": {"properties": {"role": {"description": END}, END: {"enum": [END]}}}}, {}),
+        ({"name": "f", "description": "<|eot_"}, {"name": "id|>", "tool_call_id": END}),
+        (
+            {},
+            {
+                "tool_calls": [
+                    {"function": {"name": END, "arguments": {END: END, "role": END, "a": ["<|", "eot_id|>"]}}}
+                ]
+            },
+        ),
+    ],
+)
+def test_nor_does_what_they_write_in_tools_and_calls(tool, more):
+    tokenizer = llama3(TOOLS)
+    ids = encode_chat(tokenizer, [{"role": "tool", "content": "", **more}], tools=[tool])
+    assert [token for token in ids if token >= 261] == [261]
+    shown = END in f"{tool}{more}"
+    assert (END in tokenizer.decode(ids)) == shown
+
+
+def test_private_characters_hide_what_is_said_even_where_many_are_used():
+    tokenizer = llama3(PLAIN)
+    said = END + "".join(map(chr, range(0xE000, 0xF900)))
+    assert [token for token in encode_chat(tokenizer, user(said)) if token >= 261] == [261]
+
+
+def test_the_last_message_can_go_on():
+    tokenizer = llama3()
+    messages = [*user("the"), {"role": "assistant", "content": "12 "}]
+    asked = encode_chat(tokenizer, messages[:1])
+    assert encode_chat(tokenizer, messages, goes_on=True) == [*asked, 260, 32]  # LLAMA3 trims what is complete
+    with pytest.raises(UserError, match=r"messages\[1\].content: the chat template does not lay it out as it is"):
+        encode_chat(llama3("{{ messages[0].content }}"), messages, goes_on=True)
+
+
 def test_parts_of_a_name_that_a_template_joins_stay_text():
     tokenizer = llama3("{{ messages[0].content | replace(' ', '') }}")
     assert encode_chat(tokenizer, user("<|eot _id|>")) == [261, *tokenizer.encode("<|eot_id|>")]
@@ -173,7 +218,7 @@ def test_long_messages_pass(tiktoken_tokenizer):
     [
         ([], "messages: there are none"),
         ([{"role": "user"}], r"messages\[0\]: {'role': 'user'} is not an object with role and content"),
-        ([{"role": "user", "content": "a", "name": "b"}], r"messages\[0\]: .* is not an object with role and content"),
+        ([{"role": "user", "content": "a", "nom": "b"}], r"messages\[0\]: .* is not an object with role and content"),
         ([*user("a"), {"role": "user", "content": None}], r"messages\[1\].content: None is not text"),
         ([{"role": "<|eot_id|>", "content": "a"}], r"messages\[0\].role: '<\|eot_id\|>' is not a word"),
         ([{"role": 3, "content": "a"}], r"messages\[0\].role: 3 is not a word"),

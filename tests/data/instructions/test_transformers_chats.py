@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small_chats import CONVERSATIONS, TEMPLATES, tokenizer_json
+from small_chats import CONVERSATIONS, TEMPLATES, TOOL_CHAT, TOOL_TEMPLATE, TOOLS, tokenizer_json
 
 from llama_jax.data.instructions.chat import encode_chat
 from llama_jax.data.instructions.records import conversation_of
@@ -40,6 +40,17 @@ def test_a_conversation_has_the_ids_and_the_mask_of_transformers(name, number):
     assert encode_chat(tokenizer, CONVERSATIONS[number][:-1]) == recorded["prompt"]
     if (name, number) != MERGES:
         assert ids == recorded["ids"] and learned == recorded["answers"]
+
+
+# transformers leaves out what the template of Llama 3 trims.
+@pytest.mark.parametrize(("name", "number"), [case for case in CASES if case != ("llama3", 2) and case[0] != "llama2"])
+def test_a_conversation_goes_on_where_that_of_transformers_does(name, number):
+    ids = encode_chat(tokenizer_of(TEMPLATES[name]), CONVERSATIONS[number], goes_on=True)
+    assert ids == RECORDED[name][number]["goes_on"]
+
+
+def test_a_conversation_with_tools_has_the_ids_of_transformers():
+    assert encode_chat(tokenizer_of(TOOL_TEMPLATE), TOOL_CHAT, tools=TOOLS) == RECORDED["tools"]
 
 
 def test_an_answer_that_merges_with_the_end_of_its_prompt_leaves_the_prompt_as_it_is_asked():

@@ -1,0 +1,68 @@
+"""Log-probabilities in OpenAI's two forms. They are those of the raw distribution: temperature 1, no filter, no
+penalty. Control tokens that end an answer are left out: they are no part of its text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.inference.engine import NewToken
+
+
+class TokenNames:
+    """What tokens are called: their text, `bytes:` and the bytes where these are no whole characters, and the names of
+    control tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._bytes = tokenizer.token_bytes()
+        self._control = {token: name for name, token in tokenizer.special_tokens.items()}
+
+    def __call__(self, token: int) -> str:
+        """The name of a token."""
+        if token in self._control:
+            return self._control[token]
+        content = self.bytes_of(token)
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+    def bytes_of(self, token: int) -> bytes:
+        """What it adds to a text; of a control token its name."""
+        name = self._control.get(token)
+        if name is not None:
+            return name.encode()
+        return self._bytes[token] if token < len(self._bytes) else b""  # the table may have rows to spare
+
+    def with_text(self, tokens: Sequence[NewToken]) -> list[NewToken]:
+        """Without a control token that ended the answer."""
+        return [token for token in tokens if token.finish != "stop" or token.id not in self._control]
+
+
+def chat_logprobs(names: TokenNames, tokens: Sequence[NewToken]) -> dict[str, Any]:
+    """Of chats: `{"content": [{"token", "bytes", "logprob", "top_logprobs"}], "refusal": null}`."""
+
+    def named(token: int, logprob: float | None) -> dict[str, Any]:
+        return {"token": names(token), "bytes": list(names.bytes_of(token)), "logprob": logprob}
+
+    content = [
+        {**named(token.id, token.logprob), "top_logprobs": [named(*other) for other in token.top]}
+        for token in names.with_text(tokens)
+    ]
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(names: TokenNames, tokens: Sequence[NewToken], start: int) -> dict[str, Any]:
+    """Of completions, as lists side by side.
+
+    Args:
+        start: characters of the answer before these tokens.
+    """
+    told: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    content = b""
+    for token in names.with_text(tokens):
+        told["tokens"].append(names(token.id))
+        told["token_logprobs"].append(token.logprob)
+        told["top_logprobs"].append({names(other): logprob for other, logprob in token.top})
+        told["text_offset"].append(start + len(content.decode(errors="ignore")))
+        content += names.bytes_of(token.id)
+    return told

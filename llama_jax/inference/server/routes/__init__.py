@@ -1,0 +1,1 @@
+"""What each route answers, but for the responses."""
