@@ -137,6 +137,7 @@ def check_isolation(engine: Engine, requests: list[Request]) -> None:
 @pytest.mark.parametrize("count", [6, pytest.param(32, marks=pytest.mark.slow)])
 def test_a_request_is_answered_alike_alone_and_among_others(engine, small_layers, count) -> None:
     own = Engine(MODEL, small_layers, slots=4, length=LENGTH)
+    own.warm_up()
     check_isolation(own, mixed(count))
     assert engine.compilations > own.compilations == 0  # of one shape, they share their programs
 
