@@ -10,6 +10,7 @@ import jax
 
 from llama_jax.checkpoints.opening import OpenModel
 from llama_jax.core.errors import UserError, nearest
+from llama_jax.core.placing import padded_rows
 from llama_jax.data.chat import encode_chat
 from llama_jax.inference.completion import Completion, encode_prompt, usable, writer
 from llama_jax.inference.config import ChatConfig, SamplingConfig
@@ -63,7 +64,8 @@ class Conversation:
         if config.system is not None:
             self.system = config.system
         layers = writer(opened.model, opened.params, opened.tokenizer).layers
-        self._engine = Engine(opened.model, layers, slots=1, length=config.length or min(context_length, LONGEST))
+        length = config.length or min(context_length, LONGEST)
+        self._engine = Engine(opened.model, layers, slots=padded_rows(1), length=length)
         say("compiling...")
         self._engine.warm_up()
 

@@ -27,7 +27,7 @@ def result(capfd, folder: Path, *arguments: object) -> dict:
 
 def test_the_first_word_says_what_to_measure() -> None:
     assert parsed("data", "--seed", "3") == parsed("--seed", "3", "--what", "data")
-    with pytest.raises(UserError, match=r'^what: got "trian", expected one of train, lora, data, scaling$'):
+    with pytest.raises(UserError, match=r'^what: got "trian", expected one of train, lora, decode, data, scaling$'):
         parsed("trian")
     with pytest.raises(UserError, match=r"^data: unexpected"):
         parsed("--seed", "3", "data")
@@ -84,6 +84,14 @@ def test_a_comparison_without_its_packages_names_the_extra(tmp_path, capfd, monk
     [
         (("data", "--against", "transformers"), "--against transformers: is for 'benchmark train'"),
         (("--against", "transformers", "--compute.dtype", "bfloat16"), "compute.dtype: bfloat16, but --against"),
+        (
+            ("train", "--against", "llama.cpp"),
+            "--against llama.cpp: is for 'benchmark decode', not for 'benchmark train'",
+        ),
+        (("--weights", "model.gguf"), "--weights model.gguf: is for 'benchmark decode', not for 'benchmark train'"),
+        (("--dry_run", "true"), "--dry_run: is for 'benchmark decode', not for 'benchmark train'"),
+        (("decode", "--compiled", "true"), "--compiled true: is of the other side of 'benchmark train'"),
+        (("decode", "--new_tokens", "1"), "--new_tokens 1: must be at least 2"),
         (("--turns", "0"), "--turns 0: must be at least 1"),
         (("--widths", "[]"), r"--widths \[\]: needs numbers of at least 1"),
     ],
@@ -91,6 +99,53 @@ def test_a_comparison_without_its_packages_names_the_extra(tmp_path, capfd, monk
 def test_settings_that_contradict_each_other_are_refused(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
         parsed(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--against", "llama.cpp"), "--against llama.cpp: needs --weights, a model that both sides open"),
+        (("--weights", "nowhere.gguf"), "--weights nowhere.gguf: no such file"),
+        (("--dry_run", "--against", "llama.cpp"), "--dry_run: is of random weights of the architecture model"),
+        (("--dry_run", "--prompt_tokens", 2000), "--prompt_tokens 2000: with 128 new ones exceeds the model's context"),
+    ],
+)
+def test_decoding_that_cannot_be_measured_is_refused(tmp_path, capfd, arguments, message: str) -> None:
+    assert command_runs.call("benchmark", "decode", *arguments, "--output", tmp_path) == 2
+    assert capfd.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_dry_run_of_decoding_lays_it_out_and_compiles_it(tmp_path, capfd) -> None:
+    arguments = ("--model.size", "tiny", "--decode_rows", 8, "--prompt_tokens", 16, "--new_tokens", 16, "--dry_run")
+    assert command_runs.call("benchmark", "decode", *arguments, "--output", tmp_path) == 0
+    said = capfd.readouterr().out
+    assert "166,208 parameters" in said and "a step:   8 x 1 token reads" in said
+    assert "a device holds parameters" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_decoding_reports_rates_of_one_stream_and_of_many(tmp_path, capfd) -> None:
+    sizes = ("--model.size", "tiny", "--decode_rows", 8, "--prompt_tokens", 16, "--new_tokens", 16)
+    measured = result(capfd, tmp_path, "decode", *sizes, *QUICK)
+    own = measured["llama_jax"]
+    assert own["parameters"] == 166_208 and own["devices"] == 8 and set(own["tokens_per_second"]) == {"1", "8"}
+    for rates in own["tokens_per_second"].values():
+        assert all(rate["median"] > 0 and len(rate["all"]) == 2 for rate in rates.values())
+    assert measured["plain_read_bytes_per_second"] > 0 and own["memory_ratio"] > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other, package", [("transformers", "transformers"), ("llama.cpp", "xllamacpp")])
+def test_decoding_is_compared_with_others_that_hold_the_same_weights(
+    tiny_run, tmp_path, capfd, other: str, package: str
+) -> None:
+    pytest.importorskip(package)
+    sizes = ("--decode_rows", 8, "--prompt_tokens", 16, "--new_tokens", 16)
+    measured = result(capfd, tmp_path, "decode", "--against", other, "--weights", tiny_run, *sizes, *QUICK)
+    rates = {name: measured[name]["tokens_per_second"]["8"]["decode"]["median"] for name in ("llama_jax", other)}
+    assert measured["ratio"]["8"]["decode"] == pytest.approx(rates["llama_jax"] / rates[other])
+    assert measured["llama_jax"]["sample_answer"][:4] == measured[other]["sample_answer"][:4]
 
 
 def test_every_config_of_pretrain_can_be_measured() -> None:

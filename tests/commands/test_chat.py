@@ -1,7 +1,6 @@
 """The command `chat` at a terminal, as somebody sits before it."""
 
 import contextlib
-import functools
 import json
 import os
 import pty
@@ -35,18 +34,31 @@ class Terminal:
         while not (found := re.search(pattern, self.seen)):
             assert time.monotonic() < end, self.seen
             if select.select([self._master], [], [], 0.5)[0]:
-                with contextlib.suppress(OSError):  # it has ended
+                try:
                     self.seen += os.read(self._master, 65536).decode(errors="replace")
+                except OSError:
+                    raise AssertionError(f"it has ended: {self.seen}") from None
         text, self.seen = self.seen[: found.end()], self.seen[found.end() :]
         return text
+
+
+# Not in a function between fork and exec: this process has threads.
+_AT_THE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
 @contextlib.contextmanager
 def at_a_terminal(*line: object) -> Iterator[Terminal]:
     master, slave = pty.openpty()
     environment = os.environ | {"PYTHONPATH": str(command_runs.ROOT), "TERM": "xterm", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "llama_jax", "chat", *map(str, line)]
-    process = subprocess.Popen(command, env=environment, preexec_fn=functools.partial(os.login_tty, slave))
+    environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=1"
+    command = [sys.executable, "-c", _AT_THE_TERMINAL, "-m", "llama_jax", "chat", *map(str, line)]
+    process = subprocess.Popen(
+        command, env=environment, stdin=slave, stdout=slave, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     os.close(slave)
     try:
         yield Terminal(process, master)

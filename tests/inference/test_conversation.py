@@ -97,7 +97,9 @@ def test_a_conversation_that_has_become_too_long_can_still_be_cleared(conversati
     with pytest.raises(UserError, match="the conversation has 103 tokens, and 64 are the most; clear it"):
         answer(conversation.ask("x" * 100))
     assert conversation.turns == []
-    assert len(answer(conversation.ask("x" * 58))) == 10  # as much as fits
+    assert len(answer(conversation.ask("x" * 60))) == 5 and conversation.turns[-1].tokens == 1  # as much as fits
+    conversation.turns.clear()
+    answer(conversation.ask("a"))
     assert answer(conversation.ask("b")) == SPEECHES["3"]
 
 
@@ -179,9 +181,9 @@ second = 2
 
 
 def shown(pieces: list[str], *, markdown: bool = True) -> str:
-    """What a terminal of 80 columns holds in the end."""
+    """What is sent to a terminal of 120 columns."""
     file = io.StringIO()
-    console = Console(file=file, force_terminal=True, width=80, height=30, color_system=None, legacy_windows=False)
+    console = Console(file=file, force_terminal=True, width=120, height=30, color_system=None, legacy_windows=False)
     with chat_command._Shown(console, markdown) as display:
         for piece in pieces:
             display.add(piece)

@@ -1,7 +1,6 @@
 """`benchmark decode --dry_run`: what decoding would hold and read, and its program compiled for the devices that are
 here, without weights."""
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,6 @@ from llama_jax.core import sharding
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
 from llama_jax.core.processes.distributed import start_up
-from llama_jax.inference.programs import decoding_params
 from llama_jax.model.llama import LanguageModel, language_model
 
 Lower = Callable[[LanguageModel, Mesh, int, int], Any]
@@ -35,8 +33,7 @@ def describe_decoding(config: BenchmarkConfig, lower: Lower) -> None:
     say(config, start_up(config.run.distributed))
     mesh = make_mesh(config.run.mesh)
     model = language_model(config.run.model.architecture, config.run.compute)
-    layers = jax.eval_shape(functools.partial(decoding_params, model), model.shapes())
-    sizes = decoding_sizes(config, model, layers)
+    sizes = decoding_sizes(config, model)
     say(
         config,
         f"model:    {config.run.model.size}, {sizes['parameters']:,} parameters, {model.compute.dtype}: weights "

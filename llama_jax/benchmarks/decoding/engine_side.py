@@ -18,8 +18,7 @@ from llama_jax.core.processes.distributed import start_up
 from llama_jax.inference.completion import encode_prompt
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.engine import Engine, Request
-from llama_jax.inference.programs import decoding_params
-from llama_jax.model import paths
+from llama_jax.inference.layout import decoding_params
 from llama_jax.model.llama import LanguageModel, language_model
 from llama_jax.model.quantized import cast_plain
 
@@ -36,7 +35,7 @@ def engine_turn(config: BenchmarkConfig) -> tuple[Turn, dict[str, Any]]:
         raise UserError(f"--against {config.against}: compares on CPU, but this is {who}; set JAX_PLATFORMS=cpu")
     jax.set_mesh(make_mesh(config.run.mesh))
     model, layers, sample = _opened(config)
-    sizes = decoding_sizes(config, model, layers)
+    sizes = decoding_sizes(config, model)
     length = max(config.decode_tokens, len(sample) + SAMPLE_TOKENS)
     engine = Engine(model, layers, slots=config.decode_rows, length=length)
     del layers
@@ -82,9 +81,9 @@ def _opened(config: BenchmarkConfig) -> tuple[LanguageModel, PyTree, list[int]]:
     if config.weights is not None:
         opened = open_model(ModelReference(config.weights), config.run.compute, say=lambda _: None)
         sample = encode_prompt(opened.tokenizer, "The capital of France is")
-        return opened.model, decoding_params(opened.model, opened.params), sample
+        return opened.model, decoding_params(opened.model, opened.params, consume=True), sample
     model = language_model(config.run.model.architecture, config.run.compute)
-    return model, decoding_params(model, _random(model, config.run.seed)), []
+    return model, decoding_params(model, _random(model, config.run.seed), consume=True), []
 
 
 def _random(model: LanguageModel, seed: int) -> PyTree:
@@ -102,11 +101,8 @@ def _random(model: LanguageModel, seed: int) -> PyTree:
     return tree.unflatten({path: drawn(path, place) for path, place in places.items()})
 
 
-def decoding_sizes(config: BenchmarkConfig, model: LanguageModel, layers: PyTree) -> dict[str, Any]:
-    """Bytes and FLOPs of decoding, by formula.
-
-    Args:
-        layers: parameters in the list layout, or shapes of them.
+def decoding_sizes(config: BenchmarkConfig, model: LanguageModel) -> dict[str, Any]:
+    """Bytes and FLOPs of decoding with weights and caches in the type of computation, by formula.
 
     Raises:
         UserError: prompt and answer exceed the model's context.
@@ -117,18 +113,16 @@ def decoding_sizes(config: BenchmarkConfig, model: LanguageModel, layers: PyTree
             f"--prompt_tokens {config.prompt_tokens}: with {config.new_tokens} new ones exceeds the model's context of "
             f"{shape.context_length}"
         )
-    leaves = tree.flatten(layers)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+    itemsize, parameters = jnp.dtype(model.compute.dtype).itemsize, model.parameter_count()
+    a_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_size * itemsize
     # Of a table that is not the head too, one row a token is looked up.
-    lookup = 0 if shape.tie_embeddings else leaves[paths.TABLE].size * leaves[paths.TABLE].dtype.itemsize
-    a_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_size * jnp.dtype(model.compute.dtype).itemsize
-    unread = 0 if shape.tie_embeddings else shape.vocab_size * shape.width
+    read = parameters - (0 if shape.tie_embeddings else shape.vocab_size * shape.width)
     return {
-        "parameters": model.parameter_count(),
-        "weights_bytes": size,
-        "weights_bytes_read": size - lookup,
+        "parameters": parameters,
+        "weights_bytes": parameters * itemsize,
+        "weights_bytes_read": read * itemsize,
         "cache_bytes": config.decode_rows * config.decode_tokens * a_token,
         "cache_bytes_a_token": a_token,
-        "flops_a_token": 2 * (model.parameter_count() - unread),
+        "flops_a_token": 2 * read,
         "flops_a_cached_token": 4 * shape.num_layers * shape.num_heads * shape.head_size,
     }

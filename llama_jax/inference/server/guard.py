@@ -35,6 +35,7 @@ class Guard:
         try:
             self._check(scope["path"], Headers(scope=scope))
         except ApiError as error:
+            self._service.metrics.requests["refused before any route", error.status] += 1
             await _refuse(error, send)
             return
         self._handled += 1
