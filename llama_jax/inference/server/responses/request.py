@@ -40,6 +40,7 @@ _CALL: Fields = {
     "call_id": Field(text(256, 1), is_needed=True),
     "name": Field(name, is_needed=True),
     "arguments": Field(text(), is_needed=True),
+    "parsed_arguments": IGNORED,
 }
 _RESULT: Fields = {
     **_ITEM,
