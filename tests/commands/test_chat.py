@@ -28,7 +28,7 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
-    def until(self, pattern: str, seconds: float = 120) -> str:
+    def until(self, pattern: str, seconds: float = 30) -> str:
         """What has come since the last call, up to the pattern."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen)):
