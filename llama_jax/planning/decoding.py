@@ -50,7 +50,7 @@ def lowered_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> L
     attention = 4 * config.num_layers * config.num_heads * config.head_size * slots
     flops = rows * (2 * (model.parameter_count() - lookup) + attention)
     held = {"parameters": params, "caches": state.caches, "batch": state.replace(caches=[])}
-    return Lowered(traced, mesh, held, flops, [], loop_turns=31)
+    return Lowered(traced, mesh, held, flops, [], loop_turns=31.0)
 
 
 def _by_layer(model: LanguageModel) -> PyTree:
