@@ -74,19 +74,22 @@ def test_a_conversation_at_a_terminal(tiny_run: Path, markdown: str) -> None:
     with at_a_terminal(*settings) as terminal:
         terminal.until("Ctrl-D ends")
         terminal.until("> ")
-        terminal.type("Return the \r")
-        terminal.until("Return the .*\n")
-        terminal.until("[a-z]{3}")
-        terminal.type("\x03\x03")  # twice, as somebody impatient does
-        text = terminal.until(r"stopped · (\d+) tokens")
-        assert int(re.findall(r"stopped · (\d+) tokens", text)[0]) < 400
+        ended = ""
+        while "stopped" not in ended:  # a slow test may press too late
+            terminal.type("Return the \r")
+            terminal.until("Return the .*\n")
+            terminal.until("[a-z]{3}")
+            terminal.type("\x03\x03")  # twice, as somebody impatient does
+            ended = terminal.until(r"\d+ tokens")
+        assert int(re.findall(r"stopped · (\d+) tokens", ended)[0]) < 400
         terminal.until("> ")
         terminal.type("half a line\x03")
         terminal.until("Ctrl-D or /exit ends")
         terminal.type("/settings max_new_tokens 5\r")
         terminal.until(r"max_new_tokens\s+5")
         terminal.type('"""\rtwo\rlines\r"""\r')
-        terminal.until(r"\. .*\n.*5 tokens · [\d.]+ tokens/s")
+        terminal.until(r"\. lines")
+        terminal.until(r"5 tokens · [\d.]+ tokens/s")
         terminal.type("/regenerate\r")
         terminal.until("5 tokens")
         terminal.type("/settings max_new_tokens 200\r")
