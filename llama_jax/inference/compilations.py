@@ -13,7 +13,7 @@ def compilations() -> int:
     return getattr(_OF_THREAD, "count", 0)
 
 
-def _count(event: str, _: float, **__: object) -> None:
+def _count(event: str, duration_secs: float, **_: object) -> None:
     if event == _EVENT:
         _OF_THREAD.count = compilations() + 1
 

@@ -73,9 +73,11 @@ class Writer:
     def most_rows(self, tokens: int) -> int:
         """Rows of so many tokens that are answered at a time: enough to use the machine well, and no more than have
         their caches in as much memory as the weights take."""
-        shapes = jax.eval_shape(lambda: empty_cache(self.model.config, 1, tokens, jnp.dtype(self.model.compute.dtype)))
-        room = max(bytes_on_a_device(self.layers), LEAST_ROOM) * size_of("kv_heads") // bytes_on_a_device(shapes)
-        return min(max(room, 1), MOST_ROWS[platform()]) * size_of("batch")
+        config, dtype, parts = self.model.config, jnp.dtype(self.model.compute.dtype), size_of("batch")
+        shapes = jax.eval_shape(lambda: empty_cache(config, parts, tokens, dtype))
+        of_row = bytes_on_a_device(shapes) // (parts * size_of("kv_heads"))
+        room = max(bytes_on_a_device(self.layers), LEAST_ROOM) // of_row
+        return min(max(room, 1), MOST_ROWS[platform()]) * parts
 
 
 def writer(

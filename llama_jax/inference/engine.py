@@ -164,17 +164,21 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compile every program there is, so that no request will wait for that. Changes no answer."""
-        nowhere = np.int32(self.slots)
         with self._at_work():
-            for size in self._chunks:
-                self._state = programs.prefill(self.model, self._layers, self._state, self._chunk([], size))
-            self._state = programs.copy_prompt(self._state, np.int32(0), nowhere, np.int32(0))
-            self._state = programs.clear(self._state, nowhere)
-            self._state = programs.stop(self._state, nowhere)
-            self._begin(nowhere, Job(-1, Request([0], SamplingConfig()), 0))
-            for count in self._row_counts:
-                self._run_decode([], count)
+            self._run_all()
+            self._run_all()  # where no mesh is in use, what programs give counts as placed, which fresh arrays are not
             jax.block_until_ready(self._state.lengths)
+
+    def _run_all(self) -> None:
+        nowhere = np.int32(self.slots)
+        for size in self._chunks:
+            self._state = programs.prefill(self.model, self._layers, self._state, self._chunk([], size))
+        self._state = programs.copy_prompt(self._state, np.int32(0), nowhere, np.int32(0))
+        self._state = programs.clear(self._state, nowhere)
+        self._state = programs.stop(self._state, nowhere)
+        self._begin(nowhere, Job(-1, Request([0], SamplingConfig()), 0))
+        for count in self._row_counts:
+            self._run_decode([], count)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

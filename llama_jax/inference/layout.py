@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, PyTree
-from llama_jax.core.sharding import replicated
 from llama_jax.model import paths
 from llama_jax.model.llama import LanguageModel
 from llama_jax.model.quantized import computed_type
@@ -111,7 +111,7 @@ def _transposed(kernels: Sequence[tuple[str, Array]], dtype: jnp.dtype) -> dict[
 def _place(leaf: Array) -> Any:
     # The spec of a stack may have more axes than one of its layers.
     sharding = leaf.sharding
-    return replicated(sharding.mesh) if isinstance(sharding, jax.NamedSharding) else sharding
+    return jax.NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, jax.NamedSharding) else sharding
 
 
 def _copies(arrays: Sequence[Sequence[np.ndarray]], dtype: jnp.dtype, place: Any) -> list[Array]:

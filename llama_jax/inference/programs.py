@@ -6,7 +6,6 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from llama_jax.core import tree
@@ -41,17 +40,17 @@ class Slots(struct.PyTreeNode):
 
 
 class Chunk(NamedTuple):
-    """Pieces of prompts to read, in rows of their own. NumPy arrays."""
+    """Pieces of prompts to read, in rows of their own."""
 
-    tokens: Int[np.ndarray, "P T"]
+    tokens: Annotated[Any, Int[Array, "P T"]]
     """Padded on the right."""
-    rows: Int[np.ndarray, "P"]
+    rows: Annotated[Any, Int[Array, "P"]]
     """Slot of each; the number of slots: none, the row is padding."""
-    starts: Int[np.ndarray, "P"]
+    starts: Annotated[Any, Int[Array, "P"]]
     """Tokens of the prompt before the piece; start + T never exceeds the length of a slot."""
-    counts: Int[np.ndarray, "P"]
+    counts: Annotated[Any, Int[Array, "P"]]
     """Tokens of the piece."""
-    adapters: Int[np.ndarray, "P"]
+    adapters: Annotated[Any, Int[Array, "P"]]
 
 
 class Output(NamedTuple):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from llama_jax.core.arrays import Array, Float, Int
+from llama_jax.core.mesh import platform
 from llama_jax.core.sharding import constrain
 from llama_jax.model.config import LlamaConfig
 
@@ -104,7 +105,10 @@ def _quantized(array: Float[Array, "R T K H"]) -> tuple[Array, Array]:
 
 
 def block_sizes(slots: int) -> list[int]:
-    """Slots of each block of rows of so many."""
+    """Slots of each block of rows of so many. On accelerators there is but one: to choose among programs by what a
+    device has computed makes a GPU wait for its host, and a TPU fetch all blocks before it knows which it needs."""
+    if platform() != "cpu":
+        return [slots]
     ends = [min(FIRST_BLOCK, slots)]
     while ends[-1] < slots:
         ends.append(min(2 * ends[-1], slots))

@@ -12,7 +12,7 @@ from llama_jax.core.arrays import Array, Float, PyTree
 from llama_jax.model import paths
 
 FEW_ROWS = 16
-"""Rows up to which a transpose with more inputs than outputs is the first operand of a product."""
+"""Rows up to which a transpose with no more outputs than inputs is the first operand of a product."""
 
 
 class Transposed(struct.PyTreeNode):
@@ -35,7 +35,7 @@ def transposed_matmul(x: Float[Array, "*batch I"], weight: Transposed) -> Float[
     # Barriers keep XLA for CPU from making one loop of a product and what comes before it, and from turning operands
     # back: both give slower code than its products have.
     x = jax.lax.optimization_barrier(x)
-    if x.ndim == 2 and 1 < len(x) <= FEW_ROWS and inputs > outputs:
+    if x.ndim == 2 and 1 < len(x) <= FEW_ROWS and inputs >= outputs:
         # Each row of the transpose is read once and in order (16 rows: 14 GB/s instead of 10).
         product = jax.lax.optimization_barrier(jnp.dot(weight.array, jax.lax.optimization_barrier(x.T))).T
     else:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from llama_jax.core.errors import UserError
+from llama_jax.model.quantized import Quantization
 from llama_jax.runs.config import RunConfig
 
 
@@ -24,6 +25,8 @@ class PlannedConfig:
     """Rows that `decode` plans for."""
     decode_slots: int = 2048
     """Tokens of a row's cache that `decode` plans for."""
+    decode_weights: Quantization | None = None
+    """How the kernels are quantised that `decode` plans for; None: they are in the type of computation."""
     search: bool = False
     """Try remat policies, microbatches and meshes by a model of memory and time, compile the best ones, and print a
     ranked table."""

@@ -12,14 +12,16 @@ from llama_jax.inference import programs
 from llama_jax.model import paths
 from llama_jax.model.cache import cache_axes
 from llama_jax.model.llama import LanguageModel, unstacked
-from llama_jax.model.quantized import cast_plain
+from llama_jax.model.quantized import Quantization, cast_plain, store_as, stored_axes
 from llama_jax.planning.report import Lowered
 
 
-def lowered_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> Lowered:
-    """`inference.programs.decode` of all slots with the weights in the type of computation, laid out as in training,
-    and the state donated. Its model FLOPs are those of all rows with full caches: two for each parameter in a matrix
-    product, and for each slot, query head and element of a head.
+def lowered_decode(
+    model: LanguageModel, mesh: Mesh, rows: int, slots: int, weights: Quantization | None = None
+) -> Lowered:
+    """`inference.programs.decode` of all slots with the weights in the type of computation, or quantised, laid out as
+    in training, and the state donated. Its model FLOPs are those of all rows with full caches: two for each parameter
+    in a matrix product, and for each slot, query head and element of a head.
 
     Raises:
         UserError: the mesh does not divide the rows or a parameter, or the slots exceed the model's context.
@@ -31,8 +33,12 @@ def lowered_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> L
         raise UserError(f"--decode_slots: {slots} exceeds model.context_length {config.context_length}")
     dtype = jnp.dtype(model.compute.dtype)
     with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(lambda: unstacked(cast_plain(model.init(jax.random.key(0)), dtype)))
-        params = sharding.with_shardings(shapes, sharding.shardings_of(mesh, shapes, _by_layer(model)))
+        stored = model.shapes()
+        if weights is not None:
+            stored = jax.eval_shape(lambda params: store_as(params, weights), stored)
+        shapes = jax.eval_shape(lambda params: unstacked(cast_plain(params, dtype)), stored)
+        by_layer = _by_layer(stored_axes(model.axes, stored), config.num_layers)
+        params = sharding.with_shardings(shapes, sharding.shardings_of(mesh, shapes, by_layer))
         state = jax.eval_shape(lambda: programs.empty_slots(model, rows, slots, dtype))
         places = jax.tree.map(lambda leaf: sharding.row_sharding(mesh), state)
         axes = cache_axes(state.caches)
@@ -53,13 +59,12 @@ def lowered_decode(model: LanguageModel, mesh: Mesh, rows: int, slots: int) -> L
     return Lowered(traced, mesh, held, flops, [], loop_turns=31.0)
 
 
-def _by_layer(model: LanguageModel) -> PyTree:
-    """Logical axes of the list layout."""
+def _by_layer(axes: PyTree, count: int) -> PyTree:
+    """Logical axes of the list layout, of so many layers."""
     rest: dict[str, PartitionSpec] = {}
-    for path, axes in tree.flatten(model.axes).items():
+    for path, own in tree.flatten(axes).items():
         if paths.in_layers(path):
-            own = PartitionSpec(*axes[1:])
-            rest |= {paths.of_layer(path, layer): own for layer in range(model.config.num_layers)}
+            rest |= {paths.of_layer(path, layer): PartitionSpec(*own[1:]) for layer in range(count)}
         else:
-            rest[path] = axes
+            rest[path] = own
     return tree.unflatten(rest)

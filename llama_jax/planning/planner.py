@@ -186,9 +186,10 @@ class Planner:
             "parameters": model.parameter_count(),
             "rows": config.decode_rows,
             "slots": config.decode_slots,
-            "dtype": model.compute.dtype,
+            "dtype": config.decode_weights or model.compute.dtype,
         }
-        return facts, lowered_decode(model, mesh, config.decode_rows, config.decode_slots)
+        sizes = (config.decode_rows, config.decode_slots)
+        return facts, lowered_decode(model, mesh, *sizes, weights=config.decode_weights)
 
 
 def _model_name(settings: Any) -> str:

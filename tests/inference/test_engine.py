@@ -29,7 +29,7 @@ RANDOM = np.random.default_rng(0)
 @pytest.fixture(scope="module")
 def params():
     # Large weights make the choice depend on the whole prompt.
-    return jax.tree.map(lambda leaf: leaf * 1.5, jax.jit(MODEL.init)(jax.random.key(5)))
+    return jax.tree.map(lambda leaf: leaf * 3, jax.jit(MODEL.init)(jax.random.key(5)))
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,21 @@ def engine(layers) -> Engine:
     warm = Engine(MODEL, layers, slots=4, length=LENGTH)
     warm.warm_up()
     return warm
+
+
+@pytest.fixture(scope="module")
+def small_layers(params):
+    """Of weights as they are initialized, with which rounding is not amplified."""
+    return decoding_params(MODEL, jax.tree.map(lambda leaf: leaf / 3, params))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled(request):
+    """By the warm engine, whatever a test does with it."""
+    warm = request.getfixturevalue("engine") if "engine" in request.fixturenames else None
+    before = warm and warm.compilations
+    yield
+    assert (warm and warm.compilations) == before
 
 
 @jax.jit
@@ -120,17 +135,16 @@ def check_isolation(engine: Engine, requests: list[Request]) -> None:
 
 
 @pytest.mark.parametrize("count", [6, pytest.param(32, marks=pytest.mark.slow)])
-def test_a_request_is_answered_alike_alone_and_among_others_and_nothing_is_compiled(engine, count) -> None:
-    before = engine.compilations
-    assert before > 0
-    check_isolation(engine, mixed(count))
-    assert engine.compilations == before
+def test_a_request_is_answered_alike_alone_and_among_others(engine, small_layers, count) -> None:
+    own = Engine(MODEL, small_layers, slots=4, length=LENGTH)
+    check_isolation(own, mixed(count))
+    assert engine.compilations > own.compilations == 0  # of one shape, they share their programs
 
 
 @pytest.mark.slow
-def test_log_probabilities_do_not_depend_on_the_number_of_slots(engine, layers) -> None:
+def test_log_probabilities_do_not_depend_on_the_number_of_slots(small_layers) -> None:
     requests = [dataclasses.replace(request, top_logprobs=5) for request in mixed(12)]
-    found = [Engine(MODEL, layers, slots=slots, length=LENGTH).run(requests) for slots in (1, 7, 16)]
+    found = [Engine(MODEL, small_layers, slots=slots, length=LENGTH).run(requests) for slots in (1, 7, 16)]
     for answers in zip(*found, strict=True):
         assert len({tuple(token.id for token in answer) for answer in answers}) == 1
         for tokens in zip(*answers, strict=True):
@@ -139,9 +153,7 @@ def test_log_probabilities_do_not_depend_on_the_number_of_slots(engine, layers) 
 
 @pytest.mark.slow
 def test_two_hundred_requests_compile_nothing(engine) -> None:
-    before = engine.compilations
-    engine.run(mixed(200))
-    assert engine.compilations == before
+    assert all(engine.run(mixed(200)))
 
 
 def test_answers_to_one_prompt_read_it_once_and_differ(engine) -> None:

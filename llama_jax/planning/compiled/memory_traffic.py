@@ -77,6 +77,8 @@ class _Traffic:
             return self.of_fusion(instruction, operands, place)
         if opcode == "copy-start":  # the copy, the original, a scalar
             return _in_memory(results[:1]) + _in_memory(operands[0])
+        if opcode in ("slice-start", "dynamic-slice-start"):  # the original, the slice, a scalar
+            return _in_memory(results[1:2]) + _part(operands[0], results[1].size)
         if opcode in ("send", "recv"):  # the array, scalars
             return _in_memory(results[:1])
         if opcode.endswith("-start") and len(results) > sum(map(len, operands)):  # operands, then results

@@ -305,14 +305,3 @@ def test_what_is_asked_for_by_name_runs_or_says_why_not(monkeypatch, platform, i
     with pytest.raises(UserError) as raised:
         choose(implementation, case)
     assert str(raised.value) == f"compute.attention: {implementation} {message}"
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_decoding_reads_the_cache_whatever_the_implementation(implementation) -> None:
-    case = Case(rows=2, length=64)
-    query, key, value, _ = inputs(case)
-    start = jnp.asarray([40, 7])
-    found = attention(query[:, :1], key, value, query_start=start, implementation=implementation)
-    rows = jnp.stack([query[0].at[40].set(query[0, 0]), query[1].at[7].set(query[1, 0])])
-    expected, *_ = reference(case, (rows, key, value, query))
-    np.testing.assert_allclose(found[:, 0], [expected[0, 40], expected[1, 7]], atol=2e-6)
