@@ -81,16 +81,22 @@ class Writer:
 
 
 def writer(
-    model: LanguageModel, params: PyTree, tokenizer: Tokenizer, stop_ids: tuple[int, ...] | None = None
+    model: LanguageModel,
+    params: PyTree,
+    tokenizer: Tokenizer,
+    stop_ids: tuple[int, ...] | None = None,
+    *,
+    consume: bool = False,
 ) -> Writer:
     """Get a model ready to write; makes a second copy of its parameters.
 
     Args:
         params: scanned layout, on the mesh in use.
         stop_ids: tokens that end an answer; None: those of the tokenizer.
+        consume: give `params` up, piece by piece, so that there never are two copies.
     """
     stop_ids = tokenizer.stop_ids if stop_ids is None else stop_ids
-    return Writer(model, decoding_params(model, params), tokenizer, stop_ids)
+    return Writer(model, decoding_params(model, params, consume=consume), tokenizer, stop_ids)
 
 
 class Completion(NamedTuple):

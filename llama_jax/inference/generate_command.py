@@ -55,7 +55,7 @@ def continue_prompts(config: GenerateConfig, opened: OpenModel, prompts: Sequenc
     if len(names) > 1:  # each prompt by each adapter, side by side
         ids = [prompt for prompt in ids for _ in names]
         adapter_ids = list(range(len(names))) * len(prompts)
-    by = writer(opened.model, opened.params, tokenizer)
+    by = writer(opened.model, opened.params, tokenizer, consume=True)
     shown = [[] if config.chat else prompt for prompt in ids]
     printer = _Printer(tokenizer, shown[0]) if len(ids) == 1 and not config.json else None
     started = time.perf_counter()

@@ -64,7 +64,12 @@ def test_an_unknown_setting_is_refused(params) -> None:
 def test_the_parameters_of_the_last_call_are_not_copied_again(params, monkeypatch) -> None:
     copies = []
     make = completion.decoding_params
-    monkeypatch.setattr(completion, "decoding_params", lambda *given: copies.append(make(*given)) or copies[-1])
+
+    def kept(*given, **options):
+        copies.append(make(*given, **options))
+        return copies[-1]
+
+    monkeypatch.setattr(completion, "decoding_params", kept)
     model = language_model(LlamaConfig(300, **SIZES), ComputeConfig())
     other = jax.tree.map(lambda leaf: leaf * 1.5, params)
 
