@@ -35,6 +35,8 @@ def talk(conversation: Conversation, *, markdown: bool) -> None:
     Raises:
         UserError: a line of an input that is not a terminal cannot be answered.
     """
+    if sys.stdin is None:  # closed by who started this
+        return
     sys.stdin.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     if sys.stdin.isatty() and sys.stdout.isatty():
         _Terminal(conversation, markdown).talk()

@@ -21,7 +21,7 @@ BODY = {"prompt": "a", "max_tokens": 30, "n": 8, "stream": True, "ignore_eos": T
 def served(model: Path, folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen, str, Path]]:
     """The process, the address, and the file of what it says."""
     said = folder / "said.txt"
-    command = [sys.executable, "-m", "llama_jax.serve", "--model", str(model), "--port", "0", "--slots", "2", *more]
+    command = [sys.executable, "-m", "llama_jax.serve", "--model", str(model), "--port", "0", "--slots", "8", *more]
     with said.open("w") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, cwd=folder, env={**os.environ, "LLAMA_JAX_API_KEY": KEY}
@@ -39,9 +39,7 @@ def served(model: Path, folder: Path, *more: str) -> Iterator[tuple[subprocess.P
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_when_its_answers_are_written(small_run, tmp_path, number) -> None:
     with served(small_run.run_dir, tmp_path) as (process, url, said):
-        with httpx2.stream(
-            "POST", f"{url}/v1/completions", json=body, headers={"authorization": f"Bearer {KEY}"}
-        ) as answer:
+        with httpx2.stream("POST", f"{url}/v1/completions", json=BODY, headers=HEADERS) as answer:
             lines = answer.iter_lines()
             next(lines)
             process.send_signal(number)
@@ -55,7 +53,7 @@ def test_a_signal_ends_the_server_when_its_answers_are_written(small_run, tmp_pa
 def test_a_second_signal_ends_it_at_once(small_run, tmp_path) -> None:
     with (
         served(small_run.run_dir, tmp_path) as (process, url, said),
-        httpx2.stream("POST", f"{url}/v1/completions", json=body, headers={"authorization": f"Bearer {KEY}"}) as answer,
+        httpx2.stream("POST", f"{url}/v1/completions", json=BODY, headers=HEADERS) as answer,
     ):
         next(answer.iter_lines())
         process.send_signal(signal.SIGTERM)

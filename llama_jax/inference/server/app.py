@@ -69,9 +69,12 @@ def make_app(service: Service, api_key: str | None) -> Starlette:
         expose_headers=["x-request-id", "retry-after"],
         max_age=600,
     )
+    turns = asyncio.Lock()
     guard = Middleware(Guard, service=service, api_key=api_key)
     return Starlette(
-        routes=[Route(path, _Endpoint(service, handler, path), methods=[method]) for method, path, handler in ROUTES],
+        routes=[
+            Route(path, _Endpoint(service, handler, path, turns), methods=[method]) for method, path, handler in ROUTES
+        ],
         middleware=[cors, guard] if config.cors_origins else [guard],
         exception_handlers={HTTPException: _no_route},
     )
@@ -88,8 +91,13 @@ class _Endpoint:
     """A handler as an ASGI application: reads the body, ends the work when the client leaves or time is up, and sends
     what comes of it."""
 
-    def __init__(self, service: Service, handler: Handler, route: str) -> None:
-        self._service, self._handler, self._route = service, handler, route
+    def __init__(self, service: Service, handler: Handler, route: str, turns: asyncio.Lock) -> None:
+        """
+        Args:
+            turns: shared by all routes: of many requests that come at once, one begins at a time, and others that are
+                there already go on in between.
+        """
+        self._service, self._handler, self._route, self._turns = service, handler, route, turns
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived = time.perf_counter()
@@ -101,6 +109,8 @@ class _Endpoint:
                 content = await read_body(
                     Headers(scope=scope), receive, self._service.config.max_body_bytes, _SECONDS_FOR_A_BODY
                 )
+                async with self._turns:
+                    await asyncio.sleep(0)
                 # A long one in a thread: others are answered meanwhile.
                 call.body = parsed(content) if len(content) < _SMALL_BODY else await asyncio.to_thread(parsed, content)
             await _unless_gone(receive, self._work(call, answer))

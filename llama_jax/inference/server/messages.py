@@ -33,9 +33,13 @@ _PART: Fields = {
     "text": Field(text()),
     "refusal": Field(text()),
     # What the client adds to a part that it was given.
-    **dict.fromkeys(("annotations", "logprobs", "prompt_cache_breakpoint"), IGNORED),
+    **dict.fromkeys(("annotations", "logprobs", "parsed", "prompt_cache_breakpoint"), IGNORED),
 }
-_CALLED: Fields = {"name": Field(name, is_needed=True), "arguments": Field(text(), is_needed=True)}
+_CALLED: Fields = {
+    "name": Field(name, is_needed=True),
+    "arguments": Field(text(), is_needed=True),
+    "parsed_arguments": IGNORED,
+}
 _CALL: Fields = {
     "type": Field(one_of("function"), "function"),
     "id": Field(text(256), is_needed=True),
@@ -76,6 +80,7 @@ _MESSAGE: Fields = {
     # What the client adds to a message that it was given.
     "refusal": Field(text()),
     "annotations": IGNORED,
+    "parsed": IGNORED,
     "audio": refused("the model reads text"),
     "function_call": refused("it was replaced by tool_calls"),
 }

@@ -117,7 +117,11 @@ def serve_until_stopped(
     async def run() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         says = "ending when the answers that have begun are written; again ends at once"
-        with StopSignal(on_request=lambda: loop.call_soon_threadsafe(stop.set), says=says):
+
+        def end() -> None:
+            loop.call_soon_threadsafe(stop.set)
+
+        with StopSignal(on_request=end, says=says):
             host, port = listener.getsockname()[:2]
             say(f"serving {', '.join(service.models)} at http://{f'[{host}]' if ':' in host else host}:{port}")
             await serve(service, api_key, listener, stop)

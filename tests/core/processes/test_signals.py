@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 BEGINNING = """
 import hashlib, os, signal, sys, threading, time
 from llama_jax.core.processes import signals
-from llama_jax.core.processes.signals import StopSignal, ending_on_interrupt
+from llama_jax.core.processes.signals import Interruptions, StopSignal, ending_on_interrupt
 
 def in_a_library():
     # Some minutes in C, which looks for no signal and lets other threads run.
@@ -178,3 +178,39 @@ with ending_on_interrupt():
     with started(program) as process:
         assert ended(process) == (130, "", "interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+TALKING = """
+signals._SECONDS_IN_A_LIBRARY = 0.2
+interrupt = lambda seconds: threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+ready()
+with ending_on_interrupt(), Interruptions(lambda: print("tidied up", flush=True)) as interruptions:
+    signals.let_work_tidy_up()
+"""
+
+
+def test_an_interrupt_is_noted_while_something_computes_and_raised_while_nothing_does() -> None:
+    program = f"""{TALKING}
+    for _ in range(2):
+        with interruptions.noted() as noted:
+            interrupt(0.01), interrupt(0.02)
+            time.sleep(0.1)
+        print(noted.is_set())
+        try:
+            interrupt(0.01)
+            time.sleep(600)
+        except KeyboardInterrupt:
+            print("raised")
+"""
+    with started(program) as process:
+        assert ended(process) == (0, "True\nraised\n" * 2, "")
+
+
+def test_an_interrupt_is_the_end_where_nothing_came_of_the_one_before() -> None:
+    program = f"""{TALKING}
+    with interruptions.noted():
+        interrupt(0.1), interrupt(0.5)
+        in_a_library()
+"""
+    with started(program) as process:
+        assert ended(process) == (130, "tidied up\n", "interrupted\n")

@@ -8,7 +8,7 @@ from served import Server, opened_model, running
 
 @pytest.fixture(scope="session")
 def opened():
-    return opened_model(100)
+    return opened_model(128)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
 """Whatever clients send, they are told what is wrong with it, and the server goes on."""
 
+import logging
 import random
 import socket
 from collections.abc import Iterator
 
 import pytest
-from malformed import KINDS, Wrong
+from malformed import CANARY, KINDS, Wrong
 from served import KEY
 
 GREEDY = {"prompt": "Document 7", "max_tokens": 8, "temperature": 0}
@@ -44,12 +45,19 @@ def test_one_of_each_kind_is_refused_by_name(server, answered) -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_are_refused_by_name(server, answered) -> None:
+def test_ten_thousand_are_refused_by_name(server, answered, caplog, capfd) -> None:
     makers = list(KINDS.items())
-    with server.client() as http:
+    with (
+        server.client() as http,
+        caplog.at_level(logging.DEBUG, "llama_jax"),
+        caplog.at_level(logging.DEBUG, "uvicorn"),
+    ):
         for number in range(10_000):
             check(http, makers[number % len(makers)][1](random.Random(number)))
     assert not any(status >= 500 for _, status in server.service.metrics.requests)
+    own = [record.getMessage() for record in caplog.records if not record.name.startswith("http")]  # but the client's
+    written = "\n".join([*own, *capfd.readouterr(), server.service.metrics.text()])
+    assert len(own) > 5_000 and not any(secret in written for secret in (CANARY, KEY))
 
 
 RAW = {

@@ -75,8 +75,8 @@ def test_what_was_called_before_is_part_of_the_conversation(client) -> None:
         {"role": "assistant", "content": "c", "tool_calls": [call]},
         {"role": "tool", "content": "yes", "tool_call_id": "1"},
     ]
-    chat = client.chat.completions.create(model="tiny", messages=messages, max_tokens=6, temperature=0)
-    found = respond(client, input=SAID)
+    chat = client.chat.completions.create(model="tiny", messages=messages, max_tokens=3, temperature=0)
+    found = respond(client, input=SAID, max_output_tokens=3)
     assert found.output_text == chat.choices[0].message.content
     assert found.usage.input_tokens == chat.usage.prompt_tokens
 

@@ -158,7 +158,7 @@ def test_text_becomes_tokens_and_text_again(server, opened) -> None:
     with server.client() as http:
         found = http.post("/tokenize", json={"prompt": "twice 日本 🙂"}).json()
         assert found["tokens"] == opened.tokenizer.encode("twice 日本 🙂", bos=True)
-        assert (found["count"], found["max_model_len"]) == (len(found["tokens"]), 100)
+        assert (found["count"], found["max_model_len"]) == (len(found["tokens"]), 128)
         assert http.post("/detokenize", json={"tokens": found["tokens"]}).json() == {"prompt": "twice 日本 🙂"}
         bare = http.post("/tokenize", json={"prompt": "twice", "add_special_tokens": False, "return_token_strs": True})
         assert bare.json()["tokens"] == opened.tokenizer.encode("twice") and "token_strs" in bare.json()
@@ -195,14 +195,6 @@ def test_metrics_count_what_was_answered(server) -> None:
     assert grown["llama_jax_time_to_first_token_seconds_count"] == 2
     assert grown['llama_jax_request_time_seconds_bucket{le="+Inf"}'] == grown["llama_jax_request_time_seconds_count"]
     assert (after["llama_jax_slots"], after["llama_jax_answers_open"]) == (2, 0)
-
-
-def test_the_page_runs_only_its_own_scripts(server) -> None:
-    with server.client() as http:
-        answer = http.get("/")
-    rules = answer.headers["content-security-policy"]
-    assert answer.headers["content-type"] == "text/html; charset=utf-8" and "default-src 'none'" in rules
-    assert answer.text.count("<script") == rules.count("'sha256-")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from llama_jax.inference.text import AnswerText
 class Piece(NamedTuple):
     """What has come of an answer since the last piece of it."""
 
-    index: int
+    answer: int
     """Number of the answer: all to the first prompt, then those to the second."""
     text: str
     """Never half a character, never part of a stop string; may be empty."""

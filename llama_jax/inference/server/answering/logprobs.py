@@ -15,23 +15,22 @@ class TokenNames:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._bytes = tokenizer.token_bytes()
         self._control = {token: name for name, token in tokenizer.special_tokens.items()}
+        self._known: dict[int, tuple[str, bytes]] = {}
 
-    def __call__(self, token: int) -> str:
-        """The name of a token."""
+    def __getitem__(self, token: int) -> tuple[str, bytes]:
+        """The name of a token, and what it adds to a text (of a control token its name)."""
+        if token not in self._known:  # looked up twenty times a token, where so many alternatives are asked for
+            self._known[token] = self._named(token)
+        return self._known[token]
+
+    def _named(self, token: int) -> tuple[str, bytes]:
         if token in self._control:
-            return self._control[token]
-        content = self.bytes_of(token)
+            return self._control[token], self._control[token].encode()
+        content = self._bytes[token] if token < len(self._bytes) else b""  # the table may have rows to spare
         try:
-            return content.decode()
+            return content.decode(), content
         except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
-
-    def bytes_of(self, token: int) -> bytes:
-        """What it adds to a text; of a control token its name."""
-        name = self._control.get(token)
-        if name is not None:
-            return name.encode()
-        return self._bytes[token] if token < len(self._bytes) else b""  # the table may have rows to spare
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content), content
 
     def with_text(self, tokens: Sequence[NewToken]) -> list[NewToken]:
         """Without a control token that ended the answer."""
@@ -42,7 +41,8 @@ def chat_logprobs(names: TokenNames, tokens: Sequence[NewToken]) -> dict[str, An
     """Of chats: `{"content": [{"token", "bytes", "logprob", "top_logprobs"}], "refusal": null}`."""
 
     def named(token: int, logprob: float | None) -> dict[str, Any]:
-        return {"token": names(token), "bytes": list(names.bytes_of(token)), "logprob": logprob}
+        name, content = names[token]
+        return {"token": name, "bytes": list(content), "logprob": logprob}
 
     content = [
         {**named(token.id, token.logprob), "top_logprobs": [named(*other) for other in token.top]}
@@ -58,11 +58,12 @@ def completion_logprobs(names: TokenNames, tokens: Sequence[NewToken], start: in
         start: characters of the answer before these tokens.
     """
     told: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    content = b""
+    text = b""
     for token in names.with_text(tokens):
-        told["tokens"].append(names(token.id))
+        name, content = names[token.id]
+        told["tokens"].append(name)
         told["token_logprobs"].append(token.logprob)
-        told["top_logprobs"].append({names(other): logprob for other, logprob in token.top})
-        told["text_offset"].append(start + len(content.decode(errors="ignore")))
-        content += names.bytes_of(token.id)
+        told["top_logprobs"].append({names[other][0]: logprob for other, logprob in token.top})
+        told["text_offset"].append(start + len(text.decode(errors="ignore")))
+        text += content
     return told

@@ -18,7 +18,7 @@ from llama_jax.inference.server.protocol.errors import ApiError, of_user_error
 
 MOST_UNREAD = 1024
 """Tokens that a stream holds for a client that does not read; beyond, its answers are cancelled."""
-MOST_AT_ONCE = 16
+MOST_AT_ONCE = 4
 """Tokens that become one event."""
 _ENGINE_FAILED = ApiError("the engine failed; the server's log says where", status=500)
 _log = logging.getLogger("llama_jax.serve")

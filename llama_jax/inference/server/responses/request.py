@@ -40,6 +40,7 @@ _CALL: Fields = {
     "call_id": Field(text(256, 1), is_needed=True),
     "name": Field(name, is_needed=True),
     "arguments": Field(text(), is_needed=True),
+    "parsed_arguments": IGNORED,
 }
 _RESULT: Fields = {
     **_ITEM,
@@ -146,8 +147,8 @@ def wanted_of(asked: Mapping[str, Any]) -> Wanted:
     Raises:
         ApiError: fields contradict one another.
     """
-    form = asked["text"].get("format") or {"type": "text"}
-    schema = None if form["type"] == "text" else ANY_OBJECT
+    form: Any = asked["text"].get("format") or {"type": "text"}
+    schema: Any = None if form["type"] == "text" else ANY_OBJECT
     if form["type"] == "json_schema":
         for field in ("name", "schema"):
             if form[field] is None:
@@ -155,7 +156,7 @@ def wanted_of(asked: Mapping[str, Any]) -> Wanted:
         schema = form["schema"]
     choice: Any = asked["tool_choice"] or "auto"
     only = choice["name"] if isinstance(choice, dict) else None
-    call = "required" if only else choice
+    call: Any = "required" if only else choice
     tools: Sequence[Mapping[str, Any]] = asked["tools"]
     field = "text.format.schema"
     return Wanted(schema, field, tools_of(tools, call, only), call, only, asked["parallel_tool_calls"])

@@ -122,13 +122,13 @@ class _Chat:
         self,
     ) -> AsyncGenerator[tuple[int, list[dict[str, Any]], dict[str, Any] | None, str | None], None]:
         async for piece in self._answers:
-            reader = self._readers[piece.index]
+            reader = self._readers[piece.answer]
             deltas, finish = reader.push(piece.text), piece.finish
             if piece.finish is not None:
                 rest, finish = reader.finish(piece.finish)
                 deltas = deltas + rest
             logprobs = chat_logprobs(self._names, piece.tokens) if self._asked["logprobs"] else None
-            yield piece.index, deltas, logprobs, finish
+            yield piece.answer, deltas, logprobs, finish
 
 
 def _extend(message: dict[str, Any], delta: Mapping[str, Any]) -> None:

@@ -110,7 +110,7 @@ class _Completion:
             {"index": index, "text": "", "logprobs": None} for index in range(self._number)
         ]
         async for piece in self._answers:
-            choice = choices[piece.index]
+            choice = choices[piece.answer]
             if (logprobs := self._logprobs(piece.tokens, len(choice["text"]))) is not None:
                 so_far = choice["logprobs"] or {name: [] for name in logprobs}
                 choice["logprobs"] = {name: so_far[name] + more for name, more in logprobs.items()}
@@ -124,10 +124,15 @@ class _Completion:
         usage = {"usage": None} if with_usage else {}
         written = [0] * self._number
         async for piece in self._answers:
-            logprobs = self._logprobs(piece.tokens, written[piece.index])
-            written[piece.index] += len(piece.text)
+            logprobs = self._logprobs(piece.tokens, written[piece.answer])
+            written[piece.answer] += len(piece.text)
             if piece.text or logprobs or piece.finish:
-                choice = {"index": piece.index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish}
+                choice = {
+                    "index": piece.answer,
+                    "text": piece.text,
+                    "logprobs": logprobs,
+                    "finish_reason": piece.finish,
+                }
                 yield {**self._head, "choices": [choice], **usage}
         if with_usage:
             yield {**self._head, "choices": [], "usage": self._answers.usage}

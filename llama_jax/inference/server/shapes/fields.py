@@ -79,8 +79,10 @@ def wanted_of(asked: Mapping[str, Any]) -> Wanted:
     Raises:
         ApiError: they contradict one another.
     """
-    schema, schema_field = None, "response_format"
-    if (form := asked.get("response_format") or {"type": "text"})["type"] != "text":
+    form: Any = asked.get("response_format") or {"type": "text"}
+    schema: Any = None
+    schema_field = "response_format"
+    if form["type"] != "text":
         schema = ANY_OBJECT
         if form["type"] == "json_schema":
             schema_field = "response_format.json_schema"
@@ -90,7 +92,7 @@ def wanted_of(asked: Mapping[str, Any]) -> Wanted:
             schema, schema_field = form["json_schema"]["schema"] or {}, f"{schema_field}.schema"
     functions, choice = [each["function"] for each in asked["tools"]], asked["tool_choice"] or "auto"
     only = choice["function"]["name"] if isinstance(choice, dict) else None
-    call = "required" if only else choice
+    call: Any = "required" if only else choice
     return Wanted(schema, schema_field, tools_of(functions, call, only), call, only, asked["parallel_tool_calls"])
 
 
