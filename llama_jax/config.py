@@ -11,6 +11,7 @@ from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.diagnosis.config import DoctorConfig
 from llama_jax.evals.config import EvaluateConfig
 from llama_jax.inference.config import GenerateConfig
+from llama_jax.instruct.config import AskingConfig, ConversationsConfig, JudgeConfig, SelfInstructConfig
 from llama_jax.model.config import sized
 from llama_jax.planning.config import PlannedConfig
 from llama_jax.runs.config import RunConfig
@@ -37,6 +38,9 @@ COMMANDS: dict[str, type] = {
         f"preview {name}": composed(ShownConfig, settings, f"Show what `{name}` will train on; nothing is written.")
         for name, settings in _FINE_TUNING.items()
     },
+    "self_instruct": SelfInstructConfig,
+    "self_instruct conversations": ConversationsConfig,
+    "self_instruct judge": JudgeConfig,
     "tokenizer": TokenizerConfig,
 }
 """The commands, `python -m llama_jax.<name>`, and what each can be told. A second word is a first argument with which a
@@ -65,7 +69,7 @@ def check_paths(config: Any) -> None:
     from llama_jax.core.files import check_directory
     from llama_jax.data.sources.opening import check_source
 
-    if isinstance(config, RunConfig):
+    if isinstance(config, RunConfig | AskingConfig):
         check_directory(config.run_dir, f"--run_dir {config.run_dir}")
     for setting in _MODELS:
         named = getattr(config, setting, None)
