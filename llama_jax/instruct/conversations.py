@@ -21,8 +21,8 @@ _TOKENS = 256
 _PLAY: dict[Literal["english", "chinese"], tuple[str, str, str, str, str]] = {
     "english": (
         "A person and a helpful assistant talk about this: {topic}\n\nWhat was said so far:\n{said}\n\nYou are the "
-        "person. Write what you say next, in one or two sentences: ask on, object, or change to a matter near it. Write "
-        "the words alone, without a name before them.",
+        "person. Write what you say next, in one or two sentences: ask on, object, or change to a matter near it. "
+        "Write the words alone, without a name before them.",
         "The following is a conversation of a person with a helpful assistant about this: {topic}\n\n{said}",
         "Person",
         "Assistant",

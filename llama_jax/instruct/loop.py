@@ -1,6 +1,5 @@
 """A run of Self-Instruct from its settings to its report: rounds of a form, until there are enough tasks."""
 
-import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -103,10 +102,10 @@ def _kept(candidates: list[Candidate]) -> int:
 def _write_report(asking: Asking, ledger: Ledger, run: RunDirectory) -> dict[str, Any]:
     found = report(ledger.rounds, ledger.candidates, asking.pool.seeds, asking.language)
     every = [candidate for _, candidate in ledger.candidates]
-    draw = functools.partial(draw_report, found)
+    svgs = [draw_report(found, "svg"), draw_report(found, "svg", seeds=True)]
     write_whole(run.path / "report.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    write_whole(run.path / "report.png", draw("png"))
-    write_whole(run.path / "report.html", report_page(run.path.name, found, every, draw("svg")))
+    write_whole(run.path / "report.png", draw_report(found, "png"))
+    write_whole(run.path / "report.html", report_page(run.path.name, found, every, svgs))
     funnel = found["funnel"]
     counts = f"{funnel['examples']} examples of {funnel['kept']} tasks, of {funnel['proposed']} proposed"
     dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in funnel["dropped"].items())

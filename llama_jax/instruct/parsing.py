@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from llama_jax.instruct.tasks import Instance, Task
 
-_NUMBER = re.compile(r"(?:^|\n)[ \t*#]*\d+ ?(?:[.)](?=\s)|[．、])")
+_NUMBER = re.compile(r"(?:^|\n)[ \t*#]*\d+ ?(?:[.)]\**(?=\s|$)|[．、])")
 _BLOCK = re.compile(
     r"(?:^|\n)\s*###\s*(?=\d+\s?[.．、])|(?:^|\n)\s*###\s*$|\n+(?=\d+\s?[.．、]\s*(?:Instruction|指令)\s?[:：])"
 )
@@ -19,6 +19,7 @@ _INPUT = re.compile(r"^[ \t*]*(?:Input|输入)[ \t]?\d*[ \t*]*[:：][ \t*]*")
 _LABEL = re.compile(r"(?:^|\n)[ \t*]*(?:Class label|类别)[ \t*]*[:：]")
 _NOTHING = ("<noinput>", "<no input>", "<无输入>", "noinput", "无输入")
 _NO_INPUT = ("", "none", "none.", "n/a", "无", "无。")
+_IN_ENGLISH = {"指令": "Instruction", "输入": "Input", "输出": "Output"}
 _YES = ("Yes", "yes", "YES", "是")
 
 
@@ -97,7 +98,8 @@ def _alpaca_task(block: str) -> Task | str:
 
 
 def _are_fields(labels: Sequence[str]) -> bool:
-    return list(labels) in (["Instruction", "Input", "Output"], ["指令", "输入", "输出"])
+    # The first may be English where a Chinese list went on without writing it again.
+    return [_IN_ENGLISH.get(label, label) for label in labels] == list(_IN_ENGLISH.values())
 
 
 def _is_nothing(text: str) -> bool:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 Messages: TypeAlias = tuple[Mapping[str, str], ...]
 """Objects with `role` and `content`."""
@@ -64,6 +64,7 @@ Lost: TypeAlias = Callable[[int, int], None]
 """Told of the tokens, at the most, of a request that was sent and whose answer never came."""
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Whoever answers."""
 

@@ -3,6 +3,7 @@ similarities."""
 
 import io
 import math
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +19,29 @@ _FONTS += ("WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei", "Droid Sans 
 """Fonts with Chinese characters, which the one that comes with matplotlib lacks."""
 
 
-def draw_report(found: Mapping[str, Any], format: str) -> bytes:
-    """The figure of a report, as `png` or as `svg`, whose text stays text."""
-    import matplotlib as mpl
-    from matplotlib import font_manager
+def draw_report(found: Mapping[str, Any], format: str, *, seeds: bool = False) -> bytes:
+    """The figure of a report, as `png` or as `svg`, whose text stays text.
 
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    fonts = [name for name in _FONTS if name in installed]
-    # A browser has fonts for everything; names that are not installed here are then for it to find.
-    family = ["DejaVu Sans", *(fonts if format == "png" else [*_FONTS, "sans-serif"])]
-    with mpl.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": (fonts and family) or family[:1]}
-    ):
-        figure = _figure(found, lambda text: text if format == "svg" or fonts or text.isascii() else "□")
-        picture = io.BytesIO()
-        figure.savefig(picture, format=format, metadata={"Date": None} if format == "svg" else None)
+    Args:
+        seeds: The rings of the seed tasks alone.
+    """
+    import matplotlib as mpl
+    from matplotlib.font_manager import findfont, fontManager, get_font
+
+    installed = {font.name for font in fontManager.ttflist}
+    family = ["DejaVu Sans", *(name for name in _FONTS if name in installed)]
+    glyphs = [get_font(findfont(name)).get_charmap() for name in family]
+
+    def shown(text: str) -> str:
+        known = all(any(ord(character) in each for each in glyphs) for character in text)
+        return text if known or format == "svg" else "□"  # a browser has fonts for everything
+
+    draw = _seed_figure if seeds else _figure
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": family}
+    picture = io.BytesIO()
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of what the browser is to find
+        draw(found, shown).savefig(picture, format=format, metadata={"Date": None} if format == "svg" else None)
     return picture.getvalue()
 
 
@@ -46,6 +55,14 @@ def _figure(found: Mapping[str, Any], shown: Any) -> "Figure":
     _lengths(figure.add_subplot(grid[0, 3]), found["lengths"])
     _similarity(figure.add_subplot(grid[1, 2]), found["similarity"]["to_pool"])
     _drift(figure.add_subplot(grid[1, 3]), found["similarity"]["to_seeds_by_round"])
+    return figure
+
+
+def _seed_figure(found: Mapping[str, Any], shown: Any) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 7.5), dpi=110, layout="constrained")
+    _rings(figure.add_subplot(), found["verbs_of_seeds"], shown)
     return figure
 
 
@@ -88,7 +105,7 @@ def _funnel(axis: "Axes", funnel: Mapping[str, Any]) -> None:
     axis.set_title(f"{funnel['proposed']:,} proposed in {funnel['requests']:,} requests", loc="left", fontsize=11)
     rows = {"kept": funnel["kept"], **funnel["dropped"]}
     names = [name.replace("_", " ") for name in rows]
-    axis.barh(names, list(rows.values()), color=[_BLUE] + [_RED] * (len(rows) - 1))
+    axis.barh(names, list(rows.values()), height=0.6, color=[_BLUE] + [_RED] * (len(rows) - 1))
     for place, count in enumerate(rows.values()):
         axis.text(count, place, f" {count:,}", va="center", fontsize=8.5)
     axis.invert_yaxis()
@@ -123,6 +140,9 @@ def _similarity(axis: "Axes", values: list[float]) -> None:
 
 def _drift(axis: "Axes", by_round: Mapping[str, float]) -> None:
     axis.set_title("ROUGE-L with the nearest seed", loc="left", fontsize=11)
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     rounds = [int(number) for number in by_round]
     axis.plot(rounds, list(by_round.values()), color=_BLUE, marker="." if len(rounds) < 60 else None)
     axis.set_ylim(0, 1)

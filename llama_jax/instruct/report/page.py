@@ -12,13 +12,16 @@ h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
 table { border-collapse: collapse; width: 100% }
 td, th { text-align: left; padding: .3em .8em .3em 0; vertical-align: top }
 tr + tr td { border-top: 1px solid #e4e8ee } td.number { text-align: right; white-space: nowrap }
-svg { width: 100%; height: auto } pre { white-space: pre-wrap; font: inherit; margin: 0 } .gray { color: #8a8f98 }
+svg { width: 100%; height: auto }
+.half { max-width: 620px }
+pre { white-space: pre-wrap; font: inherit; margin: 0 }
+.gray { color: #8a8f98 }
 """
 _EXAMPLES, _DROPPED_EACH = 20, 3
 
 
-def report_page(name: str, found: Mapping[str, Any], candidates: Sequence[Candidate], svg: bytes) -> str:
-    """The page. Whatever a model wrote stands in it as text."""
+def report_page(name: str, found: Mapping[str, Any], candidates: Sequence[Candidate], svgs: Sequence[bytes]) -> str:
+    """The page, with the pictures of the run and of its seeds. Whatever a model wrote stands in it as text."""
     funnel = found["funnel"]
     kept = [candidate for candidate in candidates if candidate.reason is None]
     reasons = [[reason.replace("_", " "), count, _share(count, funnel)] for reason, count in funnel["dropped"].items()]
@@ -29,7 +32,7 @@ def report_page(name: str, found: Mapping[str, Any], candidates: Sequence[Candid
         f"<p>{funnel['requests']:,} requests in {funnel['rounds']:,} rounds proposed {funnel['proposed']:,} "
         f"instructions; {funnel['kept']:,} were kept ({funnel['kept_fraction']:.0%}), with {funnel['examples']:,} "
         f"examples, {found['with_input']:,} of them with an input. {found['classification']:,} are classification.</p>",
-        svg[svg.index(b"<svg") :].decode(),
+        _picture(svgs[0]),
         "<h2>Kept and dropped</h2>",
         _table(["", "instructions", "share"], rows),
         "<h2>The most similar of what was kept</h2>",
@@ -38,10 +41,16 @@ def report_page(name: str, found: Mapping[str, Any], candidates: Sequence[Candid
         _table(["instruction", "input", "output"], _spread(kept, _EXAMPLES)),
         "<h2>Dropped</h2>",
         _table(["reason", "instruction"], _dropped(candidates)),
+        "<h2>Seeds</h2>",
+        f'<div class="half">{_picture(svgs[1])}</div>',
     ]
     body = "\n".join(parts)
     head = f'<meta charset="utf-8"><title>{html.escape(name)}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _picture(svg: bytes) -> str:
+    return svg[svg.index(b"<svg") :].decode()
 
 
 def _share(count: int, funnel: Mapping[str, Any]) -> str:

@@ -72,7 +72,9 @@ def verb_and_noun(instruction: str) -> tuple[str, str] | None:
     """The leading verb and its object, in singular; None where there is no known verb or nothing it is done to."""
     if _HAN.match(instruction.strip()[:1]):
         return _chinese(instruction.strip())
-    for clause in re.split(r"[.!?;:\n]+\s*|,\s+", instruction.strip()):
+    sentences = [sentence for sentence in re.split(r"[.!?;:\n]+\s*", instruction.strip()) if sentence]
+    # A verb behind a comma, as in "Given a list, sort it", counts where none opens the sentence.
+    for clause in (part for sentence in sentences for part in (sentence, *re.split(r",\s+", sentence)[1:])):
         words = re.findall(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|\d+", _OPENERS.sub("", clause).lower())
         while words and words[0] in _BEFORE:
             words = words[1:]
