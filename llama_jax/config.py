@@ -46,7 +46,7 @@ COMMANDS: dict[str, type] = {
 """The commands, `python -m llama_jax.<name>`, and what each can be told. A second word is a first argument with which a
 command takes other settings; without it, the first of them is meant that knows all settings of the config files."""
 
-DEFAULT_CONFIGS = {"sft": "sft_starter", "lora": "lora_starter"}
+DEFAULT_CONFIGS = {"sft": "sft_starter", "lora": "lora_starter", "self_instruct": "self_instruct_starter"}
 """Bundled configs of commands whose defaults are meant for real models, for a call without arguments."""
 
 PRESETS = {"model.size": sized}

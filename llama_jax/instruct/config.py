@@ -142,6 +142,8 @@ class SelfInstructConfig(AskingConfig):
     """The run ends with the round in which so many tasks are kept."""
     max_requests: int | None = None
     """The run ends with the round in which so many requests are answered; null: no end."""
+    patience: int = 20
+    """The run ends after so many rounds in a row in which nothing was kept."""
     requests_per_round: int = 5
     """Requests for new tasks that are asked together; what they give is in the pool in the next round."""
     include_seeds: bool = False
@@ -151,7 +153,7 @@ class SelfInstructConfig(AskingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("tasks", "max_requests", "requests_per_round"):
+        for name in ("tasks", "max_requests", "patience", "requests_per_round"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name}: {value} must be at least 1")
         if self.form == "magpie" and self.endpoint.model is not None and self.user_opening is None:

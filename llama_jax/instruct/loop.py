@@ -87,8 +87,9 @@ def _write_rounds(asking: Asking, opened: Opened, ledger: Ledger, run: RunDirect
 
 
 def _is_done(config: SelfInstructConfig, ledger: Ledger) -> bool:
-    most = config.max_requests
-    return len(ledger.kept) >= config.tasks or (most is not None and _requests(ledger) >= most)
+    most, last = config.max_requests, ledger.rounds[-config.patience :]
+    is_idle = len(last) == config.patience and not any(record["kept"] for record in last)
+    return len(ledger.kept) >= config.tasks or (most is not None and _requests(ledger) >= most) or is_idle
 
 
 def _requests(ledger: Ledger) -> int:
@@ -111,4 +112,8 @@ def _write_report(asking: Asking, ledger: Ledger, run: RunDirectory) -> dict[str
     dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in funnel["dropped"].items())
     why = f" (dropped: {dropped})" if dropped else ""
     run.say(f"{ledger.tasks_path}: {counts}{why}; {run.path / 'report.html'}")
+    if ledger.rounds and not funnel["kept"]:
+        run.say(
+            "nothing was kept: it takes a model that follows instructions, and has room for the prompt in its context"
+        )
     return {"tasks": str(ledger.tasks_path), **funnel}

@@ -16,7 +16,7 @@ from llama_jax.instruct.generators.kept import KeptAnswers
 from llama_jax.instruct.generators.requests import Generator
 
 FREE = (
-    *("tasks", "max_requests", "conversations", "answers", "batch_size", "mesh", "distributed", "json"),
+    *("tasks", "max_requests", "patience", "conversations", "answers", "batch_size", "mesh", "distributed", "json"),
     *("endpoint.url", "endpoint.key_variable", "endpoint.concurrency", "endpoint.requests_per_minute"),
     *("endpoint.timeout_seconds", "endpoint.attempts", "endpoint.price_in", "endpoint.price_out", "endpoint.budget"),
 )
