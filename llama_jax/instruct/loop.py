@@ -9,15 +9,15 @@ from llama_jax.core.files import write_whole
 from llama_jax.core.processes.signals import StopSignal
 from llama_jax.core.recording.terminal import LiveLine
 from llama_jax.core.run_directory import RunDirectory, open_run
-from llama_jax.instruct.alpaca import alpaca_round
 from llama_jax.instruct.asking import Asking, Round, played
 from llama_jax.instruct.config import FormName, SelfInstructConfig
 from llama_jax.instruct.filters import InstructionFilter
+from llama_jax.instruct.forms.alpaca import alpaca_round
+from llama_jax.instruct.forms.magpie import magpie_round
+from llama_jax.instruct.forms.original import original_round
 from llama_jax.instruct.generators.opening import FREE, Opened, check_local, opened_generator
 from llama_jax.instruct.languages import language
 from llama_jax.instruct.ledger import Ledger
-from llama_jax.instruct.magpie import magpie_round
-from llama_jax.instruct.original import original_round
 from llama_jax.instruct.pool import Candidate, Pool
 from llama_jax.instruct.prompts import PROMPTS
 from llama_jax.instruct.report.drawing import draw_report

@@ -37,6 +37,8 @@ class Prompts:
     instruction: str
     nothing: str
     colon: str
+    gap: str
+    """Between a colon and what stands behind it on the line."""
 
     def header(self, sentence: str, domain: str | None) -> str:
         """A sentence, and one that names the domain if there is one."""
@@ -51,7 +53,7 @@ class Prompts:
         """Solved questions whether a task is classification, and an open one."""
         answers = [(task.instruction, self.yes if task.is_classification else self.no) for task in shown]
         blocks = [
-            f"{self.task}{self.colon} {_one_line(text)}\n{self.question} {answer}".rstrip()
+            f"{self.task}{self.colon}{self.gap}{_one_line(text)}\n{self.question}{self.gap}{answer}".rstrip()
             for text, answer in [*answers, (instruction, "")]
         ]
         return "\n\n".join([self.classify, *blocks])
@@ -76,7 +78,7 @@ class Prompts:
             lines.append(f"{len(lines) + 1}. {self.about.format(domain=domain)}")
         head, *rest = lines
         blocks = [
-            f"###\n{number}. {self.instruction}{self.colon} {_one_line(task.instruction).rstrip(':：')}\n"
+            f"###\n{number}. {self.instruction}{self.colon}{self.gap}{_one_line(task.instruction).rstrip(':：')}\n"
             f"{number}. {self.input}{self.colon}\n{task.instances[0].input or self.nothing}\n"
             f"{number}. {self.output}{self.colon}\n{task.instances[0].output}"
             for number, task in enumerate(shown, 1)
@@ -87,7 +89,7 @@ class Prompts:
         return "\n".join([text, *blocks, opened])
 
     def _opening(self, instruction: str) -> str:
-        return f"{self.task}{self.colon} {_one_line(instruction)}"
+        return f"{self.task}{self.colon}{self.gap}{_one_line(instruction)}"
 
     def _with_examples(self, task: Task) -> str:
         lines = [self._opening(task.instruction)]
@@ -98,7 +100,7 @@ class Prompts:
         return "\n".join(lines)
 
     def _labelled(self, instance: Instance) -> str:
-        return f"{self.label}{self.colon} {_one_line(instance.output)}\n{instance.input}".rstrip()
+        return f"{self.label}{self.colon}{self.gap}{_one_line(instance.output)}\n{instance.input}".rstrip()
 
 
 def _renumbered(lines: Sequence[str]) -> list[str]:
@@ -152,6 +154,7 @@ _ENGLISH = Prompts(
     instruction="Instruction",
     nothing="<noinput>",
     colon=":",
+    gap=" ",
 )
 
 _CHINESE = Prompts(
@@ -189,6 +192,7 @@ _CHINESE = Prompts(
     instruction="指令",
     nothing="<无输入>",
     colon="：",
+    gap="",
 )
 
 PROMPTS: dict[Literal["english", "chinese"], Prompts] = {"english": _ENGLISH, "chinese": _CHINESE}
