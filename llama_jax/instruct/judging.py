@@ -1,7 +1,6 @@
 """Answers scored by a model, from 0 to 5, for reward models that learn a score (ChatLLaMA's generate_rewards). 0 is a
 score as any other; where the model gives none, it is null."""
 
-import itertools
 import re
 from collections.abc import Generator as Steps
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from llama_jax.core.run_directory import open_run
 from llama_jax.data.instructions.records import conversation_of, format_of, unknown_format
 from llama_jax.data.sources.bad_records import BadRecords
 from llama_jax.data.sources.documents import BadRecordError
-from llama_jax.data.sources.opening import read_records
+from llama_jax.data.sources.opening import errors_of, read_records
 from llama_jax.data.sources.record_text import Record, good_text
 from llama_jax.instruct.asking import bound, numbered_seed, played
 from llama_jax.instruct.config import JudgeConfig
@@ -130,10 +129,12 @@ def _pair(record: Record, source: str) -> tuple[str, str]:
         return texts[0], texts[1]
     form = format_of(values)
     if form is None or form == "text":
-        raise unknown_format(source, list(values))
-    *before, answer = conversation_of(record, form)
+        with errors_of("--data"):
+            raise unknown_format(source, list(values))
+    turns = conversation_of(record, form)
+    assert not isinstance(turns, str)  # which is of the form `text` alone
+    *before, answer = turns
     said = [f"{turn.content}\n\n{turn.input}" if turn.input else turn.content for turn in before]
     if len(said) == 1:
         return said[0], answer.content
-    named = [f"{turn.role}: {text}" for turn, text in itertools.zip_longest(before, said)]
-    return "\n\n".join(named), answer.content
+    return "\n\n".join(f"{turn.role}: {text}" for turn, text in zip(before, said, strict=True)), answer.content

@@ -45,7 +45,7 @@ def test_answers_are_completions_of_batches_of_a_fixed_size(opened: OpenModel) -
     first, second, third = sorted(range(3), key=lambda number: -len(ids[number]))
     for batch in ([first, second], [third, third]):
         expected = complete(by, [ids[n] for n in batch], SamplingConfig(20, 1.0, 0, 1.0), seed=batch[0])
-        for number, each in zip(batch, expected, strict=True):
+        for number, each in dict(zip(reversed(batch), reversed(expected), strict=True)).items():
             assert found[number].text == each.text
             assert (found[number].tokens_in, found[number].tokens_out) == (len(ids[number]), len(each.ids))
             assert found[number].finish == ("stop" if each.ids[-1] in by.stop_ids else "length")

@@ -18,12 +18,13 @@ from llama_jax.config import COMMANDS
 from llama_jax.core.settings.command_line import run_command
 from llama_jax.data.instructions.records import conversation_of, format_of
 from llama_jax.data.sources.opening import open_records
+from llama_jax.instruct.judging import score_in
 from llama_jax.self_instruct import self_instruct
 
 FORMS = ("original", "alpaca", "magpie")
 HERE = Path(__file__).parent
 DEFAULT_CASES = ("original completion", "alpaca chat", "magpie chat")
-ONE_KILL = "original 60 1"
+ONE_KILL = "original 50 1"
 
 
 def arguments(url: str, run: Path, form: str, *more: object) -> list[str]:
@@ -234,7 +235,11 @@ def test_conversations(tmp_path) -> None:
     ("answer", "score"),
     [("4", 4.0), ("Score: 0", 0.0), ("3.5/5", 3.5), ("**5**", 5.0), ("10", None), ("good", None), ("分数：2分", 2.0)],
 )
-def test_a_judge_scores_answers(tmp_path, answer: str, score: float | None) -> None:
+def test_the_score_in_an_answer(answer: str, score: float | None) -> None:
+    assert score_in(answer) == score
+
+
+def test_a_judge_scores_answers(tmp_path) -> None:
     file = tmp_path / "answers.jsonl"
     records = [
         {"user_input": "Hi?", "completion": "Hello!"},
@@ -242,12 +247,12 @@ def test_a_judge_scores_answers(tmp_path, answer: str, score: float | None) -> N
         {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Yes?"}]},
     ]
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    with scripted_endpoint(lambda body: answer) as scripted:
+    with scripted_endpoint(lambda body: str(body["messages"][0]["content"].count("Hi"))) as scripted:
         argv = ["--endpoint.model", "m", "--endpoint.url", scripted.url, "--run_dir", str(tmp_path / "run")]
         assert run([*argv, "--data", str(file)], "self_instruct judge") == 0
     assert lines(tmp_path / "run" / "scores.jsonl") == [
         {"user_input": asked, "completion": said, "score": score, "round": 1}
-        for asked, said in (("Hi?", "Hello!"), ("Add.\n\n2 3", "5"), ("Hi", "Yes?"))
+        for asked, said, score in (("Hi?", "Hello!", 1.0), ("Add.\n\n2 3", "5", 0.0), ("Hi", "Yes?", 1.0))
     ]
 
 

@@ -37,7 +37,7 @@ def draw_report(found: Mapping[str, Any], format: str, *, seeds: bool = False) -
         return text if known or format == "svg" else "□"  # a browser has fonts for everything
 
     draw = _seed_figure if seeds else _figure
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": family}
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": family}
     picture = io.BytesIO()
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of what the browser is to find
