@@ -17,6 +17,7 @@ _BLUE, _RED, _GRAY = "#1f4e8c", "#d1495b", "#8a8f98"
 _FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "SimHei")
 _FONTS += ("WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei", "Droid Sans Fallback", "Arial Unicode MS")
 """Fonts with Chinese characters, which the one that comes with matplotlib lacks."""
+_REPLACED = "□"
 
 
 def draw_report(found: Mapping[str, Any], format: str, *, seeds: bool = False) -> bytes:
@@ -34,7 +35,7 @@ def draw_report(found: Mapping[str, Any], format: str, *, seeds: bool = False) -
 
     def shown(text: str) -> str:
         known = all(any(ord(character) in each for each in glyphs) for character in text)
-        return text if known or format == "svg" else "□"  # a browser has fonts for everything
+        return text if known or format == "svg" else _REPLACED  # a browser has fonts for everything
 
     draw = _seed_figure if seeds else _figure
     settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": family}
@@ -77,6 +78,9 @@ def _rings(axis: "Axes", verbs: Mapping[str, Any], shown: Any) -> None:
         return
     from matplotlib import colormaps
 
+    if shown(_REPLACED.join(verbs["top"])) == _REPLACED:
+        note = f"{_REPLACED}: no font here has the characters; report.html shows them"
+        axis.text(0, 0, note, color=_GRAY, transform=axis.transAxes)
     colors = [colormaps["tab20"](number % 20) for number in range(len(verbs["top"]))]
     counts = [verb["count"] for verb in verbs["top"].values()]
     inner, _ = axis.pie(counts, radius=0.62, colors=colors, startangle=90, wedgeprops={"edgecolor": "white"})
@@ -126,7 +130,8 @@ def _lengths(axis: "Axes", lengths: Mapping[str, list[int]]) -> None:
     if longest:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.legend(frameon=False, fontsize=8.5)
+        axis.legend(frameon=False, fontsize=8.5, loc="upper left")
+        axis.margins(y=0.3)
     _plain(axis)
 
 

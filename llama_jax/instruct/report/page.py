@@ -10,8 +10,9 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1d2733; max-width: 1180px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
 table { border-collapse: collapse; width: 100% }
+th { white-space: nowrap }
 td, th { text-align: left; padding: .3em .8em .3em 0; vertical-align: top }
-tr + tr td { border-top: 1px solid #e4e8ee } td.number { text-align: right; white-space: nowrap }
+tr + tr td { border-top: 1px solid #e4e8ee }
 svg { width: 100%; height: auto }
 .half { max-width: 620px }
 pre { white-space: pre-wrap; font: inherit; margin: 0 }
@@ -83,6 +84,5 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, int):
-        return f'<td class="number">{value:,}</td>'
-    return f"<td><pre>{html.escape(str(value))}</pre></td>"
+    shown = f"{value:,}" if isinstance(value, int) else html.escape(str(value))
+    return f"<td><pre>{shown}</pre></td>"
