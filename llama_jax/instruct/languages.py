@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from llama_jax.core.text import rouge_words
+
 LanguageName: TypeAlias = Literal["english", "any"]
 
 # Self-Instruct's, of what a model that reads and writes text alone cannot work on.
@@ -64,7 +66,7 @@ def language(name: LanguageName) -> Language:
     """The language of that name: `english` is to the letter of the two papers' code."""
     if name == "english":
         return Language(
-            english_words,
+            rouge_words,
             lambda text: len(text.split()),
             _bad_english_start,
             str.capitalize,
@@ -79,11 +81,6 @@ def language(name: LanguageName) -> Language:
         (*_SELF_INSTRUCT_WORDS, *_CHINESE_WORDS),
         (*_PROGRAM, *_CHINESE_PROGRAM),
     )
-
-
-def english_words(text: str) -> list[str]:
-    """Runs of a-z and 0-9 in lower case, as in the package rouge-score."""
-    return re.findall("[a-z0-9]+", text.lower())
 
 
 def unicode_words(text: str) -> list[str]:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from llama_jax.core.similarity import Similar, SimilarityIndex
 from llama_jax.instruct.filters import InstructionFilter
 from llama_jax.instruct.languages import Language
-from llama_jax.instruct.similarity import Similar, SimilarityIndex
 from llama_jax.instruct.tasks import Instance, Task
 
 _SHOWN_SIMILAR = 3

@@ -6,11 +6,11 @@ from collections import Counter
 import pytest
 
 from llama_jax.core.errors import UserError
+from llama_jax.core.similarity import SimilarityIndex
 from llama_jax.instruct.config import FilterConfig
 from llama_jax.instruct.filters import InstructionFilter, kept_instances
 from llama_jax.instruct.languages import language
 from llama_jax.instruct.report.verbs import verb_and_noun
-from llama_jax.instruct.similarity import SimilarityIndex
 from llama_jax.instruct.tasks import Instance, Task, read_seeds
 
 SEEDS = read_seeds("english")

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from llama_jax.core.text import rouge_l
-from llama_jax.instruct.languages import english_words, unicode_words
-from llama_jax.instruct.similarity import SimilarityIndex
+from llama_jax.core.similarity import SimilarityIndex
+from llama_jax.core.text import rouge_l, rouge_words
+from llama_jax.instruct.languages import unicode_words
 
 WORDS = ["a", "the", "of", "to", "and", "in", "is", "it", "was", "for", "on", *(f"word{n}" for n in range(60))]
 
@@ -17,7 +17,7 @@ def texts(count: int, seed: int, longest: int = 30) -> list[str]:
     return [" ".join(draw.choices(WORDS, k=draw.randint(0, longest))) for _ in range(count)]
 
 
-def index_of(pool: list[str], words=english_words) -> SimilarityIndex:
+def index_of(pool: list[str], words=rouge_words) -> SimilarityIndex:
     index = SimilarityIndex(words)
     for text in pool:
         index.add(text)
@@ -49,7 +49,7 @@ def test_repeated_words_count_as_often_as_both_have_them() -> None:
 @pytest.mark.parametrize("text", ["", "...", "unknown words alone"])
 def test_nothing_in_common_is_similar_to_nothing(text: str) -> None:
     assert index_of(["a b", ""]).most_similar(text, 3) == []
-    assert SimilarityIndex(english_words).most_similar("a b") == []
+    assert SimilarityIndex(rouge_words).most_similar("a b") == []
 
 
 def test_chinese_is_compared_by_characters() -> None:
