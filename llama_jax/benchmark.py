@@ -13,9 +13,10 @@ from typing import Any
 from llama_jax import pretrain
 from llama_jax.benchmarks import turns
 from llama_jax.benchmarks.against import compare, own_turn
-from llama_jax.benchmarks.config import BenchmarkConfig
+from llama_jax.benchmarks.config import BenchmarkConfig, RougeConfig
 from llama_jax.benchmarks.data import measure_data
 from llama_jax.benchmarks.results import keep, say
+from llama_jax.benchmarks.rouge import measure_rouge
 from llama_jax.benchmarks.scaling import measure_scaling
 from llama_jax.benchmarks.step import measure_step
 from llama_jax.config import COMMANDS, PRESETS
@@ -27,8 +28,11 @@ from llama_jax.runs.methods import build_program, low_rank_adapter
 from llama_jax.training.program import Program
 
 
-def benchmark(config: BenchmarkConfig) -> None:
+def benchmark(config: BenchmarkConfig | RougeConfig) -> None:
     """Print what was measured, and write it to `WHAT.json` in `output`; `scaling` draws `scaling.png` beside it."""
+    if isinstance(config, RougeConfig):
+        measure_rouge(config)
+        return
     if config.against is not None:
         # Nothing here may start JAX: the memory and the processors belong to the two sides.
         compared = compare(config, own_side="llama_jax.benchmark:own_side")

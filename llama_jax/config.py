@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from llama_jax.benchmarks.config import BenchmarkConfig
+from llama_jax.benchmarks.config import BenchmarkConfig, RougeConfig
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.core.settings.parser import composed
 from llama_jax.data.config import DataConfig, InstructionDataConfig, ShownConfig, TokenizerConfig
@@ -23,6 +23,7 @@ COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
     **_FINE_TUNING,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
+    "benchmark rouge": RougeConfig,
     "convert": ConvertConfig,
     "doctor": DoctorConfig,
     "evaluate": EvaluateConfig,

@@ -11,8 +11,9 @@ from rapidfuzz.process import cdist
 
 from llama_jax.core.arrays import Int
 
-_FIRST_LOOK = 32
-"""Texts with the highest bounds that are compared before it is known what there is to beat."""
+_CUT_AGAIN, _LEAST_CUT = 0.9, 0.05
+"""Texts with a bound of at least the highest are compared first, then those with nine tenths of that, and so on, until
+there are as many as are asked for."""
 
 
 class Similar(NamedTuple):
@@ -68,15 +69,17 @@ class SimilarityIndex:
         shared = self._shared(filter(None, known))
         # A word that no text has must still take part in the length, and differ from all others: no letter is "\0".
         letters = "".join(letter or "\0" for letter in known)
-        bounds = 2 * shared / np.maximum(self._lengths[: len(self)] + len(words), 1)
-        first = min(count + _FIRST_LOOK, len(bounds))
-        looked_at = np.argpartition(-bounds, first - 1)[:first] if first else np.zeros(0, np.int64)
+        if not shared.any():
+            return []
+        bounds = 2 * shared / (self._lengths[: len(self)] + len(words))
+        # Those with the highest bounds say what there is to beat; the others that could are then looked at.
+        cut = bounds.max()
+        while len(first := np.flatnonzero(bounds >= cut)) < count and cut > _LEAST_CUT:
+            cut *= _CUT_AGAIN
+        best = np.sort(self._scores(letters, first))[-count:]
+        to_beat = best[0] if len(best) == count else 0.0
+        looked_at = np.flatnonzero((bounds >= to_beat) & (shared > 0))
         scores = self._scores(letters, looked_at)
-        to_beat = np.sort(scores)[-count] if len(scores) >= count else 0.0
-        if first < len(bounds):
-            possible = np.flatnonzero((bounds >= to_beat) & (shared > 0))
-            looked_at = np.union1d(looked_at, possible)
-            scores = self._scores(letters, looked_at)
         order = np.lexsort((looked_at, -scores))[:count]
         return [Similar(int(looked_at[place]), float(scores[place])) for place in order if scores[place] > 0]
 
