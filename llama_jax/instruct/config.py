@@ -42,6 +42,8 @@ class EndpointConfig:
     what is under way counts at its most. null: no end."""
 
     def __post_init__(self) -> None:
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise UserError(f"endpoint.url: {self.url} must begin with http:// or https://")
         for name in ("concurrency", "attempts"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"endpoint.{name}: {value} must be at least 1")

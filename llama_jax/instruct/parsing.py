@@ -20,7 +20,7 @@ _LABEL = re.compile(r"(?:^|\n)[ \t*]*(?:Class label|类别)[ \t*]*[:：]")
 _NOTHING = ("<noinput>", "<no input>", "<无输入>", "noinput", "无输入")
 _NO_INPUT = ("", "none", "none.", "n/a", "无", "无。")
 _IN_ENGLISH = {"指令": "Instruction", "输入": "Input", "输出": "Output"}
-_YES = ("Yes", "yes", "YES", "是")
+_YES = re.compile(r"(?:Yes|yes|YES)\b|是的?(?=\W|$)")
 
 
 def numbered_instructions(text: str, first: int, *, was_cut: bool) -> list[str]:
@@ -38,8 +38,8 @@ def numbered_instructions(text: str, first: int, *, was_cut: bool) -> list[str]:
 
 
 def says_yes(text: str) -> bool:
-    """Whether the first line of an answer is yes, and nothing else."""
-    return text.strip().partition("\n")[0].strip().rstrip(".。") in _YES
+    """Whether an answer begins with yes; the papers' code takes the word alone, which what chats goes on from."""
+    return _YES.match(text.strip()) is not None
 
 
 def input_first_instances(text: str, *, was_cut: bool) -> list[Instance]:

@@ -174,6 +174,7 @@ def test_a_key_comes_from_the_environment_alone(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
+        ({"url": "localhost:8000/v1"}, "endpoint.url"),
         ({"concurrency": 0}, "endpoint.concurrency"),
         ({"timeout_seconds": 0.0}, "endpoint.timeout_seconds"),
         ({"price_in": -1.0}, "endpoint.price_in"),

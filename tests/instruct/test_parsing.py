@@ -29,12 +29,12 @@ def test_numbered_instructions(text: str, expected: list[str]) -> None:
     assert numbered_instructions(text, 9, was_cut=True) == []
 
 
-@pytest.mark.parametrize("text", [" Yes", "yes", "YES\nTask: more", "Yes.", "是", "是。"])
+@pytest.mark.parametrize("text", [" Yes", "yes", "YES\nTask: more", "Yes.", "Yes, it", "是", "是。", "是的，"])
 def test_yes(text: str) -> None:
     assert says_yes(text)
 
 
-@pytest.mark.parametrize("text", ["No", "", "Yes, if", "否", "不是", "yEs"])
+@pytest.mark.parametrize("text", ["No", "", "Yesterday", "否", "不是", "是否", "yEs"])
 def test_everything_else_is_no(text: str) -> None:
     assert not says_yes(text)
 

@@ -109,6 +109,13 @@ def test_a_domain_is_said_and_its_drift_reported(tmp_path) -> None:
     assert all(0 < similarity <= 0.7 for similarity in by_round.values())
 
 
+def test_a_run_that_keeps_nothing_ends(tmp_path, capsys) -> None:
+    with scripted_endpoint(lambda body: "Sorry.") as scripted:
+        assert run(arguments(scripted.url, tmp_path / "run", "original", "--patience", 3)) == 0
+    assert len(scripted.bodies) == 3 * 5
+    assert "nothing was kept" in capsys.readouterr().out
+
+
 def test_another_run_asks_only_what_is_new(tmp_path) -> None:
     with scripted_endpoint() as scripted:
         run(arguments(scripted.url, tmp_path / "a", "alpaca", "--tasks", 30))
