@@ -75,7 +75,7 @@ def write_conversations(config: ConversationsConfig) -> dict[str, Any]:
                 files.close()
             counts = {name: len(files.read(name)) for name in files.paths}
         run.say(f"{files.paths['examples']}: {counts['examples']} examples of {counts['conversations']} conversations")
-        return counts | {"asked": opened.answers.asked, "dollars": opened.spent, "model": opened.source}
+        return counts | opened.totals
 
 
 def sub_conversations(messages: Sequence[_Message]) -> list[dict[str, Any]]:

@@ -73,14 +73,7 @@ def score_answers(config: JudgeConfig) -> dict[str, Any]:
             f"{files.paths['scores']}: {len(found)} of {len(pairs)} answers have a score"
             + ("" if mean is None else f", {mean:.2f} on average")
         )
-        return {
-            "answers": len(pairs),
-            "scored": len(found),
-            "mean_score": mean,
-            "asked": opened.answers.asked,
-            "dollars": opened.spent,
-            "model": opened.source,
-        }
+        return {"answers": len(pairs), "scored": len(found), "mean_score": mean} | opened.totals
 
 
 def score_in(text: str) -> float | None:

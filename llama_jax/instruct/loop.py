@@ -60,7 +60,7 @@ def write_tasks(config: SelfInstructConfig) -> dict[str, Any]:
             finally:
                 ledger.close()
                 result = _write_report(asking, ledger, run)
-        return result | {"asked": opened.answers.asked, "dollars": opened.spent, "model": opened.source}
+        return result | opened.totals
 
 
 def _write_rounds(asking: Asking, opened: Opened, ledger: Ledger, run: RunDirectory) -> None:

@@ -63,6 +63,7 @@ def test_a_run_keeps_most_of_what_a_good_model_writes(tmp_path, capsys, case: st
     assert result["kept"] >= 12
     assert result["kept_fraction"] > 0.5
     assert result["requests"] == result["asked"] == len(asked)
+    assert (result["tokens_in"], result["tokens_out"], result["lost"]) == (100 * len(asked), 50 * len(asked), 0)
     starts = [body for body in asked if ("messages" in body) == (prompting == "chat")]
     assert starts == asked if form != "magpie" else {"prompt" in body for body in asked} == {True, False}
     tasks, candidates = lines(tmp_path / "run" / "tasks.jsonl"), lines(tmp_path / "run" / "candidates.jsonl")

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote
@@ -34,6 +35,18 @@ class Opened:
     """For people."""
     user_opening: str | None = None
     """What opens a user's turn in the model's template, where that is known."""
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Who answered, what was asked now, and what all answers of the file took."""
+        return {
+            "model": self.source,
+            "asked": self.answers.asked,
+            "lost": self.answers.lost,
+            "tokens_in": self.answers.tokens_in,
+            "tokens_out": self.answers.tokens_out,
+            "dollars": self.spent,
+        }
 
     @property
     def spent(self) -> float:
