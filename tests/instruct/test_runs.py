@@ -236,7 +236,7 @@ def test_conversations(tmp_path) -> None:
     turns = conversation_of(open_records(str(tmp_path / "examples.jsonl"))[1], "prompt_completion")
     assert [turn.is_learned for turn in turns if turn.role == "assistant"] == [False, True]
     asked = [body["messages"] for body in scripted.bodies]
-    assert asked[3] == whole[0]["messages"][:1]  # the assistant is asked with the talk itself
+    assert all(talk["messages"][:5] in asked for talk in whole)  # the assistant is asked with the talk itself
 
 
 @pytest.mark.parametrize(
