@@ -23,7 +23,7 @@ from llama_jax.self_instruct import self_instruct
 
 FORMS = ("original", "alpaca", "magpie")
 HERE = Path(__file__).parent
-DEFAULT_CASES = ("original completion", "alpaca chat", "magpie chat")
+DEFAULT_CASES = ("alpaca chat", "magpie chat")
 ONE_KILL = "original 50 1"
 
 
