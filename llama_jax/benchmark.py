@@ -13,12 +13,13 @@ from typing import Any
 from llama_jax import pretrain
 from llama_jax.benchmarks import turns
 from llama_jax.benchmarks.against import compare, own_turn
-from llama_jax.benchmarks.config import BenchmarkConfig
+from llama_jax.benchmarks.config import BenchmarkConfig, RougeConfig
 from llama_jax.benchmarks.data import measure_data
 from llama_jax.benchmarks.decoding.comparison import measure_decoding
 from llama_jax.benchmarks.decoding.dry_run import describe_decoding
 from llama_jax.benchmarks.decoding.engine_side import engine_turn
 from llama_jax.benchmarks.results import keep, say
+from llama_jax.benchmarks.rouge import measure_rouge
 from llama_jax.benchmarks.scaling import measure_scaling
 from llama_jax.benchmarks.step import measure_step
 from llama_jax.config import COMMANDS, PRESETS
@@ -31,8 +32,11 @@ from llama_jax.runs.methods import build_program, low_rank_adapter
 from llama_jax.training.program import Program
 
 
-def benchmark(config: BenchmarkConfig) -> None:
+def benchmark(config: BenchmarkConfig | RougeConfig) -> None:
     """Print what was measured, and write it to `WHAT.json` in `output`; `scaling` draws `scaling.png` beside it."""
+    if isinstance(config, RougeConfig):
+        measure_rouge(config)
+        return
     if config.run.dry_run:
         describe_decoding(config, lowered_decode)
         return

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from llama_jax.benchmarks.config import BenchmarkConfig
+from llama_jax.benchmarks.config import BenchmarkConfig, RougeConfig
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.core.settings.parser import composed
 from llama_jax.data.config import DataConfig, InstructionDataConfig, ShownConfig, TokenizerConfig
@@ -12,6 +12,7 @@ from llama_jax.diagnosis.config import DoctorConfig
 from llama_jax.evals.config import EvaluateConfig
 from llama_jax.inference.config import ChatConfig, GenerateConfig
 from llama_jax.inference.server.config import ServeConfig
+from llama_jax.instruct.config import AskingConfig, ConversationsConfig, JudgeConfig, SelfInstructConfig
 from llama_jax.model.config import sized
 from llama_jax.planning.config import PlannedConfig
 from llama_jax.runs.config import RunConfig
@@ -23,6 +24,7 @@ COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
     **_FINE_TUNING,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
+    "benchmark rouge": RougeConfig,
     "chat": ChatConfig,
     "convert": ConvertConfig,
     "doctor": DoctorConfig,
@@ -39,13 +41,16 @@ COMMANDS: dict[str, type] = {
         f"preview {name}": composed(ShownConfig, settings, f"Show what `{name}` will train on; nothing is written.")
         for name, settings in _FINE_TUNING.items()
     },
+    "self_instruct": SelfInstructConfig,
+    "self_instruct conversations": ConversationsConfig,
+    "self_instruct judge": JudgeConfig,
     "serve": ServeConfig,
     "tokenizer": TokenizerConfig,
 }
 """The commands, `python -m llama_jax.<name>`, and what each can be told. A second word is a first argument with which a
 command takes other settings; without it, the first of them is meant that knows all settings of the config files."""
 
-DEFAULT_CONFIGS = {"sft": "sft_starter", "lora": "lora_starter"}
+DEFAULT_CONFIGS = {"sft": "sft_starter", "lora": "lora_starter", "self_instruct": "self_instruct_starter"}
 """Bundled configs of commands whose defaults are meant for real models, for a call without arguments."""
 
 PRESETS = {"model.size": sized}
@@ -71,7 +76,7 @@ def check_paths(config: Any) -> None:
     from llama_jax.core.files import check_directory
     from llama_jax.data.sources.opening import check_source
 
-    if isinstance(config, RunConfig):
+    if isinstance(config, RunConfig | AskingConfig):
         check_directory(config.run_dir, f"--run_dir {config.run_dir}")
     for setting in _MODELS:
         named = getattr(config, setting, None)

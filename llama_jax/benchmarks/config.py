@@ -117,3 +117,26 @@ class BenchmarkConfig:
             raise UserError(f"compute.dtype: {self.run.compute.dtype}, but --against {self.against} compares float32")
         if self.against == "peft" and self.model_dtype != "float32":
             raise UserError(f"--model_dtype {self.model_dtype}: but --against peft compares float32")
+
+
+@dataclass(frozen=True)
+class RougeConfig:
+    """Measure how fast Self-Instruct's filter finds the most similar of a pool by ROUGE-L, beside the package
+    rouge-score (extra `eval`)."""
+
+    pools: tuple[int, ...] = (10_000, 52_000)
+    """Instructions in the pool."""
+    candidates: int = 1_000
+    """Instructions that are compared with the pool, one after the other."""
+    seed: int = 0
+    """Seed of the texts."""
+    output: str = "runs/benchmark"
+    """Directory for the result, rouge.json."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+    def __post_init__(self) -> None:
+        if not self.pools or min(self.pools) < 1:
+            raise UserError(f"--pools {list(self.pools)}: needs numbers of at least 1")
+        if self.candidates < 1:
+            raise UserError(f"--candidates {self.candidates}: must be at least 1")

@@ -16,12 +16,15 @@ def aligned(rows: Sequence[Sequence[str]], words: int) -> list[str]:
     ]
 
 
-def rouge_l(reference: str, answer: str) -> float:
-    """ROUGE-L (Lin 2004, section 3.1): F1 of the longest common subsequence of words, between 0 and 1.
+def rouge_words(text: str) -> list[str]:
+    """Runs of a-z and 0-9 in lower case, not stemmed, as in the package rouge-score."""
+    return re.findall("[a-z0-9]+", text.lower())
 
-    Words are runs of a-z and 0-9 in lower case, not stemmed, as in the package rouge-score.
-    """
-    first, second = (re.findall("[a-z0-9]+", text.lower()) for text in (reference, answer))
+
+def rouge_l(reference: str, answer: str) -> float:
+    """ROUGE-L (Lin 2004, section 3.1): F1 of the longest common subsequence of `rouge_words`, between 0 and 1. Of many
+    texts, see `similarity.SimilarityIndex`."""
+    first, second = rouge_words(reference), rouge_words(answer)
     common = [0] * (len(second) + 1)  # of the words of the first text so far and each beginning of the second
     for word in first:
         diagonal = 0

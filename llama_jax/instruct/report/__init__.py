@@ -1,0 +1,1 @@
+"""What a run of Self-Instruct made, in numbers and pictures."""
