@@ -110,7 +110,7 @@ class BenchmarkConfig:
         if self.weights is not None and self.what != "decode":
             raise UserError(f"--weights {self.weights}: is for 'benchmark decode', not for 'benchmark {self.what}'")
         if self.run.dry_run and self.what != "decode":
-            raise UserError(f"--dry_run: is for 'benchmark decode'; not for 'benchmark {self.what}'")
+            raise UserError(f"--dry_run: is for 'benchmark decode', not for 'benchmark {self.what}'")
         if self.compiled and (self.against is None or self.what == "decode"):
             raise UserError("--compiled true: is of the other side of 'benchmark train' and 'lora', with --against")
         if self.against is not None and self.run.compute.dtype != "float32":

@@ -29,6 +29,6 @@ def keep(config: BenchmarkConfig, name: str, result: dict[str, Any]) -> None:
         print(json.dumps(result))
 
 
-def gigabytes(count: float) -> str:
+def gigabytes(count: int | float) -> str:
     """Bytes for people."""
     return f"{count / 2**30:.2f} GiB"

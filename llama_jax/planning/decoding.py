@@ -56,7 +56,7 @@ def lowered_decode(
     attention = 4 * config.num_layers * config.num_heads * config.head_size * slots
     flops = rows * (2 * (model.parameter_count() - lookup) + attention)
     held = {"parameters": params, "caches": state.caches, "batch": state.replace(caches=[])}
-    return Lowered(traced, mesh, held, flops, [], loop_turns=31)
+    return Lowered(traced, mesh, held, flops, [], loop_turns=31.0)
 
 
 def _by_layer(axes: PyTree, count: int) -> PyTree:

@@ -1,7 +1,6 @@
 """What is made of the times of decoding: rates, ratios, and what memory and arithmetic allow."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +10,7 @@ from llama_jax.benchmarks.decoding.engine_side import decoding_sizes
 from llama_jax.benchmarks.decoding.report import report
 from llama_jax.benchmarks.decoding.roofline import least_seconds
 from llama_jax.benchmarks.decoding.task import Task, rates
+from llama_jax.benchmarks.turns import Side
 from llama_jax.config import COMMANDS, PRESETS
 from llama_jax.core.settings.command_line import parse
 from llama_jax.model.llama import language_model
@@ -65,9 +65,13 @@ def reported(capsys, config, platform: str, kind: str) -> tuple[dict, str]:
         name: {count: [{"decode": 30.0 / place * count, "prefill": 90.0, "all": 20.0}] for count in config.streams}
         for place, name in enumerate(names, 1)
     }
-    sides = [SimpleNamespace(name=name, peak_host_bytes=1800) for name in names]
+    sides = []
+    for name in names:
+        side = Side.__new__(Side)  # without a process
+        side.name, side.peak_host_bytes = name, 1800
+        sides.append(side)
     seconds = [0.02] if platform == "cpu" else []
-    found = report(config, dict.fromkeys(names, own), measured, sides, seconds)  # pyright: ignore[reportArgumentType]
+    found = report(config, dict.fromkeys(names, own), measured, sides, seconds)
     return found, capsys.readouterr().out
 
 
@@ -76,7 +80,8 @@ def test_a_report_has_a_ratio_in_each_line(capsys) -> None:
     found, said = reported(capsys, config, "cpu", "cpu")
     assert found["ratio"] == {str(count): {"decode": 2, "prefill": 1, "all": 1} for count in (1, 4)}
     # One stream reads 800 bytes of weights and 192 tokens of caches in each of 30 steps a second.
-    assert found["llama_jax"]["reading"]["1"] == {"bytes_per_second": 992 * 30, "of_plain_read": 992 * 30 * 0.02 / 800}
+    reading = found["llama_jax"]["reading"]["1"]
+    assert reading == pytest.approx({"bytes_per_second": 992 * 30, "of_plain_read": 992 * 30 * 0.02 / 800})
     assert found["llama_jax"]["memory_ratio"] == 1800 / 1200
     heading, *lines = said.splitlines()
     assert "llama_jax" in heading and "transformers" in heading

@@ -105,7 +105,7 @@ def test_settings_that_contradict_each_other_are_refused(arguments: tuple[str, .
     "arguments, message",
     [
         (("--against", "llama.cpp"), "--against llama.cpp: needs --weights, a model that both sides open"),
-        (("--weights", "nowhere.gguf"), "--weights nowhere.gguf: no such file"),
+        (("--weights", "no/such/model.gguf"), "--weights no/such/model.gguf: no such file or directory"),
         (("--dry_run", "--against", "llama.cpp"), "--dry_run: is of random weights of the architecture model"),
         (("--dry_run", "--prompt_tokens", 2000), "--prompt_tokens 2000: with 128 new ones exceeds the model's context"),
     ],
