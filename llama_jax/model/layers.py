@@ -48,9 +48,7 @@ def decaying(declared: PyTree) -> frozenset[str]:
 
 def matmul(x: Float[Array, "*batch I"], weight: Weight) -> Float[Array, "*batch O"]:
     """The product with a weight, quantised or not. Accumulates in float32 where the hardware computes in bfloat16."""
-    product = quantized_matmul if is_quantized(weight) else jnp.dot
-    if isinstance(weight, Transposed):
-        product = transposed_matmul
+    product = _product_with(weight)
     if size_of("length") > 1:
         # Split along both of its axes, a batch has no rows that could be laid end to end where they are.
         return product(x, weight)
@@ -58,6 +56,12 @@ def matmul(x: Float[Array, "*batch I"], weight: Weight) -> Float[Array, "*batch 
     # for CPU first copies its inputs into another order, and has slower code for it besides.
     made = product(x.reshape(-1, x.shape[-1]), weight)
     return made.reshape(*x.shape[:-1], made.shape[-1])
+
+
+def _product_with(weight: Weight) -> Callable[[Array, Weight], Array]:
+    if isinstance(weight, Transposed):
+        return transposed_matmul
+    return quantized_matmul if is_quantized(weight) else jnp.dot
 
 
 def normal(stddev: float) -> Initializer:

@@ -9,7 +9,7 @@ import command_runs
 import pytest
 
 from llama_jax.benchmarks.config import BenchmarkConfig
-from llama_jax.config import COMMANDS, PRESETS
+from llama_jax.config import COMMANDS, PRESETS, check_paths
 from llama_jax.core.errors import UserError
 from llama_jax.core.settings.command_line import parse
 
@@ -105,7 +105,6 @@ def test_settings_that_contradict_each_other_are_refused(arguments: tuple[str, .
     "arguments, message",
     [
         (("--against", "llama.cpp"), "--against llama.cpp: needs --weights, a model that both sides open"),
-        (("--weights", "no/such/model.gguf"), "--weights no/such/model.gguf: no such file or directory"),
         (("--dry_run", "--against", "llama.cpp"), "--dry_run: is of random weights of the architecture model"),
         (("--dry_run", "--prompt_tokens", 2000), "--prompt_tokens 2000: with 128 new ones exceeds the model's context"),
     ],
@@ -113,6 +112,11 @@ def test_settings_that_contradict_each_other_are_refused(arguments: tuple[str, .
 def test_decoding_that_cannot_be_measured_is_refused(tmp_path, capfd, arguments, message: str) -> None:
     assert command_runs.call("benchmark", "decode", *arguments, "--output", tmp_path) == 2
     assert capfd.readouterr().err.startswith(f"error: {message}")
+
+
+def test_weights_that_are_not_there_are_named_before_anything_is_imported() -> None:
+    with pytest.raises(UserError, match=r"^--weights no/such/model.gguf: no such file or directory$"):
+        check_paths(parsed("decode", "--weights", "no/such/model.gguf"))
 
 
 def test_a_dry_run_of_decoding_lays_it_out_and_compiles_it(tmp_path, capfd) -> None:

@@ -28,15 +28,19 @@ SPEECHES = {
 OPENED = reciting(SPEECHES, template=COUNTING, context_length=64)
 
 
-@pytest.fixture(scope="module", autouse=True)
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(autouse=True)
 def mesh():
-    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+    with jax.set_mesh(MESH):
         yield
 
 
 @pytest.fixture(scope="module")
 def shared() -> Conversation:
-    return Conversation(ChatConfig(max_new_tokens=20, temperature=1.0), OPENED, lambda _: None)
+    with jax.set_mesh(MESH):
+        return Conversation(ChatConfig(max_new_tokens=20, temperature=1.0), OPENED, lambda _: None)
 
 
 @pytest.fixture

@@ -63,8 +63,9 @@ def opened_model(context_length: int = 256) -> OpenModel:
 def running(opened: OpenModel, api_key: str | None = KEY, **settings: Any) -> Iterator[Server]:
     """Serve it in a thread, at a port of its own."""
     config = ServeConfig(port=0, **settings)
-    with bound_socket(config) as listener, jax.set_mesh(jax.tree.leaves(opened.params)[0].sharding.mesh):
-        service = start_service(config, opened, decoding_params(opened.model, opened.params))
+    with bound_socket(config) as listener:
+        with jax.set_mesh(jax.tree.leaves(opened.params)[0].sharding.mesh):  # not for the tests in between
+            service = start_service(config, opened, decoding_params(opened.model, opened.params))
         stop = asyncio.Event()
 
         async def run() -> None:

@@ -25,17 +25,17 @@ def test_a_query_sees_the_tokens_before_it_whichever_blocks_hold_them(kind, erro
     (cache,) = empty_cache(CONFIG, 3, SLOTS, jnp.dtype(kind))
     # What was never written must not matter.
     cache = jax.tree.map(lambda leaf: leaf + jnp.asarray(7, leaf.dtype), cache)
-    keys, values = np.random.default_rng(0).normal(size=(2, 2, SLOTS, 2, 8)).astype(np.float32)
+    keys, values = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, SLOTS, 2, 8)), jnp.float32)
     rows = jnp.array([2, 1])
     cut = [length - 1 for length in lengths]
     longest = max(cut)
     cache = cache.write(keys[:, :longest], values[:, :longest], rows, jnp.zeros(2, jnp.int32))
     key, value = (
-        np.stack([of_row[at : at + 1] for of_row, at in zip(array, cut, strict=True)]) for array in (keys, values)
+        jnp.stack([of_row[at : at + 1] for of_row, at in zip(array, cut, strict=True)]) for array in (keys, values)
     )
     cache = cache.write(key, value, rows, jnp.asarray(cut))
 
-    query = np.random.default_rng(1).normal(size=(2, 1, 4, 8)).astype(np.float32)
+    query = jnp.asarray(np.random.default_rng(1).normal(size=(2, 1, 4, 8)), jnp.float32)
     found = jax.jit(cached_attention)(query, cache, jnp.asarray(cut)[:, None], rows, jnp.asarray(longest + 1))
     for row, length in enumerate(lengths):
         for head in range(4):

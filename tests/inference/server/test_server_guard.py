@@ -149,4 +149,4 @@ def test_an_error_inside_is_logged_by_its_place_alone(opened, server, caplog, mo
         answer = http.post("/tokenize", json={"prompt": CANARY})
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error" and CANARY not in answer.text + caplog.text
-    assert "ValueError at" in caplog.text and "test_guard.py" in caplog.text
+    assert "ValueError at" in caplog.text and "test_server_guard.py" in caplog.text
