@@ -97,6 +97,7 @@ def live_bytes() -> int:
 
 
 @pytest.mark.parametrize("store", some(["bfloat16", "int8", "nf4"], ["nf4"]))
+@pytest.mark.slow
 def test_beside_what_is_stored_there_is_one_tensor(store) -> None:
     before, most = live_bytes(), 0
 

@@ -71,6 +71,7 @@ def test_each_prompt_is_continued_by_each_adapter_in_one_batch(tiny_run, adapter
     assert f"taking the base that {adapters['values']} step 5 names, {tiny_run}" in said.err
 
 
+@pytest.mark.slow
 def test_adapters_are_chosen_by_row_from_python(tiny_run, adapters) -> None:
     paths = [str(path) for path in adapters.values()]
     model, params, tokenizer = load(str(tiny_run), adapters=paths)

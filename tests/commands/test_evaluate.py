@@ -129,6 +129,7 @@ def test_last_words_are_scored(tiny_run, data, capfd) -> None:
     assert {"accuracy", "accuracy_stderr", "perplexity_stderr", "seconds", "programs"} <= result.keys()
 
 
+@pytest.mark.slow
 def test_answers_are_written_for_people_to_read(tiny_run, data, capfd) -> None:
     ask = ("--model", tiny_run, "--max_new_tokens", 24, "--batch_size", 8, "--output", "result.json")
     result = evaluated(capfd, *ask, "--task", "exact_match", "--data", "problems.jsonl")

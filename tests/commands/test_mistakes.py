@@ -73,6 +73,7 @@ def test_a_typing_error_in_a_file_names_file_and_line(folder, capfd) -> None:
     assert "training.steps" in line
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused(folder, capfd) -> None:
     assert command_runs.call("tokenizer", "--vocab_size", 600) == 0
     capfd.readouterr()

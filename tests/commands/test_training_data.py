@@ -72,6 +72,7 @@ def test_too_many_bad_records_end_the_run_with_one_line(small_run, files, tmp_pa
     assert steps < 30 == command_runs.metrics(tmp_path / "run")[-1]["step"]
 
 
+@pytest.mark.slow
 def test_the_first_bad_record_ends_a_run_that_is_told_to_fail(small_run, files, tmp_path, capfd):
     assert command_runs.call(*command(small_run, files, tmp_path / "run", data__bad_records="fail")) == 2
     (said,) = capfd.readouterr().err.splitlines()

@@ -47,6 +47,7 @@ def test_an_answer_ends_with_a_stop_id_of_the_writer(params) -> None:
     assert cut.ids == whole.ids[: whole.ids.index(whole.ids[2]) + 1]
 
 
+@pytest.mark.slow
 def test_from_python_a_text_gives_a_text_and_a_list_a_list(params) -> None:
     settings = {"max_new_tokens": 6, "temperature": 0.0}
     texts = inference.generate(MODEL, params, TOKENIZER, TEXTS, **settings)

@@ -196,6 +196,7 @@ def test_each_row_is_given_its_own_adapter(params, three, way, monkeypatch) -> N
         hidden(together, None)
 
 
+@pytest.mark.slow
 def test_decoding_gives_the_logits_of_the_whole_pass_with_several_adapters(params, three) -> None:
     """The list layout, prefill of 10 tokens and single steps, against each adapter alone in the scanned layout."""
     ids = jnp.array([2, 0, 1, 0])

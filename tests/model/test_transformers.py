@@ -46,6 +46,7 @@ def test_logits_equal_those_of_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", some(SHAPES, ("grouped_query", "llama3.1_rope")))
+@pytest.mark.slow
 def test_cached_decoding_gives_the_logits_of_transformers(name: str) -> None:
     """Prefill of 20 tokens, then 28 single steps, must equal the full forward pass at every position."""
     config = LlamaConfig.from_json(BASE | SHAPES[name])

@@ -113,6 +113,7 @@ def test_triton_compiles_for_gpus(mesh, head_size, dtype) -> None:
         for each in itertools.product([128, 256], ["bfloat16", "float32"])
     ],
 )
+@pytest.mark.slow
 def test_triton_fits_the_shared_memory_of_small_gpus(head_size, dtype) -> None:
     absent_devices("h100:1x1")  # loads the plugin
     target = resources.files("llama_jax.planning").joinpath("h100.txtpb").read_text()
@@ -137,6 +138,7 @@ def test_blocks_in_plain_jax_hold_few_scores_anywhere(topology, dtype) -> None:
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_devices_that_split_rows_gather_keys_and_exchange_queries_in_bfloat16() -> None:
     program = compiled_for("v5e:2x4", SPLIT, "splash", 128, "bfloat16")
     rows = 2 * ROWS // 2 * LENGTH * 128
@@ -149,6 +151,7 @@ def test_devices_that_split_rows_gather_keys_and_exchange_queries_in_bfloat16() 
 
 
 @needs_cuda_plugin
+@pytest.mark.slow
 def test_devices_that_split_rows_exchange_them_for_heads_where_the_kernel_needs_whole_rows() -> None:
     program = compiled_for("h100:1x8", SPLIT, "triton", 128, "bfloat16")
     rows = 2 * ROWS // 2 * LENGTH // 2 * 128

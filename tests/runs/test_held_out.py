@@ -27,6 +27,7 @@ def test_the_gain_is_a_ratio_of_sums_with_the_error_of_one() -> None:
     assert paired_gain(before[:1], after[:1], tokens[:1]) == (1.0, None)
 
 
+@pytest.mark.slow
 def test_losses_of_rows_are_those_of_the_full_logits(packed_batch) -> None:
     params = MODEL.init(jax.random.key(0))
     batch = packed_batch(4, 96, 512)

@@ -137,6 +137,7 @@ def check_killed(path: Path, before: Toy, uninterrupted: Toy) -> str:
 
 
 @pytest.mark.parametrize("share", some([number / 50 for number in range(50)], [0.42]))
+@pytest.mark.slow
 def test_a_kill_around_a_resumption_loses_no_checkpoint(interrupted, uninterrupted, operations, tmp_path, share):
     number = 1 + round(share * operations)
     resume_and_kill(interrupted.path, tmp_path, number)

@@ -94,6 +94,7 @@ def test_rows_of_a_batch_take_different_adapters(base, adapters, devices) -> Non
 
 
 @pytest.mark.parametrize("name", some(KINDS, ("dora",)))
+@pytest.mark.slow
 def test_merging_tensor_by_tensor_is_merging_the_tree(base, adapters, name) -> None:
     beside = opened(base, (adapters[name],))
     weights = open_weights(str(base), step=None, say=print, adapter=str(adapters[name]))

@@ -91,6 +91,7 @@ def test_what_is_stored_has_the_fingerprints_of_the_parameters(bases, store) -> 
         ("bfloat16", "bfloat16", "hf"),  # the float32 it was rounded from, read as bfloat16
     ],
 )
+@pytest.mark.slow
 def test_a_base_is_known_again(bases, trained, store, used) -> None:
     # The last is the same only as it is stored; the others by what is on disk.
     again = "bfloat16" if (trained, used) == ("bfloat16", "hf") else "float32"
@@ -129,6 +130,7 @@ def test_another_architecture_is_refused_with_the_setting_that_differs(bases) ->
         check_base(identity(bases["hf"]), other, "adapter")
 
 
+@pytest.mark.slow
 def test_an_identity_survives_its_file(bases) -> None:
     expected = identity(bases["run"], "nf4")
     assert BaseIdentity.from_json(expected.to_json(), "base.json") == expected

@@ -55,6 +55,7 @@ def batches(tmp_path, tokenizer):
     }
 
 
+@pytest.mark.slow
 def test_packed_and_padded_rows_have_the_same_loss_and_gradient(model, params, batches):
     objective = next_token(model)
     gradient = jax.jit(jax.value_and_grad(lambda params, batch: objective(params, {}, batch, None)[0]))
