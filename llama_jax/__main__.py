@@ -44,8 +44,9 @@ def _code(name: str | None, interrupted: threading.Event) -> int:
         name = sys.argv[1] if len(sys.argv) > 1 else "--help"
         if name in ("-h", "--help"):
             print("usage: llama-jax <command> [--config FILE] [--section.field VALUE ...]\n\ncommands:")
+            width = max(map(len, COMMANDS)) + 2
             for command, config in COMMANDS.items():
-                print(f"  {command:<14}{' '.join((config.__doc__ or '').split()).split('. ')[0].rstrip('.')}")
+                print(f"  {command:<{width}}{' '.join((config.__doc__ or '').split()).split('. ')[0].rstrip('.')}")
             print("\nllama-jax <command> --help lists what the command can be told.")
             return 0
         if name not in COMMANDS:

@@ -118,6 +118,7 @@ def test_beside_what_is_stored_there_is_one_tensor(store) -> None:
 
 
 @pytest.mark.parametrize("store", some(["bfloat16", "nf4"], ["nf4"]))
+@pytest.mark.slow
 def test_of_a_run_one_parameter_is_read_at_a_time(tmp_path, monkeypatch, store) -> None:
     run = tmp_path / "run"
     write_orbax(epath.Path(run), of_kind(FLOAT32, **SIZE), dtype=None)

@@ -112,6 +112,7 @@ def test_workers_change_nothing_also_when_the_run_is_killed(small_run, files, tm
     assert next(positions) == next(positions)
 
 
+@pytest.mark.slow
 def test_a_reader_process_that_dies_ends_the_run_with_one_line(small_run, files, tmp_path):
     run_dir, output = tmp_path / "run", tmp_path / "printed"
     line = command(small_run, files, run_dir, data__workers=1, data__max_bad_fraction=0.5, training__steps=100_000)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sweeps import some
 
 from llama_jax.core import tree
 from llama_jax.inference.layout import decoding_params
@@ -16,7 +15,8 @@ from llama_jax.model.transposed import Transposed
 CONFIG = LlamaConfig(vocab_size=64, width=32, mlp_width=48, num_layers=2, num_heads=4, num_kv_heads=2, head_size=8)
 
 
-@pytest.mark.parametrize("tied", some([True, False], [False]))
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.slow
 def test_decoding_from_it_is_the_full_forward_pass(tied) -> None:
     model = language_model(LlamaConfig(**{**vars(CONFIG), "tie_embeddings": tied}), ComputeConfig())
     params = model.init(jax.random.key(0))

@@ -134,6 +134,7 @@ def test_another_run_asks_only_what_is_new(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("case", some([ONE_KILL, *(f"{form} 200 2" for form in FORMS)], default=[ONE_KILL]))
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_exactly(tmp_path, case: str) -> None:
     form, (requests, kills) = case.split()[0], map(int, case.split()[1:])
     with scripted_endpoint(seconds=0.02) as scripted:

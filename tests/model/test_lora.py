@@ -101,9 +101,9 @@ def test_a_tied_model_has_no_head_to_save() -> None:
 @pytest.mark.parametrize(
     ("kind", "storage"),
     [
-        ("lora", "nf4"),
+        ("lora", "float32"),
         pytest.param("dora", "float32", marks=pytest.mark.slow),
-        pytest.param("lora", "float32", marks=pytest.mark.slow),
+        pytest.param("lora", "nf4", marks=pytest.mark.slow),
         pytest.param("dora", "nf4", marks=pytest.mark.slow),
     ],
 )
@@ -180,6 +180,7 @@ def three(params) -> list:
 
 
 @pytest.mark.parametrize("way", ["all at once", "looked up"])
+@pytest.mark.slow
 def test_each_row_is_given_its_own_adapter(params, three, way, monkeypatch) -> None:
     monkeypatch.setattr(low_rank, "DENSE_COLUMNS", 0 if way == "looked up" else 24)
     together = lora.with_adapter(params, lora.stack_adapters(three))

@@ -143,6 +143,7 @@ def test_products_and_gradients_are_those_of_the_matrix(kind) -> None:
 
 
 @pytest.mark.parametrize("storage", some(["float32", "bfloat16", "int8", "nf4"], ["int8"]))
+@pytest.mark.slow
 def test_a_stored_tree_computes_what_its_matrices_compute(storage) -> None:
     params = base()
     stored = jax.jit(quantized.store_as, static_argnums=1)(params, storage)
@@ -199,6 +200,7 @@ def test_every_stored_array_has_axes() -> None:
     assert axes["layers/attention/o_proj/kernel/scale"] == PartitionSpec("layers", None, "embed")
 
 
+@pytest.mark.slow
 def test_the_backward_pass_keeps_no_matrix_turned_back() -> None:
     """What a pass keeps for its gradient, under the policy that keeps all: activations, and of kernels the codes."""
     stored = quantized.store_as(base(), "nf4")

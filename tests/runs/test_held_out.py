@@ -45,6 +45,7 @@ def rows_of(packed_batch, seed: int, padded: int) -> dict[str, np.ndarray]:
     return rows
 
 
+@pytest.mark.slow
 def test_the_first_losses_are_kept_for_later_lives_of_a_run(packed_batch, tmp_path) -> None:
     batches = [rows_of(packed_batch, 0, padded=0), rows_of(packed_batch, 1, padded=3)]
     run = RunDirectory(tmp_path)

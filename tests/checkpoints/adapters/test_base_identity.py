@@ -172,6 +172,7 @@ def run_with_padding(folder: Path, kind: np.dtype, garbage: float) -> Path:
 
 
 @pytest.mark.parametrize("store", some(["float32", "bfloat16", "nf4"], ["float32"]))
+@pytest.mark.slow
 def test_rows_that_no_token_reaches_make_no_other_base(bases, tmp_path, store) -> None:
     again = "bfloat16" if store == "bfloat16" else "float32"
     run = run_with_padding(tmp_path / "run", FLOAT32, garbage=0.5)
