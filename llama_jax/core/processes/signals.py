@@ -87,7 +87,9 @@ class StopSignal(contextlib.ExitStack):
             if self.received:
                 _end("ended at once; nothing more is saved", 128 + number[0])
             self._received.set()
-            print(self._says, file=sys.stderr, flush=True)
+            # Whole: between the two writes of `print` the main thread may end the process.
+            sys.stderr.write(f"{self._says}\n")
+            sys.stderr.flush()
             self._on_request()
 
 
