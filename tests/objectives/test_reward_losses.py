@@ -42,7 +42,7 @@ def row_of(examples, labels, members, K):
             place += len(ids)
         if members == 2:
             same = [first == second for first, second in zip(*sequences, strict=False)]
-            row["divergence"][k] = (same + [False]).index(False)
+            row["divergence"][k] = [*same, False].index(False)
         row["labels"][k], row["example_weights"][k] = labels[k], 1
     return row
 
