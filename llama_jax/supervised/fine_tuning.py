@@ -129,17 +129,17 @@ def _fine_tune(
         keep_config(run, config, command)
     program = build_program(config, method, supervision.objective, weights.config, config.data.sequence_length)
     run.say(description(program, weights.source))
-    needs_base = not all(map(method.is_saved, tree.flatten(program.frozen_shapes)))
+    unsaved = {path for path in tree.flatten(program.frozen_shapes) if not method.is_saved(path)}
     open_base = functools.partial(
         open_params,
         ModelReference(path, config.step),
         config.compute,
         store=method.store,
-        identify=needs_base,
+        identify=bool(unsaved),
         say=run.say,
     )
     # Where checkpoints hold all parameters nothing keeps those of the model: a run that begins may use their memory.
-    base = open_base() if needs_base else None
+    base = open_base() if unsaved else None
     if base is not None and base.identity.step is not None:
         config = replace(config, step=base.identity.step)
         keep_config(run, config, command)
@@ -151,7 +151,7 @@ def _fine_tune(
 
     rows = config.training.batch_size // config.training.microbatches
     evaluation = supervision.evaluation(program.model, data, rows, run)
-    files = _model_files(weights, tokenizer, data.layout) | dict(method.files)
+    files = _model_files(weights, method.architecture(weights.config), tokenizer, data.layout) | dict(method.files)
     hashes = {"tokenizer": tokenizer.fingerprint}
     if base is not None:
         files[BASE_FILE], hashes["base"] = base.identity.to_json(), base.identity.fingerprint
@@ -167,7 +167,7 @@ def _fine_tune(
         check_restored=functools.partial(_check_restored, method, base, run),
         params_item=method.params_item,
         is_saved=method.is_saved,
-        unsaved_params={} if base is None else tree.split(base.params, method.is_saved)[1],
+        unsaved_params={} if base is None else tree.split(base.params, unsaved.__contains__)[0],
     )
     with contextlib.closing(measured):
         if train(config, run, task):
@@ -223,12 +223,12 @@ def _samples(
     return samples
 
 
-def _model_files(weights: Weights, tokenizer: Tokenizer, layout: Layout) -> dict[str, bytes]:
+def _model_files(weights: Weights, architecture: LlamaConfig, tokenizer: Tokenizer, layout: Layout) -> dict[str, bytes]:
     """What makes a checkpoint usable by itself, by path: architecture, tokenizer, and the template, so that whoever
     uses the model asks it the way it was taught, and stops where it was taught to."""
     told = with_stop_ids(with_tokenizer(weights.files, tokenizer.files()), _stop_ids(tokenizer, layout))
     files = {f"model/{name}": content for name, content in told.items()}
-    files["model/config.json"] = json.dumps(weights.config.to_json(), indent=2).encode()
+    files["model/config.json"] = json.dumps(architecture.to_json(), indent=2).encode()
     files["model/chat_template.jinja"] = layout.chat_template.encode()
     return files
 
@@ -306,7 +306,7 @@ def _check_size(config: FineTuningConfig, architecture: LlamaConfig, path: str) 
         return
     expected, found = SIZES[config.size].to_json(), architecture.to_json()
     # Formats differ in what they keep of these, and none of them decides a shape.
-    of_no_shape = ("context_length", "vocab_multiple", "norm_epsilon", "rope_base", "rope_scaling")
+    of_no_shape = ("context_length", "vocab_multiple", "norm_epsilon", "rope_base", "rope_scaling", "scalar_head")
     for name, value in expected.items():
         if name not in of_no_shape and found[name] != value:
             raise UserError(f"--size {config.size}: has {name} {value}, but {path} has {found[name]}")

@@ -141,7 +141,7 @@ class _Layout:
     def split_storage(self, path: str, leaf: jax.ShapeDtypeStruct) -> tuple[str, ...]:
         """The axes along which a parameter is gathered for use and its gradient scattered. The table of an embedding is
         not, except as the head."""
-        if path == paths.TABLE and not self.program.model.config.tie_embeddings:
+        if path == paths.TABLE and not self.program.model.config.table_is_head:
             return ()
         return tuple(axis for axis in self.axes("embed") if axis in _spec_axes(leaf))
 
