@@ -6,13 +6,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llama_jax.core.arrays import Array, Bool, Float, Int
+from llama_jax.core.arrays import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from llama_jax.core.batches import CompletionBatch
 from llama_jax.core.sharding import over_parts
+from llama_jax.objectives.completions import sequence_sums
 from llama_jax.objectives.cross_entropy import CHUNK_BYTES, Unembed, logprobs_of, sums_and_gradients
+from llama_jax.objectives.objective import Model
 
 _TOKENS = ("batch", "length")
 _FEWEST_CHUNKS = 8
 """The part of the last chunk that nobody wants is computed too: an eighth of all positions at the most."""
+
+
+def sequence_logprobs(
+    model: Model, params: PyTree, batch: CompletionBatch, rng: PRNGKeyArray | None = None
+) -> Float[Array, "B K M"]:
+    """log p of each completion after its prompt, in nats, the id that ends it included; 0 for those that are not
+    there."""
+    hidden = model.hidden(params, batch.tokens, batch.positions, batch.segment_ids, rng)
+    wanted = batch.loss_weights > 0
+    logprobs = completion_logprobs(model.unembed, model.head(params), hidden, batch.targets, wanted)
+    return sequence_sums(batch.loss_weights * logprobs, batch)
 
 
 @jax.named_scope("completion_logprobs")

@@ -10,10 +10,78 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from llama_jax.core.arrays import Array, Float
+from llama_jax.core import tree
+from llama_jax.core.arrays import Array, Float, PRNGKeyArray, PyTree
+from llama_jax.core.batches import CompletionBatch, completion_batch
+from llama_jax.objectives.completion_logprobs import sequence_logprobs
+from llama_jax.objectives.completions import sequence_sums
+from llama_jax.objectives.objective import Metrics, Model, Objective
 
 PairLoss: TypeAlias = Callable[[Float[Array, "*B 2"], Float[Array, "*B 2"]], Float[Array, "*B"]]
 """`(ratios, lengths) -> loss of each pair`: one of the functions below, with its settings bound."""
+
+
+def preference(
+    model: Model, loss: PairLoss, examples: int, *, beta: float, per_token: bool = False, sft_weight: float = 0.0
+) -> Objective:
+    """The mean of a loss over the pairs of a batch, plus `sft_weight` times the next-token loss of the chosen
+    completions, the mean over their tokens (DPO with NLL, arXiv:2404.19733; `sft` among TRL's losses).
+
+    Args:
+        examples: pairs in a row.
+        beta: of the rewards in the metrics, beta times the ratios that the batch's reference log-probs give.
+        per_token: the rewards are per token, as the loss takes them.
+    """
+
+    def totals(trainable: PyTree, frozen: PyTree, batch: CompletionBatch) -> Float[Array, ""]:
+        del trainable, frozen
+        return jnp.maximum(sequence_sums(batch.loss_weights, batch)[..., 0].sum(), 1.0)
+
+    def of_batch(
+        trainable: PyTree,
+        frozen: PyTree,
+        batch: CompletionBatch,
+        rng: PRNGKeyArray | None,
+        chosen_tokens: Float[Array, ""] | None = None,
+    ) -> tuple[Float[Array, ""], Metrics]:
+        logprobs = sequence_logprobs(model, tree.join(trainable, frozen), batch, rng)
+        metrics = pair_metrics(loss, logprobs, batch, beta=beta, per_token=per_token)
+        if not sft_weight:
+            return metrics["loss"], metrics
+        tokens = totals(trainable, frozen, batch) if chosen_tokens is None else chosen_tokens
+        metrics["sft_loss"] = -jnp.sum(batch.example_weights * logprobs[..., 0]) / tokens
+        metrics["loss"] += sft_weight * metrics["sft_loss"]
+        return metrics["loss"], metrics
+
+    return Objective(of_batch, completion_batch(examples, 2), totals if sft_weight else None)
+
+
+def pair_metrics(
+    loss: PairLoss, logprobs: Float[Array, "B K 2"], batch: CompletionBatch, *, beta: float, per_token: bool
+) -> Metrics:
+    """Means over the pairs of a batch, `loss` among them: TRL's, in our spelling.
+
+    The rewards are those that the model implies, beta times the ratios; a pair of equal rewards is half right, so that
+    a model that is its own reference has an accuracy of 1/2."""
+    there = (batch.example_weights > 0)[..., None]
+    # Of a place without a pair the numbers are such that no loss, nor its gradient, is infinite.
+    ratios = jnp.where(there, logprobs - batch.reference, -1.0)
+    lengths = jnp.where(there, sequence_sums(batch.loss_weights, batch), 1.0)
+    rewards = beta * (ratios / lengths if per_token else ratios)
+    margin = _margin(rewards)
+
+    def mean(values: Float[Array, "B K"]) -> Float[Array, ""]:
+        return jnp.sum(batch.example_weights * values) / batch.normalizer
+
+    return {
+        "loss": mean(loss(ratios, lengths)),
+        "rewards_chosen": mean(rewards[..., 0]),
+        "rewards_rejected": mean(rewards[..., 1]),
+        "reward_margin": mean(margin),
+        "accuracy": mean((1 + jnp.sign(margin)) / 2),
+        "logprobs_chosen": mean(logprobs[..., 0]),
+        "logprobs_rejected": mean(logprobs[..., 1]),
+    }
 
 
 def sigmoid(ratios: Float[Array, "*B 2"], lengths: Float[Array, "*B 2"], *, beta: float) -> Float[Array, "*B"]:
