@@ -16,6 +16,7 @@ from llama_jax.checkpoints.adapters.adapter import BASE_FILE, BaseIdentity, chec
 from llama_jax.checkpoints.adapters.merged_weights import with_tokenizer
 from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
+from llama_jax.checkpoints.reward_normalization import without_normalization
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
@@ -82,6 +83,8 @@ class Supervision:
     """The examples as such batches."""
     evaluation: Callable[[LanguageModel, FineTuningData, int, RunDirectory], Evaluation]
     """Made of the model, the data, rows of a batch and the run, which keeps the first result."""
+    measured_files: Callable[[MetricsRecord], Mapping[str, bytes]] = lambda record: {}
+    """See `Task.measured_files`."""
 
 
 def build(
@@ -163,6 +166,7 @@ def _fine_tune(
         evaluate=measured.evaluate,
         files=files,
         hashes=hashes,
+        measured_files=supervision.measured_files,
         before_training=measured.before_training,
         check_restored=functools.partial(_check_restored, method, base, run),
         params_item=method.params_item,
@@ -226,7 +230,8 @@ def _samples(
 def _model_files(weights: Weights, architecture: LlamaConfig, tokenizer: Tokenizer, layout: Layout) -> dict[str, bytes]:
     """What makes a checkpoint usable by itself, by path: architecture, tokenizer, and the template, so that whoever
     uses the model asks it the way it was taught, and stops where it was taught to."""
-    told = with_stop_ids(with_tokenizer(weights.files, tokenizer.files()), _stop_ids(tokenizer, layout))
+    kept = without_normalization(weights.files)  # which is that of the model to begin with
+    told = with_stop_ids(with_tokenizer(kept, tokenizer.files()), _stop_ids(tokenizer, layout))
     files = {f"model/{name}": content for name, content in told.items()}
     files["model/config.json"] = json.dumps(architecture.to_json(), indent=2).encode()
     files["model/chat_template.jinja"] = layout.chat_template.encode()

@@ -124,7 +124,8 @@ class _Layout:
         for phase in _PASSES if table_trains else _PASSES[:1]:
             yield self.exchange("all-to-all", "rows of the table", phase, self.axes("embed"), name, residual, once)
         yield self.exchange("all-reduce", "rows of the table", "forward", self.axes("vocab"), name, residual, once)
-        yield self.exchange("all-reduce", "last hidden state", "backward", self.axes("vocab"), name, residual, once)
+        if not config.scalar_head:
+            yield self.exchange("all-reduce", "last hidden state", "backward", self.axes("vocab"), name, residual, once)
 
         tensor = self.axes("heads", "mlp")
         again = 1 if self.program.model.compute.remat in ("full", "attention") else 0
