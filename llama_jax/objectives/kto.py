@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Float, PRNGKeyArray, PyTree
-from llama_jax.core.batches import CompletionBatch, completion_batch
+from llama_jax.core.batches import CompletionBatch
 from llama_jax.objectives.completion_logprobs import sequence_logprobs
 from llama_jax.objectives.objective import Metrics, Model, Objective
 
@@ -24,13 +24,18 @@ class Totals(NamedTuple):
 
 
 def kto(
-    model: Model, examples: int, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+    model: Model,
+    kind: type[CompletionBatch],
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
 ) -> Objective:
-    """The mean of `kto_losses` over the completions of a batch. The first of the two sequences of an example is the
-    completion; the second, one of another example after the same prompt, tells the divergence.
+    """The mean of `kto_losses` over the completions of a batch.
 
     Args:
-        examples: of them in a row.
+        kind: class of the batches. The first of the two sequences of an example is the completion; the second, one of
+            another example after the same prompt, tells the divergence.
     """
 
     def totals(trainable: PyTree, frozen: PyTree, batch: CompletionBatch) -> Totals:
@@ -57,7 +62,7 @@ def kto(
         metrics = {"loss": loss, "kl": divergence * share.sum(), "accuracy": jnp.sum(share * right)}
         return loss, metrics | _means_by_label(beta * ratios[..., 0], logprobs[..., 0], batch, total)
 
-    return Objective(of_batch, completion_batch(examples, 2), totals)
+    return Objective(of_batch, kind, totals)
 
 
 def _totals(ratios: Float[Array, "B K 2"], batch: CompletionBatch) -> Totals:

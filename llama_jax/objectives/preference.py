@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Float, PRNGKeyArray, PyTree
-from llama_jax.core.batches import CompletionBatch, completion_batch
+from llama_jax.core.batches import CompletionBatch
 from llama_jax.objectives.completion_logprobs import sequence_logprobs
 from llama_jax.objectives.completions import sequence_sums
 from llama_jax.objectives.objective import Metrics, Model, Objective
@@ -22,13 +22,19 @@ PairLoss: TypeAlias = Callable[[Float[Array, "*B 2"], Float[Array, "*B 2"]], Flo
 
 
 def preference(
-    model: Model, loss: PairLoss, examples: int, *, beta: float, per_token: bool = False, sft_weight: float = 0.0
+    model: Model,
+    loss: PairLoss,
+    kind: type[CompletionBatch],
+    *,
+    beta: float,
+    per_token: bool = False,
+    sft_weight: float = 0.0,
 ) -> Objective:
     """The mean of a loss over the pairs of a batch, plus `sft_weight` times the next-token loss of the chosen
     completions, the mean over their tokens (DPO with NLL, arXiv:2404.19733; `sft` among TRL's losses).
 
     Args:
-        examples: pairs in a row.
+        kind: class of the batches, of two completions an example, the chosen one first.
         beta: of the rewards in the metrics, beta times the ratios that the batch's reference log-probs give.
         per_token: the rewards are per token, as the loss takes them.
     """
@@ -53,7 +59,7 @@ def preference(
         metrics["loss"] += sft_weight * metrics["sft_loss"]
         return metrics["loss"], metrics
 
-    return Objective(of_batch, completion_batch(examples, 2), totals if sft_weight else None)
+    return Objective(of_batch, kind, totals if sft_weight else None)
 
 
 def pair_metrics(
