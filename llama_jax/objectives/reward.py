@@ -16,47 +16,29 @@ Losses: TypeAlias = Callable[[Float[Array, "B T"], CompletionBatch], Float[Array
 """The loss of each example, from the scores of all positions."""
 
 
-def bradley_terry(model: ScoringModel, batch: type[CompletionBatch], centering: float = 0.0) -> Objective:
+def bradley_terry(centering: float = 0.0) -> Losses:
     """-log sigmoid(chosen - rejected - margin) of the scores at the ends of two answers (arXiv:2009.01325, equation 1;
     margin: arXiv:2307.09288, equation 2), plus `centering` times (chosen + rejected)^2, which keeps the scores around 0
-    (arXiv:2312.09244); the mean over pairs."""
+    (arXiv:2312.09244)."""
 
     def losses(values: Float[Array, "B T"], batch: CompletionBatch) -> Float[Array, "B K"]:
         ends = at_ends(values, batch)
         return bradley_terry_losses(ends[..., 0], ends[..., 1], batch.labels, centering)
 
-    return _of_examples(model, batch, losses, _pair_metrics)
-
-
-def per_token(model: ScoringModel, batch: type[CompletionBatch]) -> Objective:
-    """-log sigmoid(chosen - rejected), position by position from the first id in which two answers differ to the end of
-    the longer one: the mean over positions, then over pairs, as in DeepSpeed-Chat. That reads on, past the end of the
-    shorter one, what the model makes of padding; here a text that has ended keeps its last score."""
-    return _of_examples(model, batch, per_token_losses, _pair_metrics)
-
-
-def regression(model: ScoringModel, batch: type[CompletionBatch]) -> Objective:
-    """The square of the difference between the score at the end of an answer and the one in the data; the mean over
-    answers, as in ChatLLaMA."""
-
-    def losses(values: Float[Array, "B T"], batch: CompletionBatch) -> Float[Array, "B K"]:
-        return jnp.square(at_ends(values, batch)[..., 0] - batch.labels)
-
-    def metrics(ends: Float[Array, "B K M"], batch: CompletionBatch) -> dict[str, Float[Array, "B K"]]:
-        return {"rewards": ends[..., 0], "absolute_error": jnp.abs(ends[..., 0] - batch.labels)}
-
-    return _of_examples(model, batch, losses, metrics)
+    return losses
 
 
 def bradley_terry_losses(
     chosen: Float[Array, "*B"], rejected: Float[Array, "*B"], margins: Float[Array, "*B"], centering: float = 0.0
 ) -> Float[Array, "*B"]:
-    """See `bradley_terry`; of each pair, in nats."""
+    """Of each pair, in nats; see `bradley_terry`."""
     return -jax.nn.log_sigmoid(chosen - rejected - margins) + centering * jnp.square(chosen + rejected)
 
 
-def per_token_losses(values: Float[Array, "B T"], batch: CompletionBatch) -> Float[Array, "B K"]:
-    """See `per_token`; of each pair, in nats."""
+def per_token(values: Float[Array, "B T"], batch: CompletionBatch) -> Float[Array, "B K"]:
+    """-log sigmoid(chosen - rejected), position by position from the first id in which two answers differ to the end of
+    the longer one: the mean over positions, as in DeepSpeed-Chat. That reads on, past the end of the shorter one, what
+    the model makes of padding; here a text that has ended keeps its last score."""
     B, K, M = batch.starts.shape
     lengths = batch.ends - batch.starts + 1
     longest = jnp.max(lengths, axis=-1)
@@ -78,38 +60,37 @@ def per_token_losses(values: Float[Array, "B T"], batch: CompletionBatch) -> Flo
     return sequence_sums(jnp.where(counts, losses, 0.0), batch).sum(axis=-1) / (longest - first)
 
 
-def _of_examples(
-    model: ScoringModel,
-    kind: type[CompletionBatch],
-    losses: Losses,
-    metrics_of: Callable[[Float[Array, "B K M"], CompletionBatch], dict[str, Float[Array, "B K"]]],
-) -> Objective:
-    """The mean of losses over examples, and of numbers that tell of their end scores."""
+def regression(values: Float[Array, "B T"], batch: CompletionBatch) -> Float[Array, "B K"]:
+    """The square of the difference between the score at the end of an answer and the one in the data, as in
+    ChatLLaMA."""
+    return jnp.square(at_ends(values, batch)[..., 0] - batch.labels)
+
+
+def scored(model: ScoringModel, kind: type[CompletionBatch], losses: Losses) -> Objective:
+    """The mean of the losses of examples, in batches of that class. Metrics are of the scores at the ends, as they
+    are."""
 
     def loss(
         trainable: PyTree, frozen: PyTree, batch: CompletionBatch, rng: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], Metrics]:
         params = tree.join(trainable, frozen)
-        hidden = model.hidden(params, batch.tokens, batch.positions, batch.segment_ids, rng)
-        values = model.scores(params, hidden)
+        values = model.scores(params, model.hidden(params, batch.tokens, batch.positions, batch.segment_ids, rng))
         weights = batch.example_weights / batch.normalizer
-
-        def mean(by_example: Float[Array, "B K"]) -> Float[Array, ""]:
-            return jnp.sum(weights * by_example)
-
-        found = mean(losses(values, batch))
-        metrics = {name: mean(each) for name, each in metrics_of(at_ends(values, batch), batch).items()}
-        return found, {"loss": found} | metrics
+        by_example = {"loss": losses(values, batch)} | _metrics(at_ends(values, batch), batch.labels)
+        metrics = {name: jnp.sum(weights * each) for name, each in by_example.items()}
+        return metrics["loss"], metrics
 
     return Objective(loss, kind)
 
 
-def _pair_metrics(ends: Float[Array, "B K M"], batch: CompletionBatch) -> dict[str, Float[Array, "B K"]]:
-    del batch
-    chosen, rejected = ends[..., 0], ends[..., 1]
+def _metrics(ends: Float[Array, "B K M"], labels: Float[Array, "B K"]) -> dict[str, Float[Array, "B K"]]:
+    first = ends[..., 0]
+    if ends.shape[-1] == 1:
+        return {"rewards": first, "absolute_error": jnp.abs(first - labels)}
+    rejected = ends[..., 1]
     return {
-        "accuracy": (chosen > rejected).astype(jnp.float32),
-        "rewards_chosen": chosen,
+        "accuracy": (first > rejected).astype(jnp.float32),
+        "rewards_chosen": first,
         "rewards_rejected": rejected,
-        "reward_margin": chosen - rejected,
+        "reward_margin": first - rejected,
     }

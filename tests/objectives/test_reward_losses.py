@@ -13,7 +13,7 @@ from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.core.placing import place_whole_batch
 from llama_jax.objectives.completions import at_ends, sequence_sums
-from llama_jax.objectives.reward import bradley_terry, bradley_terry_losses, per_token, per_token_losses, regression
+from llama_jax.objectives.reward import bradley_terry, bradley_terry_losses, per_token, regression, scored
 
 T = 32
 RANDOM = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def row_of(examples, labels, members, K):
             place += len(ids)
         if members == 2:
             same = [first == second for first, second in zip(*sequences, strict=False)]
-            row["divergence"][k] = (same + [False]).index(False)
+            row["divergence"][k] = [*same, False].index(False)
         row["labels"][k], row["example_weights"][k] = labels[k], 1
     return row
 
@@ -73,7 +73,7 @@ def test_sums_and_ends_are_those_of_each_sequence():
 
 def test_pairs_are_compared_by_their_last_scores():
     batch = batch_of([row_of(PAIR, [0.5, 0], 2, 3)], 2, 3)
-    objective = bradley_terry(TableModel(), completion_batch(3, 2), centering=0.1)
+    objective = scored(TableModel(), completion_batch(3, 2), bradley_terry(centering=0.1))
     loss, metrics = objective({"table": jnp.asarray(TABLE)}, {}, batch, None)
     expected = (sigmoid_loss(1.75 - 0.5) + 0.1 * 2.25**2 + math.log(2) + 0.1 * 9) / 2
     assert float(loss) == pytest.approx(expected, rel=1e-6)
@@ -88,7 +88,7 @@ def test_pairs_are_compared_by_their_last_scores():
 
 def test_pairs_are_compared_at_each_position_from_the_first_difference_on():
     batch = batch_of([row_of(PAIR, [0, 0], 2, 3)], 2, 3)
-    found = per_token_losses(jnp.asarray(TABLE)[batch.tokens], batch)
+    found = per_token(jnp.asarray(TABLE)[batch.tokens], batch)
     # The first: 2 against 4 and, the rejected one having ended, 3 against 4. The second: chosen 6 and its end against
     # 2, 3, 9, 6.
     first = (sigmoid_loss(-1 - 0.25) + sigmoid_loss(2 - 0.25)) / 2
@@ -123,12 +123,14 @@ def test_per_token_losses_are_those_of_the_published_formula():
     for pair, row in zip(pairs, values, strict=True):
         chosen, rejected = row[: len(pair[0])], row[len(pair[0]) : len(pair[0]) + len(pair[1])]
         expected.append([deepspeed_chat(chosen, rejected, *pair)])
-    np.testing.assert_allclose(per_token_losses(jnp.asarray(values), batch), expected, rtol=1e-5)
+    np.testing.assert_allclose(per_token(jnp.asarray(values), batch), expected, rtol=1e-5)
 
 
 def test_scores_are_regressed_and_a_score_of_zero_counts():
     batch = batch_of([row_of([[[8, 3]], [[5, 1]]], [0, 4.5], 1, 3)], 1, 3)
-    loss, metrics = regression(TableModel(), completion_batch(3, 1))({"table": jnp.asarray(TABLE)}, {}, batch, None)
+    loss, metrics = scored(TableModel(), completion_batch(3, 1), regression)(
+        {"table": jnp.asarray(TABLE)}, {}, batch, None
+    )
     assert float(loss) == float(metrics["loss"]) == (2**2 + 4**2) / 2
     assert float(metrics["rewards"]) == 1.25 and float(metrics["absolute_error"]) == 3
 
@@ -147,13 +149,10 @@ def random_batch(K):
     return rows
 
 
-OBJECTIVES = {
-    "bradley_terry": lambda kind: bradley_terry(TableModel(), kind, 0.01),
-    "per_token": lambda kind: per_token(TableModel(), kind),
-}
+LOSSES = {"bradley_terry": bradley_terry(0.01), "per_token": per_token}
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("sizes", some([(2, 2, 1, 2), (1, 8), (1, 1, 1, 8)], [(2, 2, 1, 2)]))
 def test_the_mesh_changes_nothing(name, sizes):
     kind, rows = completion_batch(2, 2), random_batch(2)
@@ -163,7 +162,7 @@ def test_the_mesh_changes_nothing(name, sizes):
     def found(mesh):
         with jax.set_mesh(mesh):
             batch = place_whole_batch(mesh, kind, stacked, len(rows))
-            objective = jax.jit(jax.value_and_grad(OBJECTIVES[name](kind), has_aux=True))
+            objective = jax.jit(jax.value_and_grad(scored(TableModel(), kind, LOSSES[name]), has_aux=True))
             return jax.tree.map(np.asarray, objective({"table": table}, {}, batch, None))
 
     jax.tree.map(

@@ -91,7 +91,8 @@ def _refuse_others(path: Path, left: set[str]) -> None:
     """Tensors that nobody asked for; says what they belong to where PEFT can do more than is done here."""
     for row in WEIGHTS:
         module = row.hugging_face.removesuffix(".weight")
-        parts = sorted(name for name in left if name.startswith(f"{PREFIX}{module}."))
+        own = {name for name in left if name.startswith(f"{PREFIX}{module}.")}
+        parts = sorted(own - {PREFIX + row.hugging_face})
         if row.ours in SAVED_NAMES and parts:
             raise UserError(f"{path}: has tensor {parts[0]} of a LoRA on {module}, which is not supported; {WAY_OUT}")
     if left:
@@ -193,7 +194,9 @@ def _saved_modules(
 ) -> dict[str, np.ndarray]:
     """Matrices that were trained whole, or stored because they were, in our layout."""
     found: dict[str, np.ndarray] = {}
-    for row in (row for row in WEIGHTS if row.ours in SAVED_NAMES):
+    for row in WEIGHTS:
+        if row.ours not in SAVED_NAMES or (row.ours == paths.SCORE and not peft.scores):
+            continue
         theirs = PREFIX + row.hugging_face
         if theirs not in tensors:
             if SAVED_NAMES[row.ours] in peft.saved_modules:
