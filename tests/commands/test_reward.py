@@ -1,5 +1,6 @@
 """`reward` through its real command: what it learns, what it keeps, and what an interruption does to it."""
 
+import itertools
 import json
 import random
 import signal
@@ -8,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_runs import checkpoint, ended, metrics, run, started
-from learnable_preferences import pair, write
+from command_runs import call, checkpoint, ended, metrics, run, run_two, started
+from learnable_preferences import answer, pair, write
 from made_once import made_once
 from sweeps import some
 from test_restart import wait_for_steps
@@ -137,26 +138,19 @@ def learned(run_dir: Path, *arguments: object) -> dict[str, float]:
     return metrics(run_dir)[-1]
 
 
-@pytest.mark.parametrize(
-    ("loss", "method", "seed"),
-    some(
-        [
-            (loss, method, seed)
-            for loss in ("bradley_terry", "per_token")
-            for method in ("full", "lora")
-            for seed in range(3)
-        ],
-        [("bradley_terry", "lora", 0)],
-    ),
-)
-def test_a_rule_is_learned(loss, method, seed, small_run, tmp_path):
-    """One answer of each pair has a given word in it, and is as long as the other."""
+WAYS = [*itertools.product(("bradley_terry", "per_token"), ("full", "lora"), range(3))]
+
+
+@pytest.mark.parametrize("way", some(WAYS, [("bradley_terry", "lora", 0)]), ids=lambda way: "_".join(map(str, way)))
+def test_a_rule_is_learned(way, small_run, tmp_path):
+    """One answer of each pair has a given word in it; their lengths say nothing."""
+    loss, method, seed = way
     chosen = random.Random(seed)
     source = write(tmp_path / "pairs.jsonl", [pair(chosen) for _ in range(600)])
     rate = {"full": 3e-3, "lora": 1e-2}[method]
     changes = {"training.batch_size": 16, "training.steps": 90, "training.evaluate_every": 90, "checkpoints.every": 90}
     changes |= {"loss": loss, "method": method, "seed": seed, "training.peak_learning_rate": rate}
-    changes |= {"data.validation_examples": 120}
+    changes |= {"data.validation_examples": 120, "data.sequence_length": 256}
     last = learned(tmp_path / "run", *arguments_of(small_run.run_dir, source, **changes))
     assert last["validation_accuracy"] > 0.95
     assert abs(last["validation_length_accuracy"] - 0.5) < 0.15
@@ -179,7 +173,7 @@ def test_thanks_that_say_nothing_are_not_preferred(seed, small_run, tmp_path):
     ]
     changes = {"training.batch_size": 16, "training.steps": 120, "training.evaluate_every": 120, "seed": seed}
     changes |= {"data.validation_source": write(tmp_path / "stuffed.jsonl", stuffed), "checkpoints.every": 120}
-    changes |= {"data.validation_examples": "null"}
+    changes |= {"data.validation_examples": "null", "data.sequence_length": 512}
     last = learned(tmp_path / "run", *arguments_of(small_run.run_dir, source, **changes))
     assert last["validation_accuracy"] > 0.95
     assert last["validation_length_accuracy"] > 0.95  # of the shorter: what a lover of thanks gets wrong every time
