@@ -48,3 +48,18 @@ class Model(Protocol):
     ) -> Float[Array, "B T D"]: ...
     def head(self, params: PyTree) -> Float[Array, "D V"]: ...
     def unembed(self, head: Float[Array, "D V"], hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]: ...
+
+
+@runtime_checkable
+class ScoringModel(Protocol):
+    """The functions of a model that a loss over scores needs."""
+
+    def hidden(
+        self,
+        params: PyTree,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T D"]: ...
+    def scores(self, params: PyTree, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch"]: ...

@@ -40,7 +40,8 @@ from llama_jax.runs.description import description, print_dry_run
 from llama_jax.runs.methods import Method, build_program
 from llama_jax.runs.resuming import begun_config, begun_schedule, opened_run, with_schedule
 from llama_jax.runs.supervised_run import Data, Task, train
-from llama_jax.supervised.config import FineTuningConfig
+from llama_jax.runs.verdict import Verdict, record_verdict
+from llama_jax.supervised.config import FineTuningConfig, SamplesConfig
 from llama_jax.training.program import Program
 from llama_jax.training.state import TrainState
 
@@ -65,12 +66,11 @@ class FineTuningData(Data, Protocol):
 class Evaluation(Protocol):
     """How what was learned is measured, such as `runs.held_out.HeldOut`, which says what these do."""
 
-    @property
-    def unit(self) -> str: ...
-    @property
-    def last(self) -> MetricsRecord | None: ...
-    def begin(self, params: PyTree | None) -> float | None: ...
+    def begin(self, params: PyTree | None) -> Sequence[str]: ...
     def __call__(self, params: PyTree) -> MetricsRecord: ...
+    def result(self) -> Sequence[str]: ...
+    @property
+    def verdict(self) -> Verdict | None: ...
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,10 @@ class Supervision:
     """Made of the model, the data, rows of a batch and the run, which keeps the first result."""
     measured_files: Callable[[MetricsRecord], Mapping[str, bytes]] = lambda record: {}
     """See `Task.measured_files`."""
+    samples: SamplesConfig | None = None
+    """Answers to take while training; None: of a model that gives no text."""
+    use: str = 'generate --model {run} --chat --prompt "…"'
+    """The command with which to try what was learned."""
 
 
 def build(
@@ -158,7 +162,8 @@ def _fine_tune(
     hashes = {"tokenizer": tokenizer.fingerprint}
     if base is not None:
         files[BASE_FILE], hashes["base"] = base.identity.to_json(), base.identity.fingerprint
-    measured = _Measured(evaluation, _samples(config, program.model, tokenizer, data, run), run)
+    samples = _samples(supervision.samples, program.model, tokenizer, data, run)
+    measured = _Measured(evaluation, samples, run)
     task = Task(
         program=program,
         data=data,
@@ -176,52 +181,56 @@ def _fine_tune(
     with contextlib.closing(measured):
         if train(config, run, task):
             measured.say_result()
+            run.say(f"checkpoint, metrics.jsonl and curves.png are in {run.path}")
+            run.say(f"try it: python -m llama_jax.{supervision.use.format(run=run.path)}")
 
 
 class _Measured:
-    """The held-out loss and the answers to fixed prompts, before training and at each evaluation."""
+    """The held-out evaluation and the answers to fixed prompts, before training and at each evaluation."""
 
-    def __init__(self, evaluation: Evaluation, samples: Samples, run: RunDirectory) -> None:
+    def __init__(self, evaluation: Evaluation, samples: Samples | None, run: RunDirectory) -> None:
         self._evaluation, self._samples, self._run = evaluation, samples, run
 
     def before_training(self, step: int, state: TrainState, frozen: PyTree) -> None:
         params = tree.join(state.trainable, frozen)
-        before = self._evaluation.begin(None if step else params)
-        self._samples.begin(self._run, step)
-        if step == 0:
-            if before is not None:
-                self._run.say(f"held-out loss before training: {before:.4f} {self._evaluation.unit}")
-            self._samples.take(0, params)
+        for line in self._evaluation.begin(None if step else params):
+            self._run.say(line)
+        if self._samples is not None:
+            self._samples.begin(self._run, step)
+            if step == 0:
+                self._samples.take(0, params)
 
     def evaluate(self, state: TrainState, frozen: PyTree) -> MetricsRecord:
         params = tree.join(state.trainable, frozen)
-        self._samples.take(int(state.batches), params)
+        if self._samples is not None:
+            self._samples.take(int(state.batches), params)
         return self._evaluation(params)
 
     def close(self) -> None:
-        self._samples.close()
+        if self._samples is not None:
+            self._samples.close()
 
     def say_result(self) -> None:
         """Say what came of it."""
-        run, last = self._run, self._evaluation.last
-        for line in self._samples.changes():
-            run.say(line)
-        if last is not None:
-            gain, error = last.get("validation_gain"), last.get("validation_gain_standard_error")
-            spread = "" if error is None else f" ± {error:.4f} (standard error, paired)"
-            compared = "" if gain is None else f", {gain:.4f}{spread} below that before training"
-            run.say(f"held-out loss: {last['validation_loss']:.4f} {self._evaluation.unit}{compared}")
-        run.say(f"checkpoint, metrics.jsonl, samples.jsonl and curves.png are in {run.path}")
-        run.say(f'try it: python -m llama_jax.generate --model {run.path} --chat --prompt "…"')
+        changes = [] if self._samples is None else self._samples.changes()
+        for line in (*changes, *self._evaluation.result()):
+            self._run.say(line)
+        if (verdict := self._evaluation.verdict) is not None:
+            record_verdict(self._run, verdict)
 
 
 def _samples(
-    config: FineTuningConfig, model: LanguageModel, tokenizer: Tokenizer, data: FineTuningData, run: RunDirectory
-) -> Samples:
+    config: SamplesConfig | None,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    data: FineTuningData,
+    run: RunDirectory,
+) -> Samples | None:
     """The answers to the prompts that the configuration names, or to those of the held-out examples."""
-    prompts = data.prompts(config.samples.prompts, config.samples.held_out)
-    stop_ids = _stop_ids(tokenizer, data.layout)
-    samples = Samples(model, tokenizer, prompts, config.samples.max_new_tokens, stop_ids)
+    if config is None:
+        return None
+    prompts = data.prompts(config.prompts, config.held_out)
+    samples = Samples(model, tokenizer, prompts, config.max_new_tokens, _stop_ids(tokenizer, data.layout))
     if left_out := len(prompts) - len(samples.prompts):
         run.say(f"samples: {left_out} of {len(prompts)} prompts are too long for the model's context, and left out")
     return samples
