@@ -14,8 +14,6 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.sharding import mesh_axes, replicated, row_sharding, size_of
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
-SHORTEST_ROW = 16
-"""Rows are padded to this many tokens, to half as many more, to twice as many, and so on: few programs are compiled."""
 
 
 def placed(array: np.ndarray, place: NamedSharding) -> Array:
@@ -33,14 +31,6 @@ def padded_rows(rows: int) -> int:
     """The least number of rows, not below the given one, that the mesh in use divides."""
     parts = size_of("batch")
     return -(-rows // parts) * parts
-
-
-def padded_length(tokens: int, longest: int) -> int:
-    """Length that a row of so many tokens is padded to: 16, 24, 32, 48, 64, 96, …, at most `longest`."""
-    length = SHORTEST_ROW
-    while length < tokens:
-        length += length // 2 if length & (length - 1) == 0 else length // 3
-    return min(length, longest)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:

@@ -16,6 +16,8 @@ from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.cross_entropy import logprobs_of
 from llama_jax.objectives.token_logprobs import by_chunks
 
+SHORTEST_ROW = 16
+"""Rows are padded to this many tokens, to half as many more, to twice as many, and so on: few programs are compiled."""
 FEWEST_TARGETS = 4
 """The scored tokens of a row are padded to this many, four times as many, and so on."""
 
@@ -126,7 +128,7 @@ class Scorer:
             row.asked.append(_Asked(number, targets, len(kept) < len(tokens)))
         by_length: dict[int, list[_Row]] = defaultdict(list)
         for row in sharing.values():
-            by_length[placing.padded_length(len(row.tokens), self._context_length)].append(row)
+            by_length[padded_length(len(row.tokens), self._context_length)].append(row)
         for length in sorted(by_length, reverse=True):
             rows = sorted(by_length[length], key=lambda row: row.targets, reverse=True)
             for first in range(0, len(rows), self._rows):
@@ -167,6 +169,14 @@ def _whole_documents(waiting: Sequence[tuple[int, Request]], scorer: Scorer) -> 
         known[number][index] = score
         if len(known[number]) == asked[number]:
             yield number, [score for _, score in sorted(known[number].items())]
+
+
+def padded_length(tokens: int, longest: int) -> int:
+    """Length that a row of so many tokens is padded to: 16, 24, 32, 48, 64, 96, …, at most `longest`."""
+    length = SHORTEST_ROW
+    while length < tokens:
+        length += length // 2 if length & (length - 1) == 0 else length // 3
+    return min(length, longest)
 
 
 def _read(batch: list[_Row], results: tuple[Array, Array]) -> Iterator[tuple[int, Score]]:

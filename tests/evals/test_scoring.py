@@ -10,8 +10,7 @@ import pytest
 
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
-from llama_jax.core.placing import padded_length
-from llama_jax.evals.scoring import Scorer, encode_pair, request_of
+from llama_jax.evals.scoring import Scorer, encode_pair, padded_length, request_of
 
 RANDOM = np.random.default_rng(0)
 
