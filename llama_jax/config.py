@@ -17,8 +17,9 @@ from llama_jax.model.config import sized
 from llama_jax.planning.config import PlannedConfig
 from llama_jax.runs.config import RunConfig
 from llama_jax.supervised.config import LoraConfig, PretrainConfig, SftConfig
+from llama_jax.supervised.preference_config import RewardConfig
 
-_FINE_TUNING: dict[str, type] = {"sft": SftConfig, "lora": LoraConfig}
+_FINE_TUNING: dict[str, type] = {"sft": SftConfig, "lora": LoraConfig, "reward": RewardConfig}
 
 COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
@@ -50,7 +51,12 @@ COMMANDS: dict[str, type] = {
 """The commands, `python -m llama_jax.<name>`, and what each can be told. A second word is a first argument with which a
 command takes other settings; without it, the first of them is meant that knows all settings of the config files."""
 
-DEFAULT_CONFIGS = {"sft": "sft_starter", "lora": "lora_starter", "self_instruct": "self_instruct_starter"}
+DEFAULT_CONFIGS = {
+    "sft": "sft_starter",
+    "lora": "lora_starter",
+    "reward": "reward_starter",
+    "self_instruct": "self_instruct_starter",
+}
 """Bundled configs of commands whose defaults are meant for real models, for a call without arguments."""
 
 PRESETS = {"model.size": sized}

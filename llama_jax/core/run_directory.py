@@ -41,6 +41,8 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         """One JSON object for each time that the model answered the fixed prompts."""
         self.losses_before = self.path / "losses_before.json"
         """The losses on held-out examples before training."""
+        self.scores = self.path / "scores.png"
+        """The picture of the scores that a reward model gives to held-out answers."""
         self.verdict = self.path / "verdict.json"
         """What came of the run, and whether it may be believed; see `runs.verdict`."""
         self.log = self.path / "log.txt"
