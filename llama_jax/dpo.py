@@ -12,9 +12,10 @@ from typing import Any
 from llama_jax.objectives import preference
 from llama_jax.objectives.preference import PairLoss
 from llama_jax.supervised import fine_tuning
-from llama_jax.supervised.config import DpoConfig
 from llama_jax.supervised.fine_tuning import Supervision
-from llama_jax.supervised.implied_rewards import method_of, pairs
+from llama_jax.supervised.implied_rewards import pairs
+from llama_jax.supervised.preference_config import DpoConfig
+from llama_jax.supervised.preferences import preference_method
 from llama_jax.training.program import Program
 
 _LOSSES: Mapping[str, Callable[..., Any]] = {
@@ -33,13 +34,13 @@ _LOSSES: Mapping[str, Callable[..., Any]] = {
 
 def build(config: DpoConfig, devices: Sequence[Any] | None = None) -> Program:
     """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
-    return fine_tuning.build(config, method_of(config), supervision(config), devices)
+    return fine_tuning.build(config, preference_method(config), supervision(config), devices)
 
 
 def dpo(config: DpoConfig) -> None:
     """Write a run directory: checkpoints of the tuned model or of its adapter, metrics and their curves, a log, answers
     to fixed prompts, and a verdict on held-out pairs."""
-    fine_tuning.fine_tune(config, method_of(config), supervision(config), command="dpo")
+    fine_tuning.fine_tune(config, preference_method(config), supervision(config), command="dpo")
 
 
 def supervision(config: DpoConfig) -> Supervision:

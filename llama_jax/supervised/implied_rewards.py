@@ -1,83 +1,70 @@
 """Supervision by preferences without a reward model: what `dpo` and `kto` give to `fine_tune`."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+import numpy as np
+
+from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import completion_batch
-from llama_jax.data.preferences.loader import Kind, PreferenceLoader
-from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.core.run_directory import RunDirectory
+from llama_jax.data.preferences.loader import MEMBERS, PreferenceLoader
+from llama_jax.data.preferences.records import Kind
+from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.kto import kto
+from llama_jax.objectives.objective import Objective
 from llama_jax.objectives.preference import PairLoss, preference
-from llama_jax.runs.held_out_preferences import (
-    HeldOutPreferences,
-    judge_labels,
-    judge_pairs,
-    labels_right_by_length,
-    pairs_right_by_length,
-)
-from llama_jax.runs.methods import Method, all_parameters, low_rank_adapter
-from llama_jax.supervised.config import DpoConfig, KtoConfig, PreferenceConfig
+from llama_jax.runs.completion_sums import completion_sums
+from llama_jax.runs.held_out_preferences import HeldOutPreferences, Judge, judge_labels, judge_pairs
 from llama_jax.supervised.fine_tuning import Supervision
+from llama_jax.supervised.preference_config import DpoConfig, KtoConfig
+from llama_jax.supervised.preferences import open_preferences
 from llama_jax.supervised.reference import set_reference
 
 
 def pairs(config: DpoConfig, loss: PairLoss) -> Supervision:
-    """Pairs of completions, by a loss on what is gained on the reference model."""
-    settings = {"beta": config.beta, "per_token": config.is_per_token}
-    kind = completion_batch(config.data.pairs_per_row, 2)
-    return Supervision(
-        objective=lambda model: preference(model, loss, kind, sft_weight=config.sft_weight, **settings),
-        open_data=functools.partial(_open_data, config, "pairs"),
-        evaluation=lambda model, data, rows, run: HeldOutPreferences(
-            model,
-            lambda: data.validation_batches(rows),
-            data.validation,
-            functools.partial(judge_pairs, loss, config.beta, config.is_per_token),
-            pairs_right_by_length(data.training, data.validation),
-            run,
-        ),
-        set_reference=set_reference if config.has_reference else None,
-        samples=config.samples,
+    """Pairs of answers, by a loss on how much likelier each has become than under the model that a run begins with."""
+    beta, per_token = config.beta, config.is_per_token
+    kind = completion_batch(config.data.pairs_per_row, MEMBERS["pairs"])
+    return _supervision(
+        config,
+        "pairs",
+        lambda model: preference(model, loss, kind, beta=beta, per_token=per_token, sft_weight=config.sft_weight),
+        functools.partial(judge_pairs, loss, beta, per_token),
+        has_reference=config.has_reference,
     )
 
 
 def labels(config: KtoConfig) -> Supervision:
-    """Completions that are good or bad, by KTO."""
-    weights = (config.desirable_weight, config.undesirable_weight)
-    kind = completion_batch(config.data.pairs_per_row, 2)
-    return Supervision(
-        objective=lambda model: kto(
-            model, kind, beta=config.beta, desirable_weight=weights[0], undesirable_weight=weights[1]
-        ),
-        open_data=functools.partial(_open_data, config, "labels"),
-        evaluation=lambda model, data, rows, run: HeldOutPreferences(
-            model,
-            lambda: data.validation_batches(rows),
-            data.validation,
-            functools.partial(judge_labels, config.beta, weights),
-            labels_right_by_length(data.training, data.validation),
-            run,
-        ),
-        set_reference=set_reference,
-        samples=config.samples,
+    """Answers that are good or bad, by KTO."""
+    desirable, undesirable = config.desirable_weight, config.undesirable_weight
+    kind = completion_batch(config.data.pairs_per_row, MEMBERS["labels"])
+    return _supervision(
+        config,
+        "labels",
+        lambda model: kto(model, kind, beta=config.beta, desirable_weight=desirable, undesirable_weight=undesirable),
+        functools.partial(judge_labels, config.beta, (desirable, undesirable)),
     )
 
 
-def method_of(config: PreferenceConfig) -> Method:
-    """All parameters, or an adapter."""
-    if config.method == "full":
-        return all_parameters(config.training.trainable)
-    return low_rank_adapter(config.lora, config.model_dtype, config.training.peak_learning_rate)
-
-
-def _open_data(
-    config: PreferenceConfig,
+def _supervision(
+    config: DpoConfig | KtoConfig,
     kind: Kind,
-    tokenizer: Tokenizer,
-    rows_of: Callable[[int], Sequence[int]] | None,
-    say: Callable[[str], None],
-) -> PreferenceLoader:
-    batch_size_at = config.training.batch_size_at
-    return PreferenceLoader(
-        config.data, tokenizer, kind, config.seed, batch_size_at=batch_size_at, rows_of=rows_of, say=say
+    objective: Callable[[LanguageModel], Objective],
+    judge: Judge,
+    *,
+    has_reference: bool = True,
+) -> Supervision:
+    def evaluation(model: LanguageModel, data: PreferenceLoader, rows: int, run: RunDirectory) -> HeldOutPreferences:
+        def logprobs(params: PyTree) -> np.ndarray:
+            return completion_sums(model, params, data.validation_batches(rows))
+
+        return HeldOutPreferences(logprobs, data.validation, judge, run)
+
+    return Supervision(
+        objective=objective,
+        open_data=functools.partial(open_preferences, config, kind),
+        evaluation=evaluation,
+        set_reference=set_reference if has_reference else None,
+        samples=config.samples,
     )

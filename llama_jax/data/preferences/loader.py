@@ -120,9 +120,7 @@ def _longest(config: PreferenceDataConfig, kind: Kind) -> int:
     if kind == "labels" and config.pairs_per_row > 1:
         raise UserError("data.pairs_per_row: judged answers stand one a row; use 1")
     if kind == "labels" and config.mixture:
-        raise UserError(
-            "data.mixture: judged answers come from one data.source, which may be a directory"
-        )
+        raise UserError("data.mixture: judged answers come from one data.source, which may be a directory")
     if kind == "labels" and config.group_by_length:
         raise UserError("data.group_by_length: judged answers come in an order of their own; use false")
     return config.max_length or share

@@ -27,7 +27,6 @@ CHECKPOINT_NAME = "attention"
 and the statistics of the softmax where these are kept."""
 
 
-
 class SegmentIds(NamedTuple):
     """What queries see beside what comes before them: arrays, or what stands for them."""
 
@@ -104,8 +103,8 @@ def by_device(
     def with_whole_keys(query: Array, key: Array, value: Array, segments: Segments, *constants: Any) -> Array:
         key, value = (_gathered(array, axis) for array in (key, value))
         if segments is not None:
-            of_queries = (None if ids is None else _exchanged(ids, axis) for ids in (segments.queries, segments.prefixes))
-            queries, prefixes = of_queries
+            of_queries = (segments.queries, segments.prefixes)
+            queries, prefixes = jax.tree.map(lambda ids: _exchanged(ids, axis), of_queries)
             segments = SegmentIds(queries, _gathered(segments.keys, axis), prefixes)
         mixed = part(_exchanged(query, axis), key, value, segments, *constants)
         return _exchanged(mixed, axis, back=True)

@@ -109,9 +109,7 @@ CASES = {
     "packed": Case(rows=2, documents=(100, 29, 200)),
     "grouped": Case(heads=6, documents=(250,)),
     "one key head": Case(heads=3, kv_heads=1, documents=(384,)),
-    "shared prompts": Case(
-        rows=2, kv_heads=1, documents=(60, 90, 50, 40, 30, 40), prefixes=(0, 1, 1, 1, 4, 4, 4)
-    ),
+    "shared prompts": Case(rows=2, kv_heads=1, documents=(60, 90, 50, 40, 30, 40), prefixes=(0, 1, 1, 1, 4, 4, 4)),
     "long": Case(length=2048, heads=2, kv_heads=1, documents=(1100, 900)),
     "heads of 64": Case(heads=2, kv_heads=1, head_size=64, documents=(150, 200)),
     "heads of 80": Case(heads=2, kv_heads=1, head_size=80, documents=(150, 200)),
