@@ -232,9 +232,7 @@ class PreferenceData(ExampleData[CompletionExamples]):
         return ids[-self._most :], [False, *learned[-self._most :][1:]]
 
 
-def mismatched(
-    examples: CompletionExamples, groups: Sequence[Int[np.ndarray, "group"]], most: int
-) -> CompletionExamples:
+def mismatched(examples: CompletionExamples, groups: Sequence[Int[np.ndarray, "_"]], most: int) -> CompletionExamples:
     """Judged answers, each with a second sequence beside it: its prompt with the answer of the next example of its
     group, the last with that of the first; what KTO estimates its KL with (arXiv:2402.01306, section 4.1).
 
