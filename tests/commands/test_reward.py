@@ -15,7 +15,7 @@ from made_once import made_once
 from sweeps import some
 from test_restart import wait_for_steps
 
-STEPS = 12
+STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Rewarded:
 def preferences(tmp_path_factory) -> Path:
     def make(folder: Path) -> None:
         chosen = random.Random(0)
-        write(folder / "pairs.jsonl", [pair(chosen) for _ in range(120)])
+        write(folder / "pairs.jsonl", [pair(chosen) for _ in range(400)])
 
     return made_once(tmp_path_factory, "preferences", make) / "pairs.jsonl"
 
@@ -42,13 +42,13 @@ def arguments_of(model: Path, source: Path, **changes: object) -> list[object]:
         "data.source": source,
         "data.template": "plain",
         "data.sequence_length": 128,
-        "data.validation_examples": 24,
+        "data.validation_examples": 80,
         "training.steps": STEPS,
         "training.batch_size": 8,
         "training.peak_learning_rate": 0.01,
-        "training.evaluate_every": 4,
+        "training.evaluate_every": 20,
         "lora.target_modules": "[all-linear]",
-        "checkpoints.every": 3,
+        "checkpoints.every": 10,
         "tracking.tensorboard": "false",
     } | changes
     return [part for name, value in settings.items() for part in (f"--{name}", value)]
@@ -76,8 +76,9 @@ def test_a_run_leaves_adapter_head_scale_picture_and_verdict(rewarded):
     assert scale["gain"] * last["reward_deviation"] == pytest.approx(1)
     assert (rewarded.run_dir / "scores.png").read_bytes().startswith(b"\x89PNG")
     verdict = json.loads((rewarded.run_dir / "verdict.json").read_text())
-    assert verdict["figure"] == last["validation_accuracy"] and verdict["count"] == 24
+    assert verdict["figure"] == last["validation_accuracy"] and verdict["count"] == 80
     assert verdict["baseline"] == last["validation_length_accuracy"]
+    assert verdict["believed"] and last["validation_accuracy"] > 0.95
 
 
 def assert_same_run(expected: Rewarded, run_dir: Path) -> None:
@@ -141,7 +142,7 @@ def learned(run_dir: Path, *arguments: object) -> dict[str, float]:
 WAYS = [*itertools.product(("bradley_terry", "per_token"), ("full", "lora"), range(3))]
 
 
-@pytest.mark.parametrize("way", some(WAYS, [("bradley_terry", "lora", 0)]), ids=lambda way: "_".join(map(str, way)))
+@pytest.mark.parametrize("way", some(WAYS, []), ids=lambda way: "_".join(map(str, way)))
 def test_a_rule_is_learned(way, small_run, tmp_path):
     """One answer of each pair has a given word in it; their lengths say nothing."""
     loss, method, seed = way
