@@ -48,9 +48,18 @@ def open_preferences(
     tokenizer: Tokenizer,
     rows_of: Callable[[int], Sequence[int]] | None,
     say: Callable[[str], None],
+    *,
+    share_prompts: bool = False,
 ) -> PreferenceLoader:
     """All examples as training takes them."""
     batch_size_at = config.training.batch_size_at
     return PreferenceLoader(
-        config.data, tokenizer, kind, config.seed, batch_size_at=batch_size_at, rows_of=rows_of, say=say
+        config.data,
+        tokenizer,
+        kind,
+        config.seed,
+        batch_size_at=batch_size_at,
+        rows_of=rows_of,
+        say=say,
+        share_prompts=share_prompts,
     )
