@@ -7,7 +7,7 @@ do without it."""
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any, dataclass_transform
+from typing import TYPE_CHECKING, Any, dataclass_transform
 
 import numpy as np
 
@@ -142,6 +142,14 @@ class CompletionBatch(Batch):
     """Number of the sequence within the row, from 1; 0 is padding. Attention never crosses segments."""
     positions: Any = per_token(np.int32)
     """Position within the sequence, from 0; drives the rotary embedding."""
+    if TYPE_CHECKING:
+        starts: Any
+        ends: Any
+        divergence: Any
+        labels: Any
+        reference: Any
+        example_weights: Any
+        normalizer: Any
 
 
 @functools.cache
