@@ -7,7 +7,7 @@ do without it."""
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import numpy as np
 
@@ -147,6 +147,14 @@ class CompletionBatch(Batch):
     """Number of the sequence within the row, from 1; 0 is padding. Attention never crosses segments."""
     positions: Any = per_token(np.int32)
     """Position within the sequence, from 0; drives the rotary embedding."""
+    if TYPE_CHECKING:
+        starts: Any
+        ends: Any
+        divergence: Any
+        labels: Any
+        reference: Any
+        example_weights: Any
+        normalizer: Any
 
     @property
     def prefix_ids(self) -> Any:
@@ -154,7 +162,7 @@ class CompletionBatch(Batch):
         prompts are shared. Of NumPy or of JAX, as the batch is."""
         if not self.shares_prompts:
             return None
-        examples, members = self.starts.shape[-2:]  # pyright: ignore[reportAttributeAccessIssue]
+        examples, members = self.starts.shape[-2:]
         own, sequences = self.segment_ids, examples * members
         is_sequence = (own > 0) & (own <= sequences)
         return own + is_sequence * (sequences + 1 + (own - 1) // members - own)

@@ -134,7 +134,7 @@ def with_shared_prompts(examples: CompletionExamples) -> CompletionExamples:
     return dataclasses.replace(examples, shared=np.array(list(map(shared, range(len(examples)))), np.int64))
 
 
-class PreferenceData(ExampleData[CompletionExamples]):
+class PreferenceData(ExampleData[CompletionExamples, CollectedCompletions]):
     """The examples of a run; see `ExampleData`.
 
     Args:
@@ -151,7 +151,8 @@ class PreferenceData(ExampleData[CompletionExamples]):
         *,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._config, self._kind, self._most = config, kind, most
+        self._kind: Kind = kind
+        self._config, self._most = config, most
         self._members = 2 if kind == "pairs" else 1
         super().__init__(config, layout, say=say)
 
@@ -169,7 +170,7 @@ class PreferenceData(ExampleData[CompletionExamples]):
             except BadRecordError:
                 continue
             found = kind_of_fields(values)
-            if found == self._kind or (found, self._kind) == ("pairs", "labels"):
+            if found is not None and (found == self._kind or (found, self._kind) == ("pairs", "labels")):
                 return found
             fields = fields or list(values)
         raise unknown_format(name, fields, self._kind)

@@ -12,13 +12,14 @@ from llama_jax.core.errors import UserError
 from llama_jax.data.config import PreferenceDataConfig
 from llama_jax.data.preferences.examples import starter_records
 from llama_jax.data.preferences.loader import PreferenceLoader
+from llama_jax.data.preferences.records import Kind
 
 EOS = 2
 
 
 @pytest.fixture
 def make(byte_tokenizer, tmp_path):
-    def make(records, kind="pairs", batch_size=4, said=None, share=(0, 1), **config) -> PreferenceLoader:
+    def make(records, kind: Kind = "pairs", batch_size=4, said=None, share=(0, 1), **config) -> PreferenceLoader:
         file = tmp_path / "a.json"
         file.write_text(json.dumps(records))
         number, parts = share
