@@ -19,7 +19,7 @@ from llama_jax.data.rows.inspection import documents_report, documents_report_li
 from llama_jax.data.rows.mixture import Mixture, open_mixture
 from llama_jax.data.rows.streams import Pipeline
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-from llama_jax.supervised.config import FineTuningConfig, PretrainConfig
+from llama_jax.supervised.config import InstructionConfig, PretrainConfig
 from llama_jax.supervised.instructions import open_examples
 
 _say = functools.partial(print, flush=True)
@@ -28,12 +28,12 @@ _say = functools.partial(print, flush=True)
 def preview(config: Any) -> None:
     """Print the first rows of training and a report on the data; nothing is written."""
     show: ShownConfig = config
-    report = _examples(config, show) if isinstance(config, FineTuningConfig) else _documents(config, show)
+    report = _examples(config, show) if isinstance(config, InstructionConfig) else _documents(config, show)
     if show.json:
         print(json.dumps(report))
 
 
-def _examples(config: FineTuningConfig, show: ShownConfig) -> dict[str, Any]:
+def _examples(config: InstructionConfig, show: ShownConfig) -> dict[str, Any]:
     _, tokenizer, loader = open_examples(config, find_model(config.model, _say), _say)
     rows = [("the first epoch", row) for row in first_rows(loader, show.examples)]
     measured_rows = -(-show.measured_tokens // config.data.sequence_length)

@@ -1,5 +1,5 @@
 """Turning a model from one format into another. What is written gets its name once it has proved to be that model:
-opened again, it must compute the same logits as its source."""
+opened again, it must compute the same logits, or scores, as its source."""
 
 import dataclasses
 import json
@@ -31,6 +31,7 @@ from llama_jax.checkpoints.steps.manifest import files_below
 from llama_jax.checkpoints.tokenizer_check import compared_tokenizers
 from llama_jax.checkpoints.weight_reading import open_adapter, open_weights
 from llama_jax.core import placing, sharding, tree
+from llama_jax.core.arrays import Array, Float, Int, PyTree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import CannotGoOnError, UserError
 from llama_jax.core.files import missing_folders, remove_empty
@@ -201,36 +202,44 @@ def _check_conversion(
     """
     tokens, kind = _sample(source)
     before, after = _compared(config, source, written, tokens, say)
-    difference = np.abs(before - after)
+    difference, what = np.abs(before - after), "score" if source.config.scalar_head else "logit"
     check = {
         "tokens": tokens.size,
         "kind": kind,
-        "max_logit_difference": float(difference.max()),
-        "mean_logit_difference": float(difference.mean()),
-        "logit_standard_deviation": float(before.std()),
-        "argmax_agreement": float((before.argmax(-1) == after.argmax(-1)).mean()),
-        "source_loss": _loss(before, tokens),
-        "target_loss": _loss(after, tokens),
-        "uniform_loss": math.log(source.config.vocab_size),
+        f"max_{what}_difference": float(difference.max()),
+        f"mean_{what}_difference": float(difference.mean()),
+        f"{what}_standard_deviation": float(before.std()),
     }
-    say(
-        f"checked on {tokens.size} tokens of {kind}: largest difference of logits {check['max_logit_difference']:.2e}, "
-        f"mean {check['mean_logit_difference']:.2e}, same most likely token at {check['argmax_agreement']:.1%}; "
-        f"loss {check['source_loss']:.3f} -> {check['target_loss']:.3f} nats per token"
-    )
-    _refuse_nonsense(config, check)
-    if kind == "text" and check["source_loss"] > check["uniform_loss"]:
-        say("note: the source predicts this text worse than chance; is it trained, and is this its tokenizer?")
-    allowed = _allowed(config, source, target_dtypes) * check["logit_standard_deviation"]
-    if not check["mean_logit_difference"] <= allowed:  # so that NaN is a difference
+    said = f"largest difference of {what}s {difference.max():.2e}, mean {difference.mean():.2e}"
+    if not source.config.scalar_head:
+        check |= _losses(before, after, tokens)
+        said += (
+            f", same most likely token at {check['argmax_agreement']:.1%}; "
+            f"loss {check['source_loss']:.3f} -> {check['target_loss']:.3f} nats per token"
+        )
+    say(f"checked on {tokens.size} tokens of {kind}: {said}")
+    if not source.config.scalar_head:
+        _refuse_nonsense(config, check, say)
+    # (so that NaN is a difference)
+    if not difference.mean() <= _allowed(config, source, target_dtypes) * before.std():
         raise CannotGoOnError(
-            f"{config.target}: not written, the result differs from {config.source} by "
-            f"{check['max_logit_difference']:.2e} in a logit"
+            f"{config.target}: not written, the result differs from {config.source} by {difference.max():.2e} in a "
+            f"{what}"
         )
     return check
 
 
-def _refuse_nonsense(config: ConvertConfig, check: Mapping[str, Any]) -> None:
+def _losses(before: np.ndarray, after: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+    """How source and target predict the tokens, from their logits [T, V]."""
+    return {
+        "argmax_agreement": float((before.argmax(-1) == after.argmax(-1)).mean()),
+        "source_loss": _loss(before, tokens),
+        "target_loss": _loss(after, tokens),
+        "uniform_loss": math.log(before.shape[-1]),
+    }
+
+
+def _refuse_nonsense(config: ConvertConfig, check: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Of a source that predicts far worse than chance: what two readings of it have in common proves nothing."""
     if not check["source_loss"] < _NONSENSE * check["uniform_loss"]:
         raise CannotGoOnError(
@@ -238,6 +247,8 @@ def _refuse_nonsense(config: ConvertConfig, check: Mapping[str, Any]) -> None:
             f"{check['source_loss']:.3g} nats per token, where knowing nothing has {check['uniform_loss']:.3g}; its "
             "weights are damaged or not a LLaMA's; --no_check true converts it all the same"
         )
+    if check["kind"] == "text" and check["source_loss"] > check["uniform_loss"]:
+        say("note: the source predicts this text worse than chance; is it trained, and is this its tokenizer?")
 
 
 def _check_tokenizer(
@@ -282,21 +293,21 @@ def _sample(weights: Weights) -> tuple[np.ndarray, str]:
 def _compared(
     config: ConvertConfig, source: Weights, written: str, tokens: np.ndarray, say: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of what there was and of what there is now, adapters beside their base and not merged where they are
-    known."""
+    """Logits (of reward models, scores) of what there was and of what there is now, adapters beside their base and not
+    merged where they are known."""
     before, after = ModelReference(str(config.source), config.step), ModelReference(written)
     if config.unmerge:
-        return _logits(before, None, tokens, say), _logits(after, config.adapter, tokens, say)
+        return _outputs(before, None, tokens, say), _outputs(after, config.adapter, tokens, say)
     adapter = None
     if config.format == "peft" and isinstance(source, MergedWeights):
         after, adapter = ModelReference(str(source.adapter.base_name), source.adapter.base_step), written
-    return _logits(before, config.adapter, tokens, say), _logits(after, adapter, tokens, say)
+    return _outputs(before, config.adapter, tokens, say), _outputs(after, adapter, tokens, say)
 
 
-def _logits(
+def _outputs(
     reference: ModelReference, adapter: str | None, tokens: np.ndarray, say: Callable[[str], None]
 ) -> np.ndarray:
-    """Logits [T, V] of a model; with an adapter, over whatever base it is."""
+    """Logits [T, V] of a model, or the scores [T, 1] of a reward model; with an adapter, over whatever base it is."""
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         opened = open_params(reference, ComputeConfig(), identify=False, say=say)
@@ -304,8 +315,12 @@ def _logits(
             read = open_adapter(adapter, step=None, say=say).read(opened.model.config)
             opened = with_adapters(opened, [read], any_base=True)
         rows = placing.placed(np.tile(tokens, (sharding.size_of("batch", mesh), 1)), sharding.row_sharding(mesh))
-        logits = jax.jit(opened.model.logits)(opened.params, rows)
-        return np.asarray(logits[0])
+        model = opened.model
+
+        def scores(params: PyTree, tokens: Int[Array, "B T"]) -> Float[Array, "B T 1"]:
+            return model.scores(params, model.hidden(params, tokens))[..., None]
+
+        return np.asarray(jax.jit(scores if model.config.scalar_head else model.logits)(opened.params, rows)[0])
 
 
 def _loss(logits: np.ndarray, tokens: np.ndarray) -> float:

@@ -27,8 +27,9 @@ from llama_jax.core.mesh import make_mesh
 from llama_jax.core.run_directory import newest_run
 from llama_jax.data.instructions.template_dates import with_date
 from llama_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer, tokenizer_from_files
+from llama_jax.model import paths
 from llama_jax.model.config import ComputeConfig, LlamaConfig
-from llama_jax.model.llama import LanguageModel
+from llama_jax.model.llama import LanguageModel, language_model
 from llama_jax.model.lora import adapter_axes, stack_adapters, with_adapter
 from llama_jax.model.quantized import StorageType
 
@@ -137,11 +138,23 @@ def load(
     return opened.model, opened.params, opened.tokenizer
 
 
-def open_named(config: UseConfig, say: Callable[[str], None], *, store: StorageType | None = None) -> OpenModel:
-    """The model that the settings of a command name, or `find_model` finds; see `open_model`."""
+def open_named(
+    config: UseConfig, say: Callable[[str], None], *, store: StorageType | None = None, writes: bool = True
+) -> OpenModel:
+    """The model that the settings of a command name, or `find_model` finds; see `open_model`.
+
+    Args:
+        writes: whether it is to predict text, as reward models do not.
+    """
     reference = ModelReference(find_model(config.model, say, config.adapters), config.step, config.adapters)
     compute = ComputeConfig(dtype=config.model_dtype)
-    return open_model(reference, compute, tokenizer=config.tokenizer, store=store, say=say)
+    opened = open_model(reference, compute, tokenizer=config.tokenizer, store=store, say=say)
+    if writes and opened.model.config.scalar_head:
+        raise UserError(
+            f"--model {opened.source}: is a reward model, which scores answers and writes none; evaluate --task "
+            "preference measures it"
+        )
+    return opened
 
 
 def open_model(
@@ -251,15 +264,19 @@ def with_adapters(opened: OpenParams, adapters: Sequence[Adapter], *, any_base: 
             raise UserError(f"--adapters: {adapter.source} replaces {replaced}, so it cannot be combined with others")
     first = adapters[0]
     factors = first.factors if len(adapters) == 1 else stack_adapters([adapter.factors for adapter in adapters])
-    leaves = tree.flatten(opened.params)
+    mesh, model, leaves = jax.sharding.get_mesh(), opened.model, tree.flatten(opened.params)
+    if (architecture := first.architecture(model.config)) != model.config:
+        model = language_model(architecture, model.compute)
+        leaves.pop(paths.HEAD, None)
+        leaves[paths.SCORE] = jax.device_put(np.zeros((architecture.width, 1), np.float32), sharding.replicated(mesh))
     for path, saved in first.saved_modules.items():
         leaves[path] = _put(saved.astype(leaves[path].dtype), leaves[path].sharding)
-    mesh = jax.sharding.get_mesh()
     places = sharding.shardings_of(mesh, factors, adapter_axes(factors, opened.model.axes))
     placed = jax.tree.map(_put, factors, places)
     names = tuple(adapter.source for adapter in adapters)
     return dataclasses.replace(
         opened,
+        model=model,
         params=with_adapter(tree.unflatten(leaves), placed),
         files=combined_files(opened.files, first.files) if len(adapters) == 1 else opened.files,
         source=f"{opened.source} with {', '.join(names)}",

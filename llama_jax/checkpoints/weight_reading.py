@@ -78,6 +78,7 @@ def _placed(shapes: PyTree, config: LlamaConfig) -> PyTree:
     if mesh.empty:
         alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return sharding.with_shardings(shapes, jax.tree.map(lambda _: alone, shapes))
+    config = dataclasses.replace(config, scalar_head=config.scalar_head or "score" in shapes)
     axes = language_model(config, ComputeConfig()).axes
     axes = with_adapter(axes, adapter_axes(without_adapter(shapes)[1], axes))
     return sharding.with_shardings(shapes, sharding.shardings_of(mesh, shapes, axes))

@@ -7,7 +7,7 @@ do without it."""
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import numpy as np
 
@@ -121,3 +121,74 @@ class TokenBatch(Batch):
     """Position within the document, from 0; drives the rotary embedding."""
     normalizer: Any = total("loss_weights")
     """Sum of `loss_weights`."""
+
+
+class CompletionBatch(Batch):
+    """Packed rows of prompts with their completions, in examples of several that lie in the same row, one after the
+    other: the two answers of a pair, or a scored one alone. Made by `completion_batch`, which gives `K` examples a row
+    and `M` completions an example as numbers of its axes.
+
+    Every sequence is a segment of its own, its prompt repeated; number m of example k is segment M k + m + 1. All its
+    ids are read, the last one too: a reward model is read there.
+
+    Where prompts are shared, what the sequences of example k have in common is read once, before them, as segment
+    K M + k + 1, and each of them begins with the last id of the prompt.
+    """
+
+    shares_prompts: ClassVar[bool] = False
+
+    tokens: Any = per_token(np.int32, is_read=True)
+    """Input ids; 0 where `segment_ids` is 0."""
+    targets: Any = per_token(np.int32)
+    """The id to predict at each position; 0 at the last one of a sequence."""
+    loss_weights: Any = per_token(np.float32)
+    """1 where the target is of the completion, the id that ends it included."""
+    segment_ids: Any = per_token(np.int32)
+    """Number of the sequence within the row, from 1; 0 is padding. Attention never crosses segments."""
+    positions: Any = per_token(np.int32)
+    """Position within the sequence, from 0; drives the rotary embedding."""
+    if TYPE_CHECKING:
+        starts: Any
+        ends: Any
+        divergence: Any
+        labels: Any
+        reference: Any
+        example_weights: Any
+        normalizer: Any
+
+    @property
+    def prefix_ids(self) -> Any:
+        """The segment that each token sees beside its own, which is that itself where there is none; None where no
+        prompts are shared. Of NumPy or of JAX, as the batch is."""
+        if not self.shares_prompts:
+            return None
+        examples, members = self.starts.shape[-2:]
+        own, sequences = self.segment_ids, examples * members
+        is_sequence = (own > 0) & (own <= sequences)
+        return own + is_sequence * (sequences + 1 + (own - 1) // members - own)
+
+
+@functools.cache
+def completion_batch(examples: int, members: int, shares_prompts: bool = False) -> type[CompletionBatch]:
+    """The class of batches with so many examples a row, of so many completions each."""
+    shared = shares_prompts
+
+    class Completions(CompletionBatch):
+        shares_prompts: ClassVar[bool] = shared
+
+        starts: Any = array(np.int32, "batch", examples, members)
+        """Place in the row of the first id of each sequence; 0 of those that are not there."""
+        ends: Any = array(np.int32, "batch", examples, members)
+        """Place of the last."""
+        divergence: Any = array(np.int32, "batch", examples)
+        """How many ids the sequences of an example have in common at their beginning, where there are two."""
+        labels: Any = array(np.float32, "batch", examples)
+        """Margin of a pair, 0 where there is none; score of a completion; 1 or 0 for a good or a bad one."""
+        reference: Any = array(np.float32, "batch", examples, members)
+        """Summed log p of each completion under the reference model, in nats; 0 until known."""
+        example_weights: Any = array(np.float32, "batch", examples)
+        """1, or 0 where there is no example."""
+        normalizer: Any = total("example_weights")
+        """How many examples there are."""
+
+    return Completions

@@ -61,6 +61,8 @@ class LlamaConfig:
     """Added to the mean square in RMSNorm."""
     tie_embeddings: bool = False
     """Use the embedding table as the output head."""
+    scalar_head: bool = False
+    """End in one number a position, as reward models and critics do, in place of the output head."""
     vocab_multiple: int = 128
     """Embedding and head are stored with the vocabulary rounded up to a multiple of this, so that any mesh divides
     it. The extra rows can never be predicted and are left out of counts and exports."""
@@ -81,6 +83,16 @@ class LlamaConfig:
             raise UserError(f"model.head_size: {self.head_size} must be even, rotary positions turn pairs")
 
     @property
+    def has_lm_head(self) -> bool:
+        """Whether there is an output matrix apart from the embedding table."""
+        return not (self.tie_embeddings or self.scalar_head)
+
+    @property
+    def table_is_head(self) -> bool:
+        """Whether the embedding table multiplies the residual stream, as the output matrix."""
+        return self.tie_embeddings and not self.scalar_head
+
+    @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding table as stored."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
@@ -91,11 +103,12 @@ class LlamaConfig:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "LlamaConfig":
-        """The inverse of `to_json`.
+        """The inverse of `to_json`. Models from before there were scalar heads have none.
 
         Raises:
             UserError: a key is unknown or missing.
         """
+        values = {"scalar_head": False} | values
         known = {field.name for field in fields(LlamaConfig)}
         for key in values:
             if key not in known:
@@ -112,6 +125,11 @@ class ModelConfig(LlamaConfig):
 
     size: str = "small"
     """Name of a size that gives the fields above their defaults: small, llama_7b, llama2_70b, llama3_8b, …"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scalar_head:
+            raise UserError("model.scalar_head: a reward model begins with a language model; train one with reward")
 
     @property
     def architecture(self) -> LlamaConfig:

@@ -23,12 +23,12 @@ def flops_per_token(model: LanguageModel, sequence_length: int, trained: PyTree 
         trained: the leaves that train, shapes of them, where not all do; those below `lora` come on top of the model's.
     """
     config = model.config
-    lookup = 0 if config.tie_embeddings else config.vocab_size * config.width
+    lookup = 0 if config.table_is_head else config.vocab_size * config.width
     attention = 6 * config.num_layers * config.num_heads * config.head_size * sequence_length
     products = model.parameter_count() - lookup
     if trained is None:
         return 6 * products + attention
     sizes = {path: tree.size(leaf) for path, leaf in tree.flatten(trained).items()}
     added = sum(size for path, size in sizes.items() if paths.is_adapter(path))
-    table = 0 if config.tie_embeddings else sizes.get(paths.TABLE, 0)
+    table = 0 if config.table_is_head else sizes.get(paths.TABLE, 0)
     return 4 * products + 2 * (sum(sizes.values()) - added - table) + 6 * added + attention

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Float, Int, PRNGKeyArray, PyTree
+from llama_jax.core.errors import UserError
 from llama_jax.core.sharding import constrain, gathered
 from llama_jax.model.attention.cached import cached_attention
 from llama_jax.model.attention.choice import CHECKPOINT_NAME, MASKED, attention
@@ -58,6 +59,7 @@ class Attention(nn.Module):
                 value,
                 query_segments=rows.segment_ids,
                 key_segments=rows.segment_ids,
+                query_prefixes=rows.prefix_ids,
                 implementation=self.compute.attention,
             )
         mixed = mixed.reshape(B, T, -1)
@@ -120,6 +122,27 @@ class Head(nn.Module):
         _ = self.kernel
 
 
+class ScalarHead(nn.Module):
+    """The vector that gives a position its score, a matrix [D, 1] as other formats have it, without bias; the product
+    itself is `LanguageModel.scores`."""
+
+    width: int
+
+    def setup(self) -> None:
+        # As small as a norm's scale, and kept whole like one.
+        self.kernel = param(self, "kernel", drawn_score, (self.width, 1), ("norm", None), decays=False)
+
+    def __call__(self) -> None:
+        """Declare the kernel."""
+        _ = self.kernel
+
+
+def drawn_score(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "D 1"]:
+    """A scalar head to begin with: variance 1 / (D + 1), as first published (Stiennon et al. 2020, arXiv:2009.01325,
+    in its code)."""
+    return normal((shape[0] + 1) ** -0.5)(key, shape)
+
+
 def _saves_all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
     # Casts and gathered copies of weights can be made again from the parameters, which are there anyway; saved, they
     # would hold the whole unsharded model between the forward and the backward pass.
@@ -169,8 +192,10 @@ class Llama(nn.Module):
         else:
             self.layers = [Block(config, compute) for _ in range(config.num_layers)]
         self.final_norm = RMSNorm(config.norm_epsilon, dtype)
-        if not config.tie_embeddings:
+        if config.has_lm_head:
             self.lm_head = Head(config.padded_vocab_size, config.width)
+        if config.scalar_head:
+            self.score = ScalarHead(config.width)
 
     def __call__(
         self,
@@ -188,8 +213,10 @@ class Llama(nn.Module):
                 x, cache = layer(x, rows, cache)
                 after.append(cache)
             caches = after if caches is not None else None
-        if self.is_initializing() and not self.config.tie_embeddings:
+        if self.is_initializing() and self.config.has_lm_head:
             self.lm_head()
+        if self.is_initializing() and self.config.scalar_head:
+            self.score()
         return self.final_norm(x), caches
 
 
@@ -219,6 +246,7 @@ class LanguageModel:
         segment_ids: Int[Array, "B T"] | None = None,
         rng: PRNGKeyArray | None = None,
         adapter_ids: Int[Array, "B"] | None = None,
+        prefix_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """The normalised residual stream at each position of a row (scanned layout).
 
@@ -228,12 +256,14 @@ class LanguageModel:
                 row, padded if at all behind its end.
             rng: Key of the dropout; None: there is none.
             adapter_ids: The adapter of each row, where `params` holds several.
+            prefix_ids: Of each token a second document that it sees, such as a prompt that completions share, its own
+                where there is none; None: no token sees another. TPU's and GPU's kernels for attention cannot do this.
         """
         network = Llama(self.config, self.compute)
         dropout = 0.0 if rng is None else self.dropout
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        rows = Rows(rotation(self.config, positions), segment_ids, None, adapter_ids, dropout)
+        rows = Rows(rotation(self.config, positions), segment_ids, None, adapter_ids, dropout, prefix_ids)
         rngs = {"dropout": rng} if dropout else None
         return network.apply(_collections(params), tokens, rows, rngs=rngs)[0]  # pyright: ignore
 
@@ -242,7 +272,13 @@ class LanguageModel:
         return self.unembed(self.head(params), self.hidden(params, tokens))[..., : self.config.vocab_size]
 
     def head(self, params: PyTree) -> Weight:
-        """The output matrix as `unembed` multiplies by it, cast and gathered. Call it once, outside of any loop."""
+        """The output matrix as `unembed` multiplies by it, cast and gathered. Call it once, outside of any loop.
+
+        Raises:
+            UserError: the model has none, but a scalar head.
+        """
+        if self.config.scalar_head:
+            raise UserError("the model has a scalar head: it scores text and predicts none")
         dtype = jnp.dtype(self.compute.dtype)
         if "lm_head" not in params:
             return gathered(params["embedding"]["table"], ("vocab", "embed"), dtype).T
@@ -255,6 +291,17 @@ class LanguageModel:
         if self.config.padded_vocab_size == self.config.vocab_size:
             return logits
         return jnp.where(jnp.arange(logits.shape[-1]) < self.config.vocab_size, logits, MASKED)
+
+    @jax.named_scope("scores")
+    def scores(self, params: PyTree, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+        """What the scalar head says at each position of the residual stream, float32, in float32 whatever the type of
+        computation: of a row read up to there. A reward is read at the last token of a text, a value at each.
+
+        Args:
+            params: Of which only `score` is read, so that a head may stand beside any base.
+        """
+        kernel = params["score"]["kernel"][:, 0].astype(jnp.float32)
+        return jnp.einsum("...D,D->...", hidden.astype(jnp.float32), kernel, precision="highest")
 
     def decode(
         self,
@@ -285,7 +332,7 @@ class LanguageModel:
     def parameter_count(self) -> int:
         """Number of parameters, rows of vocabulary padding left out."""
         padding = self.config.padded_vocab_size - self.config.vocab_size
-        tables = 1 if self.config.tie_embeddings else 2
+        tables = 2 if self.config.has_lm_head else 1
         return tree.size(self.shapes()) - tables * padding * self.config.width
 
     def shapes(self) -> PyTree:

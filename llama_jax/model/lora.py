@@ -74,9 +74,8 @@ def target_paths(config: AdapterConfig, base: PyTree) -> list[str]:
         chosen |= found
     for name in config.modules_to_save:
         if name not in base:
-            raise UserError(
-                f"lora.modules_to_save: the model has no {name}; its head is the embedding table, so take embedding"
-            )
+            instead = "" if "score" in base else "; its head is the embedding table, so take embedding"
+            raise UserError(f"lora.modules_to_save: the model has no {name}{instead}")
     return [module for module in modules if module in chosen]
 
 

@@ -8,6 +8,8 @@ TABLE = "embedding/table"
 """The embedding, and the head of a model that ties the two."""
 HEAD = "lm_head/kernel"
 """The head of a model that does not."""
+SCORE = "score/kernel"
+"""The head of a model that gives one number a position."""
 SAVED_MODULES = {"embedding": TABLE, "lm_head": HEAD}
 """The parameters that `AdapterConfig.modules_to_save` names."""
 

@@ -21,6 +21,7 @@ from llama_jax.core.sharding import replicated
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.next_token import next_token
 from llama_jax.objectives.token_logprobs import token_logprobs
+from llama_jax.runs.verdict import Verdict
 
 _CHUNK = 64
 """Positions of a row that are added up together, and then one sum after the other."""
@@ -97,34 +98,34 @@ class HeldOut:
         run: keeps the first result.
     """
 
-    unit = "nats per loss-bearing token"
-
     def __init__(
         self, model: LanguageModel, batches: Callable[[], Iterable[Mapping[str, np.ndarray]]], run: RunDirectory
     ) -> None:
         self._model, self._batches, self._run = model, batches, run
         self._before: np.ndarray | None = None
-        self.last: MetricsRecord | None = None
-        """The last result."""
+        self._last: np.ndarray | None = None
 
-    def begin(self, params: PyTree | None) -> float | None:
+    def begin(self, params: PyTree | None) -> list[str]:
         """Find the losses before training, or take them from the run directory, where an earlier life has left them.
 
         Args:
             params: of the untrained model; None where they are gone.
 
         Returns:
-            The mean in nats per loss-bearing token; None where nothing is known of the time before training.
+            What to say of it; nothing where it was said before.
         """
         if not len(self._tokens):
-            return None
-        if params is not None:
-            self._before = self._losses(params)
-            if self._run.is_main_process:
-                write_whole(self._run.losses_before, json.dumps(self._before.tolist()))
-        elif self._run.losses_before.exists():
-            self._before = np.array(json.loads(self._run.losses_before.read_text()))
-        return None if self._before is None else float(self._before.sum() / self._tokens.sum())
+            return []
+        if params is None:
+            if self._run.losses_before.exists():
+                self._before = np.array(json.loads(self._run.losses_before.read_text()))
+            return []
+        self._before = self._losses(params)
+        if self._run.is_main_process:
+            write_whole(self._run.losses_before, json.dumps(self._before.tolist()))
+        return [
+            f"held-out loss before training: {self._before.sum() / self._tokens.sum():.4f} nats per loss-bearing token"
+        ]
 
     def __call__(self, params: PyTree) -> MetricsRecord:
         """`validation_loss`, nats per loss-bearing token; where losses before training are known also
@@ -132,12 +133,36 @@ class HeldOut:
         example is held out."""
         if not len(self._tokens):
             return {}
-        nats, tokens = self._losses(params), self._tokens
-        self.last = {"validation_loss": float(nats.sum() / tokens.sum())}
+        self._last = self._losses(params)
+        record: MetricsRecord = {"validation_loss": float(self._last.sum() / self._tokens.sum())}
         if self._before is not None:
-            gain, error = paired_gain(self._before, nats, tokens)
-            self.last |= {"validation_gain": gain, "validation_gain_standard_error": error}
-        return dict(self.last)
+            gain, error = paired_gain(self._before, self._last, self._tokens)
+            record |= {"validation_gain": gain, "validation_gain_standard_error": error}
+        return record
+
+    def result(self) -> list[str]:
+        """What to say of the last evaluation where there is no verdict."""
+        if self._last is None or self._before is not None:
+            return []
+        return [f"held-out loss: {self._last.sum() / self._tokens.sum():.4f} nats per loss-bearing token"]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The last loss beside the one before training."""
+        if self._last is None or self._before is None:
+            return None
+        tokens = self._tokens
+        return Verdict(
+            name="held-out loss",
+            figure=float(self._last.sum() / tokens.sum()),
+            standard_error=paired_gain(self._last, np.zeros_like(self._last), tokens)[1],
+            baseline_name="before training",
+            baseline=float(self._before.sum() / tokens.sum()),
+            difference_error=paired_gain(self._before, self._last, tokens)[1],
+            count=len(tokens),
+            unit="nats per token",
+            lower_is_better=True,
+        )
 
     @functools.cached_property
     def _tokens(self) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -94,13 +95,20 @@ class Life:
         for sink in self._sinks:
             sink.write(record)
 
-    def save(self, items: Mapping[str, PyTree], position: Mapping[str, Any], record: MetricsRecord) -> None:
+    def save(
+        self,
+        items: Mapping[str, PyTree],
+        position: Mapping[str, Any],
+        record: MetricsRecord,
+        measured: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
         """Save a step. Returns when its arrays may be donated.
 
         Args:
             items: trees of arrays.
             position: of the data of this process, after this step, as JSON.
             record: of the step, with its `validation_loss` if it was evaluated.
+            measured: files of this checkpoint alone, by path.
 
         Raises:
             SaveFailedError: too many saves in a row have failed.
@@ -109,7 +117,8 @@ class Life:
         if is_main_process() and "validation_loss" in record:
             contents[VALIDATION] = {"validation_loss": record["validation_loss"]}
         files = {name: json.dumps(content).encode() for name, content in contents.items()}
-        self._checkpoints.save(int(record["step"]), items, {**self._files, **files}, self._hashes)
+        own = measured if is_main_process() else {}
+        self._checkpoints.save(int(record["step"]), items, {**self._files, **own, **files}, self._hashes)
 
     def is_best(self, record: MetricsRecord) -> bool:
         """Whether the step of a record is to be saved because its validation loss is the lowest so far."""

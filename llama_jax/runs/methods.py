@@ -2,10 +2,11 @@
 beside a base that stays as it is. Independent of the loss and the data."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from llama_jax.checkpoints.adapters.adapter import ADAPTER_FILE, adapter_config_json
 from llama_jax.core import tree
@@ -14,7 +15,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
 from llama_jax.model import paths
 from llama_jax.model.config import AdapterConfig, LlamaConfig
-from llama_jax.model.llama import LanguageModel, language_model
+from llama_jax.model.llama import LanguageModel, drawn_score, language_model
 from llama_jax.model.lora import (
     adapter_axes,
     adapter_decays,
@@ -31,10 +32,15 @@ from llama_jax.runs.config import RunConfig
 from llama_jax.training.program import Partition, Program, make_program
 
 
+def _of_language_model(config: LlamaConfig) -> LlamaConfig:
+    if config.scalar_head:
+        raise UserError("--model: is a reward model, which has lost its output matrix; take a language model")
+    return config
+
+
 @dataclass(frozen=True)
 class Method:
-    """What a way of training does with a model. A head, such as a reward model's, would be one more tree that
-    `begin` and the partition's `init` put beside the model's."""
+    """What a way of training does with a model."""
 
     partition: Callable[[LanguageModel], Partition]
     """The parameters of the run and which of them train."""
@@ -42,6 +48,8 @@ class Method:
     """All parameters of a run that begins with a model, from those of the model. May use their memory."""
     store: StorageType = "float32"
     """How the parameters of the model are kept."""
+    architecture: Callable[[LlamaConfig], LlamaConfig] = _of_language_model
+    """That of the model that is trained, from that of the one it begins with."""
     dropout: float = 0.0
     """Before the factors of an adapter."""
     params_item: str = "params"
@@ -104,6 +112,39 @@ def low_rank_adapter(config: AdapterConfig, store: StorageType, peak_learning_ra
     )
 
 
+def with_scalar_head(method: Method) -> Method:
+    """The same way of training, of a model that gives one number a position: a language model loses its output matrix
+    and is given a fresh scalar head; a reward model keeps its own. The head always trains, in float32, and is always
+    saved."""
+
+    def begin(params: PyTree, key: PRNGKeyArray) -> PyTree:
+        of_head, of_rest = jax.random.split(key)
+        kept = {name: subtree for name, subtree in params.items() if name != "lm_head"}
+        if "score" not in kept:
+            (width,) = params["final_norm"]["scale"].shape
+            kept["score"] = {"kernel": drawn_score(of_head, (width, 1))}
+        return trained_head(method.begin(kept, of_rest))
+
+    def trained_head(params: PyTree) -> PyTree:
+        return params | {"score": tree.cast(params["score"], jnp.dtype("float32"))}
+
+    def partition(model: LanguageModel) -> Partition:
+        parts = method.partition(model)
+        return replace(
+            parts,
+            init=lambda key: trained_head(parts.init(key)),
+            is_trainable=lambda path: path == paths.SCORE or parts.is_trainable(path),
+        )
+
+    return replace(
+        method,
+        partition=partition,
+        begin=begin,
+        architecture=lambda config: replace(config, scalar_head=True),
+        is_saved=lambda path: path == paths.SCORE or method.is_saved(path),
+    )
+
+
 def build_program(
     config: RunConfig,
     method: Method,
@@ -113,7 +154,7 @@ def build_program(
     devices: Sequence[Any] | None = None,
 ) -> Program:
     """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
-    model = language_model(architecture, config.compute, method.dropout)
+    model = language_model(method.architecture(architecture), config.compute, method.dropout)
     with jax.set_mesh(make_mesh(config.mesh, devices)):
         partition = method.partition(model)
         return make_program(model, objective(model), config.training, sequence_length, config.seed, partition)

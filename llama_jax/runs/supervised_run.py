@@ -63,6 +63,8 @@ class Task:
     """Saved with each checkpoint, by path: `model/config.json`, the tokenizer."""
     hashes: Mapping[str, str]
     """Kept in the manifest, beside those of configuration and pipeline."""
+    measured_files: Callable[[MetricsRecord], Mapping[str, bytes]] = lambda record: {}
+    """More files of one checkpoint, from the record of its step."""
     before_training: Callable[[int, TrainState, PyTree], None] = lambda step, state, frozen: None
     """Called with the step that the run resumes from (0: it begins), before the next one is made. Of a run that resumes
     it must write nothing."""
@@ -141,7 +143,7 @@ def _hooks(task: Task, batches: "PlacedBatches", life: Life, signal: JobStopSign
         return task.evaluate(state, frozen) | batches.progress_record()
 
     def save(state: TrainState, frozen: PyTree, position: Position, record: MetricsRecord) -> None:
-        life.save(items(state, frozen), position.to_json(), record)
+        life.save(items(state, frozen), position.to_json(), record, task.measured_files(record))
 
     return Hooks(life.record, evaluate, life.is_best, save, signal.requested, life.profiler.step)
 

@@ -61,7 +61,7 @@ ALPACA_TRAINING = TrainingConfig(
 
 @dataclass(frozen=True)
 class FineTuningConfig(RunConfig):
-    """What SFT and LoRA have in common."""
+    """What all that begins with a model has in common."""
 
     model: str | None = None
     """The model to begin with: a run directory, a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on
@@ -76,11 +76,9 @@ class FineTuningConfig(RunConfig):
     epochs: float | None = 3.0
     """Passes over the training examples, which set `training.steps`; null: `training.steps` decides."""
     data: InstructionDataConfig = field(default_factory=InstructionDataConfig)
-    """The instructions."""
+    """What to learn from."""
     training: TrainingConfig = ALPACA_TRAINING
     """Optimization."""
-    samples: SamplesConfig = field(default_factory=SamplesConfig)
-    """Answers to fixed prompts while training."""
     checkpoints: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(keep_best=True))
     """Checkpoints."""
 
@@ -92,7 +90,17 @@ class FineTuningConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class SftConfig(FineTuningConfig):
+class InstructionConfig(FineTuningConfig):
+    """What SFT and LoRA have in common."""
+
+    data: InstructionDataConfig = field(default_factory=InstructionDataConfig)
+    """The instructions."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """Answers to fixed prompts while training."""
+
+
+@dataclass(frozen=True)
+class SftConfig(InstructionConfig):
     """Fine-tune all parameters of a model on instructions and answers. Run the same command again to resume."""
 
     run_dir: str = "runs/sft"
@@ -100,7 +108,7 @@ class SftConfig(FineTuningConfig):
 
 
 @dataclass(frozen=True)
-class LoraConfig(FineTuningConfig):
+class LoraConfig(InstructionConfig):
     """Fine-tune a small adapter (LoRA) beside a model on instructions and answers. The model stays as it is. Run the
     same command again to resume."""
 

@@ -16,6 +16,7 @@ from llama_jax.checkpoints.adapters.adapter import BASE_FILE, BaseIdentity, chec
 from llama_jax.checkpoints.adapters.merged_weights import with_tokenizer
 from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
+from llama_jax.checkpoints.reward_normalization import without_normalization
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
@@ -39,7 +40,8 @@ from llama_jax.runs.description import description, print_dry_run
 from llama_jax.runs.methods import Method, build_program
 from llama_jax.runs.resuming import begun_config, begun_schedule, opened_run, with_schedule
 from llama_jax.runs.supervised_run import Data, Task, train
-from llama_jax.supervised.config import FineTuningConfig
+from llama_jax.runs.verdict import Verdict, record_verdict
+from llama_jax.supervised.config import FineTuningConfig, SamplesConfig
 from llama_jax.training.program import Program
 from llama_jax.training.state import TrainState
 
@@ -64,12 +66,11 @@ class FineTuningData(Data, Protocol):
 class Evaluation(Protocol):
     """How what was learned is measured, such as `runs.held_out.HeldOut`, which says what these do."""
 
-    @property
-    def unit(self) -> str: ...
-    @property
-    def last(self) -> MetricsRecord | None: ...
-    def begin(self, params: PyTree | None) -> float | None: ...
+    def begin(self, params: PyTree | None) -> Sequence[str]: ...
     def __call__(self, params: PyTree) -> MetricsRecord: ...
+    def result(self) -> Sequence[str]: ...
+    @property
+    def verdict(self) -> Verdict | None: ...
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,14 @@ class Supervision:
     """The examples as such batches."""
     evaluation: Callable[[LanguageModel, FineTuningData, int, RunDirectory], Evaluation]
     """Made of the model, the data, rows of a batch and the run, which keeps the first result."""
+    set_reference: Callable[..., None] | None = None
+    """Gives the data what the model that the run begins with makes of them; see `supervised.reference`."""
+    measured_files: Callable[[MetricsRecord], Mapping[str, bytes]] = lambda record: {}
+    """See `Task.measured_files`."""
+    samples: SamplesConfig | None = None
+    """Answers to take while training; None: of a model that gives no text."""
+    use: str = 'generate --model {run} --chat --prompt "…"'
+    """The command with which to try what was learned."""
 
 
 def build(
@@ -119,8 +128,8 @@ def _fine_tune(
     path, mesh = str(config.model), jax.sharding.get_mesh()
     weights = _weights(config, method, run)
     _check_size(config, weights.config, path)
-    day = config.data.template_date
-    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer, day=day)
+    given, day = config.tokenizer, config.data.template_date
+    tokenizer = tokenizer_for(weights.files, weights.config, path, given=given, day=day)
     data = supervision.open_data(tokenizer, functools.partial(local_rows, mesh), run.say)
     for line in data.description():
         run.say(f"data: {line}")
@@ -129,17 +138,17 @@ def _fine_tune(
         keep_config(run, config, command)
     program = build_program(config, method, supervision.objective, weights.config, config.data.sequence_length)
     run.say(description(program, weights.source))
-    needs_base = not all(map(method.is_saved, tree.flatten(program.frozen_shapes)))
+    unsaved = {path for path in tree.flatten(program.frozen_shapes) if not method.is_saved(path)}
     open_base = functools.partial(
         open_params,
         ModelReference(path, config.step),
         config.compute,
         store=method.store,
-        identify=needs_base,
+        identify=bool(unsaved),
         say=run.say,
     )
     # Where checkpoints hold all parameters nothing keeps those of the model: a run that begins may use their memory.
-    base = open_base() if needs_base else None
+    base = open_base() if unsaved else None
     if base is not None and base.identity.step is not None:
         config = replace(config, step=base.identity.step)
         keep_config(run, config, command)
@@ -150,12 +159,15 @@ def _fine_tune(
         return program.begin(method.begin(params, jax.random.key(config.seed)))
 
     rows = config.training.batch_size // config.training.microbatches
+    if supervision.set_reference is not None:
+        identity = [path, config.step] if base is None else base.identity.fingerprint
+        supervision.set_reference(data, program.model, lambda: (base or open_base()).params, identity, rows, run)
     evaluation = supervision.evaluation(program.model, data, rows, run)
-    files = _model_files(weights, tokenizer, data.layout) | dict(method.files)
+    files = _model_files(weights, method.architecture(weights.config), tokenizer, data.layout) | dict(method.files)
     hashes = {"tokenizer": tokenizer.fingerprint}
     if base is not None:
         files[BASE_FILE], hashes["base"] = base.identity.to_json(), base.identity.fingerprint
-    measured = _Measured(evaluation, _samples(config, program.model, tokenizer, data, run), run)
+    measured = _Measured(evaluation, _samples(supervision.samples, program.model, tokenizer, data, run), run)
     task = Task(
         program=program,
         data=data,
@@ -163,72 +175,78 @@ def _fine_tune(
         evaluate=measured.evaluate,
         files=files,
         hashes=hashes,
+        measured_files=supervision.measured_files,
         before_training=measured.before_training,
         check_restored=functools.partial(_check_restored, method, base, run),
         params_item=method.params_item,
         is_saved=method.is_saved,
-        unsaved_params={} if base is None else tree.split(base.params, method.is_saved)[1],
+        unsaved_params={} if base is None else tree.split(base.params, unsaved.__contains__)[0],
     )
     with contextlib.closing(measured):
         if train(config, run, task):
-            measured.say_result()
+            measured.say_result(supervision.use)
 
 
 class _Measured:
-    """The held-out loss and the answers to fixed prompts, before training and at each evaluation."""
+    """The held-out evaluation and the answers to fixed prompts, before training and at each evaluation."""
 
-    def __init__(self, evaluation: Evaluation, samples: Samples, run: RunDirectory) -> None:
+    def __init__(self, evaluation: Evaluation, samples: Samples | None, run: RunDirectory) -> None:
         self._evaluation, self._samples, self._run = evaluation, samples, run
 
     def before_training(self, step: int, state: TrainState, frozen: PyTree) -> None:
         params = tree.join(state.trainable, frozen)
-        before = self._evaluation.begin(None if step else params)
-        self._samples.begin(self._run, step)
-        if step == 0:
-            if before is not None:
-                self._run.say(f"held-out loss before training: {before:.4f} {self._evaluation.unit}")
-            self._samples.take(0, params)
+        for line in self._evaluation.begin(None if step else params):
+            self._run.say(line)
+        if self._samples is not None:
+            self._samples.begin(self._run, step)
+            if step == 0:
+                self._samples.take(0, params)
 
     def evaluate(self, state: TrainState, frozen: PyTree) -> MetricsRecord:
         params = tree.join(state.trainable, frozen)
-        self._samples.take(int(state.batches), params)
+        if self._samples is not None:
+            self._samples.take(int(state.batches), params)
         return self._evaluation(params)
 
     def close(self) -> None:
-        self._samples.close()
+        if self._samples is not None:
+            self._samples.close()
 
-    def say_result(self) -> None:
-        """Say what came of it."""
-        run, last = self._run, self._evaluation.last
-        for line in self._samples.changes():
-            run.say(line)
-        if last is not None:
-            gain, error = last.get("validation_gain"), last.get("validation_gain_standard_error")
-            spread = "" if error is None else f" ± {error:.4f} (standard error, paired)"
-            compared = "" if gain is None else f", {gain:.4f}{spread} below that before training"
-            run.say(f"held-out loss: {last['validation_loss']:.4f} {self._evaluation.unit}{compared}")
-        run.say(f"checkpoint, metrics.jsonl, samples.jsonl and curves.png are in {run.path}")
-        run.say(f'try it: python -m llama_jax.generate --model {run.path} --chat --prompt "…"')
+    def say_result(self, use: str) -> None:
+        """Say what came of it, and with which command to try it."""
+        changes = [] if self._samples is None else self._samples.changes()
+        for line in (*changes, *self._evaluation.result()):
+            self._run.say(line)
+        if (verdict := self._evaluation.verdict) is not None:
+            record_verdict(self._run, verdict)
+        self._run.say(f"checkpoint, metrics.jsonl and curves.png are in {self._run.path}")
+        self._run.say(f"try it: python -m llama_jax.{use.format(run=self._run.path)}")
 
 
 def _samples(
-    config: FineTuningConfig, model: LanguageModel, tokenizer: Tokenizer, data: FineTuningData, run: RunDirectory
-) -> Samples:
+    config: SamplesConfig | None,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    data: FineTuningData,
+    run: RunDirectory,
+) -> Samples | None:
     """The answers to the prompts that the configuration names, or to those of the held-out examples."""
-    prompts = data.prompts(config.samples.prompts, config.samples.held_out)
-    stop_ids = _stop_ids(tokenizer, data.layout)
-    samples = Samples(model, tokenizer, prompts, config.samples.max_new_tokens, stop_ids)
+    if config is None:
+        return None
+    prompts = data.prompts(config.prompts, config.held_out)
+    samples = Samples(model, tokenizer, prompts, config.max_new_tokens, _stop_ids(tokenizer, data.layout))
     if left_out := len(prompts) - len(samples.prompts):
         run.say(f"samples: {left_out} of {len(prompts)} prompts are too long for the model's context, and left out")
     return samples
 
 
-def _model_files(weights: Weights, tokenizer: Tokenizer, layout: Layout) -> dict[str, bytes]:
+def _model_files(weights: Weights, architecture: LlamaConfig, tokenizer: Tokenizer, layout: Layout) -> dict[str, bytes]:
     """What makes a checkpoint usable by itself, by path: architecture, tokenizer, and the template, so that whoever
     uses the model asks it the way it was taught, and stops where it was taught to."""
-    told = with_stop_ids(with_tokenizer(weights.files, tokenizer.files()), _stop_ids(tokenizer, layout))
+    kept = without_normalization(weights.files)  # which is that of the model to begin with
+    told = with_stop_ids(with_tokenizer(kept, tokenizer.files()), _stop_ids(tokenizer, layout))
     files = {f"model/{name}": content for name, content in told.items()}
-    files["model/config.json"] = json.dumps(weights.config.to_json(), indent=2).encode()
+    files["model/config.json"] = json.dumps(architecture.to_json(), indent=2).encode()
     files["model/chat_template.jinja"] = layout.chat_template.encode()
     return files
 
@@ -306,7 +324,7 @@ def _check_size(config: FineTuningConfig, architecture: LlamaConfig, path: str) 
         return
     expected, found = SIZES[config.size].to_json(), architecture.to_json()
     # Formats differ in what they keep of these, and none of them decides a shape.
-    of_no_shape = ("context_length", "vocab_multiple", "norm_epsilon", "rope_base", "rope_scaling")
+    of_no_shape = ("context_length", "vocab_multiple", "norm_epsilon", "rope_base", "rope_scaling", "scalar_head")
     for name, value in expected.items():
         if name not in of_no_shape and found[name] != value:
             raise UserError(f"--size {config.size}: has {name} {value}, but {path} has {found[name]}")

@@ -10,21 +10,22 @@ from llama_jax.data.instructions.loader import ExampleLoader
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.objectives.next_token import next_token
 from llama_jax.runs.held_out import HeldOut
-from llama_jax.supervised.config import FineTuningConfig
+from llama_jax.supervised.config import InstructionConfig
 from llama_jax.supervised.fine_tuning import Supervision
 
 
-def instructions(config: FineTuningConfig) -> Supervision:
+def instructions(config: InstructionConfig) -> Supervision:
     """The tokens of the answers, by the next-token loss, and the same loss on examples that are held out."""
     return Supervision(
         objective=functools.partial(next_token, z_loss=config.training.z_loss),
         open_data=functools.partial(_open_data, config),
         evaluation=lambda model, data, rows, run: HeldOut(model, lambda: data.validation_batches(rows), run),
+        samples=config.samples,
     )
 
 
 def open_examples(
-    config: FineTuningConfig, path: str, say: Callable[[str], None]
+    config: InstructionConfig, path: str, say: Callable[[str], None]
 ) -> tuple[Weights, Tokenizer, ExampleLoader]:
     """The model at a path (nothing of its weights is read), its tokenizer, and all examples as training takes them."""
     weights = open_weights(path, step=config.step, say=say)
@@ -35,7 +36,7 @@ def open_examples(
 
 
 def _open_data(
-    config: FineTuningConfig,
+    config: InstructionConfig,
     tokenizer: Tokenizer,
     rows_of: Callable[[int], Sequence[int]] | None,
     say: Callable[[str], None],

@@ -71,13 +71,22 @@ def _gradients(
     if count == 1:
         return differentiate(trainable, frozen, batch, jax.random.fold_in(key, 0))
 
-    def add(total: tuple[PyTree, Metrics], part: tuple[Batch, jax.Array]) -> tuple[tuple[PyTree, Metrics], None]:
-        microbatch, number = part
-        result = differentiate(trainable, frozen, microbatch, jax.random.fold_in(key, number))
-        return jax.tree.map(jnp.add, total, result), None
-
     parts = (_microbatches(batch, count), jnp.arange(count))
-    shapes = jax.eval_shape(differentiate, trainable, frozen, jax.tree.map(lambda leaf: leaf[0], parts[0]), key)
+    known: tuple[PyTree, ...] = ()
+    if (totals := objective.totals) is not None:
+        known = (_summed(lambda part, _: totals(trainable, frozen, part), parts),)
+    return _summed(
+        lambda part, number: differentiate(trainable, frozen, part, jax.random.fold_in(key, number), *known), parts
+    )
+
+
+def _summed(function: Callable[[Batch, Array], PyTree], parts: tuple[Batch, Array]) -> PyTree:
+    """The sum of what a function of a microbatch and its number gives, one after the other."""
+
+    def add(total: PyTree, part: tuple[Batch, Array]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    shapes = jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, zeros, parts)[0]
 

@@ -53,17 +53,26 @@ def test_the_first_losses_are_kept_for_later_lives_of_a_run(packed_batch, tmp_pa
     with jax.set_mesh(mesh):
         before, after = (jax.jit(MODEL.init)(jax.random.key(seed)) for seed in range(2))
         held_out = HeldOut(MODEL, lambda: batches, run)
-        first = held_out.begin(before)
-        assert held_out(before) == {
-            "validation_loss": first,
+        (said,) = held_out.begin(before)
+        first = float(said.removeprefix("held-out loss before training: ").split()[0])
+        assert held_out.verdict is None
+        unchanged = held_out(before)
+        assert not held_out.verdict.is_believed
+        assert unchanged == {
+            "validation_loss": pytest.approx(first, abs=5e-5),
             "validation_gain": 0.0,
             "validation_gain_standard_error": 0.0,
         }
         changed = held_out(after)
         later = HeldOut(MODEL, lambda: batches, run)
-        assert later.begin(None) == first
+        assert later.begin(None) == []
         assert later(after) == changed
+    first = unchanged["validation_loss"]
     assert changed["validation_gain"] == pytest.approx(first - changed["validation_loss"])
+    verdict = later.verdict
+    assert (verdict.figure, verdict.baseline, verdict.count) == (changed["validation_loss"], first, 13)
+    assert verdict.difference == pytest.approx(changed["validation_gain"])
+    assert verdict.difference_error == changed["validation_gain_standard_error"]
     assert changed["validation_gain_standard_error"] > 0
     tokens = sum(rows["loss_weights"].sum() for rows in batches)
     nats = sum(

@@ -6,7 +6,7 @@ bfloat16 or in 4 bits still knows the base in float32 that those were made from,
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,8 @@ class Adapter:
     config: AdapterConfig
     """How it was made. What holds is the tree: layers may differ in `scale`, and in their rank, which is padded."""
     saved_modules: Mapping[str, Any]
-    """Matrices of the base that were trained whole, by path, the vocabulary padded."""
+    """Matrices that were trained whole, by path, the vocabulary padded: in place of those of the base, or as the
+    scalar head of a reward model."""
     source: str
     """Where it came from, for people."""
     base: BaseIdentity | None = None
@@ -125,6 +126,10 @@ class Adapter:
     """The checkpoint of a base that is a run; None: the newest."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """The tokenizer that travels with it, and what belongs to that; see `Weights.files`."""
+
+    def architecture(self, base: LlamaConfig) -> LlamaConfig:
+        """What base and adapter are together: a reward model, where a scalar head was trained beside the factors."""
+        return replace(base, scalar_head=base.scalar_head or paths.SCORE in self.saved_modules)
 
 
 def linears(config: LlamaConfig) -> Iterator[tuple[str, WeightName, tuple[int, int]]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from llama_jax.checkpoints.adapters.adapter import Adapter
 from llama_jax.checkpoints.formats.weights import WeightName, Weights
+from llama_jax.checkpoints.reward_normalization import NORMALIZATION_FILE, without_normalization
 from llama_jax.core import tree
 from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers import has_tokenizer
@@ -40,9 +41,11 @@ class MergedWeights:
 
     @property
     def config(self) -> LlamaConfig:
-        return self.base.config
+        return self.adapter.architecture(self.base.config)
 
     def dtype(self, name: WeightName) -> np.dtype:
+        if name.ours == paths.SCORE and not self.base.config.scalar_head:
+            return np.dtype(np.float32)
         return self.base.dtype(name)
 
     def read(self, name: WeightName, layer: int | None) -> np.ndarray:
@@ -95,8 +98,11 @@ def unmerged(weights: Weights, adapter: Adapter) -> MergedWeights:
 
 
 def combined_files(base: Mapping[str, bytes], adapter: Mapping[str, bytes]) -> Mapping[str, bytes]:
-    """What travels with a base and its adapter: the tokenizer of the adapter, if it has one of its own."""
-    return with_tokenizer(base, adapter) if has_tokenizer(adapter) else base
+    """What travels with a base and its adapter: the tokenizer of the adapter, if it has one of its own, and its scale
+    of rewards."""
+    files = with_tokenizer(base, adapter) if has_tokenizer(adapter) else base
+    own = {name: content for name, content in adapter.items() if name == NORMALIZATION_FILE}
+    return {**without_normalization(files), **own}
 
 
 def with_tokenizer(files: Mapping[str, bytes], tokenizer: Mapping[str, bytes]) -> Mapping[str, bytes]:

@@ -18,6 +18,7 @@ from llama_jax.checkpoints.adapters.peft_config import (
     PEFT_CONFIG,
     PREFIX,
     SAVED_NAMES,
+    TASKS,
     WAY_OUT,
     PeftConfig,
     read_peft_config,
@@ -90,8 +91,9 @@ def _refuse_others(path: Path, left: set[str]) -> None:
     """Tensors that nobody asked for; says what they belong to where PEFT can do more than is done here."""
     for row in WEIGHTS:
         module = row.hugging_face.removesuffix(".weight")
-        parts = sorted(name for name in left if name.startswith(f"{PREFIX}{module}."))
-        if row.ours in paths.SAVED_MODULES.values() and parts:
+        own = {name for name in left if name.startswith(f"{PREFIX}{module}.")}
+        parts = sorted(own - {PREFIX + row.hugging_face})
+        if row.ours in SAVED_NAMES and parts:
             raise UserError(f"{path}: has tensor {parts[0]} of a LoRA on {module}, which is not supported; {WAY_OUT}")
     if left:
         some = ", ".join(sorted(left)[:3])
@@ -193,30 +195,34 @@ def _saved_modules(
     """Matrices that were trained whole, or stored because they were, in our layout."""
     found: dict[str, np.ndarray] = {}
     for row in WEIGHTS:
-        key = next((key for key, place in paths.SAVED_MODULES.items() if place == row.ours), None)
-        if key is None:
+        if row.ours not in SAVED_NAMES or (row.ours == paths.SCORE and not peft.scores):
             continue
         theirs = PREFIX + row.hugging_face
         if theirs not in tensors:
-            if SAVED_NAMES[key] in peft.saved_modules:
+            if SAVED_NAMES[row.ours] in peft.saved_modules:
                 raise UserError(f"{path}: lacks tensor {theirs}, which modules_to_save asks for")
             continue
         left.discard(theirs)
         _check_saved(path, theirs, tensors[theirs][0], row.shape(config)[:: -1 if row.transposed else 1])
         array = read(theirs)
         found[row.ours] = padded(array.T if row.transposed else array, row, config)
-    if not config.tie_embeddings or not found:
+    if peft.scores != (config.scalar_head or paths.SCORE in found):
+        kinds = ("language model", "classifier") if config.scalar_head else ("classifier", "language model")
+        raise UserError(f"{peft.where}: task_type makes it the adapter of a {kinds[0]}, and the base is a {kinds[1]}")
+    if peft.scores or not config.tie_embeddings or not found:
         return found
-    table, head = found.get(paths.SAVED_MODULES["embedding"]), found.pop(paths.SAVED_MODULES["lm_head"], None)
+    table, head = found.get(paths.TABLE), found.pop(paths.HEAD, None)
     if table is None or (head is not None and not same_bits(table, head.T)):
         raise UserError(f"{path}: trains the head apart from the embedding, which are one matrix in this base")
-    if head is None and SAVED_NAMES["embedding"] in peft.saved_modules and not peft.tied:
+    if head is None and SAVED_NAMES[paths.TABLE] in peft.saved_modules and not peft.tied:
         raise UserError(f"{path}: trains the embedding apart from the head, which are one matrix in this base")
     return found
 
 
 def _check_saved(path: Path, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """The shape of a whole matrix, [V, D]. PEFT also saves those of a base whose vocabulary was resized in memory."""
+    if expected[0] == 1 and shape[1:] == expected[1:] and shape != expected:
+        raise UserError(f"{path}: tensor {name} gives {shape[0]} labels; only a scalar head, one label, is read")
     if shape[1:] == expected[1:] and shape != expected:
         raise UserError(
             f"{path}: tensor {name} has {shape[0]} rows, the base {expected[0]}; the adapter belongs to a base with a "
@@ -228,13 +234,14 @@ def _check_saved(path: Path, name: str, shape: tuple[int, ...], expected: tuple[
 
 
 def write_peft(target: epath.PathLike, adapter: Adapter, config: LlamaConfig) -> None:
-    """Write an adapter for `PeftModel.from_pretrained`. Ranks are written as they are used: columns of A and rows of B
+    """Write an adapter for `PeftModel.from_pretrained`, over a `LlamaForSequenceClassification` with one label where it
+    has a scalar head. Ranks are written as they are used: columns of A and rows of B
     that are both zero, as padding is, are left out.
 
     Args:
         target: an existing local directory.
         adapter: of one adapter, no axis of adapters.
-        config: architecture of the base.
+        config: architecture of base and adapter together.
 
     Raises:
         UserError: the target is in object storage.
@@ -288,7 +295,7 @@ def _saved_tensors(adapter: Adapter, config: LlamaConfig) -> dict[str, np.ndarra
         if row.ours in adapter.saved_modules:
             array = np.asarray(adapter.saved_modules[row.ours], np.float32)[tuple(map(slice, row.shape(config)))]
             found[PREFIX + row.hugging_face] = np.ascontiguousarray(array.T if row.transposed else array)
-            if config.tie_embeddings:
+            if row.ours == paths.TABLE and config.table_is_head:
                 found[f"{PREFIX}lm_head.weight"] = found[PREFIX + row.hugging_face]
     return found
 
@@ -302,9 +309,9 @@ def _config_bytes(
 ) -> bytes:
     everywhere = all(len(layers) == config.num_layers for layers in modules.values())
     rank, alpha = (max(set(all_of.values()), key=list(all_of.values()).count) for all_of in (ranks, alphas))
-    saved = [SAVED_NAMES[key] for key, place in paths.SAVED_MODULES.items() if place in adapter.saved_modules]
-    if saved and config.tie_embeddings:
-        saved = list(SAVED_NAMES.values())
+    saved = [name for path, name in SAVED_NAMES.items() if path in adapter.saved_modules]
+    if saved and config.table_is_head:
+        saved = [SAVED_NAMES[paths.TABLE], SAVED_NAMES[paths.HEAD]]
     fields = {
         "alpha_pattern": {module: _as_number(own) for module, own in alphas.items() if own != alpha},
         "auto_mapping": None,
@@ -323,7 +330,7 @@ def _config_bytes(
         "rank_pattern": {module: own for module, own in ranks.items() if own != rank},
         "revision": None,
         "target_modules": sorted(modules) if everywhere else sorted(ranks),
-        "task_type": "CAUSAL_LM",
+        "task_type": TASKS[config.scalar_head],
         "use_dora": adapter.config.dora,
         "use_rslora": adapter.config.rank_stabilized,
     }

@@ -13,16 +13,21 @@ from typing import Any
 from llama_jax.checkpoints.formats.directories import member
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import JsonFields, read_json, shown
+from llama_jax.model import paths
 
 PEFT_CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 """How the name of every tensor begins, before the name that transformers gives the module."""
-SAVED_NAMES: Mapping[str, str] = {"embedding": "embed_tokens", "lm_head": "lm_head"}
-"""`AdapterConfig.modules_to_save`, ours and PEFT's."""
+SAVED_NAMES: Mapping[str, str] = {paths.TABLE: "embed_tokens", paths.HEAD: "lm_head", paths.SCORE: "score"}
+"""PEFT's names, in `modules_to_save`, of matrices that may be trained whole, by path in our tree."""
+TASKS = {False: "CAUSAL_LM", True: "SEQ_CLS"}
+"""PEFT's `task_type`, by whether there is a scalar head."""
 WAY_OUT = "merge it in PEFT (merge_and_unload) and open what that gives"
 """How a message ends that names a feature of PEFT which is not supported here."""
 
-_SAVED_MODULES = {"embed_tokens": "model.embed_tokens", "lm_head": "lm_head"}
+_SAVED_MODULES = {"embed_tokens": "model.embed_tokens", "lm_head": "lm_head", "score": "score"}
+_CLASSIFIER = "classifier"
+"""What PEFT lists beside `score`, as other architectures call their head."""
 _LONGEST_CONFIG = 2**20
 _INERT = (
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "peft_version", "revision"),
@@ -60,6 +65,8 @@ class PeftConfig:
     """Layers that are adapted; None: all."""
     saved_modules: tuple[str, ...]
     """Of `SAVED_NAMES`, PEFT's."""
+    scores: bool
+    """Whether it makes a classifier of its base: with one label, a reward model."""
     tied: bool
     """Whether the head follows the embedding where one of them was trained (`ensure_weight_tying`)."""
 
@@ -97,7 +104,7 @@ def read_peft_config(directory: Path) -> PeftConfig:
     values = read_json(path, max_bytes=_LONGEST_CONFIG)
     where, fields = str(path), JsonFields(values, str(path))
     fields.one_of("peft_type", ("LORA",), None)
-    fields.one_of("task_type", ("CAUSAL_LM",), "CAUSAL_LM")
+    scores = fields.one_of("task_type", TASKS.values(), TASKS[False]) == TASKS[True]
     fields.one_of("bias", ("none",), "none")
     # PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ also change the base, which the file then does not tell.
     fields.one_of("init_lora_weights", (True, False, "gaussian", "eva", "orthogonal"), True)
@@ -123,16 +130,17 @@ def read_peft_config(directory: Path) -> PeftConfig:
         excluded=excluded or (),
         layers=_layers(fields),
         saved_modules=_saved_modules(fields),
+        scores=scores,
         tied=fields.flag("ensure_weight_tying", False),
     )
 
 
 def _saved_modules(fields: JsonFields) -> tuple[str, ...]:
     """Which matrices were trained whole; `ensure_weight_tying` writes the whole path, beside the name or alone."""
-    given = _modules(fields, "modules_to_save") or ()
+    given = [name for name in _modules(fields, "modules_to_save") or () if name != _CLASSIFIER]
     for name in given:
         if not any(_names(module, (name,)) for module in _SAVED_MODULES.values()):
-            known = " and ".join(_SAVED_MODULES)
+            known = ", ".join(_SAVED_MODULES)
             reason = f"only {known} can be trained whole here, so {WAY_OUT}"
             raise UserError(f"{fields.where}: modules_to_save has {shown(name)}; {reason}")
     return tuple(short for short, module in _SAVED_MODULES.items() if _names(module, given))

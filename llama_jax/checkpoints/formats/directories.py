@@ -7,6 +7,7 @@ from pathlib import Path
 
 from etils import epath
 
+from llama_jax.checkpoints.reward_normalization import NORMALIZATION_FILE
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote, write_whole
 from llama_jax.core.json_files import read_bounded, shown
@@ -25,6 +26,7 @@ BUNDLE = {
     "added_tokens.json": 4 * _MIB,
     "chat_template.jinja": _MIB,
     "generation_config.json": _MIB,
+    NORMALIZATION_FILE: _MIB,
 }
 """Files that travel with the weights, and the most bytes each may have."""
 

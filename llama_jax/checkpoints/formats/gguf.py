@@ -22,7 +22,13 @@ from llama_jax.checkpoints.formats.gguf_header import (
     read_gguf_header,
 )
 from llama_jax.checkpoints.formats.gguf_vocabulary import add_vocabulary, vocabulary_files
-from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights, named_tensors
+from llama_jax.checkpoints.formats.weights import (
+    ForeignWeights,
+    Weights,
+    foreign_weights,
+    named_tensors,
+    refuse_scalar_head,
+)
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote, replacing
 from llama_jax.core.json_files import agreed
@@ -79,10 +85,12 @@ def write_gguf(target: epath.PathLike, weights: Weights, *, dtype: GgufType | No
             loses nothing. Q8_0 goes by blocks of 32: a matrix whose rows are not a multiple of that becomes float16.
 
     Raises:
-        UserError: the package `gguf` is missing, the target is in a bucket, or a value is too large for the type.
+        UserError: the package `gguf` is missing, the target is in a bucket, the model has a scalar head, or a value is
+            too large for the type.
     """
     if is_remote(target):
         raise UserError(f"{target}: GGUF is written to local files only; write there and copy it")
+    refuse_scalar_head(weights, "GGUF")
     library = gguf_library()
     config = weights.config
     tensors, read = named_tensors(weights, "gguf", None)

@@ -32,16 +32,19 @@ from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, forei
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import JsonFields, agreed, json_object, read_json, shown
 from llama_jax.data.tokenizers import (
+    Tokenizer,
     has_tokenizer,
     hugging_face_files,
     stop_ids_of,
     tokenizer_from_files,
+    with_padding_token,
     with_stop_ids,
 )
 from llama_jax.model.config import LlamaConfig
 
 _LONGEST_CONFIG = 2**20
 _GENERATION = "generation_config.json"
+_CLASSIFICATION = "ForSequenceClassification"
 
 
 def architecture_from(values: Mapping[str, Any], where: str) -> LlamaConfig:
@@ -92,7 +95,21 @@ def architecture_from(values: Mapping[str, Any], where: str) -> LlamaConfig:
         rope_scaling=rope_scaling,
         norm_epsilon=fields.number("rms_norm_eps", 1e-6),
         tie_embeddings=fields.flag("tie_word_embeddings", False),
+        scalar_head=_is_scalar(fields),
     )
+
+
+def _is_scalar(fields: JsonFields) -> bool:
+    """Whether this is transformers' `LlamaForSequenceClassification` with one label, a reward model."""
+    classes = fields.checked("architectures", [], lambda value: isinstance(value, list), "a list of names")
+    if not any(str(name).endswith(_CLASSIFICATION) for name in classes):
+        return False
+    fallback = {str(label): "" for label in range(2)}  # as transformers has it
+    labels = fields.checked("id2label", fallback, lambda value: isinstance(value, dict), "an object of labels")
+    count = fields.whole("num_labels", max(len(labels), 1))
+    if count != 1:
+        raise UserError(f"{fields.where}: gives {count} labels; of classifiers only one with one label is read")
+    return True
 
 
 def _refuse_window(fields: JsonFields, context_length: int) -> None:
@@ -116,8 +133,9 @@ def config_values(config: LlamaConfig, dtype: np.dtype, bos_id: int | None, stop
         stop_ids: ids that end an answer.
     """
     scaling = config.rope_scaling
+    one_label = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [f"Llama{_CLASSIFICATION if config.scalar_head else 'ForCausalLM'}"],
         "model_type": "llama",
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -145,6 +163,7 @@ def config_values(config: LlamaConfig, dtype: np.dtype, bos_id: int | None, stop
         "bos_token_id": bos_id,
         "eos_token_id": None if not stop_ids else stop_ids[0] if len(stop_ids) == 1 else list(stop_ids),
         "torch_dtype": str(dtype),
+        **(one_label if config.scalar_head else {}),
     }
 
 
@@ -190,7 +209,8 @@ def _files_beside(directory: Path, ids: Sequence[int], config: LlamaConfig) -> M
 def write_hugging_face(
     target: epath.PathLike, weights: Weights, *, dtype: np.dtype | None = None, max_shard_bytes: int = 5_000_000_000
 ) -> None:
-    """Write a model for `transformers.AutoModelForCausalLM` (4 and 5) and all that reads the same files.
+    """Write a model for `transformers.AutoModelForCausalLM` (4 and 5), or of a reward model for
+    `AutoModelForSequenceClassification`, and all that reads the same files.
 
     Args:
         target: an existing local directory.
@@ -226,12 +246,24 @@ def write_hugging_face(
 
 def _write_rest(directory: Path, weights: Weights, dtype: np.dtype) -> None:
     """The configuration, and a tokenizer that transformers reads."""
-    files, bos_id, stop_ids = transformers_files(weights.files, weights.source), None, ()
+    files, bos_id, stop_ids, more = transformers_files(weights.files, weights.source), None, (), {}
     if has_tokenizer(files):
         tokenizer = tokenizer_from_files(files, weights.source)
         bos_id, stop_ids = tokenizer.bos_id, tokenizer.stop_ids
+        if weights.config.scalar_head and (name := padding_token(tokenizer)) is not None:
+            more = {"pad_token_id": tokenizer.special_tokens[name]}
+            files = with_padding_token(files, name)
     write_bundle(directory, files)
-    write_json(directory / "config.json", config_values(weights.config, dtype, bos_id, stop_ids))
+    write_json(directory / "config.json", config_values(weights.config, dtype, bos_id, stop_ids) | more)
+
+
+def padding_token(tokenizer: Tokenizer) -> str | None:
+    """The name of a token that no answer ends with, to pad the rows of a reward model with: transformers reads a score
+    at the last token that is not this one, so with EOS for padding it reads before the EOS of the answer. None where
+    there is no such token; it then takes one row at a time."""
+    wanted = [tokenizer.token_names.get(use) for use in ("pad_token", "unk_token", "bos_token")]
+    ids = tokenizer.special_tokens
+    return next((name for name in (*wanted, *ids) if name in ids and ids[name] not in tokenizer.stop_ids), None)
 
 
 def transformers_files(files: Mapping[str, bytes], where: str) -> dict[str, bytes]:

@@ -8,7 +8,14 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from etils import epath
 
-from llama_jax.checkpoints.formats.weights import WeightName, Weights, foreign_weights, from_ours, weight_names
+from llama_jax.checkpoints.formats.weights import (
+    WeightName,
+    Weights,
+    foreign_weights,
+    from_ours,
+    refuse_scalar_head,
+    weight_names,
+)
 from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers import has_tokenizer, llama2c_bytes, tokenizer_from_files
 from llama_jax.model import paths
@@ -100,6 +107,7 @@ def write_llama2c(target: epath.Path, weights: Weights) -> None:
     Raises:
         UserError: run.c could not run such a model.
     """
+    refuse_scalar_head(weights, "llama2.c")
     config = weights.config
     fixed = {
         "head_size": config.width // config.num_heads,

@@ -20,7 +20,13 @@ from llama_jax.checkpoints.formats.directories import (
 )
 from llama_jax.checkpoints.formats.safetensors_files import same_bits
 from llama_jax.checkpoints.formats.torch_files import TorchFile, write_torch
-from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights, named_tensors
+from llama_jax.checkpoints.formats.weights import (
+    ForeignWeights,
+    Weights,
+    foreign_weights,
+    named_tensors,
+    refuse_scalar_head,
+)
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import JsonFields, read_json
 from llama_jax.data.tokenizers import has_tokenizer, meta_files, tokenizer_from_files
@@ -175,8 +181,10 @@ def write_meta(target: epath.PathLike, weights: Weights, *, shards: int = 1, dty
         dtype: type of all tensors; None: as stored.
 
     Raises:
-        UserError: Meta's code could not run such a model on so many ranks, or a value is too large for the type.
+        UserError: the model has a scalar head, Meta's code could not run it on so many ranks, or a value is too large
+            for the type.
     """
+    refuse_scalar_head(weights, "Meta's format")
     directory = local_directory(target)
     config = weights.config
     params = _params(config)

@@ -24,9 +24,10 @@ class WeightName:
     Attributes:
         ours: path in our tree; below `layers/` an array has a leading axis of layers.
         hugging_face: name in transformers' state dict.
-        meta: name in Meta's checkpoints.
-        gguf: name in llama.cpp's files.
-        axes: of one tensor in our orientation: V vocabulary, D model width, F MLP width, Q all queries, K all keys.
+        meta: name in Meta's checkpoints, which have no scalar head.
+        gguf: name in llama.cpp's files, which have none either.
+        axes: of one tensor in our orientation: V vocabulary, D model width, F MLP width, Q all queries, K all keys, 1
+            the one output of a scalar head.
         transposed: other formats store matrices as [out, in], we as [in, out].
         rotary: rows are paired by the rotary embedding, so the order in Meta's and llama.cpp's files differs from ours.
     """
@@ -54,7 +55,7 @@ class WeightName:
         Not taken from the model's declaration: a configuration comes from a stranger's file, and tracing a model of its
         sizes could take any amount of memory. A test compares the two.
         """
-        sizes = {"V": config.vocab_size, "D": config.width, "F": config.mlp_width}
+        sizes = {"V": config.vocab_size, "D": config.width, "F": config.mlp_width, "1": 1}
         sizes |= {"Q": config.num_heads * config.head_size, "K": config.num_kv_heads * config.head_size}
         return tuple(sizes[axis] for axis in self.axes)
 
@@ -79,6 +80,7 @@ WEIGHTS = (
     _of_layer("mlp/up_proj/kernel", "mlp.up_proj", "feed_forward.w3", "ffn_up", "DF"),
     WeightName("final_norm/scale", "model.norm.weight", "norm.weight", "output_norm.weight", "D", transposed=False),
     WeightName(paths.HEAD, "lm_head.weight", "output.weight", "output.weight", "DV"),
+    WeightName(paths.SCORE, "score.weight", "", "", "D1"),
 )
 
 Naming = Literal["hugging_face", "meta", "gguf"]
@@ -89,7 +91,21 @@ INTERLEAVED: Mapping[Naming, bool] = {"hugging_face": False, "meta": True, "gguf
 
 def weight_names(config: LlamaConfig) -> tuple[WeightName, ...]:
     """The rows of the table that a model of this configuration has."""
-    return tuple(name for name in WEIGHTS if not (config.tie_embeddings and name.ours == paths.HEAD))
+    has = {paths.HEAD: config.has_lm_head, paths.SCORE: config.scalar_head}
+    return tuple(name for name in WEIGHTS if has.get(name.ours, True))
+
+
+def refuse_scalar_head(weights: "Weights", kind: str) -> None:
+    """Of a format that has no place for one.
+
+    Args:
+        kind: the format, for the message.
+
+    Raises:
+        UserError: the model has one.
+    """
+    if weights.config.scalar_head:
+        raise UserError(f"{weights.source}: has a scalar head, which {kind} has no place for; use --format hf or orbax")
 
 
 def stored_shape(config: LlamaConfig, name: WeightName) -> tuple[int, ...]:

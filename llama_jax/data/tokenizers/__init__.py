@@ -8,7 +8,7 @@ from llama_jax.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from llama_jax.data.tokenizers.llama2c import Llama2cTokenizer
 from llama_jax.data.tokenizers.loading import has_tokenizer, load_tokenizer, tokenizer_from_files
 from llama_jax.data.tokenizers.sentencepiece_model import SentencePieceTokenizer
-from llama_jax.data.tokenizers.settings import stop_ids_of, with_named_templates, with_stop_ids
+from llama_jax.data.tokenizers.settings import stop_ids_of, with_named_templates, with_padding_token, with_stop_ids
 from llama_jax.data.tokenizers.tiktoken_model import TiktokenTokenizer
 from llama_jax.data.tokenizers.tokenizer import Tokenizer
 from llama_jax.data.tokenizers.training import train_tokenizer
@@ -32,5 +32,6 @@ __all__ = [
     "train_tokenizer",
     "vocabulary_of",
     "with_named_templates",
+    "with_padding_token",
     "with_stop_ids",
 ]

@@ -110,6 +110,15 @@ def with_stop_ids(files: Mapping[str, bytes], stop_ids: Sequence[int]) -> dict[s
     return {**files, _GENERATION: json.dumps(generation, indent=2).encode() + b"\n"}
 
 
+def with_padding_token(files: Mapping[str, bytes], name: str) -> dict[str, bytes]:
+    """The files of a tokenizer, with this token for padding."""
+    made = dict(files)
+    for file in (CONFIG_FILE, NAMES_FILE):
+        if file == CONFIG_FILE or "pad_token" in settings_file(files, file):
+            made[file] = json_bytes(settings_file(files, file) | {"pad_token": name})
+    return made
+
+
 def with_named_templates(files: Mapping[str, bytes], named: Mapping[str, bytes]) -> dict[str, bytes]:
     """The files of a tokenizer, with further chat templates by name. transformers keeps these in files of their own,
     which win over the field in `tokenizer_config.json`; here they become that field.

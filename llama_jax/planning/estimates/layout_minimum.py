@@ -124,7 +124,8 @@ class _Layout:
         for phase in _PASSES if table_trains else _PASSES[:1]:
             yield self.exchange("all-to-all", "rows of the table", phase, self.axes("embed"), name, residual, once)
         yield self.exchange("all-reduce", "rows of the table", "forward", self.axes("vocab"), name, residual, once)
-        yield self.exchange("all-reduce", "last hidden state", "backward", self.axes("vocab"), name, residual, once)
+        if not config.scalar_head:
+            yield self.exchange("all-reduce", "last hidden state", "backward", self.axes("vocab"), name, residual, once)
 
         tensor = self.axes("heads", "mlp")
         again = 1 if self.program.model.compute.remat in ("full", "attention") else 0
@@ -141,7 +142,7 @@ class _Layout:
     def split_storage(self, path: str, leaf: jax.ShapeDtypeStruct) -> tuple[str, ...]:
         """The axes along which a parameter is gathered for use and its gradient scattered. The table of an embedding is
         not, except as the head."""
-        if path == paths.TABLE and not self.program.model.config.tie_embeddings:
+        if path == paths.TABLE and not self.program.model.config.table_is_head:
             return ()
         return tuple(axis for axis in self.axes("embed") if axis in _spec_axes(leaf))
 

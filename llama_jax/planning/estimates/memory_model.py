@@ -100,9 +100,11 @@ def _saved_bytes(plan: StepPlan) -> Number:
 
 def _at_the_loss(plan: StepPlan) -> dict[str, Number]:
     found, model = plan.parameters, plan.model
-    matrix = model.width * model.padded_vocab_size / plan.mesh.tensor
-    trains = found[paths.TABLE if model.tie_embeddings else paths.HEAD].trains
-    logits = min(CHUNK_BYTES, plan.tokens * model.padded_vocab_size * FLOAT32) / plan.mesh.tensor
+    outputs = 0 if model.scalar_head else model.padded_vocab_size
+    matrix = model.width * outputs / plan.mesh.tensor
+    head = paths.TABLE if model.table_is_head else paths.SCORE if model.scalar_head else paths.HEAD
+    trains = found[head].trains
+    logits = min(CHUNK_BYTES, plan.tokens * outputs * FLOAT32) / plan.mesh.tensor
     return {
         "gradients": FLOAT32 * _trained(plan) if plan.training.microbatches > 1 else 0,
         "weights": _casts(plan),

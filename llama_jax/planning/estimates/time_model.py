@@ -62,7 +62,7 @@ def flops(plan: StepPlan) -> int:
     """FLOPs of a step of the whole batch as it is executed, recomputation included."""
     model, remat = plan.model, plan.compute.remat
     found = plan.parameters
-    table = 0 if model.tie_embeddings else found[paths.TABLE].size
+    table = 0 if model.table_is_head else found[paths.TABLE].size
     matrices = {path: p for path, p in found.items() if len(p.shape) > 1 and not path.endswith(("scale", "magnitude"))}
     products = sum(p.size for p in matrices.values()) - table
     of_weights = sum(p.size for path, p in matrices.items() if p.trains) - (table if found[paths.TABLE].trains else 0)
@@ -89,7 +89,7 @@ def _gather_seconds(plan: StepPlan, chip: Chip, topology: Topology) -> float:
     group = _Group(plan.weight_parts, plan.mesh.tensor, topology, chip)
     total = 0.0
     for path, parameter in plan.parameters.items():
-        if "embed" not in parameter.axes or (path == paths.TABLE and not plan.model.tie_embeddings):
+        if "embed" not in parameter.axes or (path == paths.TABLE and not plan.model.table_is_head):
             continue
         # Codes travel as they are stored, anything else in the type of the products.
         width = parameter.stored if parameter.stored < 2 else plan.compute_bytes

@@ -1,0 +1,70 @@
+"""The scale of a reward model: what makes its scores of reference answers have mean 0 and deviation 1 (Ziegler et al.
+2019, arXiv:1909.08593, section 2.1). Kept in a file beside the weights, whose scores stay as they are."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llama_jax.core.errors import UserError
+from llama_jax.core.json_files import json_object, shown
+
+NORMALIZATION_FILE = "reward_normalization.json"
+"""Travels with the weights: see `Weights.files`."""
+
+
+@dataclass(frozen=True)
+class RewardNormalization:
+    """A normalised score is `gain` times the score, plus `bias`; works on numbers and on arrays."""
+
+    gain: float = 1.0
+    bias: float = 0.0
+
+    def __call__(self, scores: Any) -> Any:
+        return self.gain * scores + self.bias
+
+    def to_json(self) -> bytes:
+        """The content of `NORMALIZATION_FILE`."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+
+def normalization_of(mean: float, deviation: float) -> RewardNormalization:
+    """What gives scores of this mean and standard deviation mean 0 and deviation 1; only their mean is taken off where
+    they do not differ."""
+    gain = 1 / deviation if deviation > 0 else 1.0
+    return RewardNormalization(gain, -mean * gain)
+
+
+def measured_normalization(record: Mapping[str, Any]) -> dict[str, bytes]:
+    """The file of a checkpoint, by path, from the record of its step: there if the step was evaluated, so that its
+    `reward_mean` and `reward_deviation`, those of the scores of reference answers, are of these very weights."""
+    if "reward_mean" not in record:
+        return {}
+    made = normalization_of(record["reward_mean"], record["reward_deviation"])
+    return {f"model/{NORMALIZATION_FILE}": made.to_json()}
+
+
+def read_normalization(files: Mapping[str, bytes], where: str) -> RewardNormalization | None:
+    """What travels with the weights of a reward model; None where nothing does.
+
+    Args:
+        files: see `Weights.files`.
+        where: what they belong to, for messages.
+
+    Raises:
+        UserError: the file is not what `RewardNormalization.to_json` writes.
+    """
+    if NORMALIZATION_FILE not in files:
+        return None
+    values = json_object(files[NORMALIZATION_FILE], f"{where}: {NORMALIZATION_FILE}")
+    gain, bias = values.get("gain"), values.get("bias")
+    is_sound = all(type(value) in (int, float) and math.isfinite(value) for value in (gain, bias))
+    if not is_sound or values.keys() != {"gain", "bias"} or not gain > 0:
+        raise UserError(f"{where}: {NORMALIZATION_FILE} is {shown(values)}; a gain above 0 and a bias are expected")
+    return RewardNormalization(float(gain), float(bias))
+
+
+def without_normalization(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What travels with weights, for others made from them: their scores have another scale."""
+    return {name: content for name, content in files.items() if name != NORMALIZATION_FILE}

@@ -1,0 +1,65 @@
+"""Supervision by preferences: what `reward` gives to `fine_tune`, and which parameters train."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+from llama_jax.checkpoints.reward_normalization import measured_normalization
+from llama_jax.core.batches import completion_batch
+from llama_jax.data.preferences.loader import MEMBERS, PreferenceLoader
+from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.objectives.reward import Losses, bradley_terry, per_token, regression, scored
+from llama_jax.runs.held_out_scores import HeldOutScores
+from llama_jax.runs.methods import Method, all_parameters, low_rank_adapter, with_scalar_head
+from llama_jax.supervised.fine_tuning import Supervision
+from llama_jax.supervised.preference_config import PreferenceConfig, RewardConfig
+
+
+def preference_method(config: PreferenceConfig) -> Method:
+    """Which parameters of a language model train."""
+    if config.method == "full":
+        return all_parameters(config.training.trainable)
+    return low_rank_adapter(config.lora, config.model_dtype, config.training.peak_learning_rate)
+
+
+def scores(config: RewardConfig) -> tuple[Method, Supervision]:
+    """A scalar head on the end of a model, trained to score answers, and its scores of examples that are held out."""
+    losses: Mapping[str, Losses] = {
+        "bradley_terry": bradley_terry(config.centering),
+        "per_token": per_token,
+        "regression": regression,
+    }
+    kind = "scores" if config.loss == "regression" else "pairs"
+    batch, loss = completion_batch(config.data.pairs_per_row, MEMBERS[kind]), losses[config.loss]
+    supervision = Supervision(
+        objective=lambda model: scored(model, batch, loss),
+        open_data=functools.partial(open_preferences, config, kind),
+        evaluation=lambda model, data, rows, run: HeldOutScores(
+            model, loss, batch, lambda: data.validation_batches(rows), run
+        ),
+        measured_files=measured_normalization,
+        use="evaluate --task preference --model {run}",
+    )
+    return with_scalar_head(preference_method(config)), supervision
+
+
+def open_preferences(
+    config: PreferenceConfig,
+    kind: str,
+    tokenizer: Tokenizer,
+    rows_of: Callable[[int], Sequence[int]] | None,
+    say: Callable[[str], None],
+    *,
+    share_prompts: bool = False,
+) -> PreferenceLoader:
+    """All examples as training takes them."""
+    batch_size_at = config.training.batch_size_at
+    return PreferenceLoader(
+        config.data,
+        tokenizer,
+        kind,
+        config.seed,
+        batch_size_at=batch_size_at,
+        rows_of=rows_of,
+        say=say,
+        share_prompts=share_prompts,
+    )
