@@ -14,6 +14,7 @@ from etils import epath
 from formula_weights import BASE, ORACLE, SHAPES, FormulaWeights
 from safetensors.numpy import load_file, save_file
 from small_rewards import ADAPTERS, CLASSIFIERS, LENGTHS, ROWS
+from small_tokenizers import byte_level_file
 from small_weights import SMALL, SmallWeights, assert_same, params_of
 
 from llama_jax.checkpoints.adapters.adapter import identity_of
@@ -133,6 +134,38 @@ def test_peft_scores_what_is_written_as_we_do(tmp_path, name) -> None:
         found = model(torch.from_numpy(ROWS)).logits[:, 0].numpy()
     np.testing.assert_allclose(found, scores_of(base, ours), atol=1e-4, rtol=0)
     np.testing.assert_allclose(found, RECORDED[f"{name}/scores"], atol=1e-4, rtol=0)
+
+
+def with_end_for_padding() -> dict[str, bytes]:
+    """The files of a tokenizer whose padding is its EOS, as those of many chat models."""
+    names = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|eos|>"}
+    return {"tokenizer.json": byte_level_file(), "tokenizer_config.json": json.dumps(names).encode()}
+
+
+def test_an_export_is_padded_with_a_token_that_ends_no_answer(tmp_path) -> None:
+    """transformers reads a score at the last token that is not padding: with EOS for it, before that of the answer."""
+    config = dataclasses.replace(SCALAR, vocab_size=300)
+    folder = exported(SmallWeights(config, files=with_end_for_padding()), tmp_path / "rewards")
+    said, tokenizer = (json.loads((folder / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
+    assert (said["pad_token_id"], tokenizer["pad_token"], said["eos_token_id"]) == (0, "<|bos|>", 1)
+    plain = exported(
+        SmallWeights(files=with_end_for_padding(), config=dataclasses.replace(config, scalar_head=False)),
+        tmp_path / "plain",
+    )
+    assert json.loads((plain / "tokenizer_config.json").read_text())["pad_token"] == "<|eos|>"
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    encode = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = ["the cat<|eos|>", "the mill and the donkey<|eos|>"]
+    with torch.no_grad():
+        together = theirs(**encode(texts, padding=True, return_tensors="pt")).logits[:, 0]
+        alone = torch.cat([theirs(**encode(text, return_tensors="pt")).logits[:, 0] for text in texts])
+    assert encode(texts[0])["input_ids"][-1] == 1
+    np.testing.assert_allclose(together, alone, atol=1e-5, rtol=0)
+    weights = open_weights(str(folder), step=None, say=print)
+    model = language_model(config, ComputeConfig())
+    hidden = model.hidden(params_of(weights), jnp.asarray([encode(texts[0])["input_ids"]], jnp.int32))
+    assert abs(float(model.scores(params_of(weights), hidden)[0, -1]) - alone[0].item()) < 1e-4
 
 
 def test_a_score_does_not_depend_on_padding_nor_on_what_else_is_in_the_batch() -> None:
