@@ -17,9 +17,15 @@ from llama_jax.model.config import sized
 from llama_jax.planning.config import PlannedConfig
 from llama_jax.runs.config import RunConfig
 from llama_jax.supervised.config import LoraConfig, PretrainConfig, SftConfig
-from llama_jax.supervised.preference_config import RewardConfig
+from llama_jax.supervised.preference_config import DpoConfig, KtoConfig, RewardConfig
 
-_FINE_TUNING: dict[str, type] = {"sft": SftConfig, "lora": LoraConfig, "reward": RewardConfig}
+_FINE_TUNING: dict[str, type] = {
+    "sft": SftConfig,
+    "lora": LoraConfig,
+    "reward": RewardConfig,
+    "dpo": DpoConfig,
+    "kto": KtoConfig,
+}
 
 COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
@@ -55,6 +61,8 @@ DEFAULT_CONFIGS = {
     "sft": "sft_starter",
     "lora": "lora_starter",
     "reward": "reward_starter",
+    "dpo": "dpo_starter",
+    "kto": "kto_starter",
     "self_instruct": "self_instruct_starter",
 }
 """Bundled configs of commands whose defaults are meant for real models, for a call without arguments."""

@@ -30,7 +30,7 @@ def completion_sums(model: LanguageModel, params: PyTree, batches: Iterable[Rows
         batch = place_whole_batch(mesh, completion_batch(examples, members), rows, size)
         sums = np.asarray(jax.device_put(_sums(model, params, batch), replicated(mesh)))
         found.append(sums[rows["example_weights"] > 0])
-    return np.concatenate(found)
+    return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -11,6 +11,7 @@ import numpy as np
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.processes.distributed import from_main_process
 from llama_jax.core.run_directory import RunDirectory
+from llama_jax.data.instructions.example_data import EncodedExamples
 from llama_jax.data.rows.streams import Rows
 from llama_jax.model.llama import LanguageModel
 from llama_jax.runs.completion_sums import completion_sums
@@ -22,6 +23,8 @@ class ReferencedData(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+    @property
+    def validation(self) -> EncodedExamples: ...
     def batches_in_order(self, batch_size: int) -> Iterator[Rows]: ...
     def validation_batches(self, batch_size: int) -> Iterator[Rows]: ...
     def set_reference(self, training: np.ndarray, validation: np.ndarray) -> None: ...
@@ -43,7 +46,7 @@ def set_reference(
         identity: what tells the reference model from others, as JSON values.
         batch_size: rows of a global batch.
     """
-    facts = json.dumps([data.fingerprint, identity], sort_keys=True)
+    facts = json.dumps([data.fingerprint, data.validation.digest(), identity], sort_keys=True)
     fingerprint = hashlib.sha256(facts.encode()).hexdigest()
     kept = run.path / "reference_logprobs.json"
     content = from_main_process(lambda: kept.read_bytes() if kept.exists() else b"")

@@ -99,3 +99,87 @@ def test_a_run_that_is_killed_is_the_uninterrupted_run(kills, rewarded, tmp_path
     result = run(*line, folder=tmp_path)
     assert result.code == 0, result
     assert_same_run(rewarded, run_dir)
+
+
+@pytest.mark.parametrize("sizes", some([(2, 2, 2), (1, 4, 1)], []))
+@pytest.mark.parametrize("loss", some(["bradley_terry", "per_token"], []))
+def test_meshes_and_microbatches_give_the_same_losses(sizes, loss, small_run, preferences, tmp_path):
+    # Small steps, so that rounding stays rounding.
+    changes = {"loss": loss, "training.peak_learning_rate": 1e-4, "training.batch_size": 16, "data.pairs_per_row": 2}
+    arguments = arguments_of(small_run.run_dir, preferences, **changes)
+    assert run("reward", *arguments, "--run_dir", tmp_path / "one", folder=tmp_path).code == 0
+    parallel = [
+        part for name, size in zip(("data", "fsdp", "tensor"), sizes, strict=True) for part in (f"--mesh.{name}", size)
+    ]
+    line = ("reward", *arguments, "--training.microbatches", 2, *parallel, "--run_dir", tmp_path / "mesh")
+    assert call(*line) == 0
+    assert_same_losses(tmp_path / "mesh", tmp_path / "one")
+
+
+def assert_same_losses(found: Path, expected: Path) -> None:
+    for one, other in zip(metrics(found), metrics(expected), strict=True):
+        assert one["batch_hash"] == other["batch_hash"]
+        for name in ("loss", "validation_loss"):
+            assert one.get(name) == pytest.approx(other.get(name), abs=2e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(small_run, preferences, tmp_path):
+    arguments = arguments_of(small_run.run_dir, preferences, **{"training.peak_learning_rate": 1e-4})
+    for result in run_two("reward", *arguments, "--run_dir", tmp_path / "two", folder=tmp_path):
+        assert result.code == 0, result
+    assert run("reward", *arguments, "--run_dir", tmp_path / "one", folder=tmp_path).code == 0
+    assert_same_losses(tmp_path / "two", tmp_path / "one")
+
+
+def learned(run_dir: Path, *arguments: object) -> dict[str, float]:
+    assert call("reward", *arguments, "--run_dir", run_dir) == 0
+    return metrics(run_dir)[-1]
+
+
+@pytest.mark.parametrize(
+    ("loss", "method", "seed"),
+    some(
+        [
+            (loss, method, seed)
+            for loss in ("bradley_terry", "per_token")
+            for method in ("full", "lora")
+            for seed in range(3)
+        ],
+        [("bradley_terry", "lora", 0)],
+    ),
+)
+def test_a_rule_is_learned(loss, method, seed, small_run, tmp_path):
+    """One answer of each pair has a given word in it, and is as long as the other."""
+    chosen = random.Random(seed)
+    source = write(tmp_path / "pairs.jsonl", [pair(chosen) for _ in range(600)])
+    rate = {"full": 3e-3, "lora": 1e-2}[method]
+    changes = {"training.batch_size": 16, "training.steps": 90, "training.evaluate_every": 90, "checkpoints.every": 90}
+    changes |= {"loss": loss, "method": method, "seed": seed, "training.peak_learning_rate": rate}
+    changes |= {"data.validation_examples": 120}
+    last = learned(tmp_path / "run", *arguments_of(small_run.run_dir, source, **changes))
+    assert last["validation_accuracy"] > 0.95
+    assert abs(last["validation_length_accuracy"] - 0.5) < 0.15
+    assert json.loads((tmp_path / "run" / "verdict.json").read_text())["believed"]
+
+
+@pytest.mark.parametrize("seed", some(range(3), []))
+def test_thanks_that_say_nothing_are_not_preferred(seed, small_run, tmp_path):
+    """Where politeness has nothing to do with quality, a bad answer stuffed with thanks is not preferred to a good one
+    without, and of two good ones not the stuffed one."""
+    chosen = random.Random(seed)
+    source = write(tmp_path / "pairs.jsonl", [pair(chosen, polite=True) for _ in range(1000)])
+    stuffed = [
+        {
+            "prompt": "say cat sea",
+            "chosen": answer(chosen, good=True),
+            "rejected": answer(chosen, good=False, thanks=6),
+        }
+        for _ in range(100)
+    ]
+    changes = {"training.batch_size": 16, "training.steps": 120, "training.evaluate_every": 120, "seed": seed}
+    changes |= {"data.validation_source": write(tmp_path / "stuffed.jsonl", stuffed), "checkpoints.every": 120}
+    changes |= {"data.validation_examples": "null"}
+    last = learned(tmp_path / "run", *arguments_of(small_run.run_dir, source, **changes))
+    assert last["validation_accuracy"] > 0.95
+    assert last["validation_length_accuracy"] > 0.95  # of the shorter: what a lover of thanks gets wrong every time
