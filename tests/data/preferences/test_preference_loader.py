@@ -202,5 +202,5 @@ def test_what_does_not_fit_is_refused_by_name(make, records, kind, config, messa
 
 def test_the_set_that_comes_along_has_a_prompt_and_two_answers_each():
     records = starter_records()
-    assert len(records) == 96 and len({record.values["prompt"] for record in records}) == 96
+    assert len(records) == 120 and len({record.values["prompt"] for record in records}) == 120
     assert all(record.values["chosen"] != record.values["rejected"] for record in records)
