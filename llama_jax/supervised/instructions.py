@@ -7,6 +7,7 @@ from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import tokenizer_for
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.data.instructions.loader import ExampleLoader
+from llama_jax.data.preferences.chosen import InstructionOrPairData
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.objectives.next_token import next_token
 from llama_jax.runs.held_out import HeldOut
@@ -42,4 +43,12 @@ def _open_data(
     say: Callable[[str], None],
 ) -> ExampleLoader:
     batch_size_at = config.training.batch_size_at
-    return ExampleLoader(config.data, tokenizer, config.seed, batch_size_at=batch_size_at, rows_of=rows_of, say=say)
+    return ExampleLoader(
+        config.data,
+        tokenizer,
+        config.seed,
+        batch_size_at=batch_size_at,
+        rows_of=rows_of,
+        say=say,
+        kind=InstructionOrPairData,
+    )
