@@ -37,6 +37,8 @@ def evaluate(session: Session) -> dict[str, Any]:
     opened, (loader, examples, rows) = session.opened, _pairs(session)
     is_reward_model = opened.model.config.scalar_head
     of_batch = functools.partial(end_scores if is_reward_model else completion_sums, opened.model, opened.params)
+    for line in loader.description():
+        session.say(f"data: {line}")
     measure = functools.partial(pair_samples, rows, examples, opened.tokenizer, of_batch)
     count = min(len(examples), session.config.limit or len(examples))
     samples = session.samples(range(count), examples.digest(), measure)
@@ -55,8 +57,8 @@ def evaluate(session: Session) -> dict[str, Any]:
     of_sources = loader.data.counts
     return {
         "documents": count,
-        "requests": 2 * count,
-        "truncated": sum(counts.truncated for counts in of_sources),
+        "pairs": len(examples),
+        "cut_pairs": sum(counts.truncated for counts in of_sources),
         "dropped_records": dict(sum((counts.dropped for counts in of_sources), Counter())),
         **means([dict(zip(right, each, strict=True)) for each in zip(*right.values(), strict=True)], right),
         **found,
