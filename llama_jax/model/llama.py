@@ -59,6 +59,7 @@ class Attention(nn.Module):
                 value,
                 query_segments=rows.segment_ids,
                 key_segments=rows.segment_ids,
+                query_prefixes=rows.prefix_ids,
                 implementation=self.compute.attention,
             )
         mixed = mixed.reshape(B, T, -1)
@@ -245,6 +246,7 @@ class LanguageModel:
         segment_ids: Int[Array, "B T"] | None = None,
         rng: PRNGKeyArray | None = None,
         adapter_ids: Int[Array, "B"] | None = None,
+        prefix_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """The normalised residual stream at each position of a row (scanned layout).
 
@@ -254,12 +256,14 @@ class LanguageModel:
                 row, padded if at all behind its end.
             rng: Key of the dropout; None: there is none.
             adapter_ids: The adapter of each row, where `params` holds several.
+            prefix_ids: Of each token a second document that it sees, such as a prompt that completions share, its own
+                where there is none; None: no token sees another. TPU's and GPU's kernels for attention cannot do this.
         """
         network = Llama(self.config, self.compute)
         dropout = 0.0 if rng is None else self.dropout
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        rows = Rows(rotation(self.config, positions), segment_ids, None, adapter_ids, dropout)
+        rows = Rows(rotation(self.config, positions), segment_ids, None, adapter_ids, dropout, prefix_ids)
         rngs = {"dropout": rng} if dropout else None
         return network.apply(_collections(params), tokens, rows, rngs=rngs)[0]  # pyright: ignore
 

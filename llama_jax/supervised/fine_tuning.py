@@ -83,6 +83,8 @@ class Supervision:
     """The examples as such batches."""
     evaluation: Callable[[LanguageModel, FineTuningData, int, RunDirectory], Evaluation]
     """Made of the model, the data, rows of a batch and the run, which keeps the first result."""
+    set_reference: Callable[..., None] | None = None
+    """Gives the data what the model that the run begins with makes of them; see `supervised.reference`."""
     measured_files: Callable[[MetricsRecord], Mapping[str, bytes]] = lambda record: {}
     """See `Task.measured_files`."""
     samples: SamplesConfig | None = None
@@ -157,6 +159,9 @@ def _fine_tune(
         return program.begin(method.begin(params, jax.random.key(config.seed)))
 
     rows = config.training.batch_size // config.training.microbatches
+    if supervision.set_reference is not None:
+        identity = [path, config.step] if base is None else base.identity.fingerprint
+        supervision.set_reference(data, program.model, lambda: (base or open_base()).params, identity, rows, run)
     evaluation = supervision.evaluation(program.model, data, rows, run)
     files = _model_files(weights, method.architecture(weights.config), tokenizer, data.layout) | dict(method.files)
     hashes = {"tokenizer": tokenizer.fingerprint}

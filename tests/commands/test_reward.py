@@ -1,5 +1,6 @@
 """`reward` through its real command: what it learns, what it keeps, and what an interruption does to it."""
 
+import itertools
 import json
 import random
 import signal
@@ -8,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_runs import checkpoint, ended, metrics, run, started
-from learnable_preferences import pair, write
+from command_runs import call, checkpoint, ended, metrics, run, run_two, started
+from learnable_preferences import answer, pair, write
 from made_once import made_once
 from sweeps import some
 from test_restart import wait_for_steps
 
-STEPS = 12
+STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Rewarded:
 def preferences(tmp_path_factory) -> Path:
     def make(folder: Path) -> None:
         chosen = random.Random(0)
-        write(folder / "pairs.jsonl", [pair(chosen) for _ in range(120)])
+        write(folder / "pairs.jsonl", [pair(chosen) for _ in range(400)])
 
     return made_once(tmp_path_factory, "preferences", make) / "pairs.jsonl"
 
@@ -41,13 +42,13 @@ def arguments_of(model: Path, source: Path, **changes: object) -> list[object]:
         "data.source": source,
         "data.template": "plain",
         "data.sequence_length": 128,
-        "data.validation_examples": 24,
+        "data.validation_examples": 80,
         "training.steps": STEPS,
         "training.batch_size": 8,
         "training.peak_learning_rate": 0.01,
-        "training.evaluate_every": 4,
+        "training.evaluate_every": 20,
         "lora.target_modules": "[all-linear]",
-        "checkpoints.every": 3,
+        "checkpoints.every": 10,
         "tracking.tensorboard": "false",
     } | changes
     return [part for name, value in settings.items() for part in (f"--{name}", value)]
@@ -75,8 +76,9 @@ def test_a_run_leaves_adapter_head_scale_picture_and_verdict(rewarded):
     assert scale["gain"] * last["reward_deviation"] == pytest.approx(1)
     assert (rewarded.run_dir / "scores.png").read_bytes().startswith(b"\x89PNG")
     verdict = json.loads((rewarded.run_dir / "verdict.json").read_text())
-    assert verdict["figure"] == last["validation_accuracy"] and verdict["count"] == 24
+    assert verdict["figure"] == last["validation_accuracy"] and verdict["count"] == 80
     assert verdict["baseline"] == last["validation_length_accuracy"]
+    assert verdict["believed"] and last["validation_accuracy"] > 0.95
 
 
 def assert_same_run(expected: Rewarded, run_dir: Path) -> None:
@@ -137,26 +139,19 @@ def learned(run_dir: Path, *arguments: object) -> dict[str, float]:
     return metrics(run_dir)[-1]
 
 
-@pytest.mark.parametrize(
-    ("loss", "method", "seed"),
-    some(
-        [
-            (loss, method, seed)
-            for loss in ("bradley_terry", "per_token")
-            for method in ("full", "lora")
-            for seed in range(3)
-        ],
-        [("bradley_terry", "lora", 0)],
-    ),
-)
-def test_a_rule_is_learned(loss, method, seed, small_run, tmp_path):
-    """One answer of each pair has a given word in it, and is as long as the other."""
+WAYS = [*itertools.product(("bradley_terry", "per_token"), ("full", "lora"), range(3))]
+
+
+@pytest.mark.parametrize("way", some(WAYS, []), ids=lambda way: "_".join(map(str, way)))
+def test_a_rule_is_learned(way, small_run, tmp_path):
+    """One answer of each pair has a given word in it; their lengths say nothing."""
+    loss, method, seed = way
     chosen = random.Random(seed)
     source = write(tmp_path / "pairs.jsonl", [pair(chosen) for _ in range(600)])
     rate = {"full": 3e-3, "lora": 1e-2}[method]
     changes = {"training.batch_size": 16, "training.steps": 90, "training.evaluate_every": 90, "checkpoints.every": 90}
     changes |= {"loss": loss, "method": method, "seed": seed, "training.peak_learning_rate": rate}
-    changes |= {"data.validation_examples": 120}
+    changes |= {"data.validation_examples": 120, "data.sequence_length": 256}
     last = learned(tmp_path / "run", *arguments_of(small_run.run_dir, source, **changes))
     assert last["validation_accuracy"] > 0.95
     assert abs(last["validation_length_accuracy"] - 0.5) < 0.15
@@ -179,7 +174,7 @@ def test_thanks_that_say_nothing_are_not_preferred(seed, small_run, tmp_path):
     ]
     changes = {"training.batch_size": 16, "training.steps": 120, "training.evaluate_every": 120, "seed": seed}
     changes |= {"data.validation_source": write(tmp_path / "stuffed.jsonl", stuffed), "checkpoints.every": 120}
-    changes |= {"data.validation_examples": "null"}
+    changes |= {"data.validation_examples": "null", "data.sequence_length": 512}
     last = learned(tmp_path / "run", *arguments_of(small_run.run_dir, source, **changes))
     assert last["validation_accuracy"] > 0.95
     assert last["validation_length_accuracy"] > 0.95  # of the shorter: what a lover of thanks gets wrong every time

@@ -88,7 +88,7 @@ def test_an_update_is_the_same_in_parts_and_on_any_mesh(name, cut) -> None:
 def test_metrics_are_means_over_the_examples_that_are_there() -> None:
     params = jax.jit(MODEL.init)(jax.random.key(0))
     with jax.set_mesh(make_mesh(MeshConfig(1), jax.devices()[:1])):
-        logprobs = completion_sums(MODEL, params, [rows()])
+        logprobs = completion_sums(MODEL, KIND, params, [rows()])
     there = rows()["example_weights"] > 0
     rewards = 0.5 * (logprobs - rows()["reference"][there])
     found, _ = whole("dpo")
@@ -111,7 +111,7 @@ def test_dpo_begins_at_the_logarithm_of_2_exactly() -> None:
         objective = preference(MODEL, functools.partial(sigmoid, beta=0.5), KIND, beta=0.5)
         program = make_program(MODEL, objective, config, T, seed=0, partition=method.partition(MODEL))
         base = jax.jit(MODEL.init)(jax.random.key(0))
-        sums = completion_sums(MODEL, base, [rows()])
+        sums = completion_sums(MODEL, KIND, base, [rows()])
         reference = np.zeros_like(rows()["reference"])
         reference[rows()["example_weights"] > 0] = sums
         state, frozen = program.begin(method.begin(base, jax.random.key(1)))

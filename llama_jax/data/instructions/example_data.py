@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -60,19 +60,20 @@ class EncodedExamples(Protocol):
     def __len__(self) -> int: ...
 
 
-Kept = TypeVar("Kept", bound=EncodedExamples)
-
-
 @runtime_checkable
-class Collected(Protocol[Kept]):
+class Collected(Protocol):
     """Examples while they are encoded."""
 
     def __len__(self) -> int: ...
     def end_source(self) -> None: ...
-    def examples(self) -> Kept: ...
+    def examples(self) -> Any: ...
 
 
-class ExampleData(ABC, Generic[Kept]):
+Kept = TypeVar("Kept", bound=EncodedExamples)
+Into = TypeVar("Into", bound=Collected)
+
+
+class ExampleData(ABC, Generic[Kept, Into]):
     """The examples of a run. A kind of data says what its records are and what examples they make.
 
     Args:
@@ -134,11 +135,11 @@ class ExampleData(ABC, Generic[Kept]):
         """
 
     @abstractmethod
-    def collected(self) -> Collected[Kept]:
+    def collected(self) -> Into:
         """A place for examples, with none in it."""
 
     @abstractmethod
-    def take(self, record: Record, counts: SourceCounts, into: Collected[Kept], *, keep_prompt: bool) -> None:
+    def take(self, record: Record, counts: SourceCounts, into: Into, *, keep_prompt: bool) -> None:
         """Put the examples of a record there; one of which nothing is learned is left out and counted.
 
         Raises:
@@ -195,7 +196,7 @@ class ExampleData(ABC, Generic[Kept]):
         records: RecordSource[Record],
         counts: SourceCounts,
         numbers: Int[np.ndarray, "numbers"],
-        into: Collected[Kept],
+        into: Into,
         *,
         keep_prompts: bool = False,
     ) -> int:

@@ -58,7 +58,7 @@ class Examples:
         return digest.hexdigest()
 
 
-class InstructionData(ExampleData[Examples]):
+class InstructionData(ExampleData[Examples, "_Collected"]):
     """Examples of instructions and answers; see `ExampleData`."""
 
     def __init__(

@@ -92,7 +92,7 @@ class RowLoader:
         self,
         config: ExampleDataConfig,
         layout: Layout,
-        data: ExampleData[Any],
+        data: ExampleData[Any, Any],
         planner: Planner,
         row: Callable[[Any, Sequence[int], int], Row],
         facts: Mapping[str, Any],
@@ -244,7 +244,7 @@ class ExampleLoader(RowLoader):
         super().__init__(config, layout, data, planner, row_of, facts, batch_size_at=batch_size_at, rows_of=rows_of)
 
 
-def _fingerprint(data: ExampleData[Any], config: ExampleDataConfig, more: Mapping[str, Any]) -> str:
+def _fingerprint(data: ExampleData[Any, Any], config: ExampleDataConfig, more: Mapping[str, Any]) -> str:
     facts = {
         "examples": data.training.digest(),
         "shares": data.shares,

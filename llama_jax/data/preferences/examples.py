@@ -1,6 +1,7 @@
 """Compared, judged and scored answers as they are learned from: all examples of a run, encoded once at its start, and
 what could not be used. Every process holds all of them. Independent of rows."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -16,7 +17,15 @@ from llama_jax.data.config import PreferenceDataConfig
 from llama_jax.data.instructions.example_data import RECORDS_LOOKED_AT, ExampleData, SourceCounts, end_of_learned
 from llama_jax.data.instructions.records import Conversation
 from llama_jax.data.instructions.templates import Layout
-from llama_jax.data.preferences.records import Compared, Kind, compared, kind_of_fields, prompt_key, unknown_format
+from llama_jax.data.preferences.records import (
+    Compared,
+    Kind,
+    compared,
+    kind_of_fields,
+    prompt_key,
+    shared_opening,
+    unknown_format,
+)
 from llama_jax.data.sources.documents import BadRecordError, RecordSource, split_indices
 from llama_jax.data.sources.opening import open_records
 from llama_jax.data.sources.record_text import Record
@@ -45,6 +54,8 @@ class CompletionExamples:
     """Number of the first example of each source, and the end of the last."""
     reference: Float[np.ndarray, "examples members"]
     """log p of each answer under the reference model, in nats; 0 until known."""
+    shared: Int[np.ndarray, "examples"]
+    """How many ids of its prompt an example has in a row once, and not in each of its sequences."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,7 +69,7 @@ class CompletionExamples:
     @property
     def places(self) -> Int[np.ndarray, "examples"]:
         """Places that each example takes in a row."""
-        return np.diff(self.starts[:: self.members])
+        return np.diff(self.starts[:: self.members]) - (self.members - 1) * self.shared
 
     @property
     def lengths(self) -> Int[np.ndarray, "examples members"]:
@@ -69,7 +80,7 @@ class CompletionExamples:
     def digest(self) -> str:
         """SHA-256 of all that is there, but for what the reference model says."""
         digest = hashlib.sha256(str(self.members).encode())
-        for part in (self.ids, self.bears_loss, self.starts, self.labels, self.sources):
+        for part in (self.ids, self.bears_loss, self.starts, self.labels, self.sources, self.shared):
             digest.update(str(len(part)).encode() + b"\0" + np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()
 
@@ -107,10 +118,23 @@ class CollectedCompletions:
             labels=np.array(self._labels, np.float32),
             sources=np.array(self._sources, np.int64),
             reference=np.zeros((len(self), self._members), np.float32),
+            shared=np.zeros(len(self), np.int64),
         )
 
 
-class PreferenceData(ExampleData[CompletionExamples]):
+def with_shared_prompts(examples: CompletionExamples) -> CompletionExamples:
+    """The same, with each prompt once in a row: what all sequences of an example begin with, but for its last id, which
+    stays with each answer that it predicts the first id of."""
+
+    def shared(number: int) -> int:
+        sequences = examples[number]
+        opening = shared_opening(*(ids.tolist() for ids, _ in sequences))
+        return max(0, min(opening, *(int(np.argmax(learned)) for _, learned in sequences)) - 1)
+
+    return dataclasses.replace(examples, shared=np.array(list(map(shared, range(len(examples)))), np.int64))
+
+
+class PreferenceData(ExampleData[CompletionExamples, CollectedCompletions]):
     """The examples of a run; see `ExampleData`.
 
     Args:
@@ -127,7 +151,8 @@ class PreferenceData(ExampleData[CompletionExamples]):
         *,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._config, self._kind, self._most = config, kind, most
+        self._kind: Kind = kind
+        self._config, self._most = config, most
         self._members = 2 if kind == "pairs" else 1
         super().__init__(config, layout, say=say)
 
@@ -145,7 +170,7 @@ class PreferenceData(ExampleData[CompletionExamples]):
             except BadRecordError:
                 continue
             found = kind_of_fields(values)
-            if found == self._kind or (found, self._kind) == ("pairs", "labels"):
+            if found is not None and (found == self._kind or (found, self._kind) == ("pairs", "labels")):
                 return found
             fields = fields or list(values)
         raise unknown_format(name, fields, self._kind)
@@ -232,9 +257,7 @@ class PreferenceData(ExampleData[CompletionExamples]):
         return ids[-self._most :], [False, *learned[-self._most :][1:]]
 
 
-def mismatched(
-    examples: CompletionExamples, groups: Sequence[Int[np.ndarray, "group"]], most: int
-) -> CompletionExamples:
+def mismatched(examples: CompletionExamples, groups: Sequence[Int[np.ndarray, "_"]], most: int) -> CompletionExamples:
     """Judged answers, each with a second sequence beside it: its prompt with the answer of the next example of its
     group, the last with that of the first; what KTO estimates its KL with (arXiv:2402.01306, section 4.1).
 
