@@ -128,8 +128,8 @@ def _fine_tune(
     path, mesh = str(config.model), jax.sharding.get_mesh()
     weights = _weights(config, method, run)
     _check_size(config, weights.config, path)
-    day = config.data.template_date
-    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer, day=day)
+    given, day = config.tokenizer, config.data.template_date
+    tokenizer = tokenizer_for(weights.files, weights.config, path, given=given, day=day)
     data = supervision.open_data(tokenizer, functools.partial(local_rows, mesh), run.say)
     for line in data.description():
         run.say(f"data: {line}")
@@ -167,8 +167,7 @@ def _fine_tune(
     hashes = {"tokenizer": tokenizer.fingerprint}
     if base is not None:
         files[BASE_FILE], hashes["base"] = base.identity.to_json(), base.identity.fingerprint
-    samples = _samples(supervision.samples, program.model, tokenizer, data, run)
-    measured = _Measured(evaluation, samples, run)
+    measured = _Measured(evaluation, _samples(supervision.samples, program.model, tokenizer, data, run), run)
     task = Task(
         program=program,
         data=data,
@@ -185,9 +184,7 @@ def _fine_tune(
     )
     with contextlib.closing(measured):
         if train(config, run, task):
-            measured.say_result()
-            run.say(f"checkpoint, metrics.jsonl and curves.png are in {run.path}")
-            run.say(f"try it: python -m llama_jax.{supervision.use.format(run=run.path)}")
+            measured.say_result(supervision.use)
 
 
 class _Measured:
@@ -215,13 +212,15 @@ class _Measured:
         if self._samples is not None:
             self._samples.close()
 
-    def say_result(self) -> None:
-        """Say what came of it."""
+    def say_result(self, use: str) -> None:
+        """Say what came of it, and with which command to try it."""
         changes = [] if self._samples is None else self._samples.changes()
         for line in (*changes, *self._evaluation.result()):
             self._run.say(line)
         if (verdict := self._evaluation.verdict) is not None:
             record_verdict(self._run, verdict)
+        self._run.say(f"checkpoint, metrics.jsonl and curves.png are in {self._run.path}")
+        self._run.say(f"try it: python -m llama_jax.{use.format(run=self._run.path)}")
 
 
 def _samples(

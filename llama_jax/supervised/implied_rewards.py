@@ -62,7 +62,7 @@ def _supervision(
         def logprobs(params: PyTree) -> np.ndarray:
             return completion_sums(model, batches, params, data.validation_batches(rows))
 
-        return HeldOutPreferences(logprobs, data.validation, judge, run)
+        return HeldOutPreferences(logprobs, data.validation, judge, run, has_reference=has_reference)
 
     return Supervision(
         objective=objective,
