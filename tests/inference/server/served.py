@@ -47,6 +47,15 @@ class Server:
         headers = {"authorization": f"Bearer {KEY}", **more.pop("headers", {})}
         return httpx2.Client(base_url=self.url, headers=headers, timeout=60, **more)
 
+    def await_ends(self) -> None:
+        """Wait until nothing more is done for any request: it is counted and logged only after its answer is sent."""
+
+        async def ends() -> None:
+            while any("run_asgi" in str(task.get_coro()) for task in asyncio.all_tasks()):
+                await asyncio.sleep(0.002)
+
+        asyncio.run_coroutine_threadsafe(ends(), self.service.worker._loop).result(60)
+
 
 def opened_model(context_length: int = 256) -> OpenModel:
     """The model, on one device."""
