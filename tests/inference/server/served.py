@@ -33,6 +33,12 @@ TEXTS = [f"Document {number} says that twice it is {2 * number}; 日本 é 🙂"
 KEY = "canary-key-5417"
 
 
+def client_of(url: str, **more: Any) -> httpx2.Client:
+    """A client that knows the key."""
+    headers = {"authorization": f"Bearer {KEY}", **more.pop("headers", {})}
+    return httpx2.Client(base_url=url, headers=headers, timeout=60, **more)
+
+
 @dataclass
 class Server:
     """One that runs."""
@@ -44,8 +50,7 @@ class Server:
 
     def client(self, **more: Any) -> httpx2.Client:
         """A client that knows the key."""
-        headers = {"authorization": f"Bearer {KEY}", **more.pop("headers", {})}
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=60, **more)
+        return client_of(self.url, **more)
 
     def await_ends(self) -> None:
         """Wait until nothing more is done for any request: it is counted and logged only after its answer is sent."""
