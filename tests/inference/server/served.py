@@ -76,7 +76,7 @@ def opened_model(context_length: int = 256) -> OpenModel:
 @contextlib.contextmanager
 def running(opened: OpenModel, api_key: str | None = KEY, **settings: Any) -> Iterator[Server]:
     """Serve it in a thread, at a port of its own."""
-    config = ServeConfig(port=0, **settings)
+    config = ServeConfig(**{"port": 0, **settings})
     with bound_socket(config) as listener:
         with jax.set_mesh(jax.tree.leaves(opened.params)[0].sharding.mesh):  # not for the tests in between
             service = start_service(config, opened, decoding_params(opened.model, opened.params))
