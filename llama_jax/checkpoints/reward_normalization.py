@@ -58,11 +58,11 @@ def read_normalization(files: Mapping[str, bytes], where: str) -> RewardNormaliz
     if NORMALIZATION_FILE not in files:
         return None
     values = json_object(files[NORMALIZATION_FILE], f"{where}: {NORMALIZATION_FILE}")
-    gain, bias = values.get("gain"), values.get("bias")
-    is_sound = all(type(value) in (int, float) and abs(value) < _TOO_LARGE for value in (gain, bias))
-    if not is_sound or values.keys() != {"gain", "bias"} or not gain > 0:
+    gain, bias = (values.get(name) for name in ("gain", "bias"))
+    numbers = [float(value) for value in (gain, bias) if type(value) in (int, float) and abs(value) < _TOO_LARGE]
+    if len(numbers) < 2 or values.keys() != {"gain", "bias"} or not numbers[0] > 0:
         raise UserError(f"{where}: {NORMALIZATION_FILE} is {shown(values)}; a gain above 0 and a bias are expected")
-    return RewardNormalization(float(gain), float(bias))
+    return RewardNormalization(*numbers)
 
 
 def without_normalization(files: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -257,7 +257,7 @@ class LanguageModel:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         rows = Rows(rotation(self.config, positions), segment_ids, None, adapter_ids, dropout, prefix_ids)
         rngs = {"dropout": rng} if dropout else None
-        return network.apply(_collections(params), tokens, rows, rngs=rngs)  # pyright: ignore[reportReturnType]
+        return network.apply(_collections(params), tokens, rows, rngs=rngs)  # pyright: ignore
 
     def logits(self, params: PyTree, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Logits of the next token after each position, float32, one document a row (scanned layout)."""

@@ -100,7 +100,7 @@ def assert_same_run(expected: Tuned, run_dir: Path) -> None:
 
 
 def test_a_run_that_stops_goes_on_with_the_log_probs_that_it_keeps(tuned, tmp_path):
-    """From a checkpoint in the middle, as a killed process leaves it. What is damaged, or of other data, is made anew."""
+    """From a checkpoint in the middle, as a kill leaves it. What is damaged, or of other data, is made anew."""
     run_dir = shutil.copytree(tuned.run_dir, tmp_path / "run")
     for step in (9, STEPS):
         shutil.rmtree(run_dir / "checkpoints" / str(step))

@@ -263,7 +263,8 @@ def padding_token(tokenizer: Tokenizer) -> str | None:
     there is no such token; it then takes one row at a time."""
     wanted = [tokenizer.token_names.get(use) for use in ("pad_token", "unk_token", "bos_token")]
     ids = tokenizer.special_tokens
-    return next((name for name in (*wanted, *ids) if name in ids and ids[name] not in tokenizer.stop_ids), None)
+    named = [name for name in (*wanted, *ids) if name is not None and name in ids]
+    return next((name for name in named if ids[name] not in tokenizer.stop_ids), None)
 
 
 def transformers_files(files: Mapping[str, bytes], where: str) -> dict[str, bytes]:

@@ -217,5 +217,6 @@ def row_of(examples: Examples, numbers: Sequence[int], row_length: int) -> Row:
 def padded_length(examples: Placed, rows: Sequence[Int[np.ndarray, "_"]], config: ExampleDataConfig) -> int:
     """Length of the rows of a batch that holds these: that of the longest, rounded up to a multiple of `pad_multiple`,
     and `sequence_length` at the most."""
-    longest = max(int(examples.places[row].sum()) for row in rows)
+    places = examples.places
+    longest = max(int(places[row].sum()) for row in rows)
     return min(-(-longest // config.pad_multiple) * config.pad_multiple, config.sequence_length)

@@ -67,16 +67,21 @@ class CompletionExamples:
         places = [slice(*each) for each in itertools.pairwise(bounds)]
         return [(self.ids[place], self.bears_loss[place]) for place in places]
 
-    @functools.cached_property
+    @property
     def places(self) -> Int[np.ndarray, "examples"]:
         """Places that each example takes in a row."""
-        return np.diff(self.starts[:: self.members]) - (self.members - 1) * self.shared
+        return self._measured[0]
 
-    @functools.cached_property
+    @property
     def lengths(self) -> Int[np.ndarray, "examples members"]:
         """Tokens of each answer, the one that ends it included."""
+        return self._measured[1]
+
+    @functools.cached_property
+    def _measured(self) -> tuple[np.ndarray, np.ndarray]:
+        places = np.diff(self.starts[:: self.members]) - (self.members - 1) * self.shared
         before = np.concatenate([[0], np.cumsum(self.bears_loss)])
-        return np.diff(before[self.starts]).reshape(-1, self.members)
+        return places, np.diff(before[self.starts]).reshape(-1, self.members)
 
     def digest(self) -> str:
         """SHA-256 of all that is there, but for what the reference model says."""
