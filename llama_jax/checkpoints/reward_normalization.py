@@ -59,7 +59,8 @@ def read_normalization(files: Mapping[str, bytes], where: str) -> RewardNormaliz
         return None
     values = json_object(files[NORMALIZATION_FILE], f"{where}: {NORMALIZATION_FILE}")
     gain, bias = (values.get(name) for name in ("gain", "bias"))
-    numbers = [float(value) for value in (gain, bias) if type(value) in (int, float) and abs(value) < _TOO_LARGE]
+    given = [value for value in (gain, bias) if isinstance(value, int | float) and not isinstance(value, bool)]
+    numbers = [float(value) for value in given if abs(value) < _TOO_LARGE]
     if len(numbers) < 2 or values.keys() != {"gain", "bias"} or not numbers[0] > 0:
         raise UserError(f"{where}: {NORMALIZATION_FILE} is {shown(values)}; a gain above 0 and a bias are expected")
     return RewardNormalization(*numbers)
