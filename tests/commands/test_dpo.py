@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_runs import call, checkpoint, ended, metrics, run, run_two, started
-from learnable_preferences import pair, write
+from learnable_preferences import WORDS, pair, write
 from made_once import made_once
 from sweeps import some
 from test_restart import wait_for_steps
@@ -30,8 +30,9 @@ class Tuned:
 
 
 def records_of(command: str, chosen: random.Random, count: int) -> list[dict[str, object]]:
-    """Pairs, or answers by themselves; what is good has a given word in it and is as long as what is not."""
-    pairs = [pair(chosen) for _ in range(count)]
+    """Pairs, or answers by themselves; what is good has a given word in it and is as long as what is not. Each has a
+    prompt of its own: what has one that is held out would be left out."""
+    pairs = [pair(chosen) | {"prompt": f"say {' '.join(chosen.choices(WORDS, k=6))}"} for _ in range(count)]
     if command == "dpo":
         return pairs
     labels = [("chosen", True), ("rejected", False)]
@@ -100,7 +101,7 @@ def assert_same_run(expected: Tuned, run_dir: Path) -> None:
 
 
 def test_a_run_that_stops_goes_on_with_the_log_probs_that_it_keeps(tuned, tmp_path):
-    """From a checkpoint in the middle, as a killed process leaves it. What is damaged, or of other data, is made anew."""
+    """From a checkpoint in the middle, as a killed process leaves it; log-probs that are damaged are found anew."""
     run_dir = shutil.copytree(tuned.run_dir, tmp_path / "run")
     for step in (9, STEPS):
         shutil.rmtree(run_dir / "checkpoints" / str(step))
