@@ -72,7 +72,9 @@ def test_a_greeting_before_the_first_user_is_no_part_of_the_prompt():
 def test_a_prompt_of_nothing_but_space_takes_no_time():
     space = " " * 2**20
     with pytest.raises(BadRecordError, match=r"no prompt in common"):
-        compared(Record("a:1", {"chosen": f"Human:{space}Assistant: a", "rejected": f"Human:{space}x Assistant:"}), "pairs")
+        compared(
+            Record("a:1", {"chosen": f"Human:{space}Assistant: a", "rejected": f"Human:{space}x Assistant:"}), "pairs"
+        )
 
 
 def test_margins_and_scores_are_numbers_and_zero_is_one():
