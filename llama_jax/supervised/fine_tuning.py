@@ -138,13 +138,9 @@ def _fine_tune(
     program = build_program(config, method, supervision.objective, weights.config, config.data.sequence_length)
     run.say(description(program, weights.source))
     unsaved = {path for path in tree.flatten(program.frozen_shapes) if not method.is_saved(path)}
+    opened = ModelReference(path, config.step)
     open_base = functools.partial(
-        open_params,
-        ModelReference(path, config.step),
-        config.compute,
-        store=method.store,
-        identify=bool(unsaved),
-        say=run.say,
+        open_params, opened, config.compute, store=method.store, identify=bool(unsaved), say=run.say
     )
     # Where checkpoints hold all parameters nothing keeps those of the model: a run that begins may use their memory.
     base = open_base() if unsaved else None
