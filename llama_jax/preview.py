@@ -42,7 +42,7 @@ def _examples(config: InstructionConfig | PreferenceConfig, show: ShownConfig) -
     day = config.data.template_date
     tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer, day=day)
     if isinstance(config, PreferenceConfig):
-        loader = open_preferences(config, config.kind, tokenizer, None, _say)
+        loader = open_preferences(config, tokenizer, None, _say)
     else:
         loader = open_instructions(config, tokenizer, None, _say)
     rows = [("the first epoch", row) for row in first_rows(loader, show.examples)]
