@@ -5,6 +5,7 @@ from typing import Literal
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import PreferenceDataConfig
+from llama_jax.data.preferences.records import Kind
 from llama_jax.model.config import AdapterConfig
 from llama_jax.supervised.config import ALPACA_TRAINING, FineTuningConfig, SamplesConfig
 from llama_jax.training.config import TrainingConfig
@@ -27,6 +28,11 @@ class PreferenceConfig(FineTuningConfig):
     epochs: float | None = 1.0
     """Passes over the training examples, which set `training.steps`; null: `training.steps` decides."""
 
+    @property
+    def kind(self) -> Kind:
+        """What is learned from."""
+        return "pairs"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method == "full" and self.model_dtype != "float32":
@@ -48,6 +54,11 @@ class RewardConfig(PreferenceConfig):
     centering: float = 0.0
     """Weight of the squared sum of a pair's scores beside `bradley_terry`, which keeps scores around 0; 0.01 is common
     (arXiv:2312.09244)."""
+
+    @property
+    def kind(self) -> Kind:
+        """What is learned from."""
+        return "scores" if self.loss == "regression" else "pairs"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,6 +164,11 @@ class KtoConfig(ImpliedRewardConfig):
     times `undesirable_weight`."""
     undesirable_weight: float = 1.0
     """Weight of bad answers."""
+
+    @property
+    def kind(self) -> Kind:
+        """What is learned from."""
+        return "labels"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from llama_jax.checkpoints.reward_normalization import measured_normalization
 from llama_jax.core.batches import completion_batch
 from llama_jax.data.preferences.loader import MEMBERS, PreferenceLoader
+from llama_jax.data.preferences.records import Kind
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.objectives.reward import Losses, bradley_terry, per_token, regression, scored
 from llama_jax.runs.held_out_scores import HeldOutScores
@@ -28,11 +29,10 @@ def scores(config: RewardConfig) -> tuple[Method, Supervision]:
         "per_token": per_token,
         "regression": regression,
     }
-    kind = "scores" if config.loss == "regression" else "pairs"
-    batch, loss = completion_batch(config.data.pairs_per_row, MEMBERS[kind]), losses[config.loss]
+    batch, loss = completion_batch(config.data.pairs_per_row, MEMBERS[config.kind]), losses[config.loss]
     supervision = Supervision(
         objective=lambda model: scored(model, batch, loss),
-        open_data=functools.partial(open_preferences, config, kind),
+        open_data=functools.partial(open_preferences, config, config.kind),
         evaluation=lambda model, data, rows, run: HeldOutScores(
             model, loss, batch, lambda: data.validation_batches(rows), run
         ),
@@ -44,7 +44,7 @@ def scores(config: RewardConfig) -> tuple[Method, Supervision]:
 
 def open_preferences(
     config: PreferenceConfig,
-    kind: str,
+    kind: Kind,
     tokenizer: Tokenizer,
     rows_of: Callable[[int], Sequence[int]] | None,
     say: Callable[[str], None],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_runs import call, checkpoint, ended, metrics, run, run_two, started
+from command_runs import call, checkpoint, copy_until, ended, metrics, run, run_two, started
 from learnable_preferences import answer, pair, write
 from made_once import made_once
 from sweeps import some
@@ -101,6 +101,71 @@ def test_a_run_that_is_killed_is_the_uninterrupted_run(kills, rewarded, tmp_path
     result = run(*line, folder=tmp_path)
     assert result.code == 0, result
     assert_same_run(rewarded, run_dir)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_over_its_own_base_alone(rewarded, small_run, tmp_path, capfd):
+    run_dir = copy_until(rewarded.run_dir, tmp_path / "run", [30])
+    other = copy_until(small_run.run_dir, tmp_path / "other", [27])
+    assert call("reward", *rewarded.arguments, "--run_dir", run_dir, "--model", other) == 2
+    assert f"error: --run_dir {run_dir}: belongs to a base other than {other}: " in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_reward_model_goes_on_with_its_head_and_writes_no_text(small_run, preferences, tmp_path, capfd):
+    """Another run that begins with it scores as it does."""
+    arguments = arguments_of(small_run.run_dir, preferences, **{"method": "full", "training.steps": 20})
+    assert call("reward", *arguments, "--run_dir", tmp_path / "first") == 0
+    first = metrics(tmp_path / "first")[-1]
+    line = ("reward", *arguments, "--model", tmp_path / "first", "--run_dir", tmp_path / "second")
+    capfd.readouterr()
+    assert call(*line, "--training.steps", 1, "--training.warmup_steps", 0, "--training.peak_learning_rate", 1e-9) == 0
+    second = metrics(tmp_path / "second")[-1]
+    assert second["validation_loss"] == pytest.approx(first["validation_loss"], abs=1e-5)
+    assert call("generate", "--model", tmp_path / "first", "--prompt", "say") == 2
+    assert "is a reward model" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_tiny_config_trains(tiny_run, tmp_path):
+    line = ("reward", "--config", "tiny/reward", "--model", tiny_run, "--run_dir", tmp_path / "run")
+    result = run(*line, folder=tmp_path)
+    assert result.code == 0, result
+    assert "before training: held-out accuracy" in result.output and "verdict: held-out accuracy" in result.output
+    records = metrics(tmp_path / "run")
+    assert len(records) == 20 and records[-1]["loss"] < records[0]["loss"]
+
+
+def test_the_preview_shows_both_answers_and_what_is_scored(small_run, preferences, capfd):
+    arguments = arguments_of(small_run.run_dir, preferences)
+    assert call("preview reward", *arguments, "--examples", 1, "--characters", 300, "--json") == 0
+    report = json.loads(capfd.readouterr().out.splitlines()[-1])
+    rows = [json.loads(line) for line in preferences.read_text().splitlines()]
+    (asked, _), (chosen, bears_loss) = report["examples_shown"][0]["segments"][0]["pieces"]
+    rejected = report["examples_shown"][0]["segments"][1]["pieces"][-1][0]
+    texts = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    ends = [text.removesuffix("</s>") for text in (chosen, rejected)]
+    assert bears_loss and (asked.removeprefix("<s>"), *ends) in texts
+    assert report["held_out_examples"] == 80
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--centering", "-1"], "centering: -1.0 must not be negative"),
+        (["--centering", "1", "--loss", "per_token"], "centering: 1.0 is for the loss bradley_terry, not per_token"),
+        (["--method", "full", "--model_dtype", "nf4"], "model_dtype: nf4 is for method lora"),
+        (["--training.trainable", "norm"], "training.trainable: is for method full"),
+        (["--data.source", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--loss", "regression"], "score"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "_".join(value),
+)
+def test_mistakes_are_named_in_one_line(change, message, small_run, preferences, tmp_path, capfd):
+    line = ("reward", *arguments_of(small_run.run_dir, preferences), "--run_dir", tmp_path / "run", *change)
+    assert call(*line) == 2
+    errors = capfd.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and message in errors[0], errors
 
 
 @pytest.mark.parametrize("sizes", some([(2, 2, 2), (1, 4, 1)], []))

@@ -2,6 +2,7 @@
 
 Sets of instructions are small, so every process holds all of them: 5 bytes a token. Independent of rows."""
 
+import functools
 import hashlib
 import json
 from array import array
@@ -45,7 +46,7 @@ class Examples:
         place = slice(int(self.starts[number]), int(self.starts[number + 1]))
         return self.ids[place], self.bears_loss[place]
 
-    @property
+    @functools.cached_property
     def places(self) -> Int[np.ndarray, "examples"]:
         """Places that each example takes in a row, one for a pair of token and target: one fewer than it has ids."""
         return np.diff(self.starts) - 1

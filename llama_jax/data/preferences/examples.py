@@ -2,6 +2,7 @@
 what could not be used. Every process holds all of them. Independent of rows."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -66,12 +67,12 @@ class CompletionExamples:
         places = [slice(*each) for each in itertools.pairwise(bounds)]
         return [(self.ids[place], self.bears_loss[place]) for place in places]
 
-    @property
+    @functools.cached_property
     def places(self) -> Int[np.ndarray, "examples"]:
         """Places that each example takes in a row."""
         return np.diff(self.starts[:: self.members]) - (self.members - 1) * self.shared
 
-    @property
+    @functools.cached_property
     def lengths(self) -> Int[np.ndarray, "examples members"]:
         """Tokens of each answer, the one that ends it included."""
         before = np.concatenate([[0], np.cumsum(self.bears_loss)])
@@ -221,7 +222,8 @@ class PreferenceData(ExampleData[CompletionExamples, CollectedCompletions]):
         if len(found.answers) > self._members:
             parts = [Compared(found.prompt, (found.answers[number],), 1.0 - number) for number in (0, 1)]
         kept = [self._fitted(counts, record.place, part, into) for part in parts]
-        if keep_prompt and any(kept):
+        is_good = self._kind != "labels" or parts[0].label > 0
+        if keep_prompt and any(kept) and is_good:
             self.prompts.append((found.prompt, found.answers[0][0].content))
 
     def _fitted(self, counts: SourceCounts, place: str, found: Compared, into: CollectedCompletions) -> bool:
