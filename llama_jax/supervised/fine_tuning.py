@@ -128,8 +128,7 @@ def _fine_tune(
     path, mesh = str(config.model), jax.sharding.get_mesh()
     weights = _weights(config, method, run)
     _check_size(config, weights.config, path)
-    given, day = config.tokenizer, config.data.template_date
-    tokenizer = tokenizer_for(weights.files, weights.config, path, given=given, day=day)
+    tokenizer = _tokenizer(config, weights)
     data = supervision.open_data(tokenizer, functools.partial(local_rows, mesh), run.say)
     for line in data.description():
         run.say(f"data: {line}")
@@ -139,20 +138,14 @@ def _fine_tune(
     program = build_program(config, method, supervision.objective, weights.config, config.data.sequence_length)
     run.say(description(program, weights.source))
     unsaved = {path for path in tree.flatten(program.frozen_shapes) if not method.is_saved(path)}
+    opened = ModelReference(path, config.step)
     open_base = functools.partial(
-        open_params,
-        ModelReference(path, config.step),
-        config.compute,
-        store=method.store,
-        identify=bool(unsaved),
-        say=run.say,
+        open_params, opened, config.compute, store=method.store, identify=bool(unsaved), say=run.say
     )
     # Where checkpoints hold all parameters nothing keeps those of the model: a run that begins may use their memory.
     base = open_base() if unsaved else None
     if base is not None and base.identity.step is not None:
-        config = replace(config, step=base.identity.step)
-        keep_config(run, config, command)
-        _say_what_the_base_needs(base, run)
+        config = _at_step_of(base, config, run, command)
 
     def fresh() -> tuple[TrainState, PyTree]:
         params = (base or open_base()).params
@@ -280,13 +273,22 @@ def _weights(config: FineTuningConfig, method: Method, run: RunDirectory) -> Wei
         ) from None
 
 
-def _say_what_the_base_needs(base: OpenParams, run: RunDirectory) -> None:
+def _tokenizer(config: FineTuningConfig, weights: Weights) -> Tokenizer:
+    day = config.data.template_date
+    return tokenizer_for(weights.files, weights.config, str(config.model), given=config.tokenizer, day=day)
+
+
+def _at_step_of(base: OpenParams, config: FineTuningConfig, run: RunDirectory, command: str) -> FineTuningConfig:
+    """With the checkpoint that the base is; says what it needs."""
+    config = replace(config, step=base.identity.step)
+    keep_config(run, config, command)
     if base.run is not None:
         name, step = base.run, base.identity.step
         run.say(
             f"note: the adapter needs step {step} of {name}, which that run may remove when it goes on; an export is "
             f"a base as good: llama-jax convert --source {name} --step {step} --target …"
         )
+    return config
 
 
 def _check_restored(method: Method, base: OpenParams | None, run: RunDirectory, files: Mapping[str, bytes]) -> None:
