@@ -6,7 +6,13 @@ from typing import Any
 from llama_jax.benchmarks.config import BenchmarkConfig, RougeConfig
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.core.settings.parser import composed
-from llama_jax.data.config import DataConfig, InstructionDataConfig, ShownConfig, TokenizerConfig
+from llama_jax.data.config import (
+    DataConfig,
+    InstructionDataConfig,
+    PreferenceDataConfig,
+    ShownConfig,
+    TokenizerConfig,
+)
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.diagnosis.config import DoctorConfig
 from llama_jax.evals.config import EvaluateConfig
@@ -103,7 +109,7 @@ def check_paths(config: Any) -> None:
 def _named_data(config: Any) -> Iterator[tuple[str, str]]:
     """Settings that name data, with what they name, but for what comes with the package."""
     data = getattr(config, "data", None)
-    if isinstance(data, DataConfig | InstructionDataConfig):
+    if isinstance(data, DataConfig | InstructionDataConfig | PreferenceDataConfig):
         setting = "data.mixture" if data.mixture else "data.source"
         yield from ((setting, name) for name, _ in data.weighted_sources if name != type(data).source)
     for setting, name in (

@@ -4,8 +4,8 @@ nothing but their length. A reward model prefers what it scores higher, a langua
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,10 +34,13 @@ from llama_jax.runs.score_report import PairReport
 
 def evaluate(session: Session) -> dict[str, Any]:
     """Accuracies with their standard errors, that of length alone, and whether the difference is more than chance."""
-    opened, (loader, examples, rows) = session.opened, _pairs(session)
+    opened, (loader, examples, kind, batches) = session.opened, _pairs(session)
     is_reward_model = opened.model.config.scalar_head
-    of_batch = functools.partial(end_scores if is_reward_model else completion_sums, opened.model, opened.params)
-    measure = functools.partial(pair_samples, rows, examples, opened.tokenizer, of_batch)
+    of_batch = functools.partial(end_scores if is_reward_model else completion_sums, opened.model, kind, opened.params)
+    of_sources = loader.data.counts
+    if cut := sum(counts.truncated for counts in of_sources):
+        session.say(f"note: {cut} of {len(examples)} pairs did not fit and were cut (--sequence_length)")
+    measure = functools.partial(pair_samples, batches, examples, opened.tokenizer, of_batch)
     count = min(len(examples), session.config.limit or len(examples))
     samples = session.samples(range(count), examples.digest(), measure)
     report = PairReport(*(np.array([sample[name] for sample in samples], np.float64) for name in ("scores", "tokens")))
@@ -50,13 +53,12 @@ def evaluate(session: Session) -> dict[str, Any]:
         found |= {name: report.record()[name] for name in ("reward_margin", "calibration_error")}
     else:
         right["accuracy_per_token"] = dataclasses.replace(report, scores=report.scores / report.lengths).right
-    verdict = report.verdict()
+    verdict = dataclasses.replace(report.verdict(), name="accuracy")
     session.say(verdict.line())
-    of_sources = loader.data.counts
     return {
         "documents": count,
-        "requests": 2 * count,
-        "truncated": sum(counts.truncated for counts in of_sources),
+        "pairs": len(examples),
+        "cut_pairs": cut,
         "dropped_records": dict(sum((counts.dropped for counts in of_sources), Counter())),
         **means([dict(zip(right, each, strict=True)) for each in zip(*right.values(), strict=True)], right),
         **found,
@@ -64,32 +66,54 @@ def evaluate(session: Session) -> dict[str, Any]:
     }
 
 
-def _pairs(session: Session) -> tuple[PreferenceLoader, CompletionExamples, Callable[[], Iterator[Rows]]]:
-    """The pairs that the settings name, or that the run held out, and their batches in order."""
-    config, rows, tokenizer = session.config, padded_rows(session.config.batch_size), session.opened.tokenizer
-    seed = 0
-    if config.data is not None:
-        length = session.context_length
-        data = PreferenceDataConfig(
-            source=config.data,
-            sequence_length=2 * length,
-            overlong="keep_end",
-            validation_fraction=0.0,
-            bad_records=config.bad_records,
-            max_bad_fraction=config.max_bad_fraction,
-        )
-    else:
+class _Pairs(NamedTuple):
+    """What is measured on."""
+
+    loader: PreferenceLoader
+    examples: CompletionExamples
+    """Those of the loader that are measured."""
+    kind: type[CompletionBatch]
+    """Class of the batches."""
+    batches: Callable[[], Iterator[Rows]]
+    """All examples in their order."""
+
+
+def _pairs(session: Session) -> _Pairs:
+    """The pairs that the settings name, or that the run held out.
+
+    Raises:
+        UserError: no data is named and there is no run that held pairs out; or the data have none that can be used.
+    """
+    config, rows, length = session.config, padded_rows(session.config.batch_size), session.context_length
+
+    def opened(data: PreferenceDataConfig, seed: int) -> PreferenceLoader:
+        tokenizer = session.opened.tokenizer
+        return PreferenceLoader(data, tokenizer, "pairs", seed, batch_size_at=lambda step: rows, say=session.say)
+
+    if config.data is None:
         trained = _trained(session)
-        seed, values = trained["seed"], trained["data"]
-        tuples = {name: tuple(map(tuple, values[name])) for name in ("mixture",)} | {"split": tuple(values["split"])}
-        data = PreferenceDataConfig(**values | tuples)
+        loader = opened(_data_of(trained["data"]), trained["seed"])
+        if not len(loader.validation):
+            raise UserError("--data: needed, the run held out no pairs")
+        kind = completion_batch(trained["data"]["pairs_per_row"], 2)
+        return _Pairs(loader, loader.validation, kind, functools.partial(loader.validation_batches, rows))
+    data = PreferenceDataConfig(
+        source=config.data,
+        sequence_length=2 * length,
+        overlong="keep_end",
+        validation_fraction=0.0,
+        bad_records=config.bad_records,
+        max_bad_fraction=config.max_bad_fraction,
+    )
     with errors_of("--data"):
-        loader = PreferenceLoader(data, tokenizer, "pairs", seed, batch_size_at=lambda row: rows, say=session.say)
-    if config.data is not None:
-        return loader, loader.training, functools.partial(loader.batches_in_order, rows)
-    if not len(loader.validation):
-        raise UserError("--data: needed, the run held out no pairs")
-    return loader, loader.validation, functools.partial(loader.validation_batches, rows)
+        loader = opened(data, 0)
+    return _Pairs(loader, loader.training, completion_batch(1, 2), functools.partial(loader.batches_in_order, rows))
+
+
+def _data_of(values: Mapping[str, Any]) -> PreferenceDataConfig:
+    """The section of a run's configuration, in which tuples are lists."""
+    tuples = {"mixture": tuple(map(tuple, values["mixture"])), "split": tuple(values["split"])}
+    return PreferenceDataConfig(**{**values, **tuples})
 
 
 def _trained(session: Session) -> dict[str, Any]:
@@ -140,12 +164,13 @@ def _sample(examples: CompletionExamples, number: int, scores: list[float], toke
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "scores": scores, "tokens": tokens}
 
 
-def end_scores(model: LanguageModel, params: PyTree, batches: list[Rows]) -> np.ndarray:
-    """What a reward model says at the end of each answer [N, 2]."""
+def end_scores(
+    model: LanguageModel, kind: type[CompletionBatch], params: PyTree, batches: Iterable[Rows]
+) -> np.ndarray:
+    """What a reward model says at the end of each answer [N, M]; arguments are those of `completion_sums`."""
     mesh, found = jax.sharding.get_mesh(), []
     for rows in batches:
-        size, examples, members = rows["starts"].shape
-        batch = place_whole_batch(mesh, completion_batch(examples, members), rows, size)
+        batch = place_whole_batch(mesh, kind, rows, len(rows["tokens"]))
         scores = np.asarray(jax.device_put(_scores_at_ends(model, params, batch), replicated(mesh)))
         found.append(scores[rows["example_weights"] > 0])
     return np.concatenate(found)

@@ -23,7 +23,7 @@ def sequence_logprobs(
 ) -> Float[Array, "B K M"]:
     """log p of each completion after its prompt, in nats, the id that ends it included; 0 for those that are not
     there."""
-    hidden = model.hidden(params, batch.tokens, batch.positions, batch.segment_ids, rng)
+    hidden = model.hidden(params, batch.tokens, batch.positions, batch.segment_ids, rng, prefix_ids=batch.prefix_ids)
     wanted = batch.loss_weights > 0
     logprobs = completion_logprobs(model.unembed, model.head(params), hidden, batch.targets, wanted)
     return sequence_sums(batch.loss_weights * logprobs, batch)

@@ -106,12 +106,20 @@ class HeldOutPreferences:
         logprobs: finds log p of the answers of all examples with some parameters, [N, M].
         examples: those that are held out.
         run: keeps the log-probs before training.
+        has_reference: the model is its own reference before training.
     """
 
     def __init__(
-        self, logprobs: Callable[[PyTree], np.ndarray], examples: Answers, judge: Judge, run: RunDirectory
+        self,
+        logprobs: Callable[[PyTree], np.ndarray],
+        examples: Answers,
+        judge: Judge,
+        run: RunDirectory,
+        *,
+        has_reference: bool,
     ) -> None:
         self._logprobs, self._examples, self._judge, self._run = logprobs, examples, judge, run
+        self._has_reference = has_reference
         self._before: np.ndarray | None = None
         self._last: np.ndarray | None = None
 
@@ -130,7 +138,7 @@ class HeldOutPreferences:
             if self._run.losses_before.exists():
                 self._before = np.array(json.loads(self._run.losses_before.read_text()), np.float32)
             return []
-        self._before = self._logprobs(params)
+        self._before = self._examples.reference if self._has_reference else self._logprobs(params)
         self._run.keep(self._run.losses_before, json.dumps(self._before.tolist()))
         return [f"held out, before training: {self._described(self._before)}"]
 

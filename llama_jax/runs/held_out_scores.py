@@ -53,7 +53,7 @@ class HeldOutScores:
         """Say how good the model is before training; with None, nothing."""
         if params is None or (found := self._measured(params)) is None:
             return []
-        return [f"before training: {found[0].verdict().line().removeprefix('verdict: ')}"]
+        return [f"before training: {found[0].verdict().figures()}"]
 
     def __call__(self, params: PyTree) -> MetricsRecord:
         """`validation_loss`, what the report records, as `validation_<name>`, and `reward_mean` and `reward_deviation`

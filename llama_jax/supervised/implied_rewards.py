@@ -6,10 +6,9 @@ from collections.abc import Callable
 import numpy as np
 
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.batches import completion_batch
+from llama_jax.core.batches import CompletionBatch, completion_batch
 from llama_jax.core.run_directory import RunDirectory
 from llama_jax.data.preferences.loader import MEMBERS, PreferenceLoader
-from llama_jax.data.preferences.records import Kind
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.kto import kto
 from llama_jax.objectives.objective import Objective
@@ -25,10 +24,10 @@ from llama_jax.supervised.reference import set_reference
 def pairs(config: DpoConfig, loss: PairLoss) -> Supervision:
     """Pairs of answers, by a loss on how much likelier each has become than under the model that a run begins with."""
     beta, per_token = config.beta, config.is_per_token
-    kind = completion_batch(config.data.pairs_per_row, MEMBERS["pairs"])
+    kind = completion_batch(config.data.pairs_per_row, MEMBERS[config.kind], config.share_prompts)
     return _supervision(
         config,
-        "pairs",
+        kind,
         lambda model: preference(model, loss, kind, beta=beta, per_token=per_token, sft_weight=config.sft_weight),
         functools.partial(judge_pairs, loss, beta, per_token),
         has_reference=config.has_reference,
@@ -38,10 +37,10 @@ def pairs(config: DpoConfig, loss: PairLoss) -> Supervision:
 def labels(config: KtoConfig) -> Supervision:
     """Answers that are good or bad, by KTO."""
     desirable, undesirable = config.desirable_weight, config.undesirable_weight
-    kind = completion_batch(config.data.pairs_per_row, MEMBERS["labels"])
+    kind = completion_batch(config.data.pairs_per_row, MEMBERS[config.kind], config.share_prompts)
     return _supervision(
         config,
-        "labels",
+        kind,
         lambda model: kto(model, kind, beta=config.beta, desirable_weight=desirable, undesirable_weight=undesirable),
         functools.partial(judge_labels, config.beta, (desirable, undesirable)),
     )
@@ -49,7 +48,7 @@ def labels(config: KtoConfig) -> Supervision:
 
 def _supervision(
     config: DpoConfig | KtoConfig,
-    kind: Kind,
+    batches: type[CompletionBatch],
     objective: Callable[[LanguageModel], Objective],
     judge: Judge,
     *,
@@ -57,14 +56,14 @@ def _supervision(
 ) -> Supervision:
     def evaluation(model: LanguageModel, data: PreferenceLoader, rows: int, run: RunDirectory) -> HeldOutPreferences:
         def logprobs(params: PyTree) -> np.ndarray:
-            return completion_sums(model, params, data.validation_batches(rows))
+            return completion_sums(model, batches, params, data.validation_batches(rows))
 
-        return HeldOutPreferences(logprobs, data.validation, judge, run)
+        return HeldOutPreferences(logprobs, data.validation, judge, run, has_reference=has_reference)
 
     return Supervision(
         objective=objective,
-        open_data=functools.partial(open_preferences, config, kind),
+        open_data=functools.partial(open_preferences, config),
         evaluation=evaluation,
-        set_reference=set_reference if has_reference else None,
+        set_reference=functools.partial(set_reference, batches) if has_reference else None,
         samples=config.samples,
     )

@@ -5,6 +5,7 @@ from typing import Literal
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import PreferenceDataConfig
+from llama_jax.data.preferences.records import Kind
 from llama_jax.model.config import AdapterConfig
 from llama_jax.supervised.config import ALPACA_TRAINING, FineTuningConfig, SamplesConfig
 from llama_jax.training.config import TrainingConfig
@@ -26,6 +27,16 @@ class PreferenceConfig(FineTuningConfig):
     """Optimization."""
     epochs: float | None = 1.0
     """Passes over the training examples, which set `training.steps`; null: `training.steps` decides."""
+
+    @property
+    def kind(self) -> Kind:
+        """What is learned from."""
+        return "pairs"
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is laid once for all answers of an example."""
+        return False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +60,11 @@ class RewardConfig(PreferenceConfig):
     """Weight of the squared sum of a pair's scores beside `bradley_terry`, which keeps scores around 0; 0.01 is common
     (arXiv:2312.09244)."""
 
+    @property
+    def kind(self) -> Kind:
+        """What is learned from."""
+        return "scores" if self.loss == "regression" else "pairs"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.centering < 0:
@@ -57,13 +73,35 @@ class RewardConfig(PreferenceConfig):
             raise UserError(f"centering: {self.centering} is for the loss bradley_terry, not {self.loss}")
 
 
+@dataclass(frozen=True)
+class ImpliedRewardConfig(PreferenceConfig):
+    """What the commands that learn from preferences without a reward model have in common."""
+
+    beta: float = 0.1
+    """How strongly the model is held to the one it begins with: the reward that it implies is beta times the log of the
+    ratio of their probabilities. (Of `dpo`, `length_normalized` and `simpo` want one that is larger by about the length
+    of an answer, 2 to 10; for `orpo` it is the weight of the odds ratio.)"""
+    share_prompts: bool = True
+    """Read a prompt once for both answers to it. On TPUs and GPUs, whose kernels for attention cannot do this, false
+    may be faster where prompts are short."""
+    training: TrainingConfig = field(default_factory=lambda: replace(ALPACA_TRAINING, peak_learning_rate=1e-5))
+    """Optimization."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """Answers to fixed prompts while training."""
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is laid once for all answers of an example."""
+        return self.share_prompts
+
+
 _NO_REFERENCE = ("simpo", "orpo")
 _PER_TOKEN = ("length_normalized", "ipo_tokens", *_NO_REFERENCE)
 _SMOOTHED = ("conservative", "robust")
 
 
 @dataclass(frozen=True)
-class DpoConfig(PreferenceConfig):
+class DpoConfig(ImpliedRewardConfig):
     """Train a model on pairs of a better and a worse answer, without a reward model (DPO, arXiv:2305.18290). Run the
     same command again to resume."""
 
@@ -85,18 +123,12 @@ class DpoConfig(PreferenceConfig):
     has it; `ipo_tokens`: per token, as TRL. `conservative` and `robust` take a share of the labels, `label_smoothing`,
     to be wrong: the mean of both losses, or the loss without that bias. `apo_zero`: APO's. `simpo` and `orpo` need no
     reference model."""
-    beta: float = 0.1
-    """How strongly the model is held to the reference: the reward that it implies is beta times the log of the ratio of
-    probabilities. `length_normalized` and `simpo` want one that is larger by about the length of an answer, 2 to 10;
-    for `orpo` it is the weight of the odds ratio."""
     label_smoothing: float = 0.0
     """Share of pairs whose labels are taken to be the wrong way round, for `conservative` and `robust`."""
     target_margin: float = 0.0
     """What `simpo` wants the better answer to be ahead by (gamma of its paper, there 0.3 to 0.5 of beta)."""
     sft_weight: float = 0.0
     """Weight of the next-token loss of the better answer, mean over its tokens, beside the loss of the pair."""
-    samples: SamplesConfig = field(default_factory=SamplesConfig)
-    """Answers to fixed prompts while training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,22 +163,22 @@ class DpoConfig(PreferenceConfig):
 
 
 @dataclass(frozen=True)
-class KtoConfig(PreferenceConfig):
+class KtoConfig(ImpliedRewardConfig):
     """Train a model on answers that are good or bad, each by itself (KTO, arXiv:2402.01306). Run the same command again
     to resume."""
 
     run_dir: str = "runs/kto"
     """Folder of the run: configuration, metrics, checkpoints, curves, answers to fixed prompts."""
-    beta: float = 0.1
-    """How strongly the model is held to the reference: the reward that it implies is beta times the log of the ratio of
-    probabilities."""
     desirable_weight: float = 1.0
     """Weight of good answers. With n of them and m bad ones, the paper wants n times this between 1 and 1.33 times m
     times `undesirable_weight`."""
     undesirable_weight: float = 1.0
     """Weight of bad answers."""
-    samples: SamplesConfig = field(default_factory=SamplesConfig)
-    """Answers to fixed prompts while training."""
+
+    @property
+    def kind(self) -> Kind:
+        """What is learned from."""
+        return "labels"
 
     def __post_init__(self) -> None:
         super().__post_init__()

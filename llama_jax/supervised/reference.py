@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from llama_jax.core.arrays import PyTree
+from llama_jax.core.batches import CompletionBatch
 from llama_jax.core.processes.distributed import from_main_process
 from llama_jax.core.run_directory import RunDirectory
 from llama_jax.data.instructions.example_data import EncodedExamples
@@ -31,6 +32,7 @@ class ReferencedData(Protocol):
 
 
 def set_reference(
+    kind: type[CompletionBatch],
     data: ReferencedData,
     model: LanguageModel,
     open_params: Callable[[], PyTree],
@@ -41,6 +43,7 @@ def set_reference(
     """Give the data the log-probs that the run keeps, or find them, on the mesh in use.
 
     Args:
+        kind: class of the batches.
         model: as it is trained.
         open_params: parameters of the reference model, on the mesh; called only where nothing fitting is kept.
         identity: what tells the reference model from others, as JSON values.
@@ -55,7 +58,7 @@ def set_reference(
         run.say("finding log p of every completion under the reference model, once")
         params = open_params()
         batches = (data.batches_in_order(batch_size), data.validation_batches(batch_size))
-        sums = [completion_sums(model, params, each) for each in batches]
+        sums = [completion_sums(model, kind, params, each) for each in batches]
         record = {"fingerprint": fingerprint, "digest": _digest(sums), "sums": [each.tolist() for each in sums]}
         run.keep(kept, json.dumps(record))
     data.set_reference(*sums)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from llama_jax.core.arrays import Int
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import ExampleDataConfig
 from llama_jax.data.instructions.records import Conversation
+from llama_jax.data.instructions.stages import OfStage
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.sources.bad_records import NOTES, check_bad_fraction, counted
 from llama_jax.data.sources.documents import BadRecordError, RecordSource, held_out_count, split_indices
@@ -60,19 +61,20 @@ class EncodedExamples(Protocol):
     def __len__(self) -> int: ...
 
 
-Kept = TypeVar("Kept", bound=EncodedExamples)
-
-
 @runtime_checkable
-class Collected(Protocol[Kept]):
+class Collected(Protocol):
     """Examples while they are encoded."""
 
     def __len__(self) -> int: ...
     def end_source(self) -> None: ...
-    def examples(self) -> Kept: ...
+    def examples(self) -> Any: ...
 
 
-class ExampleData(ABC, Generic[Kept]):
+Kept = TypeVar("Kept", bound=EncodedExamples)
+Into = TypeVar("Into", bound=Collected)
+
+
+class ExampleData(ABC, Generic[Kept, Into]):
     """The examples of a run. A kind of data says what its records are and what examples they make.
 
     Args:
@@ -100,12 +102,12 @@ class ExampleData(ABC, Generic[Kept]):
         *,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._layout, self._say, self._bad_records = layout, say, config.bad_records
-        self._said = 0
+        self.layout = layout
+        self._say, self._said, self._bad_records = say, 0, config.bad_records
         weights = [weight for _, weight in config.weighted_sources]
         self.shares = tuple(weight / sum(weights) for weight in weights)
         """Of the examples, by source; they sum to 1."""
-        opened = [(name, self.open_source(name)) for name, _ in config.weighted_sources]
+        opened = [(name, self._of_stage(name, config)) for name, _ in config.weighted_sources]
         training, validation = self.collected(), self.collected()
         self.counts, self.prompts = [], []
         for (name, records), held_out in zip(opened, _held_out(config, opened), strict=True):
@@ -115,7 +117,7 @@ class ExampleData(ABC, Generic[Kept]):
             counts.held_out = self._collect(records, counts, others, validation, keep_prompts=True)
             self._check(counts, config, of_training=True)
         if (name := config.validation_source) is not None:
-            counts = self._begun(name, records := self.open_source(name))
+            counts = self._begun(name, records := self._of_stage(name, config))
             everything = np.arange(len(records))
             counts.held_out = self._collect(records, counts, everything, validation, keep_prompts=True)
             self._check(counts, config, of_training=False)
@@ -134,11 +136,19 @@ class ExampleData(ABC, Generic[Kept]):
         """
 
     @abstractmethod
-    def collected(self) -> Collected[Kept]:
+    def prompt_of(self, record: Record) -> Conversation | str:
+        """What is asked in a record.
+
+        Raises:
+            BadRecordError: it cannot be told.
+        """
+
+    @abstractmethod
+    def collected(self) -> Into:
         """A place for examples, with none in it."""
 
     @abstractmethod
-    def take(self, record: Record, counts: SourceCounts, into: Collected[Kept], *, keep_prompt: bool) -> None:
+    def take(self, record: Record, counts: SourceCounts, into: Into, *, keep_prompt: bool) -> None:
         """Put the examples of a record there; one of which nothing is learned is left out and counted.
 
         Raises:
@@ -182,6 +192,16 @@ class ExampleData(ABC, Generic[Kept]):
         counts.left_out[reason] += 1
         self._note(f"example left out: {line}")
 
+    def _of_stage(self, name: str, config: ExampleDataConfig) -> RecordSource[Record]:
+        records = self.open_source(name)
+        if config.stage is None:
+            return records
+        staged = OfStage(records, config.split, config.stage, self.prompt_of)
+        if not len(staged):
+            raise UserError(f"data.stage: none of the {len(records):,} records of {name} falls to stage {config.stage}")
+        self._say(f"{name}: {len(staged):,} of {len(records):,} records are of stage {config.stage}")
+        return staged
+
     def _begun(self, name: str, records: RecordSource[Record]) -> SourceCounts:
         form = self.form_of(name, records)
         if len(records) > _MANY:
@@ -195,7 +215,7 @@ class ExampleData(ABC, Generic[Kept]):
         records: RecordSource[Record],
         counts: SourceCounts,
         numbers: Int[np.ndarray, "numbers"],
-        into: Collected[Kept],
+        into: Into,
         *,
         keep_prompts: bool = False,
     ) -> int:

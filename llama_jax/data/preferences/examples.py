@@ -1,6 +1,8 @@
 """Compared, judged and scored answers as they are learned from: all examples of a run, encoded once at its start, and
 what could not be used. Every process holds all of them. Independent of rows."""
 
+import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -15,8 +17,16 @@ from llama_jax.core.arrays import Bool, Float, Int
 from llama_jax.data.config import PreferenceDataConfig
 from llama_jax.data.instructions.example_data import RECORDS_LOOKED_AT, ExampleData, SourceCounts, end_of_learned
 from llama_jax.data.instructions.records import Conversation
+from llama_jax.data.instructions.stages import prompt_key
 from llama_jax.data.instructions.templates import Layout
-from llama_jax.data.preferences.records import Compared, Kind, compared, kind_of_fields, prompt_key, unknown_format
+from llama_jax.data.preferences.records import (
+    Compared,
+    Kind,
+    compared,
+    kind_of_fields,
+    shared_opening,
+    unknown_format,
+)
 from llama_jax.data.sources.documents import BadRecordError, RecordSource, split_indices
 from llama_jax.data.sources.opening import open_records
 from llama_jax.data.sources.record_text import Record
@@ -45,6 +55,8 @@ class CompletionExamples:
     """Number of the first example of each source, and the end of the last."""
     reference: Float[np.ndarray, "examples members"]
     """log p of each answer under the reference model, in nats; 0 until known."""
+    shared: Int[np.ndarray, "examples"]
+    """How many ids of its prompt an example has in a row once, and not in each of its sequences."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,12 +67,12 @@ class CompletionExamples:
         places = [slice(*each) for each in itertools.pairwise(bounds)]
         return [(self.ids[place], self.bears_loss[place]) for place in places]
 
-    @property
+    @functools.cached_property
     def places(self) -> Int[np.ndarray, "examples"]:
         """Places that each example takes in a row."""
-        return np.diff(self.starts[:: self.members])
+        return np.diff(self.starts[:: self.members]) - (self.members - 1) * self.shared
 
-    @property
+    @functools.cached_property
     def lengths(self) -> Int[np.ndarray, "examples members"]:
         """Tokens of each answer, the one that ends it included."""
         before = np.concatenate([[0], np.cumsum(self.bears_loss)])
@@ -69,7 +81,7 @@ class CompletionExamples:
     def digest(self) -> str:
         """SHA-256 of all that is there, but for what the reference model says."""
         digest = hashlib.sha256(str(self.members).encode())
-        for part in (self.ids, self.bears_loss, self.starts, self.labels, self.sources):
+        for part in (self.ids, self.bears_loss, self.starts, self.labels, self.sources, self.shared):
             digest.update(str(len(part)).encode() + b"\0" + np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()
 
@@ -107,10 +119,23 @@ class CollectedCompletions:
             labels=np.array(self._labels, np.float32),
             sources=np.array(self._sources, np.int64),
             reference=np.zeros((len(self), self._members), np.float32),
+            shared=np.zeros(len(self), np.int64),
         )
 
 
-class PreferenceData(ExampleData[CompletionExamples]):
+def with_shared_prompts(examples: CompletionExamples) -> CompletionExamples:
+    """The same, with each prompt once in a row: what all sequences of an example begin with, but for its last id, which
+    stays with each answer that it predicts the first id of."""
+
+    def shared(number: int) -> int:
+        sequences = examples[number]
+        opening = shared_opening(*(ids.tolist() for ids, _ in sequences))
+        return max(0, min(opening, *(int(np.argmax(learned)) for _, learned in sequences)) - 1)
+
+    return dataclasses.replace(examples, shared=np.array(list(map(shared, range(len(examples)))), np.int64))
+
+
+class PreferenceData(ExampleData[CompletionExamples, CollectedCompletions]):
     """The examples of a run; see `ExampleData`.
 
     Args:
@@ -127,14 +152,14 @@ class PreferenceData(ExampleData[CompletionExamples]):
         *,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._config, self._kind, self._most = config, kind, most
+        self._kind: Kind = kind
+        self._config, self._most = config, most
         self._members = 2 if kind == "pairs" else 1
         super().__init__(config, layout, say=say)
 
     def open_source(self, name: str) -> RecordSource[Record]:
-        """The records of a source that are of the stage."""
-        records = starter_records() if name == _STARTER else open_records(name)
-        return records if self._config.stage is None else _OfStage(records, self._config.split, self._config.stage)
+        """The records of a source."""
+        return starter_records() if name == _STARTER else open_records(name)
 
     def form_of(self, name: str, records: RecordSource[Record]) -> str:
         """What the first record that says anything of answers says of them."""
@@ -145,10 +170,17 @@ class PreferenceData(ExampleData[CompletionExamples]):
             except BadRecordError:
                 continue
             found = kind_of_fields(values)
-            if found == self._kind or (found, self._kind) == ("pairs", "labels"):
+            if found is not None and (found == self._kind or (found, self._kind) == ("pairs", "labels")):
                 return found
             fields = fields or list(values)
         raise unknown_format(name, fields, self._kind)
+
+    def prompt_of(self, record: Record) -> Conversation:
+        """What the answers of a record are to."""
+        kind = kind_of_fields(record.values)
+        if kind is None:
+            raise BadRecordError("missing_field", record.place, "its fields are not those of preferences")
+        return compared(record, kind).prompt
 
     def parted(
         self, records: RecordSource[Record], counts: SourceCounts, held_out: int
@@ -158,7 +190,7 @@ class PreferenceData(ExampleData[CompletionExamples]):
         numbers, others = split_indices(len(records), held_out)
         if not held_out:
             return numbers, others
-        keys = [_key(records, number) for number in range(len(records))]
+        keys = [prompt_key(records, number, self.prompt_of) for number in range(len(records))]
         apart = {keys[number] for number in others.tolist()}
         kept = [number for number in numbers.tolist() if keys[number] not in apart]
         if shared := len(numbers) - len(kept):
@@ -175,7 +207,7 @@ class PreferenceData(ExampleData[CompletionExamples]):
         lengths, ids = self.training.lengths, len(self.training.ids)
         return [
             *self.source_lines(f"{cut} {self._most:,} tokens"),
-            f"template {self._layout.name}: {ids:,} tokens, {int(lengths.sum()):,} of them of answers; an answer has "
+            f"template {self.layout.name}: {ids:,} tokens, {int(lengths.sum()):,} of them of answers; an answer has "
             f"{lengths.mean():.0f} tokens on average, and an example takes at most {int(self.training.places.max()):,} "
             "places of a row",
         ]
@@ -196,7 +228,8 @@ class PreferenceData(ExampleData[CompletionExamples]):
         if len(found.answers) > self._members:
             parts = [Compared(found.prompt, (found.answers[number],), 1.0 - number) for number in (0, 1)]
         kept = [self._fitted(counts, record.place, part, into) for part in parts]
-        if keep_prompt and any(kept):
+        is_good = self._kind != "labels" or parts[0].label > 0
+        if keep_prompt and any(kept) and is_good:
             self.prompts.append((found.prompt, found.answers[0][0].content))
 
     def _fitted(self, counts: SourceCounts, place: str, found: Compared, into: CollectedCompletions) -> bool:
@@ -222,7 +255,7 @@ class PreferenceData(ExampleData[CompletionExamples]):
         return True
 
     def _sequence(self, prompt: Conversation, answer: Conversation, place: str) -> tuple[list[int], list[bool]]:
-        ids, learned = self._layout.encode((*prompt, *answer), place)
+        ids, learned = self.layout.encode((*prompt, *answer), place)
         end = end_of_learned(learned)  # a reward model is read where the answer ends
         return ids[:end], [False, *learned[1:end]]
 
@@ -254,33 +287,6 @@ def mismatched(examples: CompletionExamples, groups: Sequence[Int[np.ndarray, "_
         if number + 1 in examples.sources[1:]:
             collected.end_source()
     return collected.examples()
-
-
-class _OfStage:
-    """The records of a source whose prompts fall to one of the stages, by a hash."""
-
-    def __init__(self, records: RecordSource[Record], split: Sequence[float], stage: int) -> None:
-        self._records = records
-        self._identity = f"{records.identity()} stage {stage} of {list(split)}"
-        bounds = np.cumsum(split) / sum(split)
-        places = [int.from_bytes(_key(records, number)[:8], "big") / 2**64 for number in range(len(records))]
-        self._numbers = np.flatnonzero(np.searchsorted(bounds, places, side="right") == stage - 1)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, number: int) -> Record:
-        return self._records[int(self._numbers[number])]
-
-    def identity(self) -> str:
-        return self._identity
-
-
-def _key(records: RecordSource[Record], number: int) -> bytes:
-    try:
-        return prompt_key(records[number])
-    except BadRecordError:
-        return hashlib.sha256(str(number).encode()).digest()
 
 
 class _StarterRecords(list[Record]):

@@ -11,7 +11,7 @@ from llama_jax.data.config import PreferenceDataConfig
 from llama_jax.data.instructions.loader import RowLoader
 from llama_jax.data.instructions.rows import EpochPlan, Planner
 from llama_jax.data.instructions.templates import Layout
-from llama_jax.data.preferences.examples import CompletionExamples, PreferenceData, mismatched
+from llama_jax.data.preferences.examples import CompletionExamples, PreferenceData, mismatched, with_shared_prompts
 from llama_jax.data.preferences.records import Kind
 from llama_jax.data.preferences.rows import completion_row
 from llama_jax.data.rows.streams import Rows
@@ -39,6 +39,7 @@ class PreferenceLoader(RowLoader):
         batch_size_at: Rows of the global batch of each step, from 0.
         rows_of: See `RowLoader`.
         say: Told the first few records that are not used.
+        share_prompts: Lay a prompt once for all sequences of an example.
 
     Raises:
         UserError: see `ExampleData` and `Layout`; or the config does not fit the kind.
@@ -56,23 +57,28 @@ class PreferenceLoader(RowLoader):
         batch_size_at: Callable[[int], int],
         rows_of: Callable[[int], Sequence[int]] | None = None,
         say: Callable[[str], None] = lambda line: None,
+        share_prompts: bool = False,
     ) -> None:
         members, size = MEMBERS[kind], batch_size_at(0)
         most = _longest(config, kind)
         layout = Layout(config.template, tokenizer)
         data = PreferenceData(config, kind, layout, most, say=say)
+        if share_prompts and kind == "pairs":
+            data.training, data.validation = map(with_shared_prompts, (data.training, data.validation))
         planner = Planner(data.training, data.shares, config, seed, size, config.pairs_per_row)
         if kind == "labels":
             planner = _SameEveryEpoch(data.training, data.shares, config, seed, size)
             data.training = mismatched(data.training, _groups(planner.plan(0).examples, size), most)
             data.validation = mismatched(data.validation, _groups(np.arange(len(data.validation)), size), most)
-        batch = completion_batch(config.pairs_per_row, members)
+            if share_prompts:
+                data.training, data.validation = map(with_shared_prompts, (data.training, data.validation))
+        batch = completion_batch(config.pairs_per_row, members, share_prompts)
         facts = {"tokenizer": tokenizer.fingerprint, "seed": seed, "kind": kind, "version": _ROWS_VERSION}
 
         def row(examples: CompletionExamples, numbers: Sequence[int], length: int) -> dict[str, np.ndarray]:
             return completion_row(batch, examples, numbers, length)
 
-        super().__init__(config, layout, data, planner, row, facts, batch_size_at=batch_size_at, rows_of=rows_of)
+        super().__init__(config, data, planner, row, facts, batch_size_at=batch_size_at, rows_of=rows_of)
 
     @property
     def training(self) -> CompletionExamples:

@@ -1,10 +1,7 @@
 """Records of preference data sets to prompts and answers: which fields each format has, and what makes a record good.
 Independent of templates and tokens."""
 
-import hashlib
 import itertools
-import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -30,6 +27,8 @@ _SAID: dict[Kind, str] = {
     "scores": "scored answers have user_input or prompt, completion and score",
 }
 _MOST_FIELDS_SHOWN = 8
+_MOST = 1e30
+"""Of a score or a margin, which is kept as float32."""
 _SPACE = re.compile(r"\s+")
 
 
@@ -79,16 +78,6 @@ def shared_opening(first: Sequence[Any], second: Sequence[Any]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
-def prompt_key(record: Record) -> bytes:
-    """Tells records with the same prompt: 32 bytes. Of a record that is bad, its place."""
-    try:
-        kind = kind_of_fields(record.values)
-        said: Any = record.place if kind is None else [tuple(turn) for turn in compared(record, kind).prompt]
-    except BadRecordError:
-        said = record.place
-    return hashlib.sha256(json.dumps(said).encode()).digest()
-
-
 def _prompt_and_answers(record: Record, fields: Sequence[str]) -> tuple[Conversation, tuple[Conversation, ...]]:
     """The prompt, which may be part of the answers, and the answers alone."""
     answers = [_said(record, field, "assistant") for field in fields]
@@ -106,12 +95,12 @@ def _prompt_and_answers(record: Record, fields: Sequence[str]) -> tuple[Conversa
         prompt = [Turn("system", good_text(system, "system", record.place)), *prompt]
     if prompt[-1].role != "user":
         raise BadRecordError("turns", record.place, "the prompt does not end with a user's turn")
-    given = [turn._replace(is_learned=False) if turn.role == "assistant" else turn for turn in prompt]
+    given = _given([*prompt, Turn("assistant", "answer")], record.place)
     for field, turns in zip(fields, answers, strict=True):
         if not turns or not any(turn.content.strip() for turn in turns):
             raise BadRecordError("empty", record.place, f"{field} says nothing beyond the prompt")
     whole = [checked_conversation([*given, *turns], record.place) for turns in answers]
-    return tuple(given), tuple(turns[len(given) :] for turns in whole)
+    return given, tuple(turns[len(given) :] for turns in whole)
 
 
 def _last_answer(record: Record) -> tuple[Conversation, tuple[Conversation, ...]]:
@@ -120,8 +109,13 @@ def _last_answer(record: Record) -> tuple[Conversation, tuple[Conversation, ...]
     if field is None:
         raise BadRecordError("missing_field", record.place, "no field 'completion', and none 'messages'")
     turns = checked_conversation(listed_turns(record, field), record.place)
-    before = [turn._replace(is_learned=False) if turn.role == "assistant" else turn for turn in turns[:-1]]
-    return tuple(before), (turns[-1:],)
+    return _given(turns, record.place), (turns[-1:],)
+
+
+def _given(turns: Sequence[Turn], place: str) -> Conversation:
+    """What comes before the last turn, of which no answer is learned."""
+    before = checked_conversation(list(turns), place)[:-1]
+    return tuple(turn._replace(is_learned=False) if turn.role == "assistant" else turn for turn in before)
 
 
 def _said(record: Record, field: str, role: Literal["user", "assistant"]) -> list[Turn]:
@@ -162,7 +156,8 @@ def _label(record: Record) -> bool:
     value = record.values.get("label")
     if value in (0, 1):  # true and false among them
         return bool(value)
-    raise BadRecordError("wrong_type", record.place, f"field 'label' is {json.dumps(value)}; it must be true or false")
+    shown = f"'{value:.40}'" if isinstance(value, str) else f"of type {kind_of(value)}"
+    raise BadRecordError("wrong_type", record.place, f"field 'label' is {shown}; it must be true or false")
 
 
 def _number(record: Record, field: str, default: float | None) -> float:
@@ -171,7 +166,9 @@ def _number(record: Record, field: str, default: float | None) -> float:
         return default
     if value is None:
         raise BadRecordError("no_score", record.place, f"field '{field}' is null or missing; it must be a number")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        shown = value if isinstance(value, float) else f"of type {kind_of(value)}"
-        raise BadRecordError("wrong_type", record.place, f"field '{field}' is {shown}; it must be a number")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        message = f"field '{field}' is of type {kind_of(value)}; it must be a number"
+        raise BadRecordError("wrong_type", record.place, message)
+    if not -_MOST <= value <= _MOST:  # NaN neither
+        raise BadRecordError("not_finite", record.place, f"field '{field}' must be a number of at most {_MOST:g}")
     return float(value)

@@ -21,14 +21,19 @@ def completion_row(
     row = kind.empty_row(row_length)
     filled = segment = 0
     for slot, number in enumerate(numbers):
-        sequences = examples[number]
-        for member, (ids, of_answer) in enumerate(sequences):
+        sequences, shared = examples[number], int(examples.shared[number])
+        places = slice(filled, filled + shared)
+        row["tokens"][places] = sequences[0][0][:shared]
+        row["segment_ids"][places] = row["starts"].size + slot + 1
+        row["positions"][places] = np.arange(shared)
+        filled += shared
+        for member, (ids, of_answer) in enumerate((ids[shared:], of_answer[shared:]) for ids, of_answer in sequences):
             places, segment = slice(filled, filled + len(ids)), segment + 1
             row["tokens"][places] = ids
             row["targets"][places] = [*ids[1:], 0]
             row["loss_weights"][places] = [*of_answer[1:], False]
             row["segment_ids"][places] = segment
-            row["positions"][places] = np.arange(len(ids))
+            row["positions"][places] = shared + np.arange(len(ids))
             row["starts"][slot, member], row["ends"][slot, member] = filled, filled + len(ids) - 1
             filled += len(ids)
         if len(sequences) > 1:

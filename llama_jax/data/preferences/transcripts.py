@@ -8,7 +8,7 @@ from llama_jax.data.sources.documents import BadRecordError
 
 _OPENING = re.compile(r"\s*Human:")
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_ONE_LINE = re.compile(r"\s*Human:(?P<human>.*?)\s+Assistant:(?P<assistant>.*)", re.DOTALL)
+_ANSWER = re.compile(r"\sAssistant:")
 
 
 def is_transcript(text: str) -> bool:
@@ -25,8 +25,9 @@ def turns_of_transcript(text: str, field: str, place: str) -> list[Turn]:
     """
     pieces = _TURN.split(text.lstrip())[1:]
     said = list(zip(pieces[::2], pieces[1::2], strict=True))
-    if len(said) == 1 and (line := _ONE_LINE.fullmatch(text)):
-        said = [("Human", line["human"]), ("Assistant", line["assistant"])]
+    if len(said) == 1 and (answer := _ANSWER.search(said[0][1])):
+        asked = said[0][1]
+        said = [("Human", asked[: answer.start()]), ("Assistant", asked[answer.end() :])]
     if said and not said[-1][1].strip():
         said = said[:-1]
     turns = [Turn("user" if who == "Human" else "assistant", content.strip()) for who, content in said]

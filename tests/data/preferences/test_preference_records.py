@@ -3,7 +3,7 @@
 import pytest
 
 from llama_jax.data.instructions.records import Turn
-from llama_jax.data.preferences.records import Compared, compared, kind_of_fields, prompt_key, shared_opening
+from llama_jax.data.preferences.records import Compared, compared, kind_of_fields, shared_opening
 from llama_jax.data.sources.documents import BadRecordError
 from llama_jax.data.sources.record_text import Record
 
@@ -64,6 +64,19 @@ def test_a_conversation_of_several_turns_parts_where_the_answers_do():
     assert [turns[0].content for turns in found.answers] == ["Go on.", "Stop."]
 
 
+def test_a_greeting_before_the_first_user_is_no_part_of_the_prompt():
+    record = {"prompt": [said("Hello!"), user(ASKED)], "chosen": GOOD, "rejected": BAD}
+    assert compared(Record("a:1", record), "pairs") == PAIR
+
+
+def test_a_prompt_of_nothing_but_space_takes_no_time():
+    space = " " * 2**20
+    with pytest.raises(BadRecordError, match="says nothing"):
+        compared(
+            Record("a:1", {"chosen": f"Human:{space}Assistant: a", "rejected": f"Human:{space}x Assistant:"}), "pairs"
+        )
+
+
 def test_margins_and_scores_are_numbers_and_zero_is_one():
     assert compared(Record("a:1", PAIRS["texts"] | {"margin": 1.5}), "pairs").label == 1.5
     scored = {"user_input": ASKED, "completion": GOOD, "score": 0}
@@ -88,9 +101,10 @@ def test_margins_and_scores_are_numbers_and_zero_is_one():
         ),
         (PAIRS["texts"] | {"margin": "much"}, "pairs", "wrong_type", "field 'margin' is of type string"),
         ({"prompt": [said("ho")], "chosen": GOOD, "rejected": BAD}, "pairs", "turns", "does not end with a user's"),
-        ({"prompt": ASKED, "completion": GOOD, "label": "good"}, "labels", "wrong_type", 'is "good"; it must be true'),
+        ({"prompt": ASKED, "completion": GOOD, "label": "good"}, "labels", "wrong_type", "is 'good'; it must be true"),
         ({"user_input": ASKED, "completion": GOOD, "score": None}, "scores", "no_score", "'score' is null or missing"),
-        ({"user_input": ASKED, "completion": GOOD, "score": float("nan")}, "scores", "wrong_type", "'score' is nan"),
+        ({"user_input": ASKED, "completion": GOOD, "score": float("nan")}, "scores", "not_finite", "'score' must be a"),
+        ({"user_input": ASKED, "completion": GOOD, "score": -(10**400)}, "scores", "not_finite", "of at most 1e+30"),
         ({"completion": GOOD, "score": 3}, "scores", "missing_field", "no field 'prompt'"),
     ],
 )
@@ -98,13 +112,6 @@ def test_what_is_wrong_with_a_record_is_named(record, kind, reason, message):
     with pytest.raises(BadRecordError) as told:
         compared(Record("a:1", record), kind)
     assert told.value.reason == reason and message in str(told.value)
-
-
-def test_records_of_one_prompt_are_known_by_it_whatever_their_format():
-    assert len({prompt_key(Record(name, record)) for name, record in PAIRS.items()}) == 1
-    assert prompt_key(Record("a:1", PAIRS["texts"] | {"prompt": "Name a dog."})) != prompt_key(
-        Record("a:1", PAIRS["texts"])
-    )
 
 
 def test_a_shared_opening_is_counted():
