@@ -125,12 +125,9 @@ def _fine_tune(
     config: FineTuningConfig, method: Method, supervision: Supervision, run: RunDirectory, command: str
 ) -> None:
     """Everything between opening the run and closing it."""
-    path, mesh = str(config.model), jax.sharding.get_mesh()
-    weights = _weights(config, method, run)
-    _check_size(config, weights.config, path)
-    given, day = config.tokenizer, config.data.template_date
-    tokenizer = tokenizer_for(weights.files, weights.config, path, given=given, day=day)
-    data = supervision.open_data(tokenizer, functools.partial(local_rows, mesh), run.say)
+    path, weights = str(config.model), _weights(config, method, run)
+    tokenizer = tokenizer_of(config, weights, path)
+    data = supervision.open_data(tokenizer, functools.partial(local_rows, jax.sharding.get_mesh()), run.say)
     for line in data.description():
         run.say(f"data: {line}")
     if config.epochs is not None:
@@ -139,13 +136,9 @@ def _fine_tune(
     program = build_program(config, method, supervision.objective, weights.config, config.data.sequence_length)
     run.say(description(program, weights.source))
     unsaved = {path for path in tree.flatten(program.frozen_shapes) if not method.is_saved(path)}
+    reference = ModelReference(path, config.step)
     open_base = functools.partial(
-        open_params,
-        ModelReference(path, config.step),
-        config.compute,
-        store=method.store,
-        identify=bool(unsaved),
-        say=run.say,
+        open_params, reference, config.compute, store=method.store, identify=bool(unsaved), say=run.say
     )
     # Where checkpoints hold all parameters nothing keeps those of the model: a run that begins may use their memory.
     base = open_base() if unsaved else None
@@ -185,6 +178,12 @@ def _fine_tune(
     with contextlib.closing(measured):
         if train(config, run, task):
             measured.say_result(supervision.use)
+
+
+def tokenizer_of(config: FineTuningConfig, weights: Weights, path: str) -> Tokenizer:
+    """The tokenizer of the model at a path, or the one that the settings name; its template knows their date."""
+    given, day = config.tokenizer, config.data.template_date
+    return tokenizer_for(weights.files, weights.config, path, given=given, day=day)
 
 
 class _Measured:
@@ -270,7 +269,7 @@ def _named_in_full(config: FineTuningConfig) -> FineTuningConfig:
 def _weights(config: FineTuningConfig, method: Method, run: RunDirectory) -> Weights:
     """The model to begin with, of which nothing is read yet."""
     try:
-        return open_weights(str(config.model), step=config.step, say=run.say)
+        weights = open_weights(str(config.model), step=config.step, say=run.say)
     except UserError as error:
         if "model" not in method.free_on_resume or not run.has_progress():
             raise
@@ -278,6 +277,8 @@ def _weights(config: FineTuningConfig, method: Method, run: RunDirectory) -> Wei
             f"--run_dir {run.path}: needs the base that it began with: {error}; an export or a copy of it, given as "
             "--model, serves as well"
         ) from None
+    _check_size(config, weights.config, str(config.model))
+    return weights
 
 
 def _say_what_the_base_needs(base: OpenParams, run: RunDirectory) -> None:
