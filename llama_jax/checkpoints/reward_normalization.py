@@ -2,7 +2,6 @@
 2019, arXiv:1909.08593, section 2.1). Kept in a file beside the weights, whose scores stay as they are."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from llama_jax.core.json_files import json_object, shown
 
 NORMALIZATION_FILE = "reward_normalization.json"
 """Travels with the weights: see `Weights.files`."""
+_TOO_LARGE = 1e30
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def read_normalization(files: Mapping[str, bytes], where: str) -> RewardNormaliz
         return None
     values = json_object(files[NORMALIZATION_FILE], f"{where}: {NORMALIZATION_FILE}")
     gain, bias = values.get("gain"), values.get("bias")
-    is_sound = all(type(value) in (int, float) and math.isfinite(value) for value in (gain, bias))
+    is_sound = all(type(value) in (int, float) and abs(value) < _TOO_LARGE for value in (gain, bias))
     if not is_sound or values.keys() != {"gain", "bias"} or not gain > 0:
         raise UserError(f"{where}: {NORMALIZATION_FILE} is {shown(values)}; a gain above 0 and a bias are expected")
     return RewardNormalization(float(gain), float(bias))

@@ -109,10 +109,16 @@ class InstructionDataConfig:
     mixture: tuple[tuple[str, float], ...] = ()
     """Several sources instead of `source`: pairs of a source, written as there, and its weight, its share of the
     examples once the weights are divided by their sum. Each source has epochs of its own."""
-    format: Literal["auto", RecordFormat] = "auto"
+    format: Literal["auto", "pairs", RecordFormat] = "auto"
     """What the fields of a record are. `alpaca`: instruction, input, output (and system, history); `sharegpt`:
     conversations of {from, value}; `messages`: messages of {role, content}; `prompt_completion`: prompt, completion;
-    `text`: text, all of which is learned. `auto` tells them apart by their fields, for each source by itself."""
+    `pairs`: chosen and rejected, as for preferences, of which chosen is learned; `text`: text, all of which is learned.
+    `auto` tells them apart by their fields, for each source by itself."""
+    split: tuple[float, ...] = ()
+    """Shares of the stages of a pipeline, such as [2, 4, 4] for 20 % of the prompts to SFT, 40 % to a reward model and
+    40 % to PPO. By a hash of the prompt, so that no prompt is in two of them. Empty: all is taken."""
+    stage: int | None = None
+    """Which of the shares of `split` to take, from 1."""
     template: Literal["auto", Template] = "auto"
     """How a conversation is laid out. `alpaca` is Stanford Alpaca's, `alpaca_newline` has an end of line after
     "### Response:"; `plain` puts nothing between prompt and answer; `model` is the checkpoint's own chat template.
@@ -152,6 +158,7 @@ class InstructionDataConfig:
     def __post_init__(self) -> None:
         _check_shared(self, pad_multiple=1, prefetch_batches=1)
         _check_held_out(self)
+        _check_stage(self)
         if self.group_by_length and self.packing == "pack":
             raise UserError("data.group_by_length: contradicts data.packing pack, which fills rows; add packing none")
 
@@ -175,8 +182,7 @@ class PreferenceDataConfig:
     """Several sources instead of `source`: pairs of a source, written as there, and its weight, its share of the
     examples once the weights are divided by their sum. Each source has epochs of its own."""
     split: tuple[float, ...] = ()
-    """Shares of the stages of a pipeline, such as [2, 4, 4] for 20 % of the prompts to SFT, 40 % to a reward model and
-    40 % to PPO. By a hash of the prompt, so that no prompt is in two of them. Empty: all is taken."""
+    """Shares of the stages of a pipeline, as for instructions."""
     stage: int | None = None
     """Which of the shares of `split` to take, from 1."""
     template: Literal["auto", Template] = "auto"
@@ -216,18 +222,11 @@ class PreferenceDataConfig:
     def __post_init__(self) -> None:
         _check_shared(self, pad_multiple=1, prefetch_batches=1, pairs_per_row=1)
         _check_held_out(self)
+        _check_stage(self)
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"data.max_length: {self.max_length} is too short; use at least 2 tokens")
         if self.group_by_length and self.pairs_per_row > 1:
             raise UserError("data.group_by_length: contradicts data.pairs_per_row, which fills rows")
-        if not all(math.isfinite(share) and share >= 0 for share in self.split) or (self.split and not sum(self.split)):
-            raise UserError(f"data.split: {list(self.split)} must be shares of at least 0, not all of them 0")
-        if (self.stage is None) != (not self.split):
-            raise UserError("data.stage: goes with data.split, whose shares it counts; give both or none")
-        if self.stage is not None and not (1 <= self.stage <= len(self.split) and self.split[self.stage - 1]):
-            raise UserError(
-                f"data.stage: {self.stage} must be the number of one of the shares {list(self.split)}, from 1"
-            )
 
     @property
     def packing(self) -> Literal["none", "pack"]:
@@ -252,6 +251,19 @@ def _check_held_out(config: ExampleDataConfig) -> None:
         raise UserError(f"data.validation_examples: {config.validation_examples} must not be negative")
     if config.validation_examples is not None and config.validation_source is not None:
         raise UserError("data.validation_examples: contradicts data.validation_source; give one of the two")
+
+
+def _check_stage(config: ExampleDataConfig) -> None:
+    if not all(math.isfinite(share) and share >= 0 for share in config.split) or (
+        config.split and not sum(config.split)
+    ):
+        raise UserError(f"data.split: {list(config.split)} must be shares of at least 0, not all of them 0")
+    if (config.stage is None) != (not config.split):
+        raise UserError("data.stage: goes with data.split, whose shares it counts; give both or none")
+    if config.stage is not None and not (1 <= config.stage <= len(config.split) and config.split[config.stage - 1]):
+        raise UserError(
+            f"data.stage: {config.stage} must be the number of one of the shares {list(config.split)}, from 1"
+        )
 
 
 def _weighted_sources(source: str, mixture: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:

@@ -37,8 +37,9 @@ def evaluate(session: Session) -> dict[str, Any]:
     opened, (loader, examples, kind, batches) = session.opened, _pairs(session)
     is_reward_model = opened.model.config.scalar_head
     of_batch = functools.partial(end_scores if is_reward_model else completion_sums, opened.model, kind, opened.params)
-    for line in loader.description():
-        session.say(f"data: {line}")
+    of_sources = loader.data.counts
+    if cut := sum(counts.truncated for counts in of_sources):
+        session.say(f"note: {cut} of {len(examples)} pairs did not fit and were cut (--sequence_length)")
     measure = functools.partial(pair_samples, batches, examples, opened.tokenizer, of_batch)
     count = min(len(examples), session.config.limit or len(examples))
     samples = session.samples(range(count), examples.digest(), measure)
@@ -52,13 +53,12 @@ def evaluate(session: Session) -> dict[str, Any]:
         found |= {name: report.record()[name] for name in ("reward_margin", "calibration_error")}
     else:
         right["accuracy_per_token"] = dataclasses.replace(report, scores=report.scores / report.lengths).right
-    verdict = report.verdict()
+    verdict = dataclasses.replace(report.verdict(), name="accuracy")
     session.say(verdict.line())
-    of_sources = loader.data.counts
     return {
         "documents": count,
         "pairs": len(examples),
-        "cut_pairs": sum(counts.truncated for counts in of_sources),
+        "cut_pairs": cut,
         "dropped_records": dict(sum((counts.dropped for counts in of_sources), Counter())),
         **means([dict(zip(right, each, strict=True)) for each in zip(*right.values(), strict=True)], right),
         **found,

@@ -125,9 +125,11 @@ def _fine_tune(
     config: FineTuningConfig, method: Method, supervision: Supervision, run: RunDirectory, command: str
 ) -> None:
     """Everything between opening the run and closing it."""
-    path, weights = str(config.model), _weights(config, method, run)
+    path, mesh = str(config.model), jax.sharding.get_mesh()
+    weights = _weights(config, method, run)
+    _check_size(config, weights.config, path)
     tokenizer = tokenizer_of(config, weights, path)
-    data = supervision.open_data(tokenizer, functools.partial(local_rows, jax.sharding.get_mesh()), run.say)
+    data = supervision.open_data(tokenizer, functools.partial(local_rows, mesh), run.say)
     for line in data.description():
         run.say(f"data: {line}")
     if config.epochs is not None:
@@ -136,16 +138,14 @@ def _fine_tune(
     program = build_program(config, method, supervision.objective, weights.config, config.data.sequence_length)
     run.say(description(program, weights.source))
     unsaved = {path for path in tree.flatten(program.frozen_shapes) if not method.is_saved(path)}
-    reference = ModelReference(path, config.step)
+    opened = ModelReference(path, config.step)
     open_base = functools.partial(
-        open_params, reference, config.compute, store=method.store, identify=bool(unsaved), say=run.say
+        open_params, opened, config.compute, store=method.store, identify=bool(unsaved), say=run.say
     )
     # Where checkpoints hold all parameters nothing keeps those of the model: a run that begins may use their memory.
     base = open_base() if unsaved else None
     if base is not None and base.identity.step is not None:
-        config = replace(config, step=base.identity.step)
-        keep_config(run, config, command)
-        _say_what_the_base_needs(base, run)
+        config = _at_step_of(base, config, run, command)
 
     def fresh() -> tuple[TrainState, PyTree]:
         params = (base or open_base()).params
@@ -178,12 +178,6 @@ def _fine_tune(
     with contextlib.closing(measured):
         if train(config, run, task):
             measured.say_result(supervision.use)
-
-
-def tokenizer_of(config: FineTuningConfig, weights: Weights, path: str) -> Tokenizer:
-    """The tokenizer of the model at a path, or the one that the settings name; its template knows their date."""
-    given, day = config.tokenizer, config.data.template_date
-    return tokenizer_for(weights.files, weights.config, path, given=given, day=day)
 
 
 class _Measured:
@@ -269,7 +263,7 @@ def _named_in_full(config: FineTuningConfig) -> FineTuningConfig:
 def _weights(config: FineTuningConfig, method: Method, run: RunDirectory) -> Weights:
     """The model to begin with, of which nothing is read yet."""
     try:
-        weights = open_weights(str(config.model), step=config.step, say=run.say)
+        return open_weights(str(config.model), step=config.step, say=run.say)
     except UserError as error:
         if "model" not in method.free_on_resume or not run.has_progress():
             raise
@@ -277,17 +271,25 @@ def _weights(config: FineTuningConfig, method: Method, run: RunDirectory) -> Wei
             f"--run_dir {run.path}: needs the base that it began with: {error}; an export or a copy of it, given as "
             "--model, serves as well"
         ) from None
-    _check_size(config, weights.config, str(config.model))
-    return weights
 
 
-def _say_what_the_base_needs(base: OpenParams, run: RunDirectory) -> None:
+def tokenizer_of(config: FineTuningConfig, weights: Weights, path: str) -> Tokenizer:
+    """The tokenizer of the model at a path, or the one that the settings name; its template knows their date."""
+    given, day = config.tokenizer, config.data.template_date
+    return tokenizer_for(weights.files, weights.config, path, given=given, day=day)
+
+
+def _at_step_of(base: OpenParams, config: FineTuningConfig, run: RunDirectory, command: str) -> FineTuningConfig:
+    """With the checkpoint that the base is; says what it needs."""
+    config = replace(config, step=base.identity.step)
+    keep_config(run, config, command)
     if base.run is not None:
         name, step = base.run, base.identity.step
         run.say(
             f"note: the adapter needs step {step} of {name}, which that run may remove when it goes on; an export is "
             f"a base as good: llama-jax convert --source {name} --step {step} --target …"
         )
+    return config
 
 
 def _check_restored(method: Method, base: OpenParams | None, run: RunDirectory, files: Mapping[str, bytes]) -> None:

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from llama_jax.data.instructions.loader import ExampleLoader
+from llama_jax.data.preferences.chosen import InstructionOrPairData
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.objectives.next_token import next_token
 from llama_jax.runs.held_out import HeldOut
@@ -29,4 +30,12 @@ def open_instructions(
 ) -> ExampleLoader:
     """All examples as training takes them."""
     batch_size_at = config.training.batch_size_at
-    return ExampleLoader(config.data, tokenizer, config.seed, batch_size_at=batch_size_at, rows_of=rows_of, say=say)
+    return ExampleLoader(
+        config.data,
+        tokenizer,
+        config.seed,
+        batch_size_at=batch_size_at,
+        rows_of=rows_of,
+        say=say,
+        kind=InstructionOrPairData,
+    )

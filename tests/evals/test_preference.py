@@ -92,6 +92,7 @@ def test_a_reward_model_is_right_where_it_scores_the_end_of_the_better_answer_hi
     assert "fewer than 20 examples tell nothing" in said and found["verdict"]["believed"] is False
 
 
+@pytest.mark.slow
 def test_a_language_model_is_right_where_it_finds_the_better_answer_more_likely(folder, capfd) -> None:
     lengths = []
 
@@ -101,12 +102,12 @@ def test_a_language_model_is_right_where_it_finds_the_better_answer_more_likely(
         return float(every[np.arange(begin - 1, len(ids) - 1), np.array(ids[begin:])].sum())
 
     expected = plain_outputs("language", logprob)
-    found, _ = measured(capfd, folder, "language", "--batch_size", 3)
+    found, _ = measured(capfd, folder, "language", "--batch_size", 2)
     assert found["accuracy"] == (expected[:, 0] > expected[:, 1]).mean()
     per_token = expected / np.reshape(lengths, (4, 2))
     assert found["accuracy_per_token"] == (per_token[:, 0] > per_token[:, 1]).mean()
     assert 0 < found["accuracy_stderr"] < 1 or found["accuracy"] in (0, 1)
-    limited, _ = measured(capfd, folder, "language", "--limit", 1)
+    limited, _ = measured(capfd, folder, "language", "--batch_size", 2, "--limit", 1)
     assert limited["documents"] == 1 and limited["accuracy"] == float(expected[0, 0] > expected[0, 1])
 
 

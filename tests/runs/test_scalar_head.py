@@ -1,6 +1,7 @@
 """A reward model begins with a language model or with another reward model; its head always trains, is saved, and is
 there again after a resume."""
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,14 +20,16 @@ from llama_jax.core.config import TrackingConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.model.config import AdapterConfig, ComputeConfig
-from llama_jax.model.llama import language_model
+from llama_jax.model.llama import LanguageModel, language_model
 from llama_jax.model.quantized import store_as
+from llama_jax.objectives.objective import Objective
 from llama_jax.objectives.reward import bradley_terry, scored
 from llama_jax.runs.config import RunConfig
 from llama_jax.runs.methods import Method, all_parameters, build_program, low_rank_adapter, with_scalar_head
-from llama_jax.runs.resuming import opened_run, with_schedule
+from llama_jax.runs.resuming import opened_run
 from llama_jax.runs.supervised_run import Task, train
 from llama_jax.training.config import TrainingConfig
+from llama_jax.training.program import Program
 
 MODEL = language_model(ARCHITECTURE, ComputeConfig())
 FULL = with_scalar_head(all_parameters())
@@ -57,12 +60,11 @@ def test_the_head_is_drawn_as_it_was_published() -> None:
 
 
 def test_a_reward_model_keeps_its_head_and_no_other_command_takes_it() -> None:
-    scalar = language_model(replace(ARCHITECTURE, scalar_head=True), ComputeConfig())
-    params = scalar.init(jax.random.key(5))
+    scalar, params = replace(ARCHITECTURE, scalar_head=True), FULL.begin(BASE, jax.random.key(5))
     np.testing.assert_array_equal(begun(FULL, params)["score/kernel"], params["score"]["kernel"])
     with pytest.raises(UserError, match="is a reward model, which has lost its output matrix"):
-        all_parameters().architecture(scalar.config)
-    assert FULL.architecture(scalar.config) == scalar.config
+        all_parameters().architecture(scalar)
+    assert FULL.architecture(scalar) == scalar
 
 
 @pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
@@ -70,7 +72,7 @@ def test_the_head_trains_in_float32_and_is_saved_whatever_else_does(method) -> N
     model = language_model(method.architecture(ARCHITECTURE), ComputeConfig())
     parts = method.partition(model)
     shapes = tree.flatten(jax.eval_shape(lambda: parts.init(jax.random.key(0))))
-    after = begun(method, tree.cast(jax.jit(model.init)(jax.random.key(0)), jnp.dtype("bfloat16")))
+    after = begun(method, tree.cast(FULL.begin(BASE, jax.random.key(5)), jnp.dtype("bfloat16")))
     assert shapes.keys() == after.keys() == tree.flatten(parts.axes).keys()
     for leaf in (shapes["score/kernel"], after["score/kernel"]):
         assert leaf.dtype == jnp.float32
@@ -98,19 +100,24 @@ def measured(record: MetricsRecord) -> dict[str, bytes]:
     return {"model/measured": str(record["reward_mean"]).encode()} if "reward_mean" in record else {}
 
 
+CONFIG = RunConfig(
+    training=TrainingConfig(steps=4, batch_size=ROWS, warmup_steps=1, evaluate_every=2, schedule_steps=4),
+    checkpoints=CheckpointConfig(every=1),
+    tracking=TrackingConfig(tensorboard=False),
+)
+
+
+@functools.cache
+def compiled() -> Program:
+    def objective(model: LanguageModel) -> Objective:
+        return scored(model, KIND, bradley_terry())
+
+    return build_program(CONFIG, LORA, objective, ARCHITECTURE, LENGTH, jax.devices()[:1])
+
+
 def run_to_the_end(folder, data: Counted) -> dict:
     """Train an adapter and a head for four steps, saving each; gives what the last checkpoint says of its arrays."""
-    training = TrainingConfig(steps=4, batch_size=ROWS, warmup_steps=1, evaluate_every=2)
-    config = with_schedule(
-        RunConfig(
-            run_dir=str(folder),
-            training=training,
-            checkpoints=CheckpointConfig(every=1),
-            tracking=TrackingConfig(tensorboard=False),
-        )
-    )
-    objective = lambda model: scored(model, KIND, bradley_terry())  # noqa: E731
-    program = build_program(config, LORA, objective, ARCHITECTURE, LENGTH, jax.devices()[:1])
+    config, program = replace(CONFIG, run_dir=str(folder)), compiled()
     with jax.set_mesh(program.mesh), opened_run(config, "toy") as run:
         base = store_as(BASE, LORA.store)
         unsaved = {path for path in tree.flatten(program.frozen_shapes) if not LORA.is_saved(path)}

@@ -13,6 +13,7 @@ from llama_jax.core.arrays import Int
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import ExampleDataConfig
 from llama_jax.data.instructions.records import Conversation
+from llama_jax.data.instructions.stages import OfStage
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.sources.bad_records import NOTES, check_bad_fraction, counted
 from llama_jax.data.sources.documents import BadRecordError, RecordSource, held_out_count, split_indices
@@ -101,12 +102,12 @@ class ExampleData(ABC, Generic[Kept, Into]):
         *,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._layout, self._say, self._bad_records = layout, say, config.bad_records
-        self._said = 0
+        self.layout = layout
+        self._say, self._said, self._bad_records = say, 0, config.bad_records
         weights = [weight for _, weight in config.weighted_sources]
         self.shares = tuple(weight / sum(weights) for weight in weights)
         """Of the examples, by source; they sum to 1."""
-        opened = [(name, self.open_source(name)) for name, _ in config.weighted_sources]
+        opened = [(name, self._of_stage(name, config)) for name, _ in config.weighted_sources]
         training, validation = self.collected(), self.collected()
         self.counts, self.prompts = [], []
         for (name, records), held_out in zip(opened, _held_out(config, opened), strict=True):
@@ -116,7 +117,7 @@ class ExampleData(ABC, Generic[Kept, Into]):
             counts.held_out = self._collect(records, counts, others, validation, keep_prompts=True)
             self._check(counts, config, of_training=True)
         if (name := config.validation_source) is not None:
-            counts = self._begun(name, records := self.open_source(name))
+            counts = self._begun(name, records := self._of_stage(name, config))
             everything = np.arange(len(records))
             counts.held_out = self._collect(records, counts, everything, validation, keep_prompts=True)
             self._check(counts, config, of_training=False)
@@ -132,6 +133,14 @@ class ExampleData(ABC, Generic[Kept, Into]):
 
         Raises:
             UserError: it is not known.
+        """
+
+    @abstractmethod
+    def prompt_of(self, record: Record) -> Conversation | str:
+        """What is asked in a record.
+
+        Raises:
+            BadRecordError: it cannot be told.
         """
 
     @abstractmethod
@@ -182,6 +191,16 @@ class ExampleData(ABC, Generic[Kept, Into]):
         """Count a good record of which nothing is learned, and name it if it is among the first."""
         counts.left_out[reason] += 1
         self._note(f"example left out: {line}")
+
+    def _of_stage(self, name: str, config: ExampleDataConfig) -> RecordSource[Record]:
+        records = self.open_source(name)
+        if config.stage is None:
+            return records
+        staged = OfStage(records, config.split, config.stage, self.prompt_of)
+        if not len(staged):
+            raise UserError(f"data.stage: none of the {len(records):,} records of {name} falls to stage {config.stage}")
+        self._say(f"{name}: {len(staged):,} of {len(records):,} records are of stage {config.stage}")
+        return staged
 
     def _begun(self, name: str, records: RecordSource[Record]) -> SourceCounts:
         form = self.form_of(name, records)

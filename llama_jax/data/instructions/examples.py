@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import cast
@@ -74,7 +74,44 @@ class InstructionData(ExampleData[Examples, "_Collected"]):
 
     def form_of(self, name: str, records: RecordSource[Record]) -> str:
         """The format that the config names, or that of the first record that is of one."""
-        return self._config.format if self._config.format != "auto" else _form(name, records)
+        return self._config.format if self._config.format != "auto" else self._recognized(name, records)
+
+    def format_of(self, fields: Iterable[str]) -> str | None:
+        """The format whose fields are all there."""
+        return format_of(fields)
+
+    def conversation(self, record: Record, form: str) -> Conversation | str:
+        """The conversation in a record, or its text."""
+        return conversation_of(record, cast("RecordFormat", form))
+
+    def form(self, record: Record) -> str:
+        """The format of one record.
+
+        Raises:
+            BadRecordError: it is not known.
+        """
+        form = self._config.format if self._config.format != "auto" else self.format_of(record.values)
+        if form is None:
+            raise BadRecordError("missing_field", record.place, "its fields are not those of a known format")
+        return form
+
+    def prompt_of(self, record: Record) -> Conversation | str:
+        """What comes before the last answer, or the text."""
+        conversation = self.conversation(record, self.form(record))
+        return conversation if isinstance(conversation, str) else conversation[: _last_answer(conversation)]
+
+    def _recognized(self, name: str, records: RecordSource[Record]) -> str:
+        """The format of the first record that is of one."""
+        fields: list[str] = []
+        for number in range(min(len(records), RECORDS_LOOKED_AT)):
+            try:
+                values = records[number].values
+            except BadRecordError:
+                continue
+            if (form := self.format_of(values)) is not None:
+                return form
+            fields = fields or list(values)
+        raise unknown_format(name, fields)
 
     def collected(self) -> "_Collected":
         """A place for examples, with none in it."""
@@ -87,14 +124,14 @@ class InstructionData(ExampleData[Examples, "_Collected"]):
         longest = int(self.training.places.max())
         return [
             *self.source_lines(f"at {self._config.sequence_length:,} tokens"),
-            f"template {self._layout.name}: {ids:,} tokens, {learned:,} of them bear loss; the longest example takes "
+            f"template {self.layout.name}: {ids:,} tokens, {learned:,} of them bear loss; the longest example takes "
             f"{longest:,} places of a row",
         ]
 
     def take(self, record: Record, counts: SourceCounts, into: "_Collected", *, keep_prompt: bool) -> None:
         """Encode a record as one example, cut to the length of a row."""
-        conversation = conversation_of(record, cast("RecordFormat", counts.form))
-        ids, learned = self._layout.encode(conversation, record.place)
+        conversation = self.conversation(record, counts.form)
+        ids, learned = self.layout.encode(conversation, record.place)
         if self._fitted(counts, record.place, ids, learned, into):
             self._used(counts, conversation, keep_prompt=keep_prompt)
 
@@ -125,11 +162,15 @@ class InstructionData(ExampleData[Examples, "_Collected"]):
     def _used(self, counts: SourceCounts, conversation: Conversation | str, *, keep_prompt: bool) -> None:
         if isinstance(conversation, str):
             return
-        if not self._layout.writes_reasoning:
+        if not self.layout.writes_reasoning:
             counts.unsaid_reasoning += sum(bool(turn.reasoning) for turn in conversation)
         if keep_prompt:
-            last = max(number for number, turn in enumerate(conversation) if turn.role == "assistant")
+            last = _last_answer(conversation)
             self.prompts.append((conversation[:last], conversation[last].content))
+
+
+def _last_answer(conversation: Conversation) -> int:
+    return max(number for number, turn in enumerate(conversation) if turn.role == "assistant")
 
 
 class _Collected:
@@ -169,17 +210,3 @@ def starter_records() -> _StarterRecords:
     input, and an answer to each, in Alpaca's format."""
     values = json.loads((resources.files("llama_jax.data.instructions") / _STARTER_FILE).read_bytes())
     return _StarterRecords(Record(f"{_STARTER}[{index}]", each) for index, each in enumerate(values))
-
-
-def _form(name: str, records: RecordSource[Record]) -> RecordFormat:
-    """The format of the first record that is of one."""
-    fields: list[str] = []
-    for number in range(min(len(records), RECORDS_LOOKED_AT)):
-        try:
-            values = records[number].values
-        except BadRecordError:
-            continue
-        if (form := format_of(values)) is not None:
-            return form
-        fields = fields or list(values)
-    raise unknown_format(name, fields)

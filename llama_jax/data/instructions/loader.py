@@ -74,7 +74,6 @@ class RowLoader:
 
     Args:
         config: The data section.
-        layout: The template.
         data: The examples, and what came of each source.
         planner: Says which examples each row of an epoch has.
         row: Of the examples for training or for validation, some by their numbers as one row of a length.
@@ -91,7 +90,6 @@ class RowLoader:
     def __init__(
         self,
         config: ExampleDataConfig,
-        layout: Layout,
         data: ExampleData[Any, Any],
         planner: Planner,
         row: Callable[[Any, Sequence[int], int], Row],
@@ -100,7 +98,7 @@ class RowLoader:
         batch_size_at: Callable[[int], int],
         rows_of: Callable[[int], Sequence[int]] | None = None,
     ) -> None:
-        self.layout, self.data = layout, data
+        self.layout, self.data = data.layout, data
         self._config, self._planner, self._row = config, planner, row
         self._batch_size_at = batch_size_at
         self._rows_of = range if rows_of is None else rows_of
@@ -220,6 +218,7 @@ class ExampleLoader(RowLoader):
         tokenizer: Gives the ids, and the template where the config asks for the model's own.
         seed: Seed of the order of the examples.
         say: Told the first few records that are not used.
+        kind: Reads the records.
 
     Raises:
         UserError: see `InstructionData` and `Layout`.
@@ -236,12 +235,13 @@ class ExampleLoader(RowLoader):
         batch_size_at: Callable[[int], int],
         rows_of: Callable[[int], Sequence[int]] | None = None,
         say: Callable[[str], None] = lambda line: None,
+        kind: type[InstructionData] = InstructionData,
     ) -> None:
         layout = Layout(config.template, tokenizer)
-        data = InstructionData(config, layout, say=say)
+        data = kind(config, layout, say=say)
         planner = Planner(data.training, data.shares, config, seed, batch_size_at(0))
         facts = {"tokenizer": tokenizer.fingerprint, "seed": seed, "version": ROWS_VERSION}
-        super().__init__(config, layout, data, planner, row_of, facts, batch_size_at=batch_size_at, rows_of=rows_of)
+        super().__init__(config, data, planner, row_of, facts, batch_size_at=batch_size_at, rows_of=rows_of)
 
 
 def _fingerprint(data: ExampleData[Any, Any], config: ExampleDataConfig, more: Mapping[str, Any]) -> str:

@@ -17,13 +17,13 @@ from llama_jax.core.arrays import Bool, Float, Int
 from llama_jax.data.config import PreferenceDataConfig
 from llama_jax.data.instructions.example_data import RECORDS_LOOKED_AT, ExampleData, SourceCounts, end_of_learned
 from llama_jax.data.instructions.records import Conversation
+from llama_jax.data.instructions.stages import prompt_key
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.preferences.records import (
     Compared,
     Kind,
     compared,
     kind_of_fields,
-    prompt_key,
     shared_opening,
     unknown_format,
 )
@@ -158,9 +158,8 @@ class PreferenceData(ExampleData[CompletionExamples, CollectedCompletions]):
         super().__init__(config, layout, say=say)
 
     def open_source(self, name: str) -> RecordSource[Record]:
-        """The records of a source that are of the stage."""
-        records = starter_records() if name == _STARTER else open_records(name)
-        return records if self._config.stage is None else _OfStage(records, self._config.split, self._config.stage)
+        """The records of a source."""
+        return starter_records() if name == _STARTER else open_records(name)
 
     def form_of(self, name: str, records: RecordSource[Record]) -> str:
         """What the first record that says anything of answers says of them."""
@@ -176,6 +175,13 @@ class PreferenceData(ExampleData[CompletionExamples, CollectedCompletions]):
             fields = fields or list(values)
         raise unknown_format(name, fields, self._kind)
 
+    def prompt_of(self, record: Record) -> Conversation:
+        """What the answers of a record are to."""
+        kind = kind_of_fields(record.values)
+        if kind is None:
+            raise BadRecordError("missing_field", record.place, "its fields are not those of preferences")
+        return compared(record, kind).prompt
+
     def parted(
         self, records: RecordSource[Record], counts: SourceCounts, held_out: int
     ) -> tuple[Int[np.ndarray, "training"], Int[np.ndarray, "held_out"]]:
@@ -184,7 +190,7 @@ class PreferenceData(ExampleData[CompletionExamples, CollectedCompletions]):
         numbers, others = split_indices(len(records), held_out)
         if not held_out:
             return numbers, others
-        keys = [_key(records, number) for number in range(len(records))]
+        keys = [prompt_key(records, number, self.prompt_of) for number in range(len(records))]
         apart = {keys[number] for number in others.tolist()}
         kept = [number for number in numbers.tolist() if keys[number] not in apart]
         if shared := len(numbers) - len(kept):
@@ -201,7 +207,7 @@ class PreferenceData(ExampleData[CompletionExamples, CollectedCompletions]):
         lengths, ids = self.training.lengths, len(self.training.ids)
         return [
             *self.source_lines(f"{cut} {self._most:,} tokens"),
-            f"template {self._layout.name}: {ids:,} tokens, {int(lengths.sum()):,} of them of answers; an answer has "
+            f"template {self.layout.name}: {ids:,} tokens, {int(lengths.sum()):,} of them of answers; an answer has "
             f"{lengths.mean():.0f} tokens on average, and an example takes at most {int(self.training.places.max()):,} "
             "places of a row",
         ]
@@ -249,7 +255,7 @@ class PreferenceData(ExampleData[CompletionExamples, CollectedCompletions]):
         return True
 
     def _sequence(self, prompt: Conversation, answer: Conversation, place: str) -> tuple[list[int], list[bool]]:
-        ids, learned = self._layout.encode((*prompt, *answer), place)
+        ids, learned = self.layout.encode((*prompt, *answer), place)
         end = end_of_learned(learned)  # a reward model is read where the answer ends
         return ids[:end], [False, *learned[1:end]]
 
@@ -281,33 +287,6 @@ def mismatched(examples: CompletionExamples, groups: Sequence[Int[np.ndarray, "_
         if number + 1 in examples.sources[1:]:
             collected.end_source()
     return collected.examples()
-
-
-class _OfStage:
-    """The records of a source whose prompts fall to one of the stages, by a hash."""
-
-    def __init__(self, records: RecordSource[Record], split: Sequence[float], stage: int) -> None:
-        self._records = records
-        self._identity = f"{records.identity()} stage {stage} of {list(split)}"
-        bounds = np.cumsum(split) / sum(split)
-        places = [int.from_bytes(_key(records, number)[:8], "big") / 2**64 for number in range(len(records))]
-        self._numbers = np.flatnonzero(np.searchsorted(bounds, places, side="right") == stage - 1)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, number: int) -> Record:
-        return self._records[int(self._numbers[number])]
-
-    def identity(self) -> str:
-        return self._identity
-
-
-def _key(records: RecordSource[Record], number: int) -> bytes:
-    try:
-        return prompt_key(records[number])
-    except BadRecordError:
-        return hashlib.sha256(str(number).encode()).digest()
 
 
 class _StarterRecords(list[Record]):

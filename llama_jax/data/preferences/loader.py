@@ -78,7 +78,7 @@ class PreferenceLoader(RowLoader):
         def row(examples: CompletionExamples, numbers: Sequence[int], length: int) -> dict[str, np.ndarray]:
             return completion_row(batch, examples, numbers, length)
 
-        super().__init__(config, layout, data, planner, row, facts, batch_size_at=batch_size_at, rows_of=rows_of)
+        super().__init__(config, data, planner, row, facts, batch_size_at=batch_size_at, rows_of=rows_of)
 
     @property
     def training(self) -> CompletionExamples:

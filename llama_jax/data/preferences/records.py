@@ -1,9 +1,7 @@
 """Records of preference data sets to prompts and answers: which fields each format has, and what makes a record good.
 Independent of templates and tokens."""
 
-import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -78,16 +76,6 @@ def compared(record: Record, kind: Kind) -> Compared:
 def shared_opening(first: Sequence[Any], second: Sequence[Any]) -> int:
     """How many items two sequences have in common at their beginning."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
-
-
-def prompt_key(record: Record) -> bytes:
-    """Tells records with the same prompt: 32 bytes. Of a record that is bad, its place."""
-    try:
-        kind = kind_of_fields(record.values)
-        said: Any = record.place if kind is None else [tuple(turn) for turn in compared(record, kind).prompt]
-    except BadRecordError:
-        said = record.place
-    return hashlib.sha256(json.dumps(said).encode()).digest()
 
 
 def _prompt_and_answers(record: Record, fields: Sequence[str]) -> tuple[Conversation, tuple[Conversation, ...]]:

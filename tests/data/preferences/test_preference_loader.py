@@ -9,12 +9,20 @@ import pytest
 
 from llama_jax.core.batches import completion_batch
 from llama_jax.core.errors import UserError
-from llama_jax.data.config import PreferenceDataConfig
+from llama_jax.data.config import InstructionDataConfig, PreferenceDataConfig
+from llama_jax.data.instructions.stages import OfStage
+from llama_jax.data.preferences.chosen import InstructionOrPairData
 from llama_jax.data.preferences.examples import starter_records
 from llama_jax.data.preferences.loader import PreferenceLoader
-from llama_jax.data.preferences.records import Kind
+from llama_jax.data.preferences.records import Kind, compared
+from llama_jax.data.sources.record_text import Record
 
 EOS = 2
+
+
+class Records(list):
+    def identity(self) -> str:
+        return "records"
 
 
 @pytest.fixture
@@ -139,15 +147,36 @@ def test_no_prompt_is_both_held_out_and_trained_on(make):
     assert left > 0 and len(loader.training) == 48 - left
 
 
-def test_stages_share_the_prompts_and_make_up_the_whole(make):
-    records = pairs(400, prompts=200)
-    stages = [make(records, split=(2.0, 4.0, 4.0), stage=number) for number in (1, 2, 3)]
-    counts = [stage.data.counts[0].records for stage in stages]
-    assert sum(counts) == 400 and np.allclose(np.array(counts) / 400, (0.2, 0.4, 0.4), atol=0.08)
-    seen = [{tuple(stage.training[n][0][0][:6].tolist()) for n in range(len(stage.training))} for stage in stages]
-    assert not (seen[0] & seen[1] | seen[1] & seen[2] | seen[0] & seen[2])
-    again = make(records, split=(2.0, 4.0, 4.0), stage=2)
-    assert again.fingerprint == stages[1].fingerprint != stages[2].fingerprint
+def test_a_prompt_is_of_one_stage_in_every_format_and_all_are_of_one(byte_tokenizer):
+    texts = [{"prompt": f"q{n}?", "chosen": "yes", "rejected": "no"} for n in range(400)]
+    turns = [
+        {"chosen": f"\n\nHuman: q{n}?\n\nAssistant: a", "rejected": f"\n\nHuman: q{n}?\n\nAssistant: b"}
+        for n in range(400)
+    ]
+
+    def numbers(records, stage):
+        source = Records(Record(str(n), each) for n, each in enumerate(records))
+        staged = OfStage(source, (2.0, 4.0, 4.0), stage, lambda record: compared(record, "pairs").prompt)
+        return [int(staged[n].place) for n in range(len(staged))]
+
+    stages = [numbers(texts, stage) for stage in (1, 2, 3)]
+    assert sorted(itertools.chain(*stages)) == list(range(400))
+    assert np.allclose([len(stage) / 400 for stage in stages], (0.2, 0.4, 0.4), atol=0.05)
+    assert [numbers(turns, stage) for stage in (1, 2, 3)] == stages
+
+
+def test_supervised_tuning_takes_the_chosen_answers_of_its_stage(make, byte_tokenizer, tmp_path):
+    records = pairs(30)
+    rewarded = make(records, split=(1.0, 1.0), stage=2)  # writes a.json
+    config = InstructionDataConfig(
+        source=str(tmp_path / "a.json"), template="plain", validation_fraction=0.0, split=(1.0, 1.0), stage=1
+    )
+    learned = InstructionOrPairData(config, rewarded.layout).training
+    first = [learned[n][0].tolist() for n in range(len(learned))]
+    second = [rewarded.training[n][0][0].tolist() for n in range(len(rewarded.training))]
+    texts = {byte_tokenizer.decode(ids) for ids in [*first, *second]}
+    assert texts == {f"{record['prompt']}{record['chosen']}" for record in records} and len(first) + len(second) == 30
+    assert 5 < len(first) < 25
 
 
 def test_judged_answers_meet_the_next_one_of_their_batch_in_every_epoch(make, byte_tokenizer):
