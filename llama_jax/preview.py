@@ -41,7 +41,7 @@ def _examples(config: InstructionConfig | PreferenceConfig, show: ShownConfig) -
     path = find_model(config.model, _say)
     tokenizer = tokenizer_of(config, open_weights(path, step=config.step, say=_say), path)
     if isinstance(config, PreferenceConfig):
-        loader = open_preferences(config, config.kind, tokenizer, None, _say)
+        loader = open_preferences(config, tokenizer, None, _say)
     else:
         loader = open_instructions(config, tokenizer, None, _say)
     rows = [("the first epoch", row) for row in first_rows(loader, show.examples)]
