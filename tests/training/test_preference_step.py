@@ -52,7 +52,7 @@ def rows() -> dict[str, np.ndarray]:
                 row["loss_weights"][place + 2 : here.stop - 1] = 1
                 row["segment_ids"][here] = 2 * k + m + 1
                 row["starts"][k, m], row["ends"][k, m] = place, here.stop - 1
-                row["reference"][k, m] = -6.4 * (len(ids) - 3) + random.normal()
+                row["reference"][k, m] = -7.5 * (len(ids) - 3) + random.normal()
                 place = here.stop
             row["labels"][k], row["example_weights"][k] = (number + k) % 2, 1
         made.append(row)
