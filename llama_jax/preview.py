@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from llama_jax.checkpoints.opening import find_model, tokenizer_for
+from llama_jax.checkpoints.opening import find_model
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.data.config import ShownConfig
 from llama_jax.data.instructions.inspection import examples_report, examples_report_lines, first_rows
@@ -21,6 +21,7 @@ from llama_jax.data.rows.mixture import Mixture, open_mixture
 from llama_jax.data.rows.streams import Pipeline
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.supervised.config import InstructionConfig, PretrainConfig
+from llama_jax.supervised.fine_tuning import tokenizer_of
 from llama_jax.supervised.instructions import open_instructions
 from llama_jax.supervised.preference_config import PreferenceConfig
 from llama_jax.supervised.preferences import open_preferences
@@ -38,11 +39,9 @@ def preview(config: Any) -> None:
 
 def _examples(config: InstructionConfig | PreferenceConfig, show: ShownConfig) -> dict[str, Any]:
     path = find_model(config.model, _say)
-    weights = open_weights(path, step=config.step, say=_say)
-    day = config.data.template_date
-    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer, day=day)
+    tokenizer = tokenizer_of(config, open_weights(path, step=config.step, say=_say), path)
     if isinstance(config, PreferenceConfig):
-        loader = open_preferences(config, config.kind, tokenizer, None, _say)
+        loader = open_preferences(config, tokenizer, None, _say)
     else:
         loader = open_instructions(config, tokenizer, None, _say)
     rows = [("the first epoch", row) for row in first_rows(loader, show.examples)]

@@ -128,7 +128,7 @@ def _fine_tune(
     path, mesh = str(config.model), jax.sharding.get_mesh()
     weights = _weights(config, method, run)
     _check_size(config, weights.config, path)
-    tokenizer = _tokenizer(config, weights)
+    tokenizer = tokenizer_of(config, weights, path)
     data = supervision.open_data(tokenizer, functools.partial(local_rows, mesh), run.say)
     for line in data.description():
         run.say(f"data: {line}")
@@ -273,9 +273,10 @@ def _weights(config: FineTuningConfig, method: Method, run: RunDirectory) -> Wei
         ) from None
 
 
-def _tokenizer(config: FineTuningConfig, weights: Weights) -> Tokenizer:
-    day = config.data.template_date
-    return tokenizer_for(weights.files, weights.config, str(config.model), given=config.tokenizer, day=day)
+def tokenizer_of(config: FineTuningConfig, weights: Weights, path: str) -> Tokenizer:
+    """The tokenizer of the model at a path, or the one that the settings name; its template knows their date."""
+    given, day = config.tokenizer, config.data.template_date
+    return tokenizer_for(weights.files, weights.config, path, given=given, day=day)
 
 
 def _at_step_of(base: OpenParams, config: FineTuningConfig, run: RunDirectory, command: str) -> FineTuningConfig:

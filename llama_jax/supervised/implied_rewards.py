@@ -9,7 +9,6 @@ from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import CompletionBatch, completion_batch
 from llama_jax.core.run_directory import RunDirectory
 from llama_jax.data.preferences.loader import MEMBERS, PreferenceLoader
-from llama_jax.data.preferences.records import Kind
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.kto import kto
 from llama_jax.objectives.objective import Objective
@@ -25,10 +24,9 @@ from llama_jax.supervised.reference import set_reference
 def pairs(config: DpoConfig, loss: PairLoss) -> Supervision:
     """Pairs of answers, by a loss on how much likelier each has become than under the model that a run begins with."""
     beta, per_token = config.beta, config.is_per_token
-    kind = completion_batch(config.data.pairs_per_row, MEMBERS["pairs"], config.share_prompts)
+    kind = completion_batch(config.data.pairs_per_row, MEMBERS[config.kind], config.share_prompts)
     return _supervision(
         config,
-        "pairs",
         kind,
         lambda model: preference(model, loss, kind, beta=beta, per_token=per_token, sft_weight=config.sft_weight),
         functools.partial(judge_pairs, loss, beta, per_token),
@@ -39,10 +37,9 @@ def pairs(config: DpoConfig, loss: PairLoss) -> Supervision:
 def labels(config: KtoConfig) -> Supervision:
     """Answers that are good or bad, by KTO."""
     desirable, undesirable = config.desirable_weight, config.undesirable_weight
-    kind = completion_batch(config.data.pairs_per_row, MEMBERS["labels"], config.share_prompts)
+    kind = completion_batch(config.data.pairs_per_row, MEMBERS[config.kind], config.share_prompts)
     return _supervision(
         config,
-        "labels",
         kind,
         lambda model: kto(model, kind, beta=config.beta, desirable_weight=desirable, undesirable_weight=undesirable),
         functools.partial(judge_labels, config.beta, (desirable, undesirable)),
@@ -51,7 +48,6 @@ def labels(config: KtoConfig) -> Supervision:
 
 def _supervision(
     config: DpoConfig | KtoConfig,
-    kind: Kind,
     batches: type[CompletionBatch],
     objective: Callable[[LanguageModel], Objective],
     judge: Judge,
@@ -66,7 +62,7 @@ def _supervision(
 
     return Supervision(
         objective=objective,
-        open_data=functools.partial(open_preferences, config, kind, share_prompts=config.share_prompts),
+        open_data=functools.partial(open_preferences, config),
         evaluation=evaluation,
         set_reference=functools.partial(set_reference, batches) if has_reference else None,
         samples=config.samples,

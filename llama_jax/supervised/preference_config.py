@@ -33,6 +33,11 @@ class PreferenceConfig(FineTuningConfig):
         """What is learned from."""
         return "pairs"
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is laid once for all answers of an example."""
+        return False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method == "full" and self.model_dtype != "float32":
@@ -83,6 +88,11 @@ class ImpliedRewardConfig(PreferenceConfig):
     """Optimization."""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     """Answers to fixed prompts while training."""
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is laid once for all answers of an example."""
+        return self.share_prompts
 
 
 _NO_REFERENCE = ("simpo", "orpo")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from llama_jax.checkpoints.reward_normalization import measured_normalization
 from llama_jax.core.batches import completion_batch
 from llama_jax.data.preferences.loader import MEMBERS, PreferenceLoader
-from llama_jax.data.preferences.records import Kind
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.objectives.reward import Losses, bradley_terry, per_token, regression, scored
 from llama_jax.runs.held_out_scores import HeldOutScores
@@ -32,7 +31,7 @@ def scores(config: RewardConfig) -> tuple[Method, Supervision]:
     batch, loss = completion_batch(config.data.pairs_per_row, MEMBERS[config.kind]), losses[config.loss]
     supervision = Supervision(
         objective=lambda model: scored(model, batch, loss),
-        open_data=functools.partial(open_preferences, config, config.kind),
+        open_data=functools.partial(open_preferences, config),
         evaluation=lambda model, data, rows, run: HeldOutScores(
             model, loss, batch, lambda: data.validation_batches(rows), run
         ),
@@ -44,22 +43,19 @@ def scores(config: RewardConfig) -> tuple[Method, Supervision]:
 
 def open_preferences(
     config: PreferenceConfig,
-    kind: Kind,
     tokenizer: Tokenizer,
     rows_of: Callable[[int], Sequence[int]] | None,
     say: Callable[[str], None],
-    *,
-    share_prompts: bool = False,
 ) -> PreferenceLoader:
     """All examples as training takes them."""
     batch_size_at = config.training.batch_size_at
     return PreferenceLoader(
         config.data,
         tokenizer,
-        kind,
+        config.kind,
         config.seed,
         batch_size_at=batch_size_at,
         rows_of=rows_of,
         say=say,
-        share_prompts=share_prompts,
+        share_prompts=config.shares_prompts,
     )
