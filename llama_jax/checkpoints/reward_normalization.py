@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llama_jax.core.errors import UserError
-from llama_jax.core.json_files import json_object, shown
+from llama_jax.core.json_files import JsonFields, json_object
 
 NORMALIZATION_FILE = "reward_normalization.json"
 """Travels with the weights: see `Weights.files`."""
-_TOO_LARGE = 1e30
 
 
 @dataclass(frozen=True)
@@ -57,13 +55,14 @@ def read_normalization(files: Mapping[str, bytes], where: str) -> RewardNormaliz
     """
     if NORMALIZATION_FILE not in files:
         return None
-    values = json_object(files[NORMALIZATION_FILE], f"{where}: {NORMALIZATION_FILE}")
-    gain, bias = (values.get(name) for name in ("gain", "bias"))
-    given = [value for value in (gain, bias) if isinstance(value, int | float) and not isinstance(value, bool)]
-    numbers = [float(value) for value in given if abs(value) < _TOO_LARGE]
-    if len(numbers) < 2 or values.keys() != {"gain", "bias"} or not numbers[0] > 0:
-        raise UserError(f"{where}: {NORMALIZATION_FILE} is {shown(values)}; a gain above 0 and a bias are expected")
-    return RewardNormalization(*numbers)
+    source = f"{where}: {NORMALIZATION_FILE}"
+    fields = JsonFields(json_object(files[NORMALIZATION_FILE], source), source)
+    bias = fields.checked("bias", None, _is_bounded, "a number")
+    return RewardNormalization(fields.number("gain"), float(bias))
+
+
+def _is_bounded(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e30
 
 
 def without_normalization(files: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -57,8 +57,7 @@ def arguments_of(model: Path, source: Path, **changes: object) -> list[object]:
         "training.warmup_steps": 2,
         "training.evaluate_every": 4,
         "lora.target_modules": "[all-linear]",
-        "samples.held_out": 1,
-        "samples.max_new_tokens": 4,
+        "samples.held_out": 0,
         "checkpoints.every": 3,
         "tracking.tensorboard": "false",
     } | changes
@@ -87,7 +86,6 @@ def test_a_run_begins_as_its_own_reference_and_ends_in_a_verdict(tuned):
     verdict = json.loads((tuned.run_dir / "verdict.json").read_text())
     assert verdict["figure"] == last["validation_accuracy"] and verdict["count"] == 24
     assert verdict["baseline"] == last["validation_length_accuracy"]
-    assert (tuned.run_dir / "samples.jsonl").exists()
     log = (tuned.run_dir / "log.txt").read_text()
     assert log.count("under the reference model, once") == 1
     assert f"held out, before training: loss {begins:.4f}" in log
@@ -99,6 +97,7 @@ def assert_same_run(expected: Tuned, run_dir: Path) -> None:
     assert (run_dir / "verdict.json").read_text() == (expected.run_dir / "verdict.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_goes_on_with_the_log_probs_that_it_keeps(tuned, tmp_path):
     """From a checkpoint in the middle, as a killed process leaves it; log-probs that are damaged are found anew."""
     run_dir = shutil.copytree(tuned.run_dir, tmp_path / "run")
@@ -189,7 +188,7 @@ def test_a_rule_is_learned(command, method, seed, small_run, tmp_path):
     rate = {"full": 1e-3, "lora": 1e-2}[method]
     changes = {"training.batch_size": 16, "training.steps": 90, "training.evaluate_every": 90, "checkpoints.every": 90}
     changes |= {"method": method, "seed": seed, "training.peak_learning_rate": rate}
-    changes |= {"data.validation_examples": 120, "samples.held_out": 0}
+    changes |= {"data.validation_examples": 120}
     line = (command, *arguments_of(small_run.run_dir, source, **changes), "--run_dir", tmp_path / "run")
     assert call(*line) == 0
     last = metrics(tmp_path / "run")[-1]

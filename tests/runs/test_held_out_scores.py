@@ -89,3 +89,12 @@ def test_nothing_is_said_where_nothing_is_held_out(tmp_path):
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         assert (evaluation.begin(PARAMS), evaluation(PARAMS), evaluation.result()) == ([], {}, [])
     assert evaluation.verdict is None
+
+
+def test_scores_that_are_no_numbers_are_reported_and_not_drawn(tmp_path):
+    evaluation = held_out([row_of(PAIRS, [0] * 3, 2, 4, length=64)], LOSSES, 2, tmp_path)
+    lost = PARAMS | {"score": {"kernel": jnp.full_like(PARAMS["score"]["kernel"], jnp.nan)}}
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        record = evaluation(lost)
+    assert np.isnan(record["validation_loss"]) and "reward_mean" not in record
+    assert not evaluation.verdict.is_believed and not (tmp_path / "scores.png").exists()

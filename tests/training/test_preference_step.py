@@ -14,6 +14,8 @@ from llama_jax.core.batches import completion_batch
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.core.placing import place_whole_batch
+from llama_jax.data.preferences.examples import CollectedCompletions, with_shared_prompts
+from llama_jax.data.preferences.rows import completion_row
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.kto import kto
@@ -50,7 +52,7 @@ def rows() -> dict[str, np.ndarray]:
                 row["loss_weights"][place + 2 : here.stop - 1] = 1
                 row["segment_ids"][here] = 2 * k + m + 1
                 row["starts"][k, m], row["ends"][k, m] = place, here.stop - 1
-                row["reference"][k, m] = -6.4 * (len(ids) - 3) + random.normal()
+                row["reference"][k, m] = -7.5 * (len(ids) - 3) + random.normal()
                 place = here.stop
             row["labels"][k], row["example_weights"][k] = (number + k) % 2, 1
         made.append(row)
@@ -112,6 +114,29 @@ def test_metrics_are_means_over_the_examples_that_are_there() -> None:
     assert found["accuracy"] == pytest.approx((margins > 0).mean(), abs=1e-6)
     assert found["reward_margin"] == pytest.approx(margins.mean(), abs=1e-4)
     assert found["logprobs_chosen"] == pytest.approx(logprobs[:, 0].mean(), rel=1e-5)
+
+
+def test_a_prompt_that_is_shared_changes_no_log_prob() -> None:
+    """Two pairs in a row: one whose answers begin alike, and one whose prompts do not, as cuts leave them."""
+    collected, random = CollectedCompletions(2), np.random.default_rng(0)
+    prompt, other, *answers = (random.integers(1, V, size).tolist() for size in (9, 5, 4, 6, 3, 7))
+    for sequences in (
+        [(prompt, answers[0]), (prompt, answers[0][:2] + answers[1])],
+        [(prompt, answers[2]), (other, answers[3])],
+    ):
+        collected.add([(asked + ids, [False] * len(asked) + [True] * len(ids)) for asked, ids in sequences], 0.0)
+    apart = collected.examples()
+    shared = with_shared_prompts(apart)
+    assert shared.shared.tolist() == [8, 0]
+    assert shared.places.tolist() == [apart.places[0] - 8, apart.places[1]]
+    params = jax.jit(MODEL.init)(jax.random.key(0))
+    found = []
+    for kind, examples in ((KIND, apart), (completion_batch(K, 2, shares_prompts=True), shared)):
+        row = completion_row(kind, examples, [0, 1], T)
+        assert int((row["segment_ids"] > 0).sum()) == examples.places.sum()
+        with jax.set_mesh(make_mesh(MeshConfig(1), jax.devices()[:1])):
+            found.append(completion_sums(MODEL, kind, params, [{name: array[None] for name, array in row.items()}]))
+    np.testing.assert_allclose(found[1], found[0], rtol=2e-6)
 
 
 def test_dpo_begins_at_the_logarithm_of_2_exactly() -> None:
