@@ -132,7 +132,7 @@ def test_a_prompt_that_is_shared_changes_no_log_prob() -> None:
     params = jax.jit(MODEL.init)(jax.random.key(0))
     found = []
     for kind, examples in ((KIND, apart), (completion_batch(K, 2, shares_prompts=True), shared)):
-        row = completion_row(kind, examples, [0, 1], T)
+        row = completion_row(kind, examples, [0, 1], 64)
         assert int((row["segment_ids"] > 0).sum()) == examples.places.sum()
         with jax.set_mesh(make_mesh(MeshConfig(1), jax.devices()[:1])):
             found.append(completion_sums(MODEL, kind, params, [{name: array[None] for name, array in row.items()}]))
