@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -68,9 +69,9 @@ class GuardedProcess:
         if self._process is None or self._process.poll() is not None:
             # -P: the folder of the worker, which is not meant to be imported from, stays off the path.
             command = [sys.executable, "-P", str(_WORKER), str(self._program)]
-            self._process = subprocess.Popen(
-                command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            # In a session of its own, so that what it starts can be ended with it.
+            self._process = subprocess.Popen(command, bufsize=0, start_new_session=True, **pipes)
             assert self._process.stdin is not None
             os.set_blocking(self._process.stdin.fileno(), False)
             _line(self._process, time.monotonic() + _START_SECONDS, 1)
@@ -80,7 +81,8 @@ class GuardedProcess:
 
     def _kill(self) -> None:
         if self._process is not None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.communicate()
         self._process = None
 
