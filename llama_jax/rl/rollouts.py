@@ -74,6 +74,7 @@ class Sampler:
         length: Tokens of prompt and completion at the most.
         slots: Completions written at a time; the mesh divides them.
         stop_ids: Tokens that end a completion.
+        row_counts: See `Engine`.
 
     Raises:
         UserError: see `check_sampling`.
@@ -89,12 +90,13 @@ class Sampler:
         length: int,
         stop_ids: tuple[int, ...],
         trains_adapter_alone: bool = False,
+        row_counts: Sequence[int] | None = None,
     ) -> None:
         check_sampling(sampling)
         self._model, self._sampling, self._stop_ids = model, sampling, stop_ids
         self._trains_adapter_alone = trains_adapter_alone
         self._layers = decoding_params(model, params)
-        self._engine = Engine(model, self._layers, slots=slots, length=length)
+        self._engine = Engine(model, self._layers, slots=slots, length=length, row_counts=row_counts)
 
     @property
     def compilations(self) -> int:

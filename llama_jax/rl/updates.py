@@ -124,7 +124,7 @@ class Updates:
                 own: dict[str, Any] = {name: rows.laid(each[members]) for name, each in experience._asdict().items()}
                 own["loss_weights"] = rows.laid(learned[members].astype(np.float32))
                 own["shares"] = rows.laid(shares.shares)
-                own["share_normalizer"] = np.float32(shares.normalizer)
+                own["share_normalizer"] = np.asarray(shares.normalizer, np.float32)
                 yield place_whole_batch(self._program.mesh, PolicyBatch, rows.fields | own, len(rows))
 
     def _rows(self, rollouts: Rollouts, members: Int[np.ndarray, "n"]) -> Rows:

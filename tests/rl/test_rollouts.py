@@ -48,7 +48,7 @@ def changed(params):
 
 
 def sampler_of(params, **settings) -> Sampler:
-    return Sampler(MODEL, params, SAMPLING, slots=8, length=16, stop_ids=STOPS, **settings)
+    return Sampler(MODEL, params, SAMPLING, slots=8, length=16, row_counts=(8,), stop_ids=STOPS, **settings)
 
 
 @pytest.fixture(scope="module")

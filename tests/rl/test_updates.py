@@ -44,7 +44,7 @@ def program_of(method, **settings) -> Program:
 
 def sampler_of(params, **settings) -> Sampler:
     sampling = SamplingConfig(max_new_tokens=LONGEST[1], temperature=TEMPERATURE)
-    return Sampler(MODEL, params, sampling, slots=8, length=16, stop_ids=(2, 3, 4, 5), **settings)
+    return Sampler(MODEL, params, sampling, slots=8, length=16, row_counts=(8,), stop_ids=(2, 3, 4, 5), **settings)
 
 
 def updates_of(program, plan) -> Updates:
