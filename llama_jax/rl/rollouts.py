@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama_jax.core import tree
-from llama_jax.core.arrays import Bool, Float, Int, PyTree
+from llama_jax.core.arrays import Array, Bool, Float, Int, PyTree
 from llama_jax.core.errors import CannotGoOnError, UserError
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.engine import Engine, Request
@@ -70,7 +70,6 @@ class Sampler:
 
     Args:
         params: The policy, scanned layout, on the mesh in use.
-        trains_adapter_alone: Nothing but the adapter will change.
         length: Tokens of prompt and completion at the most.
         slots: Completions written at a time; the mesh divides them.
         stop_ids: Tokens that end a completion.
@@ -89,13 +88,11 @@ class Sampler:
         slots: int,
         length: int,
         stop_ids: tuple[int, ...],
-        trains_adapter_alone: bool = False,
         row_counts: Sequence[int] | None = None,
     ) -> None:
         check_sampling(sampling)
         self._model, self._sampling, self._stop_ids = model, sampling, stop_ids
-        self._trains_adapter_alone = trains_adapter_alone
-        self._layers = decoding_params(model, params)
+        self._layers, self._base = decoding_params(model, params), _base_of(params)
         self._engine = Engine(model, self._layers, slots=slots, length=length, row_counts=row_counts)
 
     @property
@@ -105,11 +102,12 @@ class Sampler:
 
     def update(self, params: PyTree) -> None:
         """Go on with these weights, of the same shapes."""
-        if self._trains_adapter_alone:
+        base = _base_of(params)
+        if base and base.keys() == self._base.keys() and all(base[path] is self._base[path] for path in base):
             adapter, _ = tree.split(params, paths.is_adapter)
             self._layers = {**self._layers, **decoding_params(self._model, adapter)}
         else:
-            self._layers = decoding_params(self._model, params)
+            self._layers, self._base = decoding_params(self._model, params), base
         self._engine.replace_weights(self._layers)
 
     def sample(self, prompts: Sequence[Sequence[int]], count: int, *, seed: int, first: int) -> Rollouts:
@@ -140,3 +138,10 @@ class Sampler:
             logprobs,
             np.array([answer[-1].finish == "stop" for answer in answers], np.bool_),
         )
+
+
+def _base_of(params: PyTree) -> dict[str, Array]:
+    """The arrays below an adapter, by path; of parameters without one, none: they would be kept alive for nothing."""
+    leaves = tree.flatten(params)
+    base = {path: leaf for path, leaf in leaves.items() if not paths.is_adapter(path)}
+    return base if len(base) < len(leaves) else {}

@@ -27,7 +27,10 @@ from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import Program, make_program
 
 MODEL = language_model(dataclasses.replace(SIZES["tiny"], num_layers=1), ComputeConfig())
-TRAINING = TrainingConfig(steps=1000, batch_size=8, warmup_steps=1, peak_learning_rate=1e-2, schedule="constant")
+# Losses of policies are near 0 and of either sign: only what is not finite is skipped.
+TRAINING = TrainingConfig(
+    steps=1000, batch_size=8, warmup_steps=1, peak_learning_rate=1e-2, schedule="constant", spike_sigma=0.0
+)
 LONGEST, TEMPERATURE, KEY = (4, 8), 0.8, jax.random.key(0)
 PROMPTS = [[1, 40, 99], [1], [1, 7, 8, 9], [1, 300]]
 
@@ -42,9 +45,9 @@ def program_of(method, **settings) -> Program:
     return make_program(MODEL, objective, TRAINING, 24, seed=0, partition=method.partition(MODEL))
 
 
-def sampler_of(params, **settings) -> Sampler:
+def sampler_of(params) -> Sampler:
     sampling = SamplingConfig(max_new_tokens=LONGEST[1], temperature=TEMPERATURE)
-    return Sampler(MODEL, params, sampling, slots=8, length=16, row_counts=(8,), stop_ids=(2, 3, 4, 5), **settings)
+    return Sampler(MODEL, params, sampling, slots=8, length=16, row_counts=(8,), stop_ids=(2, 3, 4, 5))
 
 
 def updates_of(program, plan) -> Updates:
@@ -61,7 +64,7 @@ def test_the_first_update_is_on_policy_and_the_reference_is_the_base(mesh) -> No
         program = program_of(method, divergence=policy.Divergence(0.1, k3))
         state, frozen = program.begin(method.begin(jax.jit(MODEL.init)(KEY), KEY))
         params = tree.join(state.trainable, frozen)
-        rollouts = sampler_of(params, trains_adapter_alone=True).sample(PROMPTS, 4, seed=0, first=0)
+        rollouts = sampler_of(params).sample(PROMPTS, 4, seed=0, first=0)
         updates = updates_of(program, Plan(epochs=2, minibatches=2))
         old = updates.logprobs(params, rollouts)
         reference = updates.logprobs(without_adapter(params)[0], rollouts)
