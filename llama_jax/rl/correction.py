@@ -47,9 +47,8 @@ def agreement(
     training: Float[np.ndarray, "N C"], sampler: Float[np.ndarray, "N C"], mask: Bool[np.ndarray, "N C"]
 ) -> Agreement:
     """Compare them where the mask selects."""
-    differences = (training - sampler)[mask]
-    known = differences[~np.isnan(differences)]
-    unknown = len(differences) - len(known)
+    known = (training - sampler)[mask & ~np.isnan(sampler)]
+    unknown = int(mask.sum()) - len(known)
     if not len(known):
         return Agreement(0.0, 0.0, 1.0, unknown)
     ratio = np.exp(np.clip(known, -_MOST_LOG, _MOST_LOG)).mean()

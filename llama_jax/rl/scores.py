@@ -35,7 +35,7 @@ def overlong_penalties(
 class RunningMoments(NamedTuple):
     """Mean and deviation of all scores so far. Kept with the run, so that it goes on with the same."""
 
-    count: float = 0.0
+    samples: float = 0.0
     mean: float = 0.0
     squares: float = 0.0
     """Sum of the squared differences from the mean."""
@@ -45,18 +45,18 @@ class RunningMoments(NamedTuple):
         known = scores[~np.isnan(scores)].astype(np.float64)
         if not len(known):
             return self
-        count, difference = self.count + len(known), float(known.mean()) - self.mean
+        samples, difference = self.samples + len(known), float(known.mean()) - self.mean
         squares = float(np.square(known - known.mean()).sum())
         return RunningMoments(
-            count,
-            self.mean + difference * len(known) / count,
-            self.squares + squares + difference**2 * self.count * len(known) / count,
+            samples,
+            self.mean + difference * len(known) / samples,
+            self.squares + squares + difference**2 * self.samples * len(known) / samples,
         )
 
     @property
     def deviation(self) -> float:
         """Unbiased; 1 as long as nothing is known of it."""
-        return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 and self.squares else 1.0
+        return math.sqrt(self.squares / (self.samples - 1)) if self.samples > 1 and self.squares else 1.0
 
     def normalized(self, scores: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
         """Scores with mean 0 and deviation 1 by what is known."""

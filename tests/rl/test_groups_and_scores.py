@@ -77,7 +77,7 @@ def test_running_moments_are_those_of_all_scores_so_far() -> None:
     for part in parts:
         known = known.with_scores(part)
     everything = np.array([1.0, 2.0, 6.0, -3.0, 0.5])
-    assert (known.count, known.mean) == (5, pytest.approx(everything.mean()))
+    assert (known.samples, known.mean) == (5, pytest.approx(everything.mean()))
     assert known.deviation == pytest.approx(everything.std(ddof=1))
     np.testing.assert_allclose(known.normalized(everything), (everything - everything.mean()) / everything.std(ddof=1))
 

@@ -69,9 +69,14 @@ class GuardedProcess:
         if self._process is None or self._process.poll() is not None:
             # -P: the folder of the worker, which is not meant to be imported from, stays off the path.
             command = [sys.executable, "-P", str(_WORKER), str(self._program)]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            # In a session of its own, so that what it starts can be ended with it.
-            self._process = subprocess.Popen(command, bufsize=0, start_new_session=True, **pipes)
+            self._process = subprocess.Popen(
+                command,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # so that what it starts can be ended with it
+            )
             assert self._process.stdin is not None
             os.set_blocking(self._process.stdin.fileno(), False)
             _line(self._process, time.monotonic() + _START_SECONDS, 1)
