@@ -68,7 +68,7 @@ def entropies(unembed: Unembed, head: Float[Array, "D V"], hidden: Float[Array, 
     return by_chunks(jax.checkpoint(_logprobs_and_entropies), unembed, head, hidden, targets)[1]
 
 
-_OfLogits: TypeAlias = Callable[[Float[Array, "*B V"], Int[Array, "*B"]], tuple[Float[Array, "*B"], ...]]
+_OfLogits: TypeAlias = Callable[[Float[Array, "*B V"], Int[Array, "*B"]], tuple[Float[Array, "*B"], Float[Array, "*B"]]]
 
 
 def _logprobs_and_entropies(logits: Array, targets: Array) -> tuple[Array, Array]:
@@ -100,7 +100,8 @@ def _of_completions(
             return None, (cotangent[..., None] * gradient).astype(gradient.dtype)
         # The gradient of the sum of cotangent * log p, which is that of -cotangent * -log p.
         weights = jnp.where(wanted, -cotangent, 0.0)
-        return sums_and_gradients(unembed, 0.0, *kept, targets, weights, of_head=True)[1]
+        head, hidden = kept
+        return sums_and_gradients(unembed, 0.0, head, hidden, targets, weights, of_head=True)[1]
 
     found = jax.custom_vjp(values)
     found.defvjp(forward, backward, symbolic_zeros=True)

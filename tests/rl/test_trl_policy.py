@@ -111,8 +111,9 @@ def test_rewards_advantages_and_losses_of_ppo(ppo, name) -> None:
     lengths = jnp.asarray(LENGTHS)
     places = advantages.reward_places(lengths, C, after_end=True)
     valued = advantages.valued(lengths, C, after_end=True)
-    divergence = np.where(MASK, ESTIMATES[settings["kl_estimator"]](GIVEN["old"], GIVEN["reference"]), 0)
-    rewards = advantages.token_rewards(jnp.asarray(GIVEN["scores"]), places, jnp.asarray(divergence), 0.05)
+    estimate = ESTIMATES[settings["kl_estimator"]]
+    divergence = jnp.where(MASK, estimate(jnp.asarray(GIVEN["old"]), jnp.asarray(GIVEN["reference"])), 0.0)
+    rewards = advantages.token_rewards(jnp.asarray(GIVEN["scores"]), places, divergence, 0.05)
     if settings["whiten_rewards"]:
         rewards = advantages.whitened(rewards, valued, shift_mean=False)
     close(rewards, ppo[f"rewards_{name}"])

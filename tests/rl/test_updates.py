@@ -45,6 +45,15 @@ def program_of(method, **settings) -> Program:
     return make_program(MODEL, objective, TRAINING, 24, seed=0, partition=method.partition(MODEL))
 
 
+METHOD = low_rank_adapter(AdapterConfig(rank=2), "float32", TRAINING.peak_learning_rate)
+
+
+@pytest.fixture(scope="module")
+def program(mesh) -> Program:
+    with jax.set_mesh(mesh):
+        return program_of(METHOD, divergence=policy.Divergence(0.1, k3))
+
+
 def sampler_of(params) -> Sampler:
     sampling = SamplingConfig(max_new_tokens=LONGEST[1], temperature=TEMPERATURE)
     return Sampler(MODEL, params, sampling, slots=8, length=16, row_counts=(8,), stop_ids=(2, 3, 4, 5))
@@ -58,11 +67,9 @@ def advantages_of(rollouts: Rollouts, rewards: np.ndarray) -> np.ndarray:
     return np.where(rollouts.mask, group_advantages(rewards, 4)[:, None], 0).astype(np.float32)
 
 
-def test_the_first_update_is_on_policy_and_the_reference_is_the_base(mesh) -> None:
+def test_the_first_update_is_on_policy_and_the_reference_is_the_base(mesh, program) -> None:
     with jax.set_mesh(mesh):
-        method = low_rank_adapter(AdapterConfig(rank=2), "float32", TRAINING.peak_learning_rate)
-        program = program_of(method, divergence=policy.Divergence(0.1, k3))
-        state, frozen = program.begin(method.begin(jax.jit(MODEL.init)(KEY), KEY))
+        state, frozen = program.begin(METHOD.begin(jax.jit(MODEL.init)(KEY), KEY))
         params = tree.join(state.trainable, frozen)
         rollouts = sampler_of(params).sample(PROMPTS, 4, seed=0, first=0)
         updates = updates_of(program, Plan(epochs=2, minibatches=2))
@@ -79,7 +86,7 @@ def test_the_first_update_is_on_policy_and_the_reference_is_the_base(mesh) -> No
     assert metrics[3]["approximate_kl"] > 1e-6 and metrics[3]["kl"] > 1e-6
 
 
-def test_each_epoch_deals_every_completion_once_and_the_divergence_stops_it(mesh) -> None:
+def test_each_epoch_deals_every_completion_once_and_the_divergence_stops_it(mesh, program) -> None:
     lengths = [1, 8, 3, 5] * 4
     completions = [[10 + n] * length for n, length in enumerate(lengths)]
     ended = np.arange(16) % 4 != 1
@@ -88,7 +95,6 @@ def test_each_epoch_deals_every_completion_once_and_the_divergence_stops_it(mesh
     numbers = np.where(rollouts.mask, np.arange(16)[:, None] + np.arange(8) / 10, 0).astype(np.float32)
     experience = Experience(numbers, numbers, numbers, numbers)
     with jax.set_mesh(mesh):
-        program = program_of(all_parameters())
         plan = Plan(epochs=2, minibatches=2, aggregation=aggregation.sequence_mean, learns_truncated=False)
         batches = list(updates_of(program, plan)._batches(rollouts, experience, 0))
         first, second = batches[:2], batches[2:]
@@ -109,9 +115,7 @@ def test_each_epoch_deals_every_completion_once_and_the_divergence_stops_it(mesh
         assert len(stopping(state, frozen, rollouts, experience, 0)[1]) == 1
 
 
-def test_rows_that_may_not_do_are_refused(mesh) -> None:
-    with jax.set_mesh(mesh):
-        program = program_of(all_parameters())
+def test_rows_that_may_not_do_are_refused(program) -> None:
     with pytest.raises(UserError, match="minibatches: 16 completions are not divisible by 3"):
         updates_of(program, Plan(minibatches=3))
     updates = functools.partial(Updates, program, Plan(), temperature=1.0, seed=0)
