@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sweeps import some
 
 from llama_jax.core.batches import PolicyBatch, PolicyTextBatch, ValueBatch
 from llama_jax.model.config import SIZES, ComputeConfig
@@ -200,6 +199,7 @@ def by_all_logits(params, batch, temperature):
     return jnp.take_along_axis(every, batch.targets[..., None], -1)[..., 0], -(jnp.exp(every) * every).sum(-1)
 
 
+@pytest.mark.slow
 def test_the_objective_is_the_sum_of_its_terms_by_value_and_gradient(params) -> None:
     batch = filled(PolicyBatch)
     settings = {"log_ratios": policy.of_sequences, "divergence": policy.Divergence(0.3, k3)}
@@ -221,7 +221,8 @@ def test_the_objective_is_the_sum_of_its_terms_by_value_and_gradient(params) -> 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), gradient, expected_gradient)
 
 
-@pytest.mark.parametrize("kind", some([PolicyTextBatch, ValueBatch], [ValueBatch]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [PolicyTextBatch, ValueBatch])
 def test_microbatches_add_up_to_the_batch(params, kind) -> None:
     batch = filled(kind)
     if kind is ValueBatch:

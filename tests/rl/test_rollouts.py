@@ -71,6 +71,7 @@ def trained_logprobs(params, rollouts: Rollouts, mesh=None) -> np.ndarray:
     return rows.gathered(np.asarray(forward(params, batch)))
 
 
+@pytest.mark.slow
 def test_training_finds_tokens_as_likely_as_the_sampler_also_after_an_update(sampler, adapted) -> None:
     first = sampler.sample(PROMPTS, 4, seed=0, first=0)
     assert first.prompts[3:5] == [PROMPTS[0], PROMPTS[1]] and len(first.completions) == 12
@@ -93,6 +94,7 @@ def test_training_finds_tokens_as_likely_as_the_sampler_also_after_an_update(sam
     np.testing.assert_array_equal(again.logprobs, first.logprobs)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_depends_on_the_prompts_number_not_on_what_is_asked_beside_it(sampler) -> None:
     together = sampler.sample(PROMPTS, 2, seed=3, first=10)
     alone = sampler.sample(PROMPTS[2:], 2, seed=3, first=12)
@@ -131,9 +133,9 @@ def test_a_policy_that_is_broken_ends_the_run(params) -> None:
         ({"temperature": 0.0}, "rollout.temperature: 0.0 must be above 0"),
     ],
 )
-def test_what_makes_the_distributions_differ_is_refused_by_name(params, setting, message) -> None:
+def test_what_makes_the_distributions_differ_is_refused_by_name(setting, message) -> None:
     with pytest.raises(UserError, match=message):
-        Sampler(MODEL, params, dataclasses.replace(SAMPLING, **setting), slots=1, length=64, stop_ids=())
+        Sampler(MODEL, {}, dataclasses.replace(SAMPLING, **setting), slots=1, length=64, stop_ids=())
 
 
 def test_completions_are_laid_into_rows_and_found_again() -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_rollouts import CORRECTIONS, GROUP, GRPO_LOSSES, LENGTHS, MASK, PPO_SETTINGS, C, N, rollout
+from sweeps import some
 
 from llama_jax.core.batches import PolicyBatch
 from llama_jax.objectives import policy
@@ -61,7 +62,7 @@ def policy_loss(surrogate, shares_of, given_advantages, weights=1.0, **settings)
     return jax.value_and_grad(loss)(jnp.asarray(GIVEN["new"]))
 
 
-@pytest.mark.parametrize("name", GRPO_LOSSES)
+@pytest.mark.parametrize("name", some(GRPO_LOSSES, ["cispo", "gspo_kl"]))
 def test_losses_of_grpo_and_its_variants(grpo, name) -> None:
     settings = dict(GRPO_LOSSES[name])
     kind, high = settings["loss_type"], settings.get("epsilon_high")
@@ -105,7 +106,7 @@ def test_importance_weights(grpo, mode, low, high) -> None:
     close(found[MASK], grpo[f"weights_{mode}_{low}"][MASK])
 
 
-@pytest.mark.parametrize("name", PPO_SETTINGS)
+@pytest.mark.parametrize("name", some(PPO_SETTINGS, ["k3"]))
 def test_rewards_advantages_and_losses_of_ppo(ppo, name) -> None:
     settings = PPO_SETTINGS[name]
     lengths = jnp.asarray(LENGTHS)

@@ -71,7 +71,8 @@ def test_the_first_update_is_on_policy_and_the_reference_is_the_base(mesh, progr
     with jax.set_mesh(mesh):
         state, frozen = program.begin(METHOD.begin(jax.jit(MODEL.init)(KEY), KEY))
         params = tree.join(state.trainable, frozen)
-        rollouts = sampler_of(params).sample(PROMPTS, 4, seed=0, first=0)
+        sampler = sampler_of(params)
+        rollouts = sampler.sample(PROMPTS, 4, seed=0, first=0)
         updates = updates_of(program, Plan(epochs=2, minibatches=2))
         old = updates.logprobs(params, rollouts)
         reference = updates.logprobs(without_adapter(params)[0], rollouts)
@@ -80,6 +81,11 @@ def test_the_first_update_is_on_policy_and_the_reference_is_the_base(mesh, progr
         rewards = np.random.default_rng(0).normal(size=16)
         experience = Experience(old, reference, weights, advantages_of(rollouts, rewards))
         state, metrics = updates(state, frozen, rollouts, experience, 0)
+        params, compiled = tree.join(state.trainable, frozen), sampler.compilations
+        sampler.update(params)
+        later = sampler.sample(PROMPTS, 4, seed=0, first=0)
+        assert agreement(updates.logprobs(params, later), later.logprobs, later.mask).checked(1e-4)
+    assert later.completions != rollouts.completions and sampler.compilations == compiled
     assert len(metrics) == 4 and int(state.updates) == 4
     assert metrics[0]["ratio"] == pytest.approx(1, abs=1e-4) and metrics[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert metrics[0]["clip_fraction"] == 0 and metrics[0]["approximate_kl"] < 1e-8
