@@ -192,3 +192,42 @@ def completion_batch(examples: int, members: int, shares_prompts: bool = False) 
         """How many examples there are."""
 
     return Completions
+
+
+class PolicyBatch(TokenBatch):
+    """Packed rows of prompts with the completions that were sampled after them, for losses that make a completion
+    likelier the larger its advantage. `loss_weights` are 1 where the target was sampled and is to be learned from."""
+
+    shares: Any = per_token(np.float32)
+    """What each token counts in the loss: 1, or 1 / the tokens of its completion."""
+    share_normalizer: Any = array(np.float32)
+    """What the sum over the batch of one update is divided by: tokens or completions, see `rl.aggregation`."""
+    old_logprobs: Any = per_token(np.float32)
+    """log p(target) in nats when it was sampled, by the forward pass of training."""
+    reference_logprobs: Any = per_token(np.float32)
+    """The same under the reference model; read only by losses with a divergence."""
+    importance_weights: Any = per_token(np.float32)
+    """Corrects for what the sampler's distribution differs from that of training; 1 where nothing is corrected."""
+    advantages: Any = per_token(np.float32)
+    """How much better than expected it was to choose this token."""
+
+
+class PolicyTextBatch(PolicyBatch):
+    """The same, and as many rows of text to go on predicting (PTX)."""
+
+    text_tokens: Any = per_token(np.int32, is_read=True)
+    text_targets: Any = per_token(np.int32)
+    text_loss_weights: Any = per_token(np.float32)
+    text_segment_ids: Any = per_token(np.int32)
+    text_positions: Any = per_token(np.int32)
+    text_normalizer: Any = total("text_loss_weights")
+
+
+class ValueBatch(TokenBatch):
+    """Packed rows of prompts with sampled completions, for a critic, which says at each position what will come.
+    `loss_weights` are 1 where its value counts: where the target was sampled."""
+
+    old_values: Any = per_token(np.float32)
+    """What the critic said when the completion was sampled."""
+    returns: Any = per_token(np.float32)
+    """What came."""

@@ -32,7 +32,7 @@ def decoding_params(model: LanguageModel, params: PyTree, *, consume: bool = Fal
     in huge pages, of which a step reads up to a third more a second.
 
     Args:
-        params: scanned layout.
+        params: scanned layout; of a base that stays, its adapter alone will do.
         consume: delete each array of `params` as soon as it is not needed any more; those that stay as they are, stay.
     """
     given, dtype = tree.flatten(params), jnp.dtype(model.compute.dtype)
@@ -52,7 +52,7 @@ def decoding_params(model: LanguageModel, params: PyTree, *, consume: bool = Fal
         for used in map(left.pop, together):
             if consume and not any(used is kept for kept in made.values()):
                 used.delete()
-    if paths.HEAD not in found and _is_on_one_cpu(found[paths.TABLE]):
+    if paths.HEAD not in found and paths.TABLE in found and _is_on_one_cpu(found[paths.TABLE]):
         found[paths.HEAD] = Transposed(found[paths.TABLE], 0, len(found[paths.TABLE]))
     return tree.unflatten(found)
 

@@ -1,7 +1,8 @@
 """log p(target) at some positions of each row, such as those of completions: the others cost no product with the output
 matrix, which is a fifth of a small model."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from llama_jax.core.sharding import over_parts
 from llama_jax.objectives.completions import sequence_sums
 from llama_jax.objectives.cross_entropy import CHUNK_BYTES, Unembed, logprobs_of, sums_and_gradients
 from llama_jax.objectives.objective import Model
+from llama_jax.objectives.token_logprobs import by_chunks
 
 _TOKENS = ("batch", "length")
 _FEWEST_CHUNKS = 8
@@ -43,16 +45,56 @@ def completion_logprobs(
     position, so that no logits are made twice.
     """
 
-    def values(head: Any, hidden: Any) -> Array:
-        return _by_chunks(unembed, head, hidden, targets, wanted, differentiated=False)[0]
+    return _of_completions(logprobs_of, unembed, head, hidden, targets, wanted)[0]
 
-    def forward(head: Any, hidden: Any) -> tuple[Array, tuple[Any, ...]]:
+
+@jax.named_scope("completion_logprobs")
+def completion_logprobs_and_entropies(
+    unembed: Unembed,
+    head: Float[Array, "D V"],
+    hidden: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    wanted: Bool[Array, "B T"],
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """The same, and the entropy of the distribution at each of these positions, in nats, from the same logits. No
+    gradient comes of the entropies; see `entropies` for those that have one."""
+    return _of_completions(_logprobs_and_entropies, unembed, head, hidden, targets, wanted)
+
+
+def entropies(unembed: Unembed, head: Float[Array, "D V"], hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
+    """Entropy of the distribution at each position, in nats, float32; differentiable. Its logits are its own, chunk by
+    chunk, made once more in the backward pass."""
+    targets = jnp.zeros(hidden.shape[:2], jnp.int32)
+    return by_chunks(jax.checkpoint(_logprobs_and_entropies), unembed, head, hidden, targets)[1]
+
+
+_OfLogits: TypeAlias = Callable[[Float[Array, "*B V"], Int[Array, "*B"]], tuple[Float[Array, "*B"], Float[Array, "*B"]]]
+
+
+def _logprobs_and_entropies(logits: Array, targets: Array) -> tuple[Array, Array]:
+    logprobs, log_z = logprobs_of(logits, targets)
+    return logprobs, log_z - jnp.sum(jnp.exp(logits - log_z[..., None]) * logits, axis=-1)
+
+
+def _of_completions(
+    of_logits: _OfLogits, unembed: Unembed, head: Array, hidden: Array, targets: Array, wanted: Array
+) -> tuple[Array, Array]:
+    """Two results of a function of logits and targets, of which the first, log p(target), is differentiable."""
+
+    def values(head: Any, hidden: Any) -> tuple[Array, Array]:
+        first, second = _by_chunks(of_logits, unembed, head, hidden, targets, wanted, differentiated=False)
+        return first, second
+
+    def forward(head: Any, hidden: Any) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
         if head.perturbed:
             return values(head.value, hidden.value), (head.value, hidden.value)
-        logprobs, gradient = _by_chunks(unembed, head.value, hidden.value, targets, wanted, differentiated=True)
-        return logprobs, (gradient,)
+        *found, gradient = _by_chunks(
+            of_logits, unembed, head.value, hidden.value, targets, wanted, differentiated=True
+        )
+        return (found[0], found[1]), (gradient,)
 
-    def backward(kept: tuple[Any, ...], cotangent: Array) -> tuple[Array | None, Array]:
+    def backward(kept: tuple[Any, ...], cotangents: tuple[Array, Any]) -> tuple[Array | None, Array]:
+        cotangent = cotangents[0]
         if len(kept) == 1:
             (gradient,) = kept
             return None, (cotangent[..., None] * gradient).astype(gradient.dtype)
@@ -60,12 +102,14 @@ def completion_logprobs(
         (head, hidden), weights = kept, jnp.where(wanted, -cotangent, 0.0)
         return sums_and_gradients(unembed, 0.0, head, hidden, targets, weights, of_head=True)[1]
 
-    logprobs = jax.custom_vjp(values)
-    logprobs.defvjp(forward, backward, symbolic_zeros=True)
-    return logprobs(head, hidden)
+    found = jax.custom_vjp(values)
+    found.defvjp(forward, backward, symbolic_zeros=True)
+    first, second = found(head, hidden)
+    return first, jax.lax.stop_gradient(second)
 
 
 def _by_chunks(
+    of_logits: _OfLogits,
     unembed: Unembed,
     head: Float[Array, "D V"],
     hidden: Float[Array, "B T D"],
@@ -74,7 +118,8 @@ def _by_chunks(
     *,
     differentiated: bool,
 ) -> tuple[Array, ...]:
-    """log p(target) and, if `differentiated`, its gradient in the hidden state of each position."""
+    """The results of the function and, if `differentiated`, the gradient of the first in the hidden state of each
+    position."""
 
     def on_rows(head: Array, hidden: Array, targets: Array, wanted: Array) -> tuple[Array, ...]:
         shape, count = targets.shape, targets.size
@@ -86,8 +131,8 @@ def _by_chunks(
 
         def found(place: Int[Array, "C"]) -> tuple[Array, ...]:
             logits, of_hidden = jax.vjp(lambda hidden: unembed(head, hidden), hidden[place])
-            logprobs, of_logits = jax.vjp(lambda logits: logprobs_of(logits, targets[place])[0], logits)
-            return (logprobs, *of_hidden(*of_logits(jnp.ones_like(logprobs)))) if differentiated else (logprobs,)
+            first, gradient, second = jax.vjp(lambda logits: of_logits(logits, targets[place]), logits, has_aux=True)
+            return (first, second, *of_hidden(*gradient(jnp.ones_like(first)))) if differentiated else (first, second)
 
         def of_chunk(chunk: tuple[Array, Array]) -> tuple[Array, ...]:
             first, place = chunk
@@ -100,5 +145,5 @@ def _by_chunks(
         laid = [x.reshape(chunks * size, *x.shape[2:])[back].reshape(*shape, *x.shape[2:]) for x in results]
         return tuple(jnp.where(wanted.reshape(*shape, *[1] * (x.ndim - 2)), x, 0) for x in laid)
 
-    outputs = (_TOKENS,) * (1 + differentiated)
+    outputs = (_TOKENS,) * (2 + differentiated)
     return over_parts(on_rows, (None, _TOKENS, _TOKENS, _TOKENS), outputs)(head, hidden, targets, wanted)

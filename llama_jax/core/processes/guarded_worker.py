@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -38,12 +39,17 @@ def _program(file: str) -> Callable[[Any], dict[str, Any]]:
 
 def main() -> None:
     """Answer until there is nothing more to read."""
+    # What the program reads and prints must not get between requests and answers.
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
     answer = _program(sys.argv[1])
-    print(flush=True)  # ready: what comes before is not the request's time
-    for line in sys.stdin.buffer:
+    print(file=answers, flush=True)  # ready: what comes before is not the request's time
+    for line in requests:
         asked = json.loads(line)
         _limit(asked["seconds"], asked["memory"])
-        print(json.dumps(answer(asked["request"])), flush=True)
+        print(json.dumps(answer(asked["request"])), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Rewards that Python functions give, in processes of their own."""

@@ -1,0 +1,34 @@
+"""Settings of reward functions."""
+
+import math
+from dataclasses import dataclass
+
+from llama_jax.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class RewardFunctionConfig:
+    """A function that says what completions are worth, called as TRL calls it."""
+
+    function: str
+    """Where it is: FILE.py:NAME, or the name of one of those that come with llama_jax (exact, last_number)."""
+    weight: float = 1.0
+    """Factor on its rewards in the sum of all functions."""
+    timeout_seconds: float = 60.0
+    """Wall time that a call for all completions of a rollout may take; then its process is killed."""
+    memory_bytes: int = 4 * 2**30
+    """Address space that its process may take."""
+    largest_reward: float = 1e6
+    """A reward further from 0 than this is none."""
+    failures_allowed: int = 0
+    """Calls one after another that may fail before the run stops: that raise, take too long, give too few rewards or
+    too many, or one that is no finite number within bounds. 0: it stops at the first."""
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_seconds", "memory_bytes", "largest_reward"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"rewards.{name}: {getattr(self, name)} must be above 0 and finite")
+        if not math.isfinite(self.weight):
+            raise UserError(f"rewards.weight: {self.weight} must be a finite number")
+        if self.failures_allowed < 0:
+            raise UserError(f"rewards.failures_allowed: {self.failures_allowed} must not be negative")

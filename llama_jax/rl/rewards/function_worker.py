@@ -1,0 +1,72 @@
+"""Calls a user's reward function: for `GuardedProcess`. Imports nothing of ours.
+
+First asked to open one, `{"file", "function"}`, then for rewards, `{"arguments"}`. Answers `rewards`, of each
+completion a number, null, or a text that says what is there in place of a number; or `error`, or `unopened`."""
+
+import asyncio
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_function: Callable[..., Any] | None = None
+_why_not = "was never opened"
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """See above. Whatever the function does, short of ending the process, is an answer."""
+    global _function, _why_not
+    if "file" in request:
+        try:
+            _function = _opened(request["file"], request["function"])
+        except BaseException as error:
+            _why_not = _complaint(error)
+        return {}
+    if _function is None:
+        return {"unopened": _why_not}
+    try:
+        result = _function(**request["arguments"])
+        found = asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+        return {"rewards": [_number(each) for each in found]}
+    except BaseException as error:
+        return {"error": _complaint(error)}
+
+
+def _opened(file: str, name: str) -> Callable[..., Any]:
+    sys.path.insert(0, str(Path(file).parent))  # what lies beside it can be imported
+    spec = importlib.util.spec_from_file_location("rewards", file)
+    if spec is None or spec.loader is None:
+        raise ImportError("is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["rewards"] = module
+    spec.loader.exec_module(module)
+    found = getattr(module, name, None)
+    if not callable(found):
+        known = sorted(key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_")
+        raise ImportError(f"has no function '{name}'; there are {', '.join(known) or 'none'}")
+    return found
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+def _number(value: Any) -> float | str | None:
+    if value is None:
+        return None
+    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
+        return f"{type(value).__name__} {value!r:.40}"
+    return float(value)
+
+
+def _complaint(error: BaseException) -> str:
+    line = None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename != __file__:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"line {line}: {message:.300}" if line else f"{message:.300}"

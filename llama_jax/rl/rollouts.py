@@ -1,0 +1,147 @@
+"""Completions sampled by the engine from live weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llama_jax.core import tree
+from llama_jax.core.arrays import Array, Bool, Float, Int, PyTree
+from llama_jax.core.errors import CannotGoOnError, UserError
+from llama_jax.inference.config import SamplingConfig
+from llama_jax.inference.engine import Engine, Request
+from llama_jax.inference.layout import decoding_params
+from llama_jax.model import paths
+from llama_jax.model.llama import LanguageModel
+
+_CHANGES_NOTHING = {
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What was sampled after some prompts: N completions of at most C tokens, those of a prompt one after the other."""
+
+    prompts: list[list[int]]
+    """Of each completion."""
+    completions: list[list[int]]
+    """Token ids, with the one that ended it."""
+    logprobs: Float[np.ndarray, "N C"]
+    """log p of each token when it was drawn, in nats, by the sampler."""
+    ended: Bool[np.ndarray, "N"]
+    """Whether an end token came; else as many tokens did as there may be."""
+
+    @property
+    def lengths(self) -> Int[np.ndarray, "N"]:
+        """Tokens of each completion."""
+        return np.array([len(each) for each in self.completions], np.int64)
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "N C"]:
+        """Where there is a token."""
+        return np.arange(self.logprobs.shape[1])[None] < self.lengths[:, None]
+
+
+def check_sampling(sampling: SamplingConfig) -> None:
+    """Refuse what makes the distribution that is sampled from another one than training computes.
+
+    Raises:
+        UserError: a filter or a penalty is asked for, or nothing is drawn at all.
+    """
+    for name, neutral in _CHANGES_NOTHING.items():
+        if (value := getattr(sampling, name)) != neutral:
+            raise UserError(
+                f"rollout.{name}: {value} must be {neutral}: it changes the distribution that is sampled from, which "
+                "has to be the one that training computes"
+            )
+    if not sampling.temperature > 0:
+        raise UserError(f"rollout.temperature: {sampling.temperature} must be above 0, as nothing is drawn without it")
+
+
+class Sampler:
+    """Samples from a policy whose weights change. It keeps them in the decoding layout beside those of training: of a
+    policy that is an adapter over a frozen base, the base is laid out once, and the adapter whenever it has changed.
+
+    Args:
+        params: The policy, scanned layout, on the mesh in use.
+        length: Tokens of prompt and completion at the most.
+        slots: Completions written at a time; the mesh divides them.
+        stop_ids: Tokens that end a completion.
+        row_counts: See `Engine`.
+
+    Raises:
+        UserError: see `check_sampling`.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        params: PyTree,
+        sampling: SamplingConfig,
+        *,
+        slots: int,
+        length: int,
+        stop_ids: tuple[int, ...],
+        row_counts: Sequence[int] | None = None,
+    ) -> None:
+        check_sampling(sampling)
+        self._model, self._sampling, self._stop_ids = model, sampling, stop_ids
+        self._layers, self._base = decoding_params(model, params), _base_of(params)
+        self._engine = Engine(model, self._layers, slots=slots, length=length, row_counts=row_counts)
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far to sample."""
+        return self._engine.compilations
+
+    def update(self, params: PyTree) -> None:
+        """Go on with these weights, of the same shapes."""
+        base = _base_of(params)
+        if base and base.keys() == self._base.keys() and all(base[path] is self._base[path] for path in base):
+            adapter, _ = tree.split(params, paths.is_adapter)
+            self._layers = {**self._layers, **decoding_params(self._model, adapter)}
+        else:
+            self._layers, self._base = decoding_params(self._model, params), base
+        self._engine.replace_weights(self._layers)
+
+    def sample(self, prompts: Sequence[Sequence[int]], count: int, *, seed: int, first: int) -> Rollouts:
+        """`count` completions of each prompt. What is drawn follows from the seed, the number of the prompt, the number
+        of the completion and the index of the token alone.
+
+        Args:
+            first: Number of the first prompt, counted over all of the run.
+
+        Raises:
+            UserError: a prompt can never be answered.
+            CannotGoOnError: the model's logits are not numbers.
+        """
+        requests = [
+            Request(list(prompt), self._sampling, self._stop_ids, seed, first + number, answer, top_logprobs=0)
+            for number, prompt in enumerate(prompts)
+            for answer in range(count)
+        ]
+        answers = self._engine.run(requests)
+        if any(token.finish == "error" for answer in answers for token in answer[-1:]):
+            raise CannotGoOnError("rollout: the model's logits are not numbers; training has broken its weights")
+        logprobs = np.zeros((len(requests), self._sampling.max_new_tokens), np.float32)
+        for row, answer in zip(logprobs, answers, strict=True):
+            row[: len(answer)] = np.array([token.sampled_logprob for token in answer], np.float32)  # None: NaN
+        return Rollouts(
+            [list(request.prompt) for request in requests],
+            [[token.id for token in answer] for answer in answers],
+            logprobs,
+            np.array([answer[-1].finish == "stop" for answer in answers], np.bool_),
+        )
+
+
+def _base_of(params: PyTree) -> dict[str, Array]:
+    """The arrays below an adapter, by path; of parameters without one, none: they would be kept alive for nothing."""
+    leaves = tree.flatten(params)
+    base = {path: leaf for path, leaf in leaves.items() if not paths.is_adapter(path)}
+    return base if len(base) < len(leaves) else {}
