@@ -64,7 +64,7 @@ def laid_rows(
     lengths = np.array([len(p) + len(c) - 1 for p, c in zip(prompts, completions, strict=True)], np.int64) + behind
     if len(lengths) and (widest := int(lengths.max())) > row_length:
         raise UserError(f"row_length: {row_length} is less than the {widest} tokens of a prompt with its completion")
-    plan = packed(np.arange(len(prompts)), lengths, row_length)
+    plan = packed(np.arange(len(prompts)), lengths, row_length, most=len(prompts))
     count = -(-max(len(plan), 1) // multiple) * multiple
     row = TokenBatch.empty_row(row_length)
     fields = {name: np.zeros((count, *each.shape), each.dtype) for name, each in row.items()}
