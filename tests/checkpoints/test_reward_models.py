@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from small_rewards import ADAPTERS, CLASSIFIERS, LENGTHS, ROWS
 from small_tokenizers import byte_level_file
 from small_weights import SMALL, SmallWeights, assert_same, params_of
+from sweeps import some
 
 from llama_jax.checkpoints.adapters.adapter import identity_of
 from llama_jax.checkpoints.adapters.peft import read_peft, write_peft
@@ -74,7 +75,7 @@ def scores_of(path: Path, *adapters: Path) -> np.ndarray:
         return found[np.arange(len(LENGTHS)), np.array(LENGTHS) - 1]
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", some(CLASSIFIERS, ("grouped_query",)))
 def test_a_classifier_of_one_label_scores_as_in_transformers(tmp_path, name) -> None:
     config = small(name, scalar_head=True)
     said = json.loads(RECORDED[f"{name}/config.json"].tobytes())
@@ -86,7 +87,7 @@ def test_a_classifier_of_one_label_scores_as_in_transformers(tmp_path, name) -> 
     np.testing.assert_allclose(scores_of(folder), RECORDED[f"{name}/scores"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", some(BASES, ("tied_score",)))
 def test_an_adapter_with_a_head_scores_as_in_peft(tmp_path, name) -> None:
     """Over the language model, beside it, merged into it, and written again."""
     base = exported(FormulaWeights(small(BASES[name], scalar_head=False)), tmp_path / "base")
