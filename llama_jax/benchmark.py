@@ -7,7 +7,6 @@ if __name__ == "__main__":
 
 import functools
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from llama_jax import pretrain
@@ -36,28 +35,30 @@ def benchmark(config: BenchmarkConfig | RougeConfig) -> None:
     """Print what was measured, and write it to `WHAT.json` in `output`; `scaling` draws `scaling.png` beside it."""
     if isinstance(config, RougeConfig):
         measure_rouge(config)
-        return
-    if config.run.dry_run:
+    elif config.run.dry_run:
         describe_decoding(config, lowered_decode)
-        return
-    if config.against is not None or config.what == "decode":
+    elif config.against is not None or config.what == "decode":
         # Nothing here may start JAX: the memory and the processors belong to the sides.
         measure = measure_decoding if config.what == "decode" else compare
         against = "" if config.against is None else f"_against_{config.against}{'_compiled' * config.compiled}"
         keep(config, f"{config.what}{against}", measure(config, own_side="llama_jax.benchmark:own_side"))
-        return
-    say(config, start_up(config.run.distributed))
-    scaling = functools.partial(measure_scaling, build=build)
-    result = {"train": _step, "lora": _step, "data": measure_data, "scaling": scaling}[config.what](config)
-    if is_main_process():
-        keep(config, config.what, result)
+    else:
+        say(config, start_up(config.run.distributed))
+        scaling = functools.partial(measure_scaling, build=build)
+        result = {"train": _step, "lora": _step, "data": measure_data, "scaling": scaling}[config.what](config)
+        if is_main_process():
+            keep(config, config.what, result)
 
 
 def own_side() -> None:
     """Entry point of our side of `--against`; see `turns.Side`."""
 
     def prepare(settings: str) -> tuple[turns.Turn, dict[str, Any]]:
-        config = _parsed(settings)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+            file.write(settings)
+            file.flush()
+            arguments = ["--config", file.name]
+            config = parse(COMMANDS["benchmark"], arguments, command="benchmark", commands=COMMANDS, presets=PRESETS)
         return engine_turn(config) if config.what == "decode" else own_turn(config, build)
 
     turns.serve(prepare)
@@ -77,12 +78,3 @@ def _step(config: BenchmarkConfig) -> dict[str, Any]:
     program = build(config)
     say(config, description(program, config.run.model.size))
     return measure_step(config, program)
-
-
-def _parsed(settings: str) -> BenchmarkConfig:
-    """The config that a process was given as YAML."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.yaml"
-        file.write_text(settings, encoding="utf-8")
-        arguments = ["--config", str(file)]
-        return parse(COMMANDS["benchmark"], arguments, command="benchmark", commands=COMMANDS, presets=PRESETS)

@@ -6,7 +6,13 @@ from typing import Any
 from llama_jax.benchmarks.config import BenchmarkConfig, RougeConfig
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.core.settings.parser import composed
-from llama_jax.data.config import DataConfig, InstructionDataConfig, ShownConfig, TokenizerConfig
+from llama_jax.data.config import (
+    DataConfig,
+    InstructionDataConfig,
+    PreferenceDataConfig,
+    ShownConfig,
+    TokenizerConfig,
+)
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.diagnosis.config import DoctorConfig
 from llama_jax.evals.config import EvaluateConfig
@@ -17,8 +23,15 @@ from llama_jax.model.config import sized
 from llama_jax.planning.config import PlannedConfig
 from llama_jax.runs.config import RunConfig
 from llama_jax.supervised.config import LoraConfig, PretrainConfig, SftConfig
+from llama_jax.supervised.preference_config import DpoConfig, KtoConfig, RewardConfig
 
-_FINE_TUNING: dict[str, type] = {"sft": SftConfig, "lora": LoraConfig}
+_FINE_TUNING: dict[str, type] = {
+    "sft": SftConfig,
+    "lora": LoraConfig,
+    "reward": RewardConfig,
+    "dpo": DpoConfig,
+    "kto": KtoConfig,
+}
 
 COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
@@ -50,7 +63,14 @@ COMMANDS: dict[str, type] = {
 """The commands, `python -m llama_jax.<name>`, and what each can be told. A second word is a first argument with which a
 command takes other settings; without it, the first of them is meant that knows all settings of the config files."""
 
-DEFAULT_CONFIGS = {"sft": "sft_starter", "lora": "lora_starter", "self_instruct": "self_instruct_starter"}
+DEFAULT_CONFIGS = {
+    "sft": "sft_starter",
+    "lora": "lora_starter",
+    "reward": "reward_starter",
+    "dpo": "dpo_starter",
+    "kto": "kto_starter",
+    "self_instruct": "self_instruct_starter",
+}
 """Bundled configs of commands whose defaults are meant for real models, for a call without arguments."""
 
 PRESETS = {"model.size": sized}
@@ -89,7 +109,7 @@ def check_paths(config: Any) -> None:
 def _named_data(config: Any) -> Iterator[tuple[str, str]]:
     """Settings that name data, with what they name, but for what comes with the package."""
     data = getattr(config, "data", None)
-    if isinstance(data, DataConfig | InstructionDataConfig):
+    if isinstance(data, DataConfig | InstructionDataConfig | PreferenceDataConfig):
         setting = "data.mixture" if data.mixture else "data.source"
         yield from ((setting, name) for name, _ in data.weighted_sources if name != type(data).source)
     for setting, name in (

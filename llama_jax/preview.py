@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from llama_jax.checkpoints.opening import find_model
+from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.data.config import ShownConfig
 from llama_jax.data.instructions.inspection import examples_report, examples_report_lines, first_rows
 from llama_jax.data.rows.display import print_rows
@@ -20,7 +21,10 @@ from llama_jax.data.rows.mixture import Mixture, open_mixture
 from llama_jax.data.rows.streams import Pipeline
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.supervised.config import InstructionConfig, PretrainConfig
-from llama_jax.supervised.instructions import open_examples
+from llama_jax.supervised.fine_tuning import tokenizer_of
+from llama_jax.supervised.instructions import open_instructions
+from llama_jax.supervised.preference_config import PreferenceConfig
+from llama_jax.supervised.preferences import open_preferences
 
 _say = functools.partial(print, flush=True)
 
@@ -28,13 +32,18 @@ _say = functools.partial(print, flush=True)
 def preview(config: Any) -> None:
     """Print the first rows of training and a report on the data; nothing is written."""
     show: ShownConfig = config
-    report = _examples(config, show) if isinstance(config, InstructionConfig) else _documents(config, show)
+    report = _documents(config, show) if isinstance(config, PretrainConfig) else _examples(config, show)
     if show.json:
         print(json.dumps(report))
 
 
-def _examples(config: InstructionConfig, show: ShownConfig) -> dict[str, Any]:
-    _, tokenizer, loader = open_examples(config, find_model(config.model, _say), _say)
+def _examples(config: InstructionConfig | PreferenceConfig, show: ShownConfig) -> dict[str, Any]:
+    path = find_model(config.model, _say)
+    tokenizer = tokenizer_of(config, open_weights(path, step=config.step, say=_say), path)
+    if isinstance(config, PreferenceConfig):
+        loader = open_preferences(config, tokenizer, None, _say)
+    else:
+        loader = open_instructions(config, tokenizer, None, _say)
     rows = [("the first epoch", row) for row in first_rows(loader, show.examples)]
     measured_rows = -(-show.measured_tokens // config.data.sequence_length)
     report = examples_report(loader, tokenizer, config.training.batch_size, measured_rows)

@@ -2,13 +2,11 @@
 2019, arXiv:1909.08593, section 2.1). Kept in a file beside the weights, whose scores stay as they are."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llama_jax.core.errors import UserError
-from llama_jax.core.json_files import json_object, shown
+from llama_jax.core.json_files import JsonFields, json_object
 
 NORMALIZATION_FILE = "reward_normalization.json"
 """Travels with the weights: see `Weights.files`."""
@@ -57,12 +55,14 @@ def read_normalization(files: Mapping[str, bytes], where: str) -> RewardNormaliz
     """
     if NORMALIZATION_FILE not in files:
         return None
-    values = json_object(files[NORMALIZATION_FILE], f"{where}: {NORMALIZATION_FILE}")
-    gain, bias = values.get("gain"), values.get("bias")
-    is_sound = all(type(value) in (int, float) and math.isfinite(value) for value in (gain, bias))
-    if not is_sound or values.keys() != {"gain", "bias"} or not gain > 0:
-        raise UserError(f"{where}: {NORMALIZATION_FILE} is {shown(values)}; a gain above 0 and a bias are expected")
-    return RewardNormalization(float(gain), float(bias))
+    source = f"{where}: {NORMALIZATION_FILE}"
+    fields = JsonFields(json_object(files[NORMALIZATION_FILE], source), source)
+    bias = fields.checked("bias", None, _is_bounded, "a number")
+    return RewardNormalization(fields.number("gain"), float(bias))
+
+
+def _is_bounded(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e30
 
 
 def without_normalization(files: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ do without it."""
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import numpy as np
 
@@ -130,7 +130,12 @@ class CompletionBatch(Batch):
 
     Every sequence is a segment of its own, its prompt repeated; number m of example k is segment M k + m + 1. All its
     ids are read, the last one too: a reward model is read there.
+
+    Where prompts are shared, what the sequences of example k have in common is read once, before them, as segment
+    K M + k + 1, and each of them begins with the last id of the prompt.
     """
+
+    shares_prompts: ClassVar[bool] = False
 
     tokens: Any = per_token(np.int32, is_read=True)
     """Input ids; 0 where `segment_ids` is 0."""
@@ -142,13 +147,35 @@ class CompletionBatch(Batch):
     """Number of the sequence within the row, from 1; 0 is padding. Attention never crosses segments."""
     positions: Any = per_token(np.int32)
     """Position within the sequence, from 0; drives the rotary embedding."""
+    if TYPE_CHECKING:
+        starts: Any
+        ends: Any
+        divergence: Any
+        labels: Any
+        reference: Any
+        example_weights: Any
+        normalizer: Any
+
+    @property
+    def prefix_ids(self) -> Any:
+        """The segment that each token sees beside its own, which is that itself where there is none; None where no
+        prompts are shared. Of NumPy or of JAX, as the batch is."""
+        if not self.shares_prompts:
+            return None
+        examples, members = self.starts.shape[-2:]
+        own, sequences = self.segment_ids, examples * members
+        is_sequence = (own > 0) & (own <= sequences)
+        return own + is_sequence * (sequences + 1 + (own - 1) // members - own)
 
 
 @functools.cache
-def completion_batch(examples: int, members: int) -> type[CompletionBatch]:
+def completion_batch(examples: int, members: int, shares_prompts: bool = False) -> type[CompletionBatch]:
     """The class of batches with so many examples a row, of so many completions each."""
+    shared = shares_prompts
 
     class Completions(CompletionBatch):
+        shares_prompts: ClassVar[bool] = shared
+
         starts: Any = array(np.int32, "batch", examples, members)
         """Place in the row of the first id of each sequence; 0 of those that are not there."""
         ends: Any = array(np.int32, "batch", examples, members)

@@ -35,30 +35,33 @@ def read_json(path: epath.PathLike, *, max_bytes: int) -> dict[str, Any]:
     return json_object(read_bounded(path, max_bytes), str(path))
 
 
-def json_object(content: bytes, where: str) -> dict[str, Any]:
+def json_object(
+    content: bytes, where: str, error_class: Callable[[str], Exception] = UserError, **hooks: Any
+) -> dict[str, Any]:
     """The object that JSON text holds.
 
     Args:
         where: file, or part of one, for messages.
+        error_class: of what is raised.
+        hooks: of `json.loads`, in place of those that refuse; what they raise passes through, but for a ValueError.
 
     Raises:
         UserError: it is not UTF-8, not JSON as RFC 8259 has it (so no NaN), nested too deeply, has a key twice, or is
             not an object.
     """
+    strict = {"object_pairs_hook": _unique_keys, "parse_constant": _refuse_constant, "parse_float": _finite}
     try:
-        value = json.loads(
-            content.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
-        )
+        value = json.loads(content.decode(), **{**strict, **hooks})
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: is not UTF-8 at byte {error.start}") from None
+        raise error_class(f"{where}: is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: is not JSON: {error.msg} in line {error.lineno} column {error.colno}") from None
+        raise error_class(f"{where}: is not JSON: {error.msg} in line {error.lineno} column {error.colno}") from None
     except RecursionError:
-        raise UserError(f"{where}: is JSON nested too deeply") from None
+        raise error_class(f"{where}: is JSON nested too deeply") from None
     except ValueError as error:
-        raise UserError(f"{where}: {str(error).partition(';')[0]}") from None
+        raise error_class(f"{where}: {str(error).partition(';')[0]}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{where}: holds {shown(value)} where a JSON object is expected")
+        raise error_class(f"{where}: holds {shown(value)} where a JSON object is expected")
     return value
 
 

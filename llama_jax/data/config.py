@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from llama_jax.core.errors import UserError
 
@@ -109,10 +109,16 @@ class InstructionDataConfig:
     mixture: tuple[tuple[str, float], ...] = ()
     """Several sources instead of `source`: pairs of a source, written as there, and its weight, its share of the
     examples once the weights are divided by their sum. Each source has epochs of its own."""
-    format: Literal["auto", RecordFormat] = "auto"
+    format: Literal["auto", "pairs", RecordFormat] = "auto"
     """What the fields of a record are. `alpaca`: instruction, input, output (and system, history); `sharegpt`:
     conversations of {from, value}; `messages`: messages of {role, content}; `prompt_completion`: prompt, completion;
-    `text`: text, all of which is learned. `auto` tells them apart by their fields, for each source by itself."""
+    `pairs`: chosen and rejected, as for preferences, of which chosen is learned; `text`: text, all of which is learned.
+    `auto` tells them apart by their fields, for each source by itself."""
+    split: tuple[float, ...] = ()
+    """Shares of the stages of a pipeline, such as [2, 4, 4] for 20 % of the prompts to SFT, 40 % to a reward model and
+    40 % to PPO. By a hash of the prompt, so that no prompt is in two of them. Empty: all is taken."""
+    stage: int | None = None
+    """Which of the shares of `split` to take, from 1."""
     template: Literal["auto", Template] = "auto"
     """How a conversation is laid out. `alpaca` is Stanford Alpaca's, `alpaca_newline` has an end of line after
     "### Response:"; `plain` puts nothing between prompt and answer; `model` is the checkpoint's own chat template.
@@ -151,14 +157,8 @@ class InstructionDataConfig:
 
     def __post_init__(self) -> None:
         _check_shared(self, pad_multiple=1, prefetch_batches=1)
-        if self.template_date is not None and not _is_date(self.template_date):
-            raise UserError(f"data.template_date: {self.template_date!r} is not a date such as 2026-11-27")
-        if not 0 <= self.validation_fraction < 1:
-            raise UserError(f"data.validation_fraction: {self.validation_fraction} must be at least 0 and below 1")
-        if self.validation_examples is not None and self.validation_examples < 0:
-            raise UserError(f"data.validation_examples: {self.validation_examples} must not be negative")
-        if self.validation_examples is not None and self.validation_source is not None:
-            raise UserError("data.validation_examples: contradicts data.validation_source; give one of the two")
+        _check_held_out(self)
+        _check_stage(self)
         if self.group_by_length and self.packing == "pack":
             raise UserError("data.group_by_length: contradicts data.packing pack, which fills rows; add packing none")
 
@@ -166,6 +166,104 @@ class InstructionDataConfig:
     def weighted_sources(self) -> tuple[tuple[str, float], ...]:
         """The sources to read and their weights, which need not sum to 1."""
         return _weighted_sources(self.source, self.mixture)
+
+
+@dataclass(frozen=True)
+class PreferenceDataConfig:
+    """Where answers that are compared, judged or scored come from, and how they become rows of tokens."""
+
+    source: str = "starter"
+    """`starter`: a small set written for this project. Else a file, a glob, or a directory with all below it, or
+    `tfds:…` or `hf:…`, as for instructions. Formats are told apart by their fields. Pairs: chosen and rejected, each a
+    text, turns, or a whole conversation, with the prompt as prompt, conversations or messages, or in both (as
+    Anthropic's HH-RLHF), and maybe a margin. Judged answers: prompt, completion and label (true or false), or messages
+    and label. Scored ones: user_input or prompt, completion and score."""
+    mixture: tuple[tuple[str, float], ...] = ()
+    """Several sources instead of `source`: pairs of a source, written as there, and its weight, its share of the
+    examples once the weights are divided by their sum. Each source has epochs of its own."""
+    split: tuple[float, ...] = ()
+    """Shares of the stages of a pipeline, as for instructions."""
+    stage: int | None = None
+    """Which of the shares of `split` to take, from 1."""
+    template: Literal["auto", Template] = "auto"
+    """How a conversation is laid out, as for instructions."""
+    template_date: str | None = None
+    """Date, such as 2026-11-27, for a chat template that asks for the clock. null: the day on which the run begins."""
+    sequence_length: int = 1024
+    """Tokens in a row, which holds all answers of an example, each behind a prompt of its own."""
+    max_length: int | None = None
+    """Tokens of a prompt with one answer, at the most; null: what each has of a row, half of it for pairs."""
+    overlong: Literal["drop", "keep_start", "keep_end"] = "drop"
+    """What happens to an example with a longer one: it is left out, or that one is cut to its first tokens (and has no
+    end of the answer to learn) or to its last ones. Either is counted."""
+    pairs_per_row: int = 1
+    """Examples that a row may hold. 1: a row is as long as the batch's longest, rounded up to `pad_multiple`. More:
+    rows of `sequence_length` are filled with as many as fit, up to so many."""
+    pad_multiple: int = 128
+    """With one example a row, rows are rounded up to a multiple of so many tokens. Each length is compiled once."""
+    group_by_length: bool = False
+    """With one example a row, put those of similar length into a batch."""
+    validation_fraction: float = 0.05
+    """Share of the records of each source held out for validation; 0: none is. What is left is never of a prompt that
+    is held out."""
+    validation_examples: int | None = None
+    """Number of records, of all sources together, held out instead of a share."""
+    validation_source: str | None = None
+    """A source to validate on, instead of holding out records of the others."""
+    bad_records: Literal["skip", "fail"] = "skip"
+    """What happens at a record that cannot be used, such as one without a rejected answer. `skip` counts it by reason
+    (`dropped_records` in the metrics) and names the first few; `fail` ends the run."""
+    max_bad_fraction: float = 0.01
+    """Share of the records of a source that may be skipped; more end the run. Good records of which nothing is learned,
+    such as equal answers, are counted, too, but not in this share."""
+    prefetch_batches: int = 4
+    """Batches prepared ahead of the training step."""
+
+    def __post_init__(self) -> None:
+        _check_shared(self, pad_multiple=1, prefetch_batches=1, pairs_per_row=1)
+        _check_held_out(self)
+        _check_stage(self)
+        if self.max_length is not None and self.max_length < 2:
+            raise UserError(f"data.max_length: {self.max_length} is too short; use at least 2 tokens")
+        if self.group_by_length and self.pairs_per_row > 1:
+            raise UserError("data.group_by_length: contradicts data.pairs_per_row, which fills rows")
+
+    @property
+    def packing(self) -> Literal["none", "pack"]:
+        """Whether rows are filled with several examples."""
+        return "none" if self.pairs_per_row == 1 else "pack"
+
+    @property
+    def weighted_sources(self) -> tuple[tuple[str, float], ...]:
+        """The sources to read and their weights, which need not sum to 1."""
+        return _weighted_sources(self.source, self.mixture)
+
+
+ExampleDataConfig: TypeAlias = InstructionDataConfig | PreferenceDataConfig
+
+
+def _check_held_out(config: ExampleDataConfig) -> None:
+    if config.template_date is not None and not _is_date(config.template_date):
+        raise UserError(f"data.template_date: {config.template_date!r} is not a date such as 2026-11-27")
+    if not 0 <= config.validation_fraction < 1:
+        raise UserError(f"data.validation_fraction: {config.validation_fraction} must be at least 0 and below 1")
+    if config.validation_examples is not None and config.validation_examples < 0:
+        raise UserError(f"data.validation_examples: {config.validation_examples} must not be negative")
+    if config.validation_examples is not None and config.validation_source is not None:
+        raise UserError("data.validation_examples: contradicts data.validation_source; give one of the two")
+
+
+def _check_stage(config: ExampleDataConfig) -> None:
+    if not all(math.isfinite(share) and share >= 0 for share in config.split) or (
+        config.split and not sum(config.split)
+    ):
+        raise UserError(f"data.split: {list(config.split)} must be shares of at least 0, not all of them 0")
+    if (config.stage is None) != (not config.split):
+        raise UserError("data.stage: goes with data.split, whose shares it counts; give both or none")
+    if config.stage is not None and not (1 <= config.stage <= len(config.split) and config.split[config.stage - 1]):
+        raise UserError(
+            f"data.stage: {config.stage} must be the number of one of the shares {list(config.split)}, from 1"
+        )
 
 
 def _weighted_sources(source: str, mixture: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
@@ -179,7 +277,7 @@ def _is_date(text: str) -> bool:
         return False
 
 
-def _check_shared(config: DataConfig | InstructionDataConfig, **least: int) -> None:
+def _check_shared(config: DataConfig | InstructionDataConfig | PreferenceDataConfig, **least: int) -> None:
     """What holds for either kind of data; `least` has the least value of some fields."""
     _check_mixture(config.source, config.mixture, type(config).source)
     if config.sequence_length < 2:

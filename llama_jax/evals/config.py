@@ -6,7 +6,7 @@ from typing import Literal
 from llama_jax.checkpoints.config import UseConfig
 from llama_jax.core.errors import UserError, nearest
 
-_OWN_TASKS = ("perplexity", "multiple_choice", "last_word", "exact_match", "instructions")
+_OWN_TASKS = ("perplexity", "multiple_choice", "last_word", "exact_match", "instructions", "preference")
 EVALUATION_TASKS = (*_OWN_TASKS, "lm_eval")
 _ONLY_FOR = {
     "data": _OWN_TASKS,
@@ -30,11 +30,13 @@ class EvaluateConfig(UseConfig):
 
     task: str = "perplexity"
     """What to measure. `perplexity` of text; `multiple_choice` (ARC, HellaSwag, MMLU and the like); `last_word`
-    (LAMBADA); `exact_match` (GSM8K); `instructions`: answers compared with references; `lm_eval:NAME[,NAME]`: tasks of
+    (LAMBADA); `exact_match` (GSM8K); `instructions`: answers compared with references; `preference`: which of two
+    answers a reward model scores higher, or a language model finds more likely; `lm_eval:NAME[,NAME]`: tasks of
     lm-evaluation-harness (extra `eval`)."""
     data: str | None = None
     """What to measure on. Perplexity: `pydoc`, a file, a directory or a glob of .txt, .md or .jsonl files; None: the
-    documents the run held out. Other tasks: a .jsonl file, a .json file with one array, or `tfds:NAME:SPLIT`."""
+    documents the run held out. Preference: what `data.source` of reward takes; None: the pairs the run held out. Other
+    tasks: a .jsonl file, a .json file with one array, or `tfds:NAME:SPLIT`."""
     text_field: str = "text"
     """Field of a record that holds the text (perplexity, last_word)."""
     bad_records: Literal["skip", "fail"] = "skip"
@@ -82,7 +84,7 @@ class EvaluateConfig(UseConfig):
         for name, tasks in _ONLY_FOR.items():
             if family not in tasks and getattr(self, name) != getattr(EvaluateConfig, name):
                 raise UserError(f"--{name}: is for {' and '.join(tasks)}, not for {family}")
-        if self.data is None and family not in ("perplexity", "lm_eval"):
+        if self.data is None and family not in ("perplexity", "preference", "lm_eval"):
             raise UserError(f"--data: needed by {family}: a .jsonl or .json file, or tfds:NAME:SPLIT")
         if self.fewshot_data is not None and self.num_fewshot == 0:
             raise UserError("--fewshot_data: set --num_fewshot too, the number of examples to take from it")

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import jax
 
-from llama_jax.checkpoints.opening import open_named
+from llama_jax.checkpoints.opening import find_model, open_named
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
@@ -18,7 +18,7 @@ from llama_jax.core.mesh import make_mesh
 from llama_jax.core.processes.distributed import is_main_process, main_process_printer, start_up
 from llama_jax.data.sources.bad_records import counted
 from llama_jax.data.sources.opening import read_records
-from llama_jax.evals import perplexity, record_tasks
+from llama_jax.evals import perplexity, preference, record_tasks
 from llama_jax.evals.config import EvaluateConfig
 from llama_jax.evals.instructions import load_judge
 from llama_jax.evals.kept_samples import output_file
@@ -36,16 +36,19 @@ def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
     mesh = make_mesh(config.mesh)
     output = output_file(config.output)
     records, bad = [], bad_records_of(config, config.data or "", say)
-    if config.data is not None and config.task != "perplexity":
+    if config.data is not None and config.task not in ("perplexity", "preference"):
         records = read_records(config.data, bad)  # a mistake in it is reported before a model is opened
     judge = load_judge(config.judge) if config.judge is not None else None
     with jax.set_mesh(mesh):
-        opened = open_named(config, say)
+        config = dataclasses.replace(config, model=find_model(config.model, say, config.adapters))
+        opened = open_named(config, say, writes=config.task != "preference")
         say(who)
         started = time.perf_counter()
         session = Session(config, opened, output, stream, say, _fingerprint(opened.params))
         if config.task == "perplexity":
             found = perplexity.evaluate(session)
+        elif config.task == "preference":
+            found = preference.evaluate(session)
         elif config.task.startswith("lm_eval:"):
             found = _lm_eval(session)
         else:

@@ -4,9 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_jax.evals.metrics import means
 from llama_jax.evals.scoring import Score
-from llama_jax.evals.tasks import Choices, Sample, text_of
+from llama_jax.evals.tasks import Choices, Sample, means, text_of
 from llama_jax.runs.held_out import bounded_exp
 
 

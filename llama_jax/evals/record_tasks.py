@@ -15,10 +15,18 @@ from llama_jax.data.sources.record_text import Record
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.evals import exact_match, instructions, last_word, multiple_choice
 from llama_jax.evals.answers import Answerer
-from llama_jax.evals.metrics import means
 from llama_jax.evals.scoring import Request, Scorer, document_scores, encode_pair
 from llama_jax.evals.session import Session, bad_records_of
-from llama_jax.evals.tasks import AnsweredTask, Choices, Question, Sample, ScoredTask, few_shot_prefix, read_documents
+from llama_jax.evals.tasks import (
+    AnsweredTask,
+    Choices,
+    Question,
+    Sample,
+    ScoredTask,
+    few_shot_prefix,
+    means,
+    read_documents,
+)
 from llama_jax.inference.completion import encode_prompt
 from llama_jax.inference.config import SamplingConfig
 

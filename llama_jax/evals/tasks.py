@@ -1,7 +1,8 @@
 """What a task is: how a record becomes documents to score or to answer, and how the outcome becomes a sample and the
 samples metrics. A task is made of pure functions, independent of any model."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -114,3 +115,16 @@ def text_of(record: Mapping[str, Any], *names: str) -> str:
 def few_shot_prefix(examples: Sequence[Choices | Question]) -> str:
     """Solved documents before a prompt, a blank line after each, as in lm-evaluation-harness."""
     return "".join(f"{example.solved}\n\n" for example in examples)
+
+
+def means(samples: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
+    """The mean of each named field, and as `<name>_stderr` its standard error, from the sample's standard deviation
+    (n - 1, as lm-evaluation-harness). One sample tells nothing of the error: it is 0."""
+    results = {}
+    for name in names:
+        values = [float(sample[name]) for sample in samples]
+        mean = math.fsum(values) / len(values)
+        squares = math.fsum((value - mean) ** 2 for value in values)
+        results[name] = mean
+        results[f"{name}_stderr"] = math.sqrt(squares / max(1, len(values) - 1) / len(values))
+    return results

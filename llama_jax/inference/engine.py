@@ -122,7 +122,9 @@ class Engine:
         for slot in self._rows:
             if slot.job is not None and slot.job.handle == handle:
                 with self._at_work():
-                    self._state = programs.stop(self._state, np.int32(slot.number))
+                    self._state, sound = programs.stop(self._state, np.int32(slot.number))
+                    if not sound:  # no token tells any more
+                        self._forget(slot)
                 slot.job = None
         self._reading = [slot for slot in self._reading if slot.job is not None]
 
@@ -175,7 +177,7 @@ class Engine:
             self._state = programs.prefill(self.model, self._layers, self._state, self._chunk([], size))
         self._state = programs.copy_prompt(self._state, np.int32(0), nowhere, np.int32(0))
         self._state = programs.clear(self._state, nowhere)
-        self._state = programs.stop(self._state, nowhere)
+        self._state, _ = programs.stop(self._state, nowhere)
         self._begin(nowhere, Job(-1, Request([0], SamplingConfig()), 0))
         for count in self._row_counts:
             self._run_decode([], count)
@@ -316,10 +318,14 @@ class Engine:
         if token.finish is None and job.request.constraint is not None:
             job.request.constraint.push(token.id)
         if token.finish == "error":
-            self._state = programs.clear(self._state, np.int32(slot.number))
-            slot.tokens = None
+            self._forget(slot)
         if token.finish is not None:
             slot.job = None
+
+    def _forget(self, slot: Slot) -> None:
+        """Leave nothing of what a slot has read."""
+        self._state = programs.clear(self._state, np.int32(slot.number))
+        slot.tokens = None
 
 
 def _row_counts(slots: int, parts: int) -> list[int]:

@@ -151,9 +151,11 @@ def begin(
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def stop(slots: Slots, row: Int[Array, ""]) -> Slots:
-    """Make a row idle."""
-    return slots.replace(active=slots.active.at[row].set(False, mode="drop"))
+def stop(slots: Slots, row: Int[Array, ""]) -> tuple[Slots, Bool[Array, ""]]:
+    """Make a row idle; tells whether all that it has read are numbers."""
+    own = [leaf.at[row].get(mode="clip") for leaf in jax.tree.leaves(slots.caches)]
+    sound = jnp.stack([jnp.isfinite(leaf).all() for leaf in own]).all()
+    return slots.replace(active=slots.active.at[row].set(False, mode="drop")), constrain(sound, ())
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -93,6 +93,8 @@ class Rows(struct.PyTreeNode):
     """The adapter of each row, where the parameters hold several."""
     dropout: float = struct.field(pytree_node=False, default=0.0)
     """Rate of the dropout before the factors of an adapter."""
+    prefix_ids: Annotated[Any, Int[Array, "B T"]] = None
+    """A second document that each token sees, its own where there is none; None: no token sees another."""
 
 
 class Linear(nn.Module):

@@ -2,6 +2,7 @@
 SwiGLU. Linen modules, used as pure functions through `LanguageModel`; knows no loss, no mesh and no files."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,7 @@ class Attention(nn.Module):
                 value,
                 query_segments=rows.segment_ids,
                 key_segments=rows.segment_ids,
+                query_prefixes=rows.prefix_ids,
                 implementation=self.compute.attention,
             )
         mixed = mixed.reshape(B, T, -1)
@@ -163,60 +165,51 @@ _SAVED = {
 
 
 class Llama(nn.Module):
-    """The network from tokens to the normalised residual stream.
-
-    Attributes:
-        scanned: True: layers stacked along a leading axis under `layers` and scanned (training, storage). False: a
-            list of layers `layers_0`, `layers_1`, … (decoding).
-    """
+    """The network from tokens to the normalised residual stream, its layers stacked along a leading axis and scanned
+    (training, storage)."""
 
     config: LlamaConfig
     compute: ComputeConfig
-    scanned: bool = True
 
     def setup(self) -> None:
         config, compute = self.config, self.compute
         dtype = jnp.dtype(compute.dtype)
         self.embedding = Embedding(config.padded_vocab_size, config.width, dtype)
-        if self.scanned:
-            block = nn.remat(Block, prevent_cse=False, policy=_SAVED[compute.remat])
-            self.layers: Any = nn.scan(
-                block,
-                variable_axes={"params": 0, "lora": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-                length=config.num_layers,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )(config, compute)
-        else:
-            self.layers = [Block(config, compute) for _ in range(config.num_layers)]
+        block = nn.remat(Block, prevent_cse=False, policy=_SAVED[compute.remat])
+        self.layers: Any = nn.scan(
+            block,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+            length=config.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config, compute)
         self.final_norm = RMSNorm(config.norm_epsilon, dtype)
         if config.has_lm_head:
             self.lm_head = Head(config.padded_vocab_size, config.width)
         if config.scalar_head:
             self.score = ScalarHead(config.width)
 
-    def __call__(
-        self,
-        tokens: Int[Array, "B T"],
-        rows: Rows,
-        caches: list[LayerCache] | None = None,
-    ) -> tuple[Float[Array, "B T D"], list[LayerCache] | None]:
-        x = self.embedding(tokens)
-        if self.scanned:
-            x, _ = self.layers(x, rows, None)
-        else:
-            before: list[Any] = caches if caches is not None else [None] * self.config.num_layers
-            after = []
-            for layer, cache in zip(self.layers, before, strict=True):
-                x, cache = layer(x, rows, cache)
-                after.append(cache)
-            caches = after if caches is not None else None
+    def __call__(self, tokens: Int[Array, "B T"], rows: Rows) -> Float[Array, "B T D"]:
+        x, _ = self.layers(self.embedding(tokens), rows, None)
         if self.is_initializing() and self.config.has_lm_head:
             self.lm_head()
         if self.is_initializing() and self.config.scalar_head:
             self.score()
-        return self.final_norm(x), caches
+        return self.final_norm(x)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decoded_layer(
+    config: LlamaConfig,
+    compute: ComputeConfig,
+    collections: dict[str, PyTree],
+    x: Float[Array, "R T D"],
+    rows: Rows,
+    cache: LayerCache,
+) -> tuple[Float[Array, "R T D"], LayerCache]:
+    # Jitted by itself, so that of the layers of a program, which are alike, one is traced.
+    return Block(config, compute).apply(collections, x, rows, cache)  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,6 +238,7 @@ class LanguageModel:
         segment_ids: Int[Array, "B T"] | None = None,
         rng: PRNGKeyArray | None = None,
         adapter_ids: Int[Array, "B"] | None = None,
+        prefix_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """The normalised residual stream at each position of a row (scanned layout).
 
@@ -254,14 +248,16 @@ class LanguageModel:
                 row, padded if at all behind its end.
             rng: Key of the dropout; None: there is none.
             adapter_ids: The adapter of each row, where `params` holds several.
+            prefix_ids: Of each token a second document that it sees, such as a prompt that completions share, its own
+                where there is none; None: no token sees another. TPU's and GPU's kernels for attention cannot do this.
         """
         network = Llama(self.config, self.compute)
         dropout = 0.0 if rng is None else self.dropout
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        rows = Rows(rotation(self.config, positions), segment_ids, None, adapter_ids, dropout)
+        rows = Rows(rotation(self.config, positions), segment_ids, None, adapter_ids, dropout, prefix_ids)
         rngs = {"dropout": rng} if dropout else None
-        return network.apply(_collections(params), tokens, rows, rngs=rngs)[0]  # pyright: ignore
+        return network.apply(_collections(params), tokens, rows, rngs=rngs)  # pyright: ignore
 
     def logits(self, params: PyTree, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Logits of the next token after each position, float32, one document a row (scanned layout)."""
@@ -318,12 +314,21 @@ class LanguageModel:
             longest: slots of the longest row that matters, its new tokens included; what further slots hold may be
                 overlooked. None: that of all rows.
         """
-        network = Llama(self.config, self.compute, scanned=False)
+        config, compute = self.config, self.compute
         positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
         longest = positions.max() + 1 if longest is None else longest
-        told = Rows(rotation(self.config, positions), None, Cached(positions, rows, longest), adapter_ids)
-        hidden, caches = network.apply(_collections(filled(params)), tokens, told, caches)  # pyright: ignore[reportAssignmentType]
-        return hidden, caches
+        told = Rows(rotation(config, positions), None, Cached(positions, rows, longest), adapter_ids)
+        dtype, collections = jnp.dtype(compute.dtype), _collections(filled(params))
+
+        def of(name: str) -> dict[str, PyTree]:
+            return {kind: parts[name] for kind, parts in collections.items() if name in parts}
+
+        x: Any = Embedding(config.padded_vocab_size, config.width, dtype).apply(of("embedding"), tokens)
+        after = []
+        for number, cache in enumerate(caches):
+            x, cache = _decoded_layer(config, compute, of(f"layers_{number}"), x, told, cache)
+            after.append(cache)
+        return RMSNorm(config.norm_epsilon, dtype).apply(of("final_norm"), x), after  # pyright: ignore[reportReturnType]
 
     def parameter_count(self) -> int:
         """Number of parameters, rows of vocabulary padding left out."""

@@ -25,7 +25,7 @@ def sequence_logprobs(
 ) -> Float[Array, "B K M"]:
     """log p of each completion after its prompt, in nats, the id that ends it included; 0 for those that are not
     there."""
-    hidden = model.hidden(params, batch.tokens, batch.positions, batch.segment_ids, rng)
+    hidden = model.hidden(params, batch.tokens, batch.positions, batch.segment_ids, rng, prefix_ids=batch.prefix_ids)
     wanted = batch.loss_weights > 0
     logprobs = completion_logprobs(model.unembed, model.head(params), hidden, batch.targets, wanted)
     return sequence_sums(batch.loss_weights * logprobs, batch)
@@ -99,8 +99,7 @@ def _of_completions(
             (gradient,) = kept
             return None, (cotangent[..., None] * gradient).astype(gradient.dtype)
         # The gradient of the sum of cotangent * log p, which is that of -cotangent * -log p.
-        weights = jnp.where(wanted, -cotangent, 0.0)
-        head, hidden = kept
+        (head, hidden), weights = kept, jnp.where(wanted, -cotangent, 0.0)
         return sums_and_gradients(unembed, 0.0, head, hidden, targets, weights, of_head=True)[1]
 
     found = jax.custom_vjp(values)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from llama_jax.core.arrays import Array, Float, PyTree
-from llama_jax.core.batches import CompletionBatch, completion_batch
+from llama_jax.core.batches import CompletionBatch
 from llama_jax.core.placing import place_whole_batch
 from llama_jax.core.sharding import replicated
 from llama_jax.data.rows.streams import Rows
@@ -16,21 +16,23 @@ from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.completion_logprobs import sequence_logprobs
 
 
-def completion_sums(model: LanguageModel, params: PyTree, batches: Iterable[Rows]) -> np.ndarray:
+def completion_sums(
+    model: LanguageModel, kind: type[CompletionBatch], params: PyTree, batches: Iterable[Rows]
+) -> np.ndarray:
     """log p of each completion after its prompt, in nats, float32 [N, M].
 
     Args:
+        kind: class of the batches.
         params: scanned layout, on the mesh in use.
         batches: rows of each global batch, whole on every process, with the examples in their order.
     """
     mesh = jax.sharding.get_mesh()
     found = []
     for rows in batches:
-        size, examples, members = rows["starts"].shape
-        batch = place_whole_batch(mesh, completion_batch(examples, members), rows, size)
+        batch = place_whole_batch(mesh, kind, rows, len(rows["tokens"]))
         sums = np.asarray(jax.device_put(_sums(model, params, batch), replicated(mesh)))
         found.append(sums[rows["example_weights"] > 0])
-    return np.concatenate(found)
+    return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

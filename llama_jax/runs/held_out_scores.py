@@ -53,24 +53,22 @@ class HeldOutScores:
         """Say how good the model is before training; with None, nothing."""
         if params is None or (found := self._measured(params)) is None:
             return []
-        return [f"before training: {found[0].verdict().line().removeprefix('verdict: ')}"]
+        return [f"before training: {found[0].verdict().figures()}"]
 
     def __call__(self, params: PyTree) -> MetricsRecord:
         """`validation_loss`, what the report records, as `validation_<name>`, and `reward_mean` and `reward_deviation`
-        of the scores of all answers. Nothing where no example is held out."""
+        of the scores of all answers, where they are numbers. Nothing where no example is held out."""
         if (found := self._measured(params)) is None:
             return {}
         self._last, loss = found
-        if self._run.is_main_process:
-            self._last.draw(self._run.scores)
-        record = {f"validation_{name}": value for name, value in self._last.record().items()}
+        record: MetricsRecord = {"validation_loss": loss}
+        record |= {f"validation_{name}": value for name, value in self._last.record().items()}
         scores = self._last.scores
-        return {
-            "validation_loss": loss,
-            **record,
-            "reward_mean": float(scores.mean()),
-            "reward_deviation": float(scores.std()),
-        }
+        if np.isfinite(scores).all():
+            record |= {"reward_mean": float(scores.mean()), "reward_deviation": float(scores.std())}
+            if self._run.is_main_process:
+                self._last.draw(self._run.scores)
+        return record
 
     def result(self) -> list[str]:
         """What to say of the last evaluation, beside the verdict."""

@@ -112,9 +112,8 @@ class PairReport:
             axis.legend(frameon=False, fontsize=9, loc="upper left")
 
         rule, by_length = self.length_rule
-        title = (
-            f"accuracy {self.right.mean():.1%} on {len(self.right):,} pairs; the {rule} answer: {by_length.mean():.1%}"
-        )
+        of_rule = f"preferring the {rule} answer {by_length.mean():.1%}"
+        title = f"accuracy {self.right.mean():.1%}, {of_rule}, on {len(self.right):,} pairs"
         groups = {"chosen": self.scores[:, 0], "rejected": self.scores[:, 1]}
         _draw(path, title, groups, of_confidence)
 

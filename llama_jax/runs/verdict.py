@@ -48,10 +48,14 @@ class Verdict:
         error = self.difference_error
         return self.count >= FEWEST and error is not None and self.difference > LEAST_ERRORS * error
 
-    def line(self) -> str:
-        """For people."""
+    def figures(self) -> str:
+        """Figure and baseline, for people."""
         figure = f"{self.name} {self._shown(self.figure, self.standard_error)} on {self.count:,} examples"
-        return f"verdict: {figure}; {self.baseline_name} {self._shown(self.baseline)}: {self._judgement()}"
+        return f"{figure}; {self.baseline_name} {self._shown(self.baseline)}"
+
+    def line(self) -> str:
+        """The same with what is to be thought of it."""
+        return f"verdict: {self.figures()}: {self._judgement()}"
 
     def _judgement(self) -> str:
         better = f"{self._shown(abs(self.difference), self.difference_error)} "

@@ -83,6 +83,8 @@ class Supervision:
     """The examples as such batches."""
     evaluation: Callable[[LanguageModel, FineTuningData, int, RunDirectory], Evaluation]
     """Made of the model, the data, rows of a batch and the run, which keeps the first result."""
+    set_reference: Callable[..., None] | None = None
+    """Gives the data what the model that the run begins with makes of them; see `supervised.reference`."""
     measured_files: Callable[[MetricsRecord], Mapping[str, bytes]] = lambda record: {}
     """See `Task.measured_files`."""
     samples: SamplesConfig | None = None
@@ -126,8 +128,7 @@ def _fine_tune(
     path, mesh = str(config.model), jax.sharding.get_mesh()
     weights = _weights(config, method, run)
     _check_size(config, weights.config, path)
-    day = config.data.template_date
-    tokenizer = tokenizer_for(weights.files, weights.config, path, given=config.tokenizer, day=day)
+    tokenizer = tokenizer_of(config, weights, path)
     data = supervision.open_data(tokenizer, functools.partial(local_rows, mesh), run.say)
     for line in data.description():
         run.say(f"data: {line}")
@@ -137,33 +138,29 @@ def _fine_tune(
     program = build_program(config, method, supervision.objective, weights.config, config.data.sequence_length)
     run.say(description(program, weights.source))
     unsaved = {path for path in tree.flatten(program.frozen_shapes) if not method.is_saved(path)}
+    opened = ModelReference(path, config.step)
     open_base = functools.partial(
-        open_params,
-        ModelReference(path, config.step),
-        config.compute,
-        store=method.store,
-        identify=bool(unsaved),
-        say=run.say,
+        open_params, opened, config.compute, store=method.store, identify=bool(unsaved), say=run.say
     )
     # Where checkpoints hold all parameters nothing keeps those of the model: a run that begins may use their memory.
     base = open_base() if unsaved else None
     if base is not None and base.identity.step is not None:
-        config = replace(config, step=base.identity.step)
-        keep_config(run, config, command)
-        _say_what_the_base_needs(base, run)
+        config = _at_step_of(base, config, run, command)
 
     def fresh() -> tuple[TrainState, PyTree]:
         params = (base or open_base()).params
         return program.begin(method.begin(params, jax.random.key(config.seed)))
 
     rows = config.training.batch_size // config.training.microbatches
+    if supervision.set_reference is not None:
+        identity = [path, config.step] if base is None else base.identity.fingerprint
+        supervision.set_reference(data, program.model, lambda: (base or open_base()).params, identity, rows, run)
     evaluation = supervision.evaluation(program.model, data, rows, run)
     files = _model_files(weights, method.architecture(weights.config), tokenizer, data.layout) | dict(method.files)
     hashes = {"tokenizer": tokenizer.fingerprint}
     if base is not None:
         files[BASE_FILE], hashes["base"] = base.identity.to_json(), base.identity.fingerprint
-    samples = _samples(supervision.samples, program.model, tokenizer, data, run)
-    measured = _Measured(evaluation, samples, run)
+    measured = _Measured(evaluation, _samples(supervision.samples, program.model, tokenizer, data, run), run)
     task = Task(
         program=program,
         data=data,
@@ -180,9 +177,7 @@ def _fine_tune(
     )
     with contextlib.closing(measured):
         if train(config, run, task):
-            measured.say_result()
-            run.say(f"checkpoint, metrics.jsonl and curves.png are in {run.path}")
-            run.say(f"try it: python -m llama_jax.{supervision.use.format(run=run.path)}")
+            measured.say_result(supervision.use)
 
 
 class _Measured:
@@ -210,13 +205,15 @@ class _Measured:
         if self._samples is not None:
             self._samples.close()
 
-    def say_result(self) -> None:
-        """Say what came of it."""
+    def say_result(self, use: str) -> None:
+        """Say what came of it, and with which command to try it."""
         changes = [] if self._samples is None else self._samples.changes()
         for line in (*changes, *self._evaluation.result()):
             self._run.say(line)
         if (verdict := self._evaluation.verdict) is not None:
             record_verdict(self._run, verdict)
+        self._run.say(f"checkpoint, metrics.jsonl and curves.png are in {self._run.path}")
+        self._run.say(f"try it: python -m llama_jax.{use.format(run=self._run.path)}")
 
 
 def _samples(
@@ -276,13 +273,23 @@ def _weights(config: FineTuningConfig, method: Method, run: RunDirectory) -> Wei
         ) from None
 
 
-def _say_what_the_base_needs(base: OpenParams, run: RunDirectory) -> None:
+def tokenizer_of(config: FineTuningConfig, weights: Weights, path: str) -> Tokenizer:
+    """The tokenizer of the model at a path, or the one that the settings name; its template knows their date."""
+    given, day = config.tokenizer, config.data.template_date
+    return tokenizer_for(weights.files, weights.config, path, given=given, day=day)
+
+
+def _at_step_of(base: OpenParams, config: FineTuningConfig, run: RunDirectory, command: str) -> FineTuningConfig:
+    """With the checkpoint that the base is; says what it needs."""
+    config = replace(config, step=base.identity.step)
+    keep_config(run, config, command)
     if base.run is not None:
         name, step = base.run, base.identity.step
         run.say(
             f"note: the adapter needs step {step} of {name}, which that run may remove when it goes on; an export is "
             f"a base as good: llama-jax convert --source {name} --step {step} --target …"
         )
+    return config
 
 
 def _check_restored(method: Method, base: OpenParams | None, run: RunDirectory, files: Mapping[str, bytes]) -> None:

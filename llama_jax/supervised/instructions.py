@@ -3,10 +3,8 @@
 import functools
 from collections.abc import Callable, Sequence
 
-from llama_jax.checkpoints.formats.weights import Weights
-from llama_jax.checkpoints.opening import tokenizer_for
-from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.data.instructions.loader import ExampleLoader
+from llama_jax.data.preferences.chosen import InstructionOrPairData
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.objectives.next_token import next_token
 from llama_jax.runs.held_out import HeldOut
@@ -18,28 +16,26 @@ def instructions(config: InstructionConfig) -> Supervision:
     """The tokens of the answers, by the next-token loss, and the same loss on examples that are held out."""
     return Supervision(
         objective=functools.partial(next_token, z_loss=config.training.z_loss),
-        open_data=functools.partial(_open_data, config),
+        open_data=functools.partial(open_instructions, config),
         evaluation=lambda model, data, rows, run: HeldOut(model, lambda: data.validation_batches(rows), run),
         samples=config.samples,
     )
 
 
-def open_examples(
-    config: InstructionConfig, path: str, say: Callable[[str], None]
-) -> tuple[Weights, Tokenizer, ExampleLoader]:
-    """The model at a path (nothing of its weights is read), its tokenizer, and all examples as training takes them."""
-    weights = open_weights(path, step=config.step, say=say)
-    tokenizer = tokenizer_for(
-        weights.files, weights.config, path, given=config.tokenizer, day=config.data.template_date
-    )
-    return weights, tokenizer, _open_data(config, tokenizer, None, say)
-
-
-def _open_data(
+def open_instructions(
     config: InstructionConfig,
     tokenizer: Tokenizer,
     rows_of: Callable[[int], Sequence[int]] | None,
     say: Callable[[str], None],
 ) -> ExampleLoader:
+    """All examples as training takes them."""
     batch_size_at = config.training.batch_size_at
-    return ExampleLoader(config.data, tokenizer, config.seed, batch_size_at=batch_size_at, rows_of=rows_of, say=say)
+    return ExampleLoader(
+        config.data,
+        tokenizer,
+        config.seed,
+        batch_size_at=batch_size_at,
+        rows_of=rows_of,
+        say=say,
+        kind=InstructionOrPairData,
+    )

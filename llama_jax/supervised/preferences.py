@@ -5,16 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from llama_jax.checkpoints.reward_normalization import measured_normalization
 from llama_jax.core.batches import completion_batch
-from llama_jax.data.preferences.loader import PreferenceLoader
+from llama_jax.data.preferences.loader import MEMBERS, PreferenceLoader
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.objectives.reward import Losses, bradley_terry, per_token, regression, scored
 from llama_jax.runs.held_out_scores import HeldOutScores
 from llama_jax.runs.methods import Method, all_parameters, low_rank_adapter, with_scalar_head
 from llama_jax.supervised.fine_tuning import Supervision
 from llama_jax.supervised.preference_config import PreferenceConfig, RewardConfig
-
-_MEMBERS = {"pairs": 2, "labels": 2, "scores": 1}
-"""Completions of an example, by what the data say of them."""
 
 
 def preference_method(config: PreferenceConfig) -> Method:
@@ -31,11 +28,10 @@ def scores(config: RewardConfig) -> tuple[Method, Supervision]:
         "per_token": per_token,
         "regression": regression,
     }
-    kind = "scores" if config.loss == "regression" else "pairs"
-    batch, loss = completion_batch(config.data.pairs_per_row, _MEMBERS[kind]), losses[config.loss]
+    batch, loss = completion_batch(config.data.pairs_per_row, MEMBERS[config.kind]), losses[config.loss]
     supervision = Supervision(
         objective=lambda model: scored(model, batch, loss),
-        open_data=functools.partial(open_preferences, config, kind),
+        open_data=functools.partial(open_preferences, config),
         evaluation=lambda model, data, rows, run: HeldOutScores(
             model, loss, batch, lambda: data.validation_batches(rows), run
         ),
@@ -47,7 +43,6 @@ def scores(config: RewardConfig) -> tuple[Method, Supervision]:
 
 def open_preferences(
     config: PreferenceConfig,
-    kind: str,
     tokenizer: Tokenizer,
     rows_of: Callable[[int], Sequence[int]] | None,
     say: Callable[[str], None],
@@ -55,5 +50,12 @@ def open_preferences(
     """All examples as training takes them."""
     batch_size_at = config.training.batch_size_at
     return PreferenceLoader(
-        config.data, tokenizer, kind, config.seed, batch_size_at=batch_size_at, rows_of=rows_of, say=say
+        config.data,
+        tokenizer,
+        config.kind,
+        config.seed,
+        batch_size_at=batch_size_at,
+        rows_of=rows_of,
+        say=say,
+        share_prompts=config.shares_prompts,
     )

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llama_jax.evals.metrics import means
+from llama_jax.evals.tasks import means
 
 
 def test_standard_errors_are_of_the_mean() -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llama_jax.evals.metrics import means
 from llama_jax.evals.multiple_choice import ACCURACIES, choices_sample, read_choices
 from llama_jax.evals.scoring import Score
-from llama_jax.evals.tasks import Choices
+from llama_jax.evals.tasks import Choices, means
 
 ARC = Choices("Question: What is hot?\nAnswer:", (" ice", " the sun"), 1)
 TEXTS = ["ice", "the sun"]

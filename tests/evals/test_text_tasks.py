@@ -11,9 +11,8 @@ from llama_jax.data.sources.record_text import Record
 from llama_jax.evals.exact_match import problem_sample, read_problem
 from llama_jax.evals.instructions import instruction_sample, load_judge, read_instructions
 from llama_jax.evals.last_word import passage_metrics, passage_sample, read_passage
-from llama_jax.evals.metrics import means
 from llama_jax.evals.scoring import Score
-from llama_jax.evals.tasks import AnsweredTask, Choices, few_shot_prefix, read_documents
+from llama_jax.evals.tasks import AnsweredTask, Choices, few_shot_prefix, means, read_documents
 
 
 def test_the_last_word_is_cut_off_with_its_space() -> None:

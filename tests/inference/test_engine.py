@@ -246,6 +246,26 @@ def test_a_row_without_numbers_ends_alone_and_its_slot_is_usable_again(engine, l
     assert [[token.finish for token in answers[row]] for row in (1, 2)] == [["error"]] * 2
     assert ids(broken.run([Request(prompt, GREEDY) for prompt in PROMPTS])) == expected
 
+    def cancelled_in_each_slot(others: int) -> bool:
+        """Whether one that breaks, beside so many others, was cancelled while its prompt was read, in every slot."""
+        is_read = []
+        for _ in range(broken.slots):
+            handles = [broken.submit(Request(PROMPTS[0], GREEDY)) for _ in range(others)]
+            handles.append(broken.submit(Request([1, 500, *range(100, 170)], GREEDY)))
+            while not (own := [slot.job for slot in broken._rows if slot.job and slot.job.handle == handles[-1]]):
+                broken.step()
+            is_read.append(own[0].is_read)
+            for handle in handles:
+                broken.cancel(handle)
+        return not any(is_read)
+
+    for others, still_read in ((0, False), (3, True)):
+        assert cancelled_in_each_slot(others) == still_read
+        assert ids(broken.run([Request(prompt, GREEDY) for prompt in [*PROMPTS, PROMPTS[4]]])) == [
+            *expected,
+            expected[4],
+        ]
+
 
 def test_each_request_takes_its_adapter_or_the_base_alone(params, expected) -> None:
     fresh = lora.init_adapter(AdapterConfig(rank=2), params, jax.random.key(0))

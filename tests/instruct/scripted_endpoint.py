@@ -171,7 +171,7 @@ def scripted_endpoint(
 
         def _respond(self, body: dict[str, Any], problem: str | None) -> None:
             if problem == "slow":
-                time.sleep(1.5)
+                time.sleep(5)  # longer than its client waits
             if problem in ("400", "401", "408", "429", "500", "503"):
                 return self._send(int(problem), {"error": {"message": "no", "code": None}}, {"Retry-After": "0.01"})
             if problem == "quota":

@@ -10,8 +10,9 @@ from sweeps import some
 
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
+from llama_jax.model.cache import empty_cache
 from llama_jax.model.config import SIZES, ComputeConfig
-from llama_jax.model.llama import LanguageModel, language_model
+from llama_jax.model.llama import LanguageModel, language_model, unstacked
 
 CONFIG = dataclasses.replace(SIZES["tiny"], num_kv_heads=2, vocab_size=500)
 
@@ -95,3 +96,15 @@ def test_no_policy_keeps_a_weight_for_the_backward_pass(remat) -> None:
     weights = {leaf.shape for leaf in jax.tree.leaves(shapes["layers"]) if leaf.ndim == 3}
     assert len(weights) > 2 and any(leaf.shape[0] == CONFIG.num_layers for leaf in leaves)
     assert [leaf for leaf in leaves if leaf.shape in weights and leaf.dtype == jnp.bfloat16] == []
+
+
+def test_of_the_layers_that_decode_one_is_lowered(model, params) -> None:
+    lowered = jax.jit(model.decode).lower(
+        unstacked(params),
+        jnp.zeros((2, 3), jnp.int32),
+        empty_cache(CONFIG, 2, 8, jnp.dtype("float32")),
+        jnp.zeros(2, jnp.int32),
+    )
+    text = lowered.as_text()
+    assert text.count("call @_decoded_layer(") == CONFIG.num_layers > 1
+    assert text.count("func.func private @_decoded_layer") == 1

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from small_adapters import ADAPTERS, factors, stretch
 from small_llamas import BASE, SHAPES, TOKENS
+from small_parameters import parameters
 from sweeps import some
-from test_transformers import parameters
 
 from llama_jax.core import tree
 from llama_jax.core.batches import TokenBatch

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_llamas import BASE, SHAPES, TOKENS, weight
+from small_llamas import BASE, SHAPES, TOKENS
+from small_parameters import parameters
 from sweeps import some
 
-from llama_jax.checkpoints.formats.weights import padded, to_ours, weight_names
-from llama_jax.core import tree
 from llama_jax.inference.layout import decoding_params
 from llama_jax.model.cache import empty_cache
 from llama_jax.model.config import ComputeConfig, LlamaConfig
@@ -19,20 +18,6 @@ from llama_jax.model.llama import language_model
 ORACLE = Path(__file__).parents[1] / "oracle"
 
 RECORDED = np.load(ORACLE / "transformers_logits.npz")
-
-
-def parameters(config: LlamaConfig) -> dict:
-    """The formula's weights in our tree."""
-    leaves = {}
-    for name in weight_names(config):
-        there = name.shape(config)[:: -1 if name.transposed else 1]
-        tensors = [
-            padded(to_ours(name, weight(name.hugging_face.format(layer), there), config, "hugging_face"), name, config)
-            for layer in (range(config.num_layers) if name.per_layer else (None,))
-        ]
-        leaves[name.ours] = np.stack(tensors) if name.per_layer else tensors[0]
-    assert leaves.keys() == tree.flatten(language_model(config, ComputeConfig()).shapes()).keys()
-    return tree.unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
 
 
 @pytest.mark.parametrize("name", SHAPES)

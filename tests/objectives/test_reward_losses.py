@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from completion_rows import batch_of, row_of
 from sweeps import some
 
 from llama_jax.core.batches import completion_batch
@@ -15,7 +16,6 @@ from llama_jax.core.placing import place_whole_batch
 from llama_jax.objectives.completions import at_ends, sequence_sums
 from llama_jax.objectives.reward import bradley_terry, bradley_terry_losses, per_token, regression, scored
 
-T = 32
 RANDOM = np.random.default_rng(0)
 
 
@@ -27,31 +27,6 @@ class TableModel:
 
     def scores(self, params, hidden):
         return hidden[..., 0]
-
-
-def row_of(examples, labels, members, K):
-    """A row of examples, each a list of sequences of ids."""
-    row = completion_batch(K, members).empty_row(T)
-    place = 0
-    for k, sequences in enumerate(examples):
-        for m, ids in enumerate(sequences):
-            here = slice(place, place + len(ids))
-            row["tokens"][here], row["positions"][here] = ids, range(len(ids))
-            row["segment_ids"][here] = k * members + m + 1
-            row["starts"][k, m], row["ends"][k, m] = place, place + len(ids) - 1
-            place += len(ids)
-        if members == 2:
-            same = [first == second for first, second in zip(*sequences, strict=False)]
-            row["divergence"][k] = [*same, False].index(False)
-        row["labels"][k], row["example_weights"][k] = labels[k], 1
-    return row
-
-
-def batch_of(rows, members, K):
-    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    normalizer = max(1, stacked["example_weights"].sum())
-    kind = completion_batch(K, members)
-    return kind(**jax.tree.map(jnp.asarray, stacked), normalizer=jnp.float32(normalizer))
 
 
 def sigmoid_loss(x: float) -> float:
@@ -118,7 +93,7 @@ def test_per_token_losses_are_those_of_the_published_formula():
     pairs.append([[3, 4, 5], [3, 4, 5]])
     rows = [row_of([pair], [0], 2, 1) for pair in pairs]
     batch = batch_of(rows, 2, 1)
-    values = RANDOM.standard_normal((len(rows), T)).astype(np.float32)
+    values = RANDOM.standard_normal((len(rows), 32)).astype(np.float32)
     expected = []
     for pair, row in zip(pairs, values, strict=True):
         chosen, rejected = row[: len(pair[0])], row[len(pair[0]) : len(pair[0]) + len(pair[1])]

@@ -250,20 +250,21 @@ def _write_rest(directory: Path, weights: Weights, dtype: np.dtype) -> None:
     if has_tokenizer(files):
         tokenizer = tokenizer_from_files(files, weights.source)
         bos_id, stop_ids = tokenizer.bos_id, tokenizer.stop_ids
-        if weights.config.scalar_head and (name := padding_token(tokenizer)) is not None:
+        if weights.config.scalar_head and (name := _padding_token(tokenizer, weights.config)) is not None:
             more = {"pad_token_id": tokenizer.special_tokens[name]}
             files = with_padding_token(files, name)
     write_bundle(directory, files)
     write_json(directory / "config.json", config_values(weights.config, dtype, bos_id, stop_ids) | more)
 
 
-def padding_token(tokenizer: Tokenizer) -> str | None:
+def _padding_token(tokenizer: Tokenizer, config: LlamaConfig) -> str | None:
     """The name of a token that no answer ends with, to pad the rows of a reward model with: transformers reads a score
     at the last token that is not this one, so with EOS for padding it reads before the EOS of the answer. None where
     there is no such token; it then takes one row at a time."""
-    wanted = [tokenizer.token_names.get(use) for use in ("pad_token", "unk_token", "bos_token")]
-    ids = tokenizer.special_tokens
-    return next((name for name in (*wanted, *ids) if name in ids and ids[name] not in tokenizer.stop_ids), None)
+    names, stops = tokenizer.token_names, tokenizer.stop_ids
+    wanted = [names[use] for use in ("pad_token", "unk_token", "bos_token") if use in names]
+    ids = {name: token for name, token in tokenizer.special_tokens.items() if token < config.vocab_size}
+    return next((name for name in (*wanted, *ids) if name in ids and ids[name] not in stops), None)
 
 
 def transformers_files(files: Mapping[str, bytes], where: str) -> dict[str, bytes]:

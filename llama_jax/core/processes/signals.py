@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 _SECONDS_IN_A_LIBRARY = 1.0
+_SECONDS_OF_ONE_REQUEST = 0.1
 _SECONDS_TO_TIDY_UP = 10.0
 
 
@@ -52,7 +53,7 @@ class StopSignal(contextlib.ExitStack):
     """Whether this process was asked to stop. Used as a context manager on the main thread; elsewhere it hears nothing.
 
     The first signal is a request, answered by a line at once; a second one ends the process at once, even while it
-    compiles.
+    compiles. Two that come together are one: `timeout` and others tell first a process, then the group it is in.
     """
 
     def __init__(
@@ -83,9 +84,13 @@ class StopSignal(contextlib.ExitStack):
         return self
 
     def _listen(self, signals: socket.socket) -> None:
+        first = 0.0
         while number := signals.recv(1):
             if self.received:
+                if time.monotonic() - first < _SECONDS_OF_ONE_REQUEST:
+                    continue
                 _end("ended at once; nothing more is saved", 128 + number[0])
+            first = time.monotonic()
             self._received.set()
             # Whole: between the two writes of `print` the main thread may end the process.
             sys.stderr.write(f"{self._says}\n")

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.data.instructions.loader import ExampleLoader
+from llama_jax.data.instructions.loader import RowLoader
 from llama_jax.data.rows.inspection import PERCENTILES, RowStatistics
 from llama_jax.data.rows.packing import Row
 from llama_jax.data.sources.bad_records import counted
 from llama_jax.data.tokenizers import Tokenizer
 
 
-def first_rows(loader: ExampleLoader, count: int) -> list[Row]:
+def first_rows(loader: RowLoader, count: int) -> list[Row]:
     """The first rows of training, as the loader gives them, but for rows of padding; it must give all rows of a batch.
     No more than those of the first epoch."""
     rows: list[Row] = []
@@ -28,7 +28,7 @@ def first_rows(loader: ExampleLoader, count: int) -> list[Row]:
     return rows[:count]
 
 
-def examples_report(loader: ExampleLoader, tokenizer: Tokenizer, batch_size: int, measured_rows: int) -> dict[str, Any]:
+def examples_report(loader: RowLoader, tokenizer: Tokenizer, batch_size: int, measured_rows: int) -> dict[str, Any]:
     """Everything that is said about the data, as JSON: of each source what came of its records, of the examples their
     lengths and what bears loss, of the first rows how they are filled."""
     data, training = loader.data, loader.data.training

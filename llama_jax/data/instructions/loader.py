@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llama_jax.core.recording.metrics import MetricsRecord
-from llama_jax.data.config import InstructionDataConfig
-from llama_jax.data.instructions.examples import Examples, InstructionData
+from llama_jax.data.config import ExampleDataConfig, InstructionDataConfig
+from llama_jax.data.instructions.example_data import ExampleData
+from llama_jax.data.instructions.examples import InstructionData
 from llama_jax.data.instructions.records import Turn
 from llama_jax.data.instructions.rows import ROWS_VERSION, Planner, padded_length, row_of
 from llama_jax.data.instructions.templates import Layout
+from llama_jax.data.rows.packing import Row
 from llama_jax.data.rows.prefetching import Prefetcher
 from llama_jax.data.rows.streams import Rows
 from llama_jax.data.tokenizers import Tokenizer
@@ -61,8 +63,8 @@ class ExamplesPosition:
         return cls(**record)
 
 
-class ExampleLoader:
-    """Batches of instructions and answers, prepared ahead by a thread.
+class RowLoader:
+    """Batches of rows of examples, prepared ahead by a thread.
 
     ```
     for rows, position in loader.start(position): ...
@@ -72,43 +74,36 @@ class ExampleLoader:
 
     Args:
         config: The data section.
-        tokenizer: Gives the ids, and the template where the config asks for the model's own.
-        seed: Seed of the order of the examples.
+        data: The examples, and what came of each source.
+        planner: Says which examples each row of an epoch has.
+        row: Of the examples for training or for validation, some by their numbers as one row of a length.
+        facts: What decides the order of rows beside the examples and the config, as JSON values.
         batch_size_at: Rows of the global batch of each step, from 0.
         rows_of: Row numbers, within a global batch of the given size, that this process is to supply, in the order
             wanted. None: all rows.
-        say: Told the first few records that are not used.
-
-    Raises:
-        UserError: see `InstructionData` and `Layout`.
     """
 
-    data: InstructionData
-    """The examples, and what came of each source."""
-    layout: Layout
-    """The template."""
     fingerprint: str
     """SHA-256 in hexadecimal of all that decides the order of rows, but for batch sizes. Only a position that was
     recorded under the same fingerprint may be given to `start`."""
 
     def __init__(
         self,
-        config: InstructionDataConfig,
-        tokenizer: Tokenizer,
-        seed: int,
+        config: ExampleDataConfig,
+        data: ExampleData[Any, Any],
+        planner: Planner,
+        row: Callable[[Any, Sequence[int], int], Row],
+        facts: Mapping[str, Any],
         *,
         batch_size_at: Callable[[int], int],
         rows_of: Callable[[int], Sequence[int]] | None = None,
-        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.layout = Layout(config.template, tokenizer)
-        self.data = InstructionData(config, self.layout, say=say)
-        self._config = config
+        self.layout, self.data = data.layout, data
+        self._config, self._planner, self._row = config, planner, row
         self._batch_size_at = batch_size_at
         self._rows_of = range if rows_of is None else rows_of
-        self._planner = Planner(self.data.training, self.data.shares, config, seed, batch_size_at(0))
         self._prefetcher: Prefetcher[tuple[Rows, ExamplesPosition]] | None = None
-        self.fingerprint = _fingerprint(self.data, config, tokenizer, seed)
+        self.fingerprint = _fingerprint(data, config, facts)
 
     def description(self) -> list[str]:
         """Lines that say what there is to learn, and what could not be used."""
@@ -174,11 +169,7 @@ class ExampleLoader:
     def validation_batches(self, batch_size: int) -> Iterator[Rows]:
         """All held-out examples once, in their order, one a row: whole global batches, arrays [batch_size, T]. Rows
         missing in the last batch are padding throughout (`segment_ids` and `loss_weights` 0)."""
-        config, examples = self._config, self.data.validation
-        for start in range(0, len(examples), batch_size):
-            rows = [np.array([number]) for number in range(start, min(start + batch_size, len(examples)))]
-            length = padded_length(examples, rows, config)
-            yield _stacked(examples, rows, range(batch_size), length)
+        return self._in_order(self.data.validation, batch_size)
 
     def prompts(self, texts: Sequence[str], held_out: int) -> list[Prompt]:
         """What to ask a model, to read how it changes: these texts, each as a user's; where there are none, the prompts
@@ -204,27 +195,63 @@ class ExampleLoader:
             length = self._config.sequence_length
             if self._config.packing == "none":
                 length = padded_length(self.data.training, rows, self._config)
-            made = _stacked(self.data.training, rows, self._rows_of(size), length)
+            made = self._stacked(self.data.training, rows, self._rows_of(size), length)
             step, row, given, tokens = step + 1, row + size, given + len(rows), tokens + size * length
             yield made, ExamplesPosition(step, row, tokens, epoch, given)
 
+    def _in_order(self, examples: Any, batch_size: int) -> Iterator[Rows]:
+        for start in range(0, len(examples), batch_size):
+            rows = [np.array([number]) for number in range(start, min(start + batch_size, len(examples)))]
+            yield self._stacked(examples, rows, range(batch_size), padded_length(examples, rows, self._config))
 
-def _stacked(examples: Examples, rows: Sequence[np.ndarray], places: Sequence[int], length: int) -> Rows:
-    """The rows at some places of a batch; beyond those given there is padding."""
-    made = [row_of(examples, rows[place].tolist() if place < len(rows) else [], length) for place in places]
-    return {name: np.stack([row[name] for row in made]) for name in made[0]}
+    def _stacked(self, examples: Any, rows: Sequence[np.ndarray], places: Sequence[int], length: int) -> Rows:
+        """The rows at some places of a batch; beyond those given there is padding."""
+        made = [self._row(examples, rows[place].tolist() if place < len(rows) else [], length) for place in places]
+        return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
 
-def _fingerprint(data: InstructionData, config: InstructionDataConfig, tokenizer: Tokenizer, seed: int) -> str:
+class ExampleLoader(RowLoader):
+    """Batches of instructions and answers, prepared ahead by a thread; see `RowLoader`.
+
+    Args:
+        config: The data section.
+        tokenizer: Gives the ids, and the template where the config asks for the model's own.
+        seed: Seed of the order of the examples.
+        say: Told the first few records that are not used.
+        kind: Reads the records.
+
+    Raises:
+        UserError: see `InstructionData` and `Layout`.
+    """
+
+    data: InstructionData
+
+    def __init__(
+        self,
+        config: InstructionDataConfig,
+        tokenizer: Tokenizer,
+        seed: int,
+        *,
+        batch_size_at: Callable[[int], int],
+        rows_of: Callable[[int], Sequence[int]] | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        kind: type[InstructionData] = InstructionData,
+    ) -> None:
+        layout = Layout(config.template, tokenizer)
+        data = kind(config, layout, say=say)
+        planner = Planner(data.training, data.shares, config, seed, batch_size_at(0))
+        facts = {"tokenizer": tokenizer.fingerprint, "seed": seed, "version": ROWS_VERSION}
+        super().__init__(config, data, planner, row_of, facts, batch_size_at=batch_size_at, rows_of=rows_of)
+
+
+def _fingerprint(data: ExampleData[Any, Any], config: ExampleDataConfig, more: Mapping[str, Any]) -> str:
     facts = {
         "examples": data.training.digest(),
         "shares": data.shares,
-        "tokenizer": tokenizer.fingerprint,
         "sequence_length": config.sequence_length,
         "packing": config.packing,
         "group_by_length": config.group_by_length,
         "pad_multiple": config.pad_multiple,
-        "seed": seed,
-        "version": ROWS_VERSION,
+        **more,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -97,7 +97,7 @@ def _alpaca(record: Record) -> Conversation:
 
 
 def _listed(record: Record, field: str) -> Conversation:
-    return _conversation([*_system_turn(record), *_turns(record, field)], record.place)
+    return checked_conversation([*_system_turn(record), *listed_turns(record, field)], record.place)
 
 
 def _prompt_completion(record: Record) -> Conversation:
@@ -105,8 +105,8 @@ def _prompt_completion(record: Record) -> Conversation:
     if not isinstance(values.get("prompt"), list) and not isinstance(values.get("completion"), list):
         question = Turn("user", _field(record, "prompt"))
         return (*_system_turn(record), question, Turn("assistant", _field(record, "completion")))
-    prompt = [turn._replace(is_learned=turn.role != "assistant") for turn in _turns(record, "prompt")]
-    return _conversation([*_system_turn(record), *prompt, *_turns(record, "completion")], place)
+    prompt = [turn._replace(is_learned=turn.role != "assistant") for turn in listed_turns(record, "prompt")]
+    return checked_conversation([*_system_turn(record), *prompt, *listed_turns(record, "completion")], place)
 
 
 _READERS: Mapping[RecordFormat, Callable[[Record], Conversation | str]] = {
@@ -118,8 +118,12 @@ _READERS: Mapping[RecordFormat, Callable[[Record], Conversation | str]] = {
 }
 
 
-def _conversation(turns: list[Turn], place: str) -> Conversation:
-    """The turns, if they make a conversation with an answer."""
+def checked_conversation(turns: list[Turn], place: str) -> Conversation:
+    """The turns, if they make a conversation with an answer; see `conversation_of`.
+
+    Raises:
+        BadRecordError: they do not.
+    """
     if not any(turn.role == "assistant" for turn in turns):
         raise BadRecordError("no_answer", place, "has no turn of an assistant, so there is nothing to learn")
     system = [turn for turn in turns if turn.role == "system"]
@@ -139,8 +143,12 @@ def _conversation(turns: list[Turn], place: str) -> Conversation:
     return (*system, *said)
 
 
-def _turns(record: Record, field: str) -> list[Turn]:
-    """The turns in a list of objects, or in an object of lists, as columns of such objects are stored by some."""
+def listed_turns(record: Record, field: str) -> list[Turn]:
+    """The turns in a list of objects, or in an object of lists, as columns of such objects are stored by some.
+
+    Raises:
+        BadRecordError: there is no such list, or one of them is no turn.
+    """
     value = record.values.get(field)
     if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
         value = [dict(zip(value, row, strict=False)) for row in zip(*value.values(), strict=False)]
@@ -153,12 +161,16 @@ def _turns(record: Record, field: str) -> list[Turn]:
         raise BadRecordError("wrong_type", record.place, message)
     if not value:
         raise BadRecordError("empty", record.place, f"field '{field}' is empty; remove the record")
-    turns = (_turn(each, f"{field}[{number}]", record.place) for number, each in enumerate(value))
+    turns = (turn_of(each, f"{field}[{number}]", record.place) for number, each in enumerate(value))
     return [turn for turn in turns if turn is not None]
 
 
-def _turn(value: Any, name: str, place: str) -> Turn | None:
-    """The turn; None of a system turn that says nothing."""
+def turn_of(value: Any, name: str, place: str) -> Turn | None:
+    """The turn that an object is, called `name`; None of a system turn that says nothing.
+
+    Raises:
+        BadRecordError: it is none.
+    """
     if not isinstance(value, dict):
         raise BadRecordError("wrong_type", place, f"{name} is of type {kind_of(value)}; it must be an object")
     keys = next((keys for keys in _KEYS if keys[0] in value), None)

@@ -5,12 +5,13 @@ knows every row of the run. The arrays of a row are as in `packing`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from llama_jax.core.arrays import Int
 from llama_jax.core.batches import TokenBatch
-from llama_jax.data.config import InstructionDataConfig
+from llama_jax.data.config import ExampleDataConfig
 from llama_jax.data.instructions.examples import Examples
 from llama_jax.data.rows.ledger import GOLDEN_RATIO, mixed
 from llama_jax.data.rows.packing import Row, write_segment
@@ -24,6 +25,17 @@ _GROUPING_CHUNK = 50
 """Batches whose examples are sorted by length; as in Hugging Face's LengthGroupedSampler."""
 _ORDER, _ROWS = 0, 1
 """What a generator is seeded for."""
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """What rows are made of, such as `examples.Examples`."""
+
+    @property
+    def places(self) -> Int[np.ndarray, "examples"]: ...
+    @property
+    def sources(self) -> Int[np.ndarray, "sources_and_one"]: ...
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -55,13 +67,21 @@ class Planner:
         config: Says how rows are made.
         seed: Seed of the run.
         batch_size: Rows that `group_by_length` puts together.
+        most: Examples in a row that is filled, at the most; None: as many as fit.
     """
 
     def __init__(
-        self, examples: Examples, shares: Sequence[float], config: InstructionDataConfig, seed: int, batch_size: int
+        self,
+        examples: Placed,
+        shares: Sequence[float],
+        config: ExampleDataConfig,
+        seed: int,
+        batch_size: int,
+        most: int | None = None,
     ) -> None:
+        self._most = most or len(examples)
         self._examples, self._config, self._seed, self._batch_size = examples, config, seed % 2**32, batch_size
-        self._lengths = examples.lengths
+        self._places = examples.places
         self._bounds = np.array([int(bound * 2**64) for bound in np.cumsum(shares)[:-1]], np.uint64)
 
     def plan(self, epoch: int) -> EpochPlan:
@@ -69,9 +89,9 @@ class Planner:
         order = self._order(epoch)
         generator = np.random.RandomState([self._seed, _ROWS, epoch])
         if self._config.packing == "pack":
-            return _shuffled(packed(order, self._lengths, self._config.sequence_length), generator)
+            return _shuffled(packed(order, self._places, self._config.sequence_length, self._most), generator)
         if self._config.group_by_length:
-            order = _grouped(order, self._lengths, self._batch_size, generator, longest_first=epoch == 0)
+            order = _grouped(order, self._places, self._batch_size, generator, longest_first=epoch == 0)
         return EpochPlan(order, np.arange(len(order) + 1))
 
     def examples_before(self, epoch: int) -> Int[np.ndarray, "sources"]:
@@ -110,18 +130,20 @@ class Planner:
         return np.searchsorted(self._bounds, places, side="right")
 
 
-def packed(order: Int[np.ndarray, "examples"], lengths: Int[np.ndarray, "all"], row_length: int) -> EpochPlan:
+def packed(
+    order: Int[np.ndarray, "examples"], lengths: Int[np.ndarray, "all"], row_length: int, most: int
+) -> EpochPlan:
     """Whole examples laid into rows, the longest first, each into the row that it leaves the least room in (best-fit
-    decreasing, Johnson 1973), among a few thousand at a time."""
+    decreasing, Johnson 1973), among a few thousand at a time; `most` in a row, at the most."""
     rows: list[list[int]] = []
     for start in range(0, len(order), _PACKING_CHUNK):
         together = order[start : start + _PACKING_CHUNK]
         together = together[np.argsort(-lengths[together], kind="stable")]
-        rows += _best_fit(together.tolist(), lengths[together].tolist(), row_length)
+        rows += _best_fit(together.tolist(), lengths[together].tolist(), row_length, most)
     return _plan_of(rows)
 
 
-def _best_fit(examples: Sequence[int], lengths: Sequence[int], row_length: int) -> list[list[int]]:
+def _best_fit(examples: Sequence[int], lengths: Sequence[int], row_length: int, most: int) -> list[list[int]]:
     rows: list[list[int]] = []
     with_room: list[list[int]] = [[] for _ in range(row_length + 1)]
     """Numbers of the rows by the places they have left."""
@@ -138,7 +160,7 @@ def _best_fit(examples: Sequence[int], lengths: Sequence[int], row_length: int) 
         else:
             room, number = row_length, len(rows)
             rows.append([example])
-        if room > length:
+        if room > length and len(rows[number]) < most:
             with_room[room - length].append(number)
             rooms |= 1 << (room - length)
     return rows
@@ -192,9 +214,9 @@ def row_of(examples: Examples, numbers: Sequence[int], row_length: int) -> Row:
     return row
 
 
-def padded_length(examples: Examples, rows: Sequence[Int[np.ndarray, "_"]], config: InstructionDataConfig) -> int:
+def padded_length(examples: Placed, rows: Sequence[Int[np.ndarray, "_"]], config: ExampleDataConfig) -> int:
     """Length of the rows of a batch that holds these: that of the longest, rounded up to a multiple of `pad_multiple`,
     and `sequence_length` at the most."""
-    lengths = examples.lengths
-    longest = max(int(lengths[row].sum()) for row in rows)
+    places = examples.places
+    longest = max(int(places[row].sum()) for row in rows)
     return min(-(-longest // config.pad_multiple) * config.pad_multiple, config.sequence_length)

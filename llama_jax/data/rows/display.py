@@ -32,7 +32,7 @@ class Segment(NamedTuple):
 
     pieces: list[Piece]
     tokens: int
-    """Those that are read and the last one, which is only predicted."""
+    """All of them, the last one too, which most rows only predict."""
     loss_tokens: int
     """Tokens that are predicted with a weight above 0."""
     opens: bool
@@ -56,6 +56,8 @@ def segment_places(row: Row) -> list[slice]:
 def _segment(row: Row, places: slice, tokenizer: Tokenizer) -> Segment:
     ids = [int(row["tokens"][places][0]), *row["targets"][places].tolist()]
     bears_loss = [False, *(row["loss_weights"][places] > 0).tolist()]
+    if "ends" in row:  # the last token is read, too, and nothing comes after it
+        ids, bears_loss = ids[:-1], bears_loss[:-1]
     return Segment(
         _pieces(ids, bears_loss, tokenizer),
         tokens=len(ids),

@@ -20,6 +20,7 @@ from llama_jax.model.attention.sequence import (
     length_spec,
     piece_count,
     query_positions,
+    seen,
 )
 
 BLOCK = 128
@@ -85,16 +86,20 @@ class _Keys:
     def scores(
         self,
         queries: Float[Array, "B K GT H"],
-        ids: Int[Array, "B T"] | None,
+        ids: tuple[Array, Array | None] | None,
         start: Int[Array, ""],
         block: Int[Array, ""],
     ) -> Float[Array, "B K GT S"]:
-        """Scores of a block of queries for a block of keys, those of keys that are not seen `MASKED`."""
+        """Scores of a block of queries for a block of keys, those of keys that are not seen `MASKED`.
+
+        Args:
+            ids: documents of the queries `[B, T]`, and second ones (`SegmentIds.prefixes`).
+        """
         scores = _product("BKTH,BKSH->BKTS", queries, self.keys[block]) * queries.shape[-1] ** -0.5
         positions = start + jnp.arange(self.query_size)
         visible = (positions[:, None] >= block * self.size + jnp.arange(self.size)[None])[None]
         if ids is not None and self.ids is not None:
-            visible &= ids[:, :, None] == self.ids[block][:, None, :]
+            visible &= seen(ids[0], self.ids[block], ids[1])
         B, K, GT, S = scores.shape
         by_head = scores.reshape(B, K, GT // self.query_size, self.query_size, S)
         return jnp.where(visible[:, None, None], by_head, MASKED).reshape(scores.shape)
@@ -171,11 +176,16 @@ def _product(subscripts: str, left: Array, right: Array) -> Array:
     return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
 
 
-def _cut(query: Array, key: Array, value: Array, segments: Segments, blocks: int) -> tuple[_Keys, Array, Array | None]:
+def _cut(
+    query: Array, key: Array, value: Array, segments: Segments, blocks: int
+) -> tuple[_Keys, Array, tuple[Array, Array | None] | None]:
     """Keys, queries (`[blocks, B, K, G T, H]`) and documents of the queries, in blocks."""
     K, size = key.shape[2], query.shape[1] // blocks
     key_size = _key_size(size, key.shape[1])
-    query_ids, key_ids = (None, None) if segments is None else map(_split_ids, segments, (size, key_size))
+    query_ids = key_ids = None
+    if segments is not None:
+        query_ids = jax.tree.map(lambda ids: _split_ids(ids, size), (segments.queries, segments.prefixes))
+        key_ids = _split_ids(segments.keys, key_size)
     keys = _Keys(_split(key, K, key_size), _split(value, K, key_size), key_ids, size)
     return keys, _split(query, K, size), query_ids
 

@@ -26,11 +26,13 @@ from llama_jax.model.attention.kernels import (
 )
 from llama_jax.model.attention.sequence import (
     CHECKPOINT_NAME,
+    SegmentIds,
     Segments,
     by_device,
     length_spec,
     piece_count,
     query_positions,
+    seen,
 )
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 
@@ -47,6 +49,8 @@ class Shapes(NamedTuple):
     num_kv_heads: int
     head_size: int
     dtype: str
+    prefixes: bool = False
+    """Queries see a second document beside their own."""
 
     @staticmethod
     def of_whole_rows(config: LlamaConfig, compute: ComputeConfig, rows: int, length: int) -> "Shapes":
@@ -104,6 +108,11 @@ def _drawback(name: Implementation, shapes: Shapes) -> str:
     return ""
 
 
+def _unseen_prefixes(shapes: Shapes) -> str:
+    """What a kernel that compares one document with another cannot do, in words that follow its name."""
+    return "lets a query see one document alone, and completions here share their prompt" if shapes.prefixes else ""
+
+
 def _indivisible(shapes: Shapes) -> str:
     """What the devices of the mesh in use cannot share out, in words that follow a name; nothing where they can."""
     if shapes.query_length != shapes.key_length:
@@ -128,7 +137,7 @@ def _problem_of_blocked(shapes: Shapes) -> str:
 def _problem_of_splash(shapes: Shapes) -> str:
     if platform() == "gpu":
         return "is a kernel for TPUs, and this is a GPU"
-    if problem := _indivisible(shapes):
+    if problem := _unseen_prefixes(shapes) or _indivisible(shapes):
         return problem
     if splash_block(shapes.query_length) is None:
         return f"needs rows in multiples of {SPLASH_MULTIPLE * piece_count()} tokens, got {shapes.query_length}"
@@ -138,7 +147,7 @@ def _problem_of_splash(shapes: Shapes) -> str:
 def _problem_of_triton(shapes: Shapes) -> str:
     if platform() == "tpu":
         return "is a kernel for GPUs, and this is a TPU"
-    if problem := _indivisible(shapes):
+    if problem := _unseen_prefixes(shapes) or _indivisible(shapes):
         return problem
     if shapes.query_length % TRITON_MULTIPLE:
         return f"needs rows in multiples of {TRITON_MULTIPLE} tokens, got {shapes.query_length}"
@@ -167,6 +176,7 @@ def attention(
     *,
     query_segments: Int[Array, "B T"] | None = None,
     key_segments: Int[Array, "B S"] | None = None,
+    query_prefixes: Int[Array, "B T"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B T N H"]:
     """Softmax(Q K^T / sqrt(H)) V (Vaswani et al. 2017, arXiv:1706.03762, equation 1) under the causal mask.
@@ -174,6 +184,7 @@ def attention(
     Args:
         query_segments: document of each query; with `key_segments`, only keys of the same document are seen. None: one
             document.
+        query_prefixes: a second document that each query sees, its own where there is none.
         implementation: `auto`, or a name.
 
     Returns:
@@ -185,9 +196,11 @@ def attention(
     """
     B, T, N, H = query_BTNH.shape
     S, K = key_BSKH.shape[1:3]
-    segments = None if query_segments is None or key_segments is None else (query_segments, key_segments)
+    segments = None
+    if query_segments is not None and key_segments is not None:
+        segments = SegmentIds(query_segments, key_segments, query_prefixes)
     arrays = (query_BTNH, key_BSKH, value_BSKH, segments)
-    shapes = Shapes(B, T, S, N, K, H, query_BTNH.dtype.name)
+    shapes = Shapes(B, T, S, N, K, H, query_BTNH.dtype.name, query_prefixes is not None)
     chosen = choose(implementation, shapes).name
     if chosen == "splash":
         return splash(*arrays)
@@ -221,7 +234,7 @@ def _xla(
     scores = jnp.einsum("BKTH,BKSH->BKTS", query, key, preferred_element_type=jnp.float32) * H**-0.5
     visible = positions[:, :, None] >= jnp.arange(S)[None, None]
     if segments is not None:
-        visible &= segments[0][:, :, None] == segments[1][:, None, :]
+        visible &= seen(*segments)
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores.reshape(B, K, G, T, S), MASKED), axis=-1)
     mixed = jnp.einsum("BKTS,BKSH->BKTH", weights.astype(value.dtype).reshape(B, K, G * T, S), value)
     return jnp.moveaxis(mixed.reshape(B, K, G, T, H), 3, 1).reshape(B, T, N, H)

@@ -65,7 +65,7 @@ def splash(
     def part(query: Array, key: Array, value: Array, segments: Segments, kernel: Any) -> Array:
         query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
         query, key, value = (jnp.moveaxis(array, 1, 2) for array in (query, key, value))
-        ids = None if segments is None else splash_attention_kernel.SegmentIds(*segments)
+        ids = None if segments is None else splash_attention_kernel.SegmentIds(segments.queries, segments.keys)
         return jnp.moveaxis(jax.vmap(kernel)(query, key, value, ids), 2, 1)
 
     return by_device(part, query_BTNH, key_BSKH, value_BSKH, segments, (kernel,), places)
@@ -146,7 +146,7 @@ def _grouped_triton(query: Array, key: Array, value: Array, segments: Segments) 
 
 def _triton_forward(query: Array, key: Array, value: Array, segments: Segments) -> tuple[Array, Any]:
     group = query.shape[2] // key.shape[2]
-    ids = None if segments is None else segments[1]
+    ids = None if segments is None else segments.keys
     repeated = (jnp.repeat(array, group, axis=2) for array in (key, value))
     results: Any = _kernel().mha(query, *repeated, ids, **_triton_settings(query), return_residuals=True)
     mixed, statistics = (checkpoint_name(array, CHECKPOINT_NAME) for array in results)

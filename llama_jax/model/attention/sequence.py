@@ -12,7 +12,7 @@ there are two ways:
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,27 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from llama_jax.core import sharding
-from llama_jax.core.arrays import Array, Float, Int
+from llama_jax.core.arrays import Array, Bool, Float, Int
 
 CHECKPOINT_NAME = "attention"
 """What the policies of `jax.checkpoint` call the results of attention that the backward pass needs: the mix of values,
 and the statistics of the softmax where these are kept."""
 
-Segments: TypeAlias = tuple[Int[Array, "B T"], Int[Array, "B S"]] | None
-"""Document of each query and of each key; None where a row is one document."""
+
+class SegmentIds(NamedTuple):
+    """What queries see beside what comes before them: arrays, or what stands for them."""
+
+    queries: Any
+    """Document of each query `[B, T]`."""
+    keys: Any
+    """Document of each key `[B, S]`."""
+    prefixes: Any = None
+    """A second document that each query sees, such as the prompt that completions share `[B, T]`; its own: no other.
+    None: no query sees another."""
+
+
+Segments: TypeAlias = SegmentIds | None
+"""None where a row is one document."""
 Part: TypeAlias = Callable[..., Float[Array, "B T N H"]]
 """`part(query, key, value, segments, *constants)`: attention on what one device holds."""
 
@@ -62,6 +75,14 @@ def length_spec(leading: int) -> PartitionSpec:
     return PartitionSpec(*[None] * leading, _axis())
 
 
+def seen(
+    queries: Int[Array, "B T"], keys: Int[Array, "B S"], prefixes: Int[Array, "B T"] | None
+) -> Bool[Array, "B T S"]:
+    """Which keys are of a document that a query sees."""
+    visible = queries[:, :, None] == keys[:, None, :]
+    return visible if prefixes is None else visible | (prefixes[:, :, None] == keys[:, None, :])
+
+
 def by_device(
     part: Part,
     query_BTNH: Float[Array, "B T N H"],
@@ -82,7 +103,9 @@ def by_device(
     def with_whole_keys(query: Array, key: Array, value: Array, segments: Segments, *constants: Any) -> Array:
         key, value = (_gathered(array, axis) for array in (key, value))
         if segments is not None:
-            segments = (_exchanged(segments[0], axis), _gathered(segments[1], axis))
+            of_queries = (segments.queries, segments.prefixes)
+            queries, prefixes = jax.tree.map(lambda ids: _exchanged(ids, axis), of_queries)
+            segments = SegmentIds(queries, _gathered(segments.keys, axis), prefixes)
         mixed = part(_exchanged(query, axis), key, value, segments, *constants)
         return _exchanged(mixed, axis, back=True)
 
@@ -108,7 +131,7 @@ def by_heads(
         key, value = (jnp.repeat(array, copies, axis=2) for array in (key, value))
         query, key, value = (_transposed(array, axis, split=2, joined=1) for array in (query, key, value))
         if segments is not None:
-            segments = (_gathered(segments[0], axis), _gathered(segments[1], axis))
+            segments = SegmentIds(_gathered(segments.queries, axis), _gathered(segments.keys, axis))
         return _transposed(part(query, key, value, segments), axis, split=1, joined=2)
 
     return _on_mesh(part if axis is None else with_whole_rows, query_BTNH, key_BSKH, value_BSKH, segments, (), ())
@@ -124,7 +147,7 @@ def _on_mesh(
     by_query, by_key, by_token = (sharding.mesh_axes(axes) for axes in (_QUERY, _KEY, _IDS))
     return jax.shard_map(
         run,
-        in_specs=(by_query, by_key, by_key, None if segments is None else (by_token, by_token), *places),
+        in_specs=(by_query, by_key, by_key, jax.tree.map(lambda _: by_token, segments), *places),
         out_specs=by_query,
         check_vma=False,
     )(query, key, value, segments, *constants)

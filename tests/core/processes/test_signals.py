@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,11 +62,20 @@ def test_a_request_to_stop_is_answered_at_once_and_granted(number) -> None:
         assert ended(process) == (0, "saved\n", "saving; again ends at once\n")
 
 
+def test_what_a_process_and_its_group_are_told_together_is_one_request() -> None:
+    with started(STOPPING.replace("print", "    time.sleep(0.5)\nprint")) as process:
+        process.send_signal(signal.SIGTERM)  # by `timeout`; the two are not always pending at the same time
+        time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert ended(process) == (0, "saved\n", "saving; again ends at once\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_in_a_library_too_a_request_is_answered_and_a_second_one_is_the_end(number) -> None:
     with started("with StopSignal():\n    ready()\n    in_a_library()") as process:
         process.send_signal(number)
         assert process.stderr is not None and process.stderr.readline() == "saving; again ends at once\n"
+        time.sleep(0.2)  # or it would be the same request once more
         process.send_signal(number)
         assert ended(process) == (128 + number, "", "ended at once; nothing more is saved\n")
 

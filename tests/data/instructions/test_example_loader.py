@@ -257,7 +257,7 @@ def test_a_report_tells_what_examples_amount_to(make, byte_tokenizer, kind):
     assert report["rows"]["rows"] == len(rows) == len(loader._planner.plan(0))
     assert report["rows"]["segments_split_share"] == 0
     assert report["loss_share"] == pytest.approx(training.bears_loss.mean())
-    assert report["length_percentiles"]["100"] == training.lengths.max() + 1
+    assert report["length_percentiles"]["100"] == training.places.max() + 1
     assert report["steps_per_epoch"] == loader.steps_of_epochs(1, 4)
     lines = list(examples_report_lines(json.loads(json.dumps(report))))
     assert lines[0].endswith(

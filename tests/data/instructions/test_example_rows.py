@@ -23,7 +23,7 @@ def planner(made: Examples, shares=(1.0,), seed=0, batch_size=4, **config) -> Pl
 
 
 def of_lengths(*lengths: int):
-    return packed(np.arange(len(lengths)), np.array(lengths), 13)
+    return packed(np.arange(len(lengths)), np.array(lengths), 13, len(lengths))
 
 
 def rows_of(plan):
@@ -41,7 +41,7 @@ def test_each_example_goes_where_it_leaves_the_least_room():
 def test_packing_keeps_examples_whole_and_wastes_little(seed):
     lengths = np.random.RandomState(seed).randint(1, 65, 20_000)
     order = np.random.RandomState(seed).permutation(20_000)
-    plan = packed(order, lengths, 64)
+    plan = packed(order, lengths, 64, len(lengths))
     assert sorted(plan.examples.tolist()) == list(range(20_000))
     used = np.array([lengths[plan[row]].sum() for row in range(len(plan))])
     assert used.max() <= 64 and lengths.sum() / (64 * len(plan)) > 0.98
@@ -95,14 +95,14 @@ def test_a_batch_holds_examples_of_similar_length():
     lengths = np.random.RandomState(0).randint(2, 18, 1030).tolist()
     made = examples(lengths)
     plan = planner(made, packing="none", group_by_length=True).plan(0)
-    batches = [made.lengths[plan.examples[start : start + 4]] for start in range(0, 1028, 4)]
+    batches = [made.places[plan.examples[start : start + 4]] for start in range(0, 1028, 4)]
     spreads = [int(batch.max() - batch.min()) for batch in batches]
     assert np.mean(spreads) < 0.5
-    assert batches[0].max() == made.lengths.max()
+    assert batches[0].max() == made.places.max()
     longest = [int(batch.max()) for batch in batches]
     assert longest[1:50] != sorted(longest[1:50], reverse=True)
     ungrouped = planner(made, packing="none").plan(0)
-    assert np.mean([np.ptp(made.lengths[ungrouped.examples[start : start + 4]]) for start in range(0, 1028, 4)]) > 5
+    assert np.mean([np.ptp(made.places[ungrouped.examples[start : start + 4]]) for start in range(0, 1028, 4)]) > 5
 
 
 def test_a_row_holds_whole_examples_and_then_padding():

@@ -138,7 +138,7 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_left_out_and_counted(tmp_
     assert not data.counts[0].bad  # they are no bad records, so no rate ends the run
     assert said[0].endswith("a.jsonl:19: its answer begins after data.sequence_length 20 tokens")
     assert all(data.training[number][1].any() for number in range(len(data.training)))
-    assert (data.training.lengths <= 20).all()
+    assert (data.training.places <= 20).all()
 
 
 def test_a_run_whose_examples_all_teach_nothing_stops(tmp_path, byte_tokenizer):

@@ -33,6 +33,12 @@ TEXTS = [f"Document {number} says that twice it is {2 * number}; 日本 é 🙂"
 KEY = "canary-key-5417"
 
 
+def client_of(url: str, **more: Any) -> httpx2.Client:
+    """A client that knows the key."""
+    headers = {"authorization": f"Bearer {KEY}", **more.pop("headers", {})}
+    return httpx2.Client(base_url=url, headers=headers, timeout=60, **more)
+
+
 @dataclass
 class Server:
     """One that runs."""
@@ -44,8 +50,16 @@ class Server:
 
     def client(self, **more: Any) -> httpx2.Client:
         """A client that knows the key."""
-        headers = {"authorization": f"Bearer {KEY}", **more.pop("headers", {})}
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=60, **more)
+        return client_of(self.url, **more)
+
+    def await_ends(self) -> None:
+        """Wait until nothing more is done for any request: it is counted and logged only after its answer is sent."""
+
+        async def ends() -> None:
+            while any("run_asgi" in str(task.get_coro()) for task in asyncio.all_tasks()):
+                await asyncio.sleep(0.002)
+
+        asyncio.run_coroutine_threadsafe(ends(), self.service.worker._loop).result(60)
 
 
 def opened_model(context_length: int = 256) -> OpenModel:
@@ -62,7 +76,7 @@ def opened_model(context_length: int = 256) -> OpenModel:
 @contextlib.contextmanager
 def running(opened: OpenModel, api_key: str | None = KEY, **settings: Any) -> Iterator[Server]:
     """Serve it in a thread, at a port of its own."""
-    config = ServeConfig(port=0, **settings)
+    config = ServeConfig(**{"port": 0, **settings})
     with bound_socket(config) as listener:
         with jax.set_mesh(jax.tree.leaves(opened.params)[0].sharding.mesh):  # not for the tests in between
             service = start_service(config, opened, decoding_params(opened.model, opened.params))

@@ -179,18 +179,17 @@ def test_events_are_ascii_lines_and_end_with_done(server) -> None:
 
 def test_metrics_count_what_was_answered(server) -> None:
     def values() -> dict[str, float]:
+        server.await_ends()
         lines = [line for line in http.get("/metrics").text.splitlines() if not line.startswith("#")]
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
     with server.client() as http:
-        http.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
         before = values()
         assert http.post("/v1/completions", json={"prompt": "twice", "max_tokens": 7, "n": 2}).status_code == 200
-        route = 'llama_jax_requests_total{route="/v1/completions",status="200"}'
-        while (after := values())[route] == before[route]:  # counted once it is sent
-            pass
+        after = values()
+    route = 'llama_jax_requests_total{route="/v1/completions",status="200"}'
     grown = {name: after[name] - before.get(name, 0) for name in after}
-    assert grown[route] == 1
+    assert grown[route] == 1 and grown['llama_jax_requests_total{route="/metrics",status="200"}'] == 1
     assert grown["llama_jax_prompt_tokens_total"] == 2 and grown["llama_jax_generated_tokens_total"] <= 14
     assert grown["llama_jax_time_to_first_token_seconds_count"] == 2
     assert grown['llama_jax_request_time_seconds_bucket{le="+Inf"}'] == grown["llama_jax_request_time_seconds_count"]

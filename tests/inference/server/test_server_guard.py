@@ -134,6 +134,7 @@ def test_nothing_that_clients_write_is_in_the_log(server, caplog) -> None:
         assert http.post(f"/{CANARY}", json=body, headers={CANARY: CANARY}).status_code == 404
         assert http.get("/v1/models", headers={"authorization": f"Bearer {CANARY}"}).status_code == 401
         metrics = http.get("/metrics").text
+        server.await_ends()
     own = [record.getMessage() for record in caplog.records if not record.name.startswith("http")]  # but the client's
     written = "\n".join([*own, metrics])
     assert "/v1/completions 200 in" in written

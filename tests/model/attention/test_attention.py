@@ -34,6 +34,8 @@ class Case(NamedTuple):
     head_size: int = 32
     documents: tuple[int, ...] = ()
     """Length of each document of a row; the rest is padding (segment 0). None: one document, no segments."""
+    prefixes: tuple[int, ...] = ()
+    """Number of the document that each document sees beside itself, from padding on."""
 
 
 def segments_of(case: Case) -> np.ndarray:
@@ -60,7 +62,13 @@ def computed(case: Case, implementation: str, arrays):
     ids = jnp.asarray(segments_of(case)) if case.documents else None
 
     def mix(*arrays):
-        return attention(*arrays, query_segments=ids, key_segments=ids, implementation=implementation)
+        return attention(
+            *arrays,
+            query_segments=ids,
+            key_segments=ids,
+            query_prefixes=jnp.asarray(case.prefixes)[ids] if case.prefixes else None,
+            implementation=implementation,
+        )
 
     mixed, gradients = jax.vjp(mix, *arrays)
     return mixed, *gradients(gradient)
@@ -74,7 +82,10 @@ def reference(case: Case, arrays):
     ids = segments_of(case) if case.documents else np.ones((case.rows, case.length))
     for b, n in np.ndindex(case.rows, case.heads):
         q, k, v, g = query[b, :, n], key[b, :, n // group], value[b, :, n // group], gradient[b, :, n]
-        visible = np.tril(np.ones((case.length, case.length), bool)) & (ids[b][:, None] == ids[b][None])
+        seen = ids[b][:, None] == ids[b][None]
+        if case.prefixes:
+            seen |= np.array(case.prefixes)[ids[b]][:, None] == ids[b][None]
+        visible = np.tril(np.ones((case.length, case.length), bool)) & seen
         scores = np.where(visible, q @ k.T * scale, -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
@@ -98,6 +109,7 @@ CASES = {
     "packed": Case(rows=2, documents=(100, 29, 200)),
     "grouped": Case(heads=6, documents=(250,)),
     "one key head": Case(heads=3, kv_heads=1, documents=(384,)),
+    "shared prompts": Case(rows=2, kv_heads=1, documents=(60, 90, 50, 40, 30, 40), prefixes=(0, 1, 1, 1, 4, 4, 4)),
     "long": Case(length=2048, heads=2, kv_heads=1, documents=(1100, 900)),
     "heads of 64": Case(heads=2, kv_heads=1, head_size=64, documents=(150, 200)),
     "heads of 80": Case(heads=2, kv_heads=1, head_size=80, documents=(150, 200)),
@@ -105,12 +117,14 @@ CASES = {
 }
 
 
-DEFAULT_CASES = ("packed", "grouped")
+DEFAULT_CASES = ("packed", "grouped", "shared prompts")
 
 
 def cases() -> Iterator[Any]:
     """Of each case and implementation; the size of a head makes a difference to kernels alone."""
     for (name, case), implementation in itertools.product(CASES.items(), IMPLEMENTATIONS):
+        if case.prefixes and implementation in ("splash", "triton"):
+            continue
         is_default = name in DEFAULT_CASES or (name, implementation) in (("long", "blocked"), ("heads of 80", "splash"))
         marks = [pytest.mark.slow] * (not is_default)
         yield pytest.param(case, implementation, marks=marks, id=f"{name}-{implementation}")
@@ -120,6 +134,13 @@ def cases() -> Iterator[Any]:
 def test_values_and_gradients_equal_the_reference(implementation, case) -> None:
     arrays = inputs(case)
     assert_close(computed(case, implementation, arrays), reference(case, arrays), 1.5e-6)
+
+
+@pytest.mark.parametrize("implementation", ["splash", "triton"])
+def test_kernels_refuse_prompts_that_completions_share(implementation) -> None:
+    case = CASES["shared prompts"]
+    with pytest.raises(UserError, match=f"compute.attention: {implementation} .*share their prompt"):
+        computed(case, implementation, inputs(case))
 
 
 @pytest.mark.parametrize("implementation", some(IMPLEMENTATIONS, ("splash", "blocked")))
@@ -173,7 +194,8 @@ MESHES = {
     ],
 )
 def test_eight_devices_compute_what_one_does(implementation, mesh) -> None:
-    case = Case(rows=4, length=1024, heads=4, kv_heads=2, head_size=16, documents=(300, 500, 180))
+    documents, prefixes = (300, 400, 100, 180), () if implementation in ("splash", "triton") else (0, 1, 1, 3, 3)
+    case = Case(4, 1024, heads=4, kv_heads=2, head_size=16, documents=documents, prefixes=prefixes)
     arrays = inputs(case)
     expected = computed(case, implementation, arrays)
     with jax.set_mesh(make_mesh(mesh)):

@@ -139,6 +139,17 @@ def test_a_large_vocabulary_makes_the_loss_the_moment():
     assert frozen.bytes_by_kind["head"] == D * 2**17 * 2
 
 
+def test_a_scalar_head_has_neither_an_output_matrix_nor_logits():
+    model = dataclasses.replace(MODEL, vocab_size=2**17, scalar_head=True)
+    estimate = memory_estimate(step_plan(model, *SETTINGS))
+    assert estimate.moment == "layer" and "logits" not in estimate.bytes_by_kind
+    both = (
+        memory_estimate(step_plan(each, *SETTINGS)) for each in (dataclasses.replace(model, scalar_head=False), model)
+    )
+    lm, scalar = (each.bytes_by_kind["parameters"] for each in both)
+    assert lm - scalar == 4 * (D * 2**17 / 4 - D)  # one is split over the devices, the other is not
+
+
 def test_tensor_splits_heads_and_mlp_but_not_the_residual_stream():
     split = memory_estimate(dataclasses.replace(PLAN, mesh=MeshConfig(fsdp=4, tensor=2))).bytes_by_kind
     assert split["saved activations"] == L * TOKENS * D * 2

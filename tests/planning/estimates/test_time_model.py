@@ -57,6 +57,13 @@ def test_flops_count_what_is_made_again(remat, again):
     assert flops(changed(remat=remat)) == (products + (2 + 7) * SCORES + again) * ROWS * T
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_scalar_head_costs_a_vector_and_no_vocabulary(tied):
+    model = dataclasses.replace(MODEL, scalar_head=True, tie_embeddings=tied)
+    plan = step_plan(model, PLAN.compute, PLAN.training, T, PLAN.mesh)
+    assert flops(plan) == (6 * (L * LAYER + D) + (2 + 7) * SCORES) * ROWS * T
+
+
 @pytest.mark.parametrize(("attention", "scores"), [("xla", 4 + 8), ("blocked", 2 + 6), ("splash", 9), ("auto", 9)])
 def test_flops_of_attention_are_those_of_its_implementation(attention, scores):
     products = 6 * (L * LAYER + HEAD)

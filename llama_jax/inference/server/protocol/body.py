@@ -1,12 +1,11 @@
 """The body of a request: bounded, strict JSON. What is wrong with it is said with the field it is in."""
 
 import asyncio
-import json
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from llama_jax.core.json_files import shown
+from llama_jax.core.json_files import json_object, shown
 from llama_jax.inference.server.protocol.errors import ApiError, wrong
 
 _DEEPEST = 64
@@ -57,16 +56,9 @@ def parsed(content: bytes) -> dict[str, Any]:
         ApiError: it is not UTF-8, not JSON as RFC 8259 has it, nested too deeply, has a key twice, a number that is
             none or beyond all bounds, or half of a surrogate pair; or it is not an object.
     """
-    try:
-        value = json.loads(content.decode(), object_pairs_hook=_unique_keys, parse_int=_bounded)
-    except UnicodeDecodeError as error:
-        raise ApiError(f"body: is not UTF-8 at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise ApiError(f"body: is not JSON: {error.msg} in line {error.lineno} column {error.colno}") from None
-    except RecursionError:
-        raise ApiError(f"body: is nested deeper than {_DEEPEST} levels") from None
-    if not isinstance(value, dict):
-        raise ApiError(f"body: is {shown(value)}, a JSON object is expected")
+    # Numbers that are none or too large are refused by `_check`, which knows their fields.
+    numbers = {"parse_int": _bounded, "parse_float": float, "parse_constant": float}
+    value = json_object(content, "body", ApiError, object_pairs_hook=_unique_keys, **numbers)
     _check(value)
     return value
 
