@@ -57,8 +57,9 @@ def completion_logprobs(
             (gradient,) = kept
             return None, (cotangent[..., None] * gradient).astype(gradient.dtype)
         # The gradient of the sum of cotangent * log p, which is that of -cotangent * -log p.
+        head, hidden = kept
         weights = jnp.where(wanted, -cotangent, 0.0)
-        return sums_and_gradients(unembed, 0.0, *kept, targets, weights, of_head=True)[1]
+        return sums_and_gradients(unembed, 0.0, head, hidden, targets, weights, of_head=True)[1]
 
     logprobs = jax.custom_vjp(values)
     logprobs.defvjp(forward, backward, symbolic_zeros=True)

@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import CompletionBatch, completion_batch
 from llama_jax.core.run_directory import RunDirectory
-from llama_jax.data.preferences.loader import MEMBERS, PreferenceLoader
+from llama_jax.data.preferences.loader import MEMBERS
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.kto import kto
 from llama_jax.objectives.objective import Objective
@@ -54,7 +55,7 @@ def _supervision(
     *,
     has_reference: bool = True,
 ) -> Supervision:
-    def evaluation(model: LanguageModel, data: PreferenceLoader, rows: int, run: RunDirectory) -> HeldOutPreferences:
+    def evaluation(model: LanguageModel, data: Any, rows: int, run: RunDirectory) -> HeldOutPreferences:
         def logprobs(params: PyTree) -> np.ndarray:
             return completion_sums(model, batches, params, data.validation_batches(rows))
 
