@@ -5,7 +5,7 @@ from typing import Literal
 
 from llama_jax.checkpoints.config import CheckpointConfig, StepChoice
 from llama_jax.core.errors import UserError
-from llama_jax.data.config import DataConfig, InstructionDataConfig
+from llama_jax.data.config import DataConfig, InstructionDataConfig, PreferenceDataConfig
 from llama_jax.model.config import AdapterConfig, ModelConfig, sized
 from llama_jax.runs.config import RunConfig
 from llama_jax.training.config import TrainingConfig
@@ -75,7 +75,7 @@ class FineTuningConfig(RunConfig):
     """Tokenizer file, for a model that does not carry its own."""
     epochs: float | None = 3.0
     """Passes over the training examples, which set `training.steps`; null: `training.steps` decides."""
-    data: InstructionDataConfig = field(default_factory=InstructionDataConfig)
+    data: InstructionDataConfig | PreferenceDataConfig = field(default_factory=InstructionDataConfig)
     """What to learn from."""
     training: TrainingConfig = ALPACA_TRAINING
     """Optimization."""
