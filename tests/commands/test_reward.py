@@ -168,7 +168,7 @@ def test_mistakes_are_named_in_one_line(change, message, small_run, preferences,
     assert len(errors) == 1 and message in errors[0], errors
 
 
-@pytest.mark.parametrize("sizes", some([(2, 2, 2), (1, 4, 1)], []))
+@pytest.mark.parametrize("sizes", some([(2, 2, 2), (1, 8, 1)], []))
 @pytest.mark.parametrize("loss", some(["bradley_terry", "per_token"], []))
 def test_meshes_and_microbatches_give_the_same_losses(sizes, loss, small_run, preferences, tmp_path):
     # Small steps, so that rounding stays rounding; each microbatch has a dropout of its own.
