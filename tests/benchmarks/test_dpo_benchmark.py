@@ -41,9 +41,9 @@ def test_pairs_come_out_of_rows_as_they_went_in(share_prompts):
         (("--pairs", "0"), "--pairs 0: must be at least 1"),
         (("--method", "full"), "method: full, but --against trl is for lora"),
         (("--loss", "hinge"), "loss: hinge, but --against trl is for sigmoid"),
-        (("--model_dtype", "bfloat16"), "compute.dtype float32, model_dtype bfloat16: but --against trl compares"),
+        (("--model_dtype", "bfloat16"), "compute.dtype float32, model_dtype bfloat16: --against trl is in float32"),
         (("--data.overlong", "keep_end"), "data.overlong: keep_end, but --against trl needs one prompt of both"),
-        (("--against", "peft"), "against: got"),
+        (("--against", "peft"), "--against: got"),
     ],
 )
 def test_what_trl_cannot_do_alike_is_refused(arguments, message):
