@@ -18,12 +18,12 @@ from llama_jax.benchmarks.data import measure_data
 from llama_jax.benchmarks.decoding.comparison import measure_decoding
 from llama_jax.benchmarks.decoding.dry_run import describe_decoding
 from llama_jax.benchmarks.decoding.engine_side import engine_turn
+from llama_jax.benchmarks.dpo.comparison import compare_dpo
+from llama_jax.benchmarks.dpo.own_side import dpo_turn
 from llama_jax.benchmarks.results import keep, say
 from llama_jax.benchmarks.rouge import measure_rouge
 from llama_jax.benchmarks.scaling import measure_scaling
 from llama_jax.benchmarks.step import build, measure_step
-from llama_jax.benchmarks.trl.dpo import compare_dpo
-from llama_jax.benchmarks.trl.own_dpo_side import dpo_turn
 from llama_jax.config import COMMANDS, PRESETS
 from llama_jax.core.processes.distributed import is_main_process, start_up
 from llama_jax.core.settings.command_line import parse
@@ -62,8 +62,8 @@ def own_side() -> None:
             file.write(settings)
             file.flush()
             arguments = ["--config", file.name]
-            config = parse(COMMANDS[command], arguments, command=command, commands=COMMANDS, presets=PRESETS)
-        if isinstance(config, DpoBenchmarkConfig):
+            config: Any = parse(COMMANDS[command], arguments, command=command, commands=COMMANDS, presets=PRESETS)
+        if command == "benchmark dpo":
             return dpo_turn(config, preference_method(config), dpo.supervision(config))
         return engine_turn(config) if config.what == "decode" else own_turn(config, build)
 

@@ -6,13 +6,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from llama_jax.core.errors import UserError
 
 
 @contextmanager
-def exported(model: str, form: Literal["hf", "gguf"], program: str, say: Callable[[str], None]) -> Iterator[Path]:
+def exported(model: str, form: str, program: str, say: Callable[[str], None]) -> Iterator[Path]:
     """A directory of Hugging Face's or a GGUF file, removed with the block; written by a process of its own.
 
     Raises:

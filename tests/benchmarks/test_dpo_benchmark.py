@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llama_jax.benchmarks.config import DpoBenchmarkConfig
-from llama_jax.benchmarks.trl.own_dpo_side import pairs_of
+from llama_jax.benchmarks.dpo.own_side import pairs_of
 from llama_jax.config import COMMANDS, PRESETS
 from llama_jax.core.batches import completion_batch
 from llama_jax.core.errors import UserError

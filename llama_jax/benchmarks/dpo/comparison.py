@@ -29,7 +29,7 @@ def compare_dpo(config: DpoBenchmarkConfig, own_side: str) -> dict[str, Any]:
         RuntimeError: the two sides do not make the same of the pairs.
     """
     check_packages(config, ("torch", "transformers", "peft", "trl", "datasets"))
-    programs = {"llama_jax": own_side, config.against: "llama_jax.benchmarks.trl.dpo_side:main"}
+    programs = {"llama_jax": own_side, config.against: "llama_jax.benchmarks.dpo.trl_side:main"}
     model = str(config.run.model)
     with (
         exported(model, "hf", config.against, lambda line: say(config, line)) as weights,

@@ -50,7 +50,8 @@ def dpo_turn(config: DpoBenchmarkConfig, method: Method, taught: TaughtPairs) ->
     jax.set_mesh(program.mesh)
     opened = ModelReference(path, run.step)
     params = open_params(opened, run.compute, store=method.store, identify=False, say=_unsaid).params
-    reference = completion_sums(program.model, program.batch, params, batches)
+    kind: Any = program.batch
+    reference = completion_sums(program.model, kind, params, batches)
     given = 0
     for rows in batches:
         there = rows["example_weights"] > 0

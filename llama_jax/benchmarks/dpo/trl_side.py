@@ -3,6 +3,7 @@ training loop. Imports no JAX and runs in a process of its own, `turns.Side`."""
 
 import tempfile
 import threading
+from importlib.metadata import version
 from queue import Queue
 from typing import Any
 
@@ -25,7 +26,6 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
     import peft
     import torch
     import transformers
-    import trl
 
     threads = processors()
     torch.set_num_threads(threads)
@@ -33,7 +33,7 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
     model: Any = trainer.model
     turn = _epochs(trainer, threads)
     turn(1)
-    versions = f"trl {trl.__version__}, peft {peft.__version__}, transformers {transformers.__version__}"
+    versions = f"trl {version('trl')}, peft {peft.__version__}, transformers {transformers.__version__}"
     checkpoints = "with checkpointing" if task["checkpointing"] else "without checkpointing"
     return turn, {
         "what": f"{versions}, torch {torch.__version__}, {checkpoints}, {threads} threads",
