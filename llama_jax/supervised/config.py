@@ -50,6 +50,7 @@ class SamplesConfig:
 ALPACA_TRAINING = TrainingConfig(
     batch_size=16,
     peak_learning_rate=2e-5,
+    warmup_steps=None,
     warmup_fraction=0.03,
     final_learning_rate_fraction=0.0,
     beta2=0.999,

@@ -21,10 +21,10 @@ class TrainingConfig:
     """Parts a batch is cut into; their gradients are added, so memory falls and the update stays the same."""
     peak_learning_rate: float = 3e-4
     """Learning rate at the end of the warm-up."""
-    warmup_steps: int = 100
-    """Updates over which the learning rate rises linearly."""
+    warmup_steps: int | None = 100
+    """Updates over which the learning rate rises linearly. null: `warmup_fraction` says how many."""
     warmup_fraction: float | None = None
-    """The same as a fraction of the schedule, instead of `warmup_steps`."""
+    """The same as a fraction of the schedule. null: `warmup_steps` says it."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate changes after the warm-up."""
     schedule_steps: int | None = None
@@ -58,6 +58,11 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "microbatches", "peak_learning_rate", "clip_norm", "evaluate_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"training.{name}: {getattr(self, name)} must be greater than 0")
+        if (self.warmup_steps is None) == (self.warmup_fraction is None):
+            raise UserError(
+                f"training.warmup_steps: {self.warmup_steps} and training.warmup_fraction: {self.warmup_fraction} are "
+                "two ways to say one thing; set one of them, and the other to null".replace("None", "null")
+            )
         if self.warmup_fraction is not None and not 0 <= self.warmup_fraction < 1:
             raise UserError(f"training.warmup_fraction: {self.warmup_fraction} must be at least 0 and below 1")
         if self.spike_window < 8:
@@ -78,9 +83,9 @@ class TrainingConfig:
     @property
     def warmup_updates(self) -> int:
         """Updates of the warm-up, whichever way it was given."""
-        if self.warmup_fraction is None:
+        if self.warmup_steps is not None:
             return self.warmup_steps
-        return round(self.warmup_fraction * (self.schedule_steps or self.steps))
+        return round((self.warmup_fraction or 0.0) * (self.schedule_steps or self.steps))
 
     @property
     def stages(self) -> tuple[tuple[int, int], ...]:

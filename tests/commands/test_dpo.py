@@ -54,7 +54,6 @@ def arguments_of(model: Path, source: Path, **changes: object) -> list[object]:
         "training.steps": STEPS,
         "training.batch_size": 8,
         "training.peak_learning_rate": 0.01,
-        "training.warmup_steps": 2,
         "training.evaluate_every": 4,
         "lora.target_modules": "[all-linear]",
         "samples.held_out": 0,

@@ -119,7 +119,7 @@ def test_a_reward_model_goes_on_with_its_head_and_writes_no_text(small_run, pref
     first = metrics(tmp_path / "first")[-1]
     line = ("reward", *arguments, "--model", tmp_path / "first", "--run_dir", tmp_path / "second")
     capfd.readouterr()
-    assert call(*line, "--training.steps", 1, "--training.warmup_steps", 0, "--training.peak_learning_rate", 1e-9) == 0
+    assert call(*line, "--training.steps", 1, "--training.peak_learning_rate", 1e-9) == 0
     second = metrics(tmp_path / "second")[-1]
     assert second["validation_loss"] == pytest.approx(first["validation_loss"], abs=1e-5)
     assert call("generate", "--model", tmp_path / "first", "--prompt", "say") == 2

@@ -262,9 +262,16 @@ def test_schedules_fall_by_a_line_or_stay() -> None:
 
 
 def test_the_warm_up_may_be_a_fraction_of_the_schedule() -> None:
-    config = TrainingConfig(steps=1219, warmup_fraction=0.03)
+    config = TrainingConfig(steps=1219, warmup_steps=None, warmup_fraction=0.03)
     assert config.warmup_updates == 37
     assert dataclasses.replace(config, steps=9, schedule_steps=200).warmup_updates == 6
+
+
+def test_the_warm_up_is_said_in_one_way_only() -> None:
+    """Else one of the two would be without effect."""
+    for steps, fraction, said in ((100, 0.03, "100 and training.warmup_fraction: 0.03"), (None, None, "null")):
+        with pytest.raises(UserError, match=said):
+            TrainingConfig(warmup_steps=steps, warmup_fraction=fraction)
 
 
 def test_a_parameter_may_have_a_learning_rate_of_its_own() -> None:
