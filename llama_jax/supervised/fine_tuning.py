@@ -137,13 +137,7 @@ def _fine_tune(
     for line in data.description():
         run.say(f"data: {line}")
     if config.epochs is not None:
-        asked, steps = config.training.steps, data.steps_of_epochs(config.epochs, config.training.batch_size)
-        if asked not in (TrainingConfig.steps, steps):
-            run.say(
-                f"note: --epochs {config.epochs:g} takes {steps:,} steps, not the {asked:,} of --training.steps, "
-                "which decides with --epochs null"
-            )
-        config = _with_steps(config, steps)
+        config = _with_steps(config, data.steps_of_epochs(config.epochs, config.training.batch_size), run.say)
         keep_config(run, config, command)
     length, longest = config.data.sequence_length, supervision.longest_sequence
     program = build_program(config, method, supervision.objective, weights.config, length, longest_sequence=longest)
@@ -326,8 +320,11 @@ def _as_begun(config: FineTuningConfig) -> FineTuningConfig:
     return replace(config, training=replace(config.training, schedule_steps=schedule_steps))
 
 
-def _with_steps(config: FineTuningConfig, steps: int) -> FineTuningConfig:
+def _with_steps(config: FineTuningConfig, steps: int, say: Callable[[str], None]) -> FineTuningConfig:
     """With the steps that the epochs take."""
+    if (asked := config.training.steps) not in (TrainingConfig.steps, steps):
+        way_out = "--epochs null lets the latter decide"
+        say(f"note: --epochs {config.epochs:g} takes {steps:,} steps, not the {asked:,} of --training.steps; {way_out}")
     schedule_steps = config.training.schedule_steps or steps
     return replace(config, training=replace(config.training, steps=steps, schedule_steps=schedule_steps))
 

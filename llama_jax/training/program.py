@@ -127,7 +127,6 @@ def make_program(
     """Lay the run out over the mesh in use (`jax.set_mesh`).
 
     Args:
-        sequence_length: tokens of a row.
         partition: the parameters and which of them train; None: those of the model, by `config.trainable`.
         longest_sequence: tokens that the model reads as one text, at the most; None: as many as a row has.
 
@@ -136,9 +135,7 @@ def make_program(
             `config.trainable` selects nothing.
     """
     mesh = jax.sharding.get_mesh()
-    _check_context(model, sequence_length, longest_sequence)
-    if problem := indivisible(model.config, config, sequence_length, lambda axis: sharding.size_of(axis, mesh)):
-        raise UserError(problem)
+    _check_rows(mesh, model, config, sequence_length, longest_sequence)
     partition = partition or Partition.of(model, config.trainable)
     select = partition.is_trainable
     # The key within: on devices that are only compiled for, none can be made.
@@ -181,7 +178,9 @@ def make_program(
     )
 
 
-def _check_context(model: LanguageModel, sequence_length: int, longest_sequence: int | None) -> None:
+def _check_rows(
+    mesh: Mesh, model: LanguageModel, config: TrainingConfig, sequence_length: int, longest_sequence: int | None
+) -> None:
     context = model.config.context_length
     if longest_sequence is None and sequence_length > context:
         raise UserError(f"data.sequence_length: {sequence_length} exceeds model.context_length {context}")
@@ -190,6 +189,8 @@ def _check_context(model: LanguageModel, sequence_length: int, longest_sequence:
             f"data.max_length: {longest_sequence} tokens of a prompt with its answer exceed model.context_length "
             f"{context}; give {context} or less"
         )
+    if problem := indivisible(model.config, config, sequence_length, lambda axis: sharding.size_of(axis, mesh)):
+        raise UserError(problem)
 
 
 def indivisible(model: LlamaConfig, training: TrainingConfig, sequence_length: int, parts: Callable[[str], int]) -> str:
