@@ -131,8 +131,7 @@ def make_program(
         longest_sequence: tokens that the model reads as one text, at the most; None: as many as a row has.
 
     Raises:
-        UserError: the mesh does not divide the batch or a parameter, texts are longer than the model's context, or
-            `config.trainable` selects nothing.
+        UserError: mesh, batch, parameters, texts and context do not fit, or `config.trainable` selects nothing.
     """
     mesh = jax.sharding.get_mesh()
     _check_rows(mesh, model, config, sequence_length, longest_sequence)
