@@ -21,6 +21,8 @@ from llama_jax.data.sources.record_text import Record
 
 RECORDS_LOOKED_AT = 100
 """From which the format of a source is recognised."""
+_TOO_LONG = {"overlong", "prompt_too_long", "cut_to_nothing", "equal_when_cut"}
+"""Reasons for which nothing is learned of an example, though in a longer row it would be."""
 _MANY = 5000
 """Records that take more than a moment to encode."""
 
@@ -254,12 +256,14 @@ class ExampleData(ABC, Generic[Kept, Into]):
 
     def _check(self, counts: SourceCounts, config: ExampleDataConfig, *, of_training: bool) -> None:
         if not (counts.examples if of_training else counts.held_out):
-            way_out = "allow longer rows (data.sequence_length)"
-            if not counts.dropped or "prompt_held_out" in counts.dropped:
-                way_out = "hold out fewer (data.validation_examples)"
+            way_out = ""
+            if counts.left_out.keys() & _TOO_LONG:
+                way_out = ", or allow longer rows (data.sequence_length)"
+            elif not counts.dropped or "prompt_held_out" in counts.left_out:
+                way_out = ", or hold out fewer (data.validation_examples)"
             raise UserError(
                 f"data.source: none of the {counts.records:,} records of {counts.name} has a token that bears loss "
-                f"({counted(counts.dropped) or 'none is to train on'}); repair the source, or {way_out}"
+                f"({counted(counts.dropped) or 'none is to train on'}); repair the source{way_out}"
             )
         check_bad_fraction(counts.name, counts.bad, counts.records, config.max_bad_fraction, kind="records")
 

@@ -11,12 +11,15 @@ import pytest
 from llama_jax.core.batches import completion_batch
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import InstructionDataConfig, PreferenceDataConfig
+from llama_jax.data.instructions.inspection import first_rows
 from llama_jax.data.instructions.stages import OfStage
 from llama_jax.data.preferences.chosen import InstructionOrPairData
 from llama_jax.data.preferences.examples import starter_records
 from llama_jax.data.preferences.loader import PreferenceLoader
 from llama_jax.data.preferences.records import Kind, compared
 from llama_jax.data.preferences.rows import ending_before
+from llama_jax.data.rows.display import segments_of
+from llama_jax.data.rows.inspection import RowStatistics
 from llama_jax.data.sources.record_text import Record
 
 EOS = 2
@@ -173,6 +176,27 @@ def test_no_prompt_that_one_source_holds_out_is_trained_on_from_another(byte_tok
     assert not asked[0] & asked[1]
     assert [counts.left_out["prompt_held_out"] > 0 for counts in loader.data.counts] == [True, True]
     assert [counts.bad["wrong_type"] for counts in loader.data.counts] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "labels"])
+def test_a_row_is_shown_with_the_prompt_before_each_answer_however_it_is_laid(kind, byte_tokenizer, tmp_path):
+    source, shown, counted = str(tmp_path / "a.json"), [], []
+    Path(source).write_text(json.dumps(pairs(5)))
+    config = PreferenceDataConfig(source=source, template="plain", validation_fraction=0.0, sequence_length=64)
+    for share in (False, True):
+        loader = PreferenceLoader(config, byte_tokenizer, kind, 0, batch_size_at=lambda step: 2, share_prompts=share)
+        rows = first_rows(loader, 4)
+        shown.append([segments_of(row, byte_tokenizer) for row in rows])
+        statistics = RowStatistics()
+        for row in rows:
+            statistics.add(row, byte_tokenizer)
+        counted.append(statistics.to_json())
+    assert shown[0] == shown[1] and {len(each) for each in shown[1]} == {2}
+    first = shown[1][0][0]
+    assert first.pieces[0].text.startswith("<s>q") and not first.pieces[0].bears_loss
+    assert first.pieces[-1].text.endswith("</s>") and first.pieces[-1].bears_loss and first.opens and first.closes
+    assert [each["segments_per_row"] for each in counted] == [1, 1]
+    assert [each["segments_split_share"] for each in counted] == [0, 0] == [each["rows_cut_share"] for each in counted]
 
 
 def test_a_prompt_is_of_one_stage_in_every_format_and_all_are_of_one(byte_tokenizer):
