@@ -1,5 +1,7 @@
-"""The scale of a reward model: what makes its scores of reference answers have mean 0 and deviation 1 (Ziegler et al.
-2019, arXiv:1909.08593, section 2.1). Kept in a file beside the weights, whose scores stay as they are."""
+"""What a reward model is used with, in files beside its weights: its scale, and the padding of other tools.
+
+The scale is what makes its scores of reference answers have mean 0 and deviation 1 (Ziegler et al.
+2019, arXiv:1909.08593, section 2.1); the scores themselves stay as they are."""
 
 import json
 from collections.abc import Mapping
@@ -10,6 +12,8 @@ from llama_jax.core.json_files import JsonFields, json_object
 
 NORMALIZATION_FILE = "reward_normalization.json"
 """Travels with the weights: see `Weights.files`."""
+PADDING_FILE = "reward_padding.json"
+"""Does so where a reward model comes from transformers, which reads a score at the last token that is not padding."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,30 @@ def _is_bounded(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e30
 
 
+def padding_file(pad_id: int) -> dict[str, bytes]:
+    """The content of `PADDING_FILE`, by its name."""
+    return {PADDING_FILE: json.dumps({"pad_token_id": pad_id}).encode() + b"\n"}
+
+
+def read_padding(files: Mapping[str, bytes], where: str) -> int | None:
+    """The id before which a reward model is read where texts end with it, as EOS may be; None: it is read where they
+    end.
+
+    Args:
+        files: see `Weights.files`.
+        where: what they belong to, for messages.
+
+    Raises:
+        UserError: the file is not what `padding_file` gives.
+    """
+    if PADDING_FILE not in files:
+        return None
+    source = f"{where}: {PADDING_FILE}"
+    fields = JsonFields(json_object(files[PADDING_FILE], source), source)
+    return int(fields.checked("pad_token_id", None, lambda value: type(value) is int, "a whole number"))
+
+
 def without_normalization(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """What travels with weights, for others made from them: their scores have another scale."""
-    return {name: content for name, content in files.items() if name != NORMALIZATION_FILE}
+    """What travels with weights, for others made from them: their scores have another scale, and are read where an
+    answer ends."""
+    return {name: content for name, content in files.items() if name not in (NORMALIZATION_FILE, PADDING_FILE)}

@@ -175,9 +175,9 @@ class PreferenceDataConfig:
     source: str = "starter"
     """`starter`: a small set written for this project. Else a file, a glob, or a directory with all below it, or
     `tfds:…` or `hf:…`, as for instructions. Formats are told apart by their fields. Pairs: chosen and rejected, each a
-    text, turns, or a whole conversation, with the prompt as prompt, conversations or messages, or in both (as
-    Anthropic's HH-RLHF), and maybe a margin. Judged answers: prompt, completion and label (true or false), or messages
-    and label. Scored ones: user_input or prompt, completion and score."""
+    text, turns, or a whole conversation, with the prompt as prompt, conversations, messages, instruction (with input),
+    question or input, or in both (as Anthropic's HH-RLHF), and maybe a margin. Judged answers: prompt, completion and
+    label (true or false), or messages and label. Scored ones: user_input or prompt, completion and score."""
     mixture: tuple[tuple[str, float], ...] = ()
     """Several sources instead of `source`: pairs of a source, written as there, and its weight, its share of the
     examples once the weights are divided by their sum. Each source has epochs of its own."""

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from llama_jax.checkpoints.reward_normalization import read_normalization
+from llama_jax.checkpoints.reward_normalization import read_normalization, read_padding
 from llama_jax.core.arrays import Array, Float, PyTree
 from llama_jax.core.batches import CompletionBatch, completion_batch
 from llama_jax.core.errors import UserError
@@ -21,6 +21,7 @@ from llama_jax.core.sharding import replicated
 from llama_jax.data.config import PreferenceDataConfig
 from llama_jax.data.preferences.examples import CompletionExamples
 from llama_jax.data.preferences.loader import PreferenceLoader
+from llama_jax.data.preferences.rows import ending_before
 from llama_jax.data.rows.streams import Rows
 from llama_jax.data.sources.opening import errors_of
 from llama_jax.data.tokenizers import Tokenizer
@@ -36,6 +37,8 @@ def evaluate(session: Session) -> dict[str, Any]:
     """Accuracies with their standard errors, that of length alone, and whether the difference is more than chance."""
     opened, (loader, examples, kind, batches) = session.opened, _pairs(session)
     is_reward_model = opened.model.config.scalar_head
+    if (padding := read_padding(opened.files, opened.source)) is not None:
+        batches = _read_before(padding, batches)
     of_batch = functools.partial(end_scores if is_reward_model else completion_sums, opened.model, kind, opened.params)
     of_sources = loader.data.counts
     if cut := sum(counts.truncated for counts in of_sources):
@@ -64,6 +67,10 @@ def evaluate(session: Session) -> dict[str, Any]:
         **found,
         "verdict": verdict.to_json(),
     }
+
+
+def _read_before(padding: int, batches: Callable[[], Iterator[Rows]]) -> Callable[[], Iterator[Rows]]:
+    return lambda: (ending_before(rows, padding) for rows in batches())
 
 
 class _Pairs(NamedTuple):

@@ -152,9 +152,12 @@ def build_program(
     architecture: LlamaConfig,
     sequence_length: int,
     devices: Sequence[Any] | None = None,
+    longest_sequence: int | None = None,
 ) -> Program:
-    """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
+    """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing.
+    See `make_program`."""
     model = language_model(method.architecture(architecture), config.compute, method.dropout)
     with jax.set_mesh(make_mesh(config.mesh, devices)):
         partition = method.partition(model)
-        return make_program(model, objective(model), config.training, sequence_length, config.seed, partition)
+        settings = (config.training, sequence_length, config.seed, partition, longest_sequence)
+        return make_program(model, objective(model), *settings)

@@ -1,5 +1,6 @@
 """What pretraining and fine-tuning can be told, beside what every run can."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -84,8 +85,8 @@ class FineTuningConfig(RunConfig):
     """Checkpoints."""
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and not self.epochs > 0:
-            raise UserError(f"--epochs {self.epochs}: must be greater than 0")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise UserError(f"--epochs {self.epochs}: must be a number greater than 0")
         if self.size is not None:
             sized(self.size)
 

@@ -9,7 +9,7 @@ import numpy as np
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import CompletionBatch, completion_batch
 from llama_jax.core.run_directory import RunDirectory
-from llama_jax.data.preferences.loader import MEMBERS
+from llama_jax.data.preferences.loader import MEMBERS, longest_sequence
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.kto import kto
 from llama_jax.objectives.objective import Objective
@@ -65,6 +65,7 @@ def _supervision(
         objective=objective,
         open_data=functools.partial(open_preferences, config),
         evaluation=evaluation,
+        longest_sequence=longest_sequence(config.data, config.kind),
         set_reference=functools.partial(set_reference, batches) if has_reference else None,
         samples=config.samples,
     )

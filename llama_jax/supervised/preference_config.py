@@ -1,5 +1,6 @@
 """What the commands that learn from preferences can be told."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -67,8 +68,7 @@ class RewardConfig(PreferenceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.centering < 0:
-            raise UserError(f"centering: {self.centering} must not be negative")
+        _check_at_least_0(self, "centering")
         if self.centering and self.loss != "bradley_terry":
             raise UserError(f"centering: {self.centering} is for the loss bradley_terry, not {self.loss}")
 
@@ -139,10 +139,7 @@ class DpoConfig(ImpliedRewardConfig):
                 raise UserError(f"--{name} {value}: is for --loss {' or '.join(losses)}, not {self.loss}")
         if self.loss in _SMOOTHED and not 0 < self.label_smoothing < 0.5:
             raise UserError(f"--label_smoothing {self.label_smoothing}: --loss {self.loss} needs one between 0 and 0.5")
-        if self.target_margin < 0:
-            raise UserError(f"--target_margin {self.target_margin}: must not be negative")
-        if self.sft_weight < 0:
-            raise UserError(f"--sft_weight {self.sft_weight}: must not be negative")
+        _check_at_least_0(self, "target_margin", "sft_weight")
 
     @property
     def has_reference(self) -> bool:
@@ -187,5 +184,11 @@ class KtoConfig(ImpliedRewardConfig):
 
 def _check_positive(config: DpoConfig | KtoConfig, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:
-            raise UserError(f"--{name} {getattr(config, name)}: must be greater than 0")
+        if not 0 < (value := getattr(config, name)) < math.inf:
+            raise UserError(f"--{name} {value}: must be a number greater than 0")
+
+
+def _check_at_least_0(config: RewardConfig | DpoConfig, *names: str) -> None:
+    for name in names:
+        if not 0 <= (value := getattr(config, name)) < math.inf:
+            raise UserError(f"--{name} {value}: must be a number of at least 0")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from llama_jax.checkpoints.reward_normalization import measured_normalization
 from llama_jax.core.batches import completion_batch
-from llama_jax.data.preferences.loader import MEMBERS, PreferenceLoader
+from llama_jax.data.preferences.loader import MEMBERS, PreferenceLoader, longest_sequence
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.objectives.reward import Losses, bradley_terry, per_token, regression, scored
 from llama_jax.runs.held_out_scores import HeldOutScores
@@ -35,6 +35,7 @@ def scores(config: RewardConfig) -> tuple[Method, Supervision]:
         evaluation=lambda model, data, rows, run: HeldOutScores(
             model, loss, batch, lambda: data.validation_batches(rows), run
         ),
+        longest_sequence=longest_sequence(config.data, config.kind),
         measured_files=measured_normalization,
         use="evaluate --task preference --model {run}",
     )

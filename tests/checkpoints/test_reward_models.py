@@ -30,14 +30,19 @@ from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import ModelReference, open_named, open_params
 from llama_jax.checkpoints.reward_normalization import (
     NORMALIZATION_FILE,
+    PADDING_FILE,
     RewardNormalization,
     normalization_of,
+    padding_file,
     read_normalization,
+    read_padding,
+    without_normalization,
 )
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
+from llama_jax.data.preferences.rows import ending_before
 from llama_jax.model.config import ComputeConfig, LlamaConfig, ModelConfig
 from llama_jax.model.llama import language_model
 
@@ -167,6 +172,33 @@ def test_an_export_is_padded_with_a_token_that_ends_no_answer(tmp_path) -> None:
     model = language_model(config, ComputeConfig())
     hidden = model.hidden(params_of(weights), jnp.asarray([encode(texts[0])["input_ids"]], jnp.int32))
     assert abs(float(model.scores(params_of(weights), hidden)[0, -1]) - alone[0].item()) < 1e-4
+
+
+def test_an_imported_reward_model_whose_padding_is_eos_is_read_where_transformers_reads_it(tmp_path) -> None:
+    config = dataclasses.replace(SCALAR, vocab_size=300)
+    folder = exported(SmallWeights(config, files=with_end_for_padding()), tmp_path / "rewards")
+    for name, change in (("config.json", {"pad_token_id": 1}), ("tokenizer_config.json", {"pad_token": "<|eos|>"})):
+        said = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(said | change))
+    weights = open_weights(str(folder), step=None, say=print)
+    assert read_padding(weights.files, "here") == 1 and PADDING_FILE not in without_normalization(weights.files)
+    write_orbax(epath.Path(tmp_path / "whole"), weights, dtype=None)
+    again = exported(open_weights(str(tmp_path / "whole"), step=None, say=print), tmp_path / "again")
+    assert json.loads((again / "config.json").read_text())["pad_token_id"] == 1
+    assert json.loads((again / "tokenizer_config.json").read_text())["pad_token"] == "<|eos|>"
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(again).eval()
+    encode = transformers.AutoTokenizer.from_pretrained(again)
+    encoded = encode(["the cat<|eos|>", "the mill and the donkey<|eos|>"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs(**encoded).logits[:, 0].numpy()
+    tokens, lengths = encoded["input_ids"].numpy(), encoded["attention_mask"].numpy().sum(axis=1)
+    rows = {"tokens": tokens, "starts": np.zeros((2, 1, 1), np.int32), "ends": (lengths - 1).reshape(2, 1, 1)}
+    ends = ending_before(rows, 1)["ends"][:, 0]
+    assert (rows["ends"][:, 0] - ends).tolist() == [[1], [1]]
+    model, params = language_model(config, ComputeConfig()), params_of(weights)
+    values = np.asarray(model.scores(params, model.hidden(params, jnp.asarray(tokens, jnp.int32))))
+    np.testing.assert_allclose(np.take_along_axis(values, ends, axis=1)[:, 0], expected, atol=1e-4, rtol=0)
 
 
 def test_a_score_does_not_depend_on_padding_nor_on_what_else_is_in_the_batch() -> None:
@@ -307,6 +339,9 @@ def test_normalised_scores_of_the_references_have_mean_0_and_deviation_1() -> No
     assert read_normalization({NORMALIZATION_FILE: made.to_json()}, "here") == made
     assert read_normalization({}, "here") is None
     huge = b'{"gain": 1' + b"0" * 400 + b', "bias": 0}'
+    assert read_padding({}, "here") is None and read_padding(padding_file(7), "here") == 7
+    with pytest.raises(UserError, match=f"here: {PADDING_FILE}: pad_token_id"):
+        read_padding({PADDING_FILE: b'{"pad_token_id": true}'}, "here")
     for wrong in (b"[]", b'{"gain": 0, "bias": 0}', b'{"gain": 1}', b'{"gain": 1, "bias": "0"}', huge):
         with pytest.raises(UserError, match=f"here: {NORMALIZATION_FILE}"):
             read_normalization({NORMALIZATION_FILE: wrong}, "here")

@@ -241,7 +241,7 @@ def test_the_tiny_configs_train(command, tiny_run, tmp_path):
     ("change", "message"),
     [
         (["--lora.target_modules", "[query]"], "lora.target_modules: 'query' matches no Linear"),
-        (["--epochs", "0"], "--epochs 0.0: must be greater than 0"),
+        (["--epochs", "0"], "--epochs 0.0: must be a number greater than 0"),
         (["--size", "llama_7b"], "--size llama_7b: has vocab_size 32000"),
         (["--size", "llama_8b"], "model.size: unknown size 'llama_8b'; did you mean"),
         (["--training.trainable", "norm"], "training.trainable: is for sft"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from command_runs import call, checkpoint, copy_until, ended, metrics, run, run_two, started
-from learnable_preferences import answer, pair, write
+from learnable_preferences import THANKS, WORDS, answer, pair, write
 from made_once import made_once
 from sweeps import some
 from test_restart import wait_for_steps
@@ -152,7 +152,12 @@ def test_the_preview_shows_both_answers_and_what_is_scored(small_run, preference
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--centering", "-1"], "centering: -1.0 must not be negative"),
+        (["--centering", "-1"], "--centering -1.0: must be a number of at least 0"),
+        (["--centering", ".nan"], "--centering nan: must be a number of at least 0"),
+        (
+            ["--data.sequence_length", "1026"],
+            "data.max_length: 513 tokens of a prompt with its answer exceed",
+        ),
         (["--centering", "1", "--loss", "per_token"], "centering: 1.0 is for the loss bradley_terry, not per_token"),
         (["--method", "full", "--model_dtype", "nf4"], "model_dtype: nf4 is for method lora"),
         (["--training.trainable", "norm"], "training.trainable: is for method full"),
@@ -229,10 +234,19 @@ def test_a_rule_is_learned(way, small_run, tmp_path):
     assert json.loads((tmp_path / "run" / "verdict.json").read_text())["believed"]
 
 
+def stuffed_pair(chosen: random.Random) -> dict[str, str]:
+    """A good answer, and the same stuffed with thanks."""
+    plain = answer(chosen, good=True)
+    parts = plain.split()
+    for _ in range(6):
+        parts.insert(chosen.randint(0, len(parts)), chosen.choice(THANKS))
+    return {"prompt": f"say {' '.join(chosen.sample(WORDS, 2))}", "chosen": plain, "rejected": " ".join(parts)}
+
+
 @pytest.mark.parametrize("seed", some(range(3), []))
-def test_thanks_that_say_nothing_are_not_preferred(seed, small_run, tmp_path):
+def test_thanks_that_say_nothing_are_not_preferred(seed, small_run, tmp_path, capfd):
     """Where politeness has nothing to do with quality, a bad answer stuffed with thanks is not preferred to a good one
-    without, and of two good ones not the stuffed one."""
+    without, and of two good ones the stuffed one is preferred no more than by chance."""
     chosen = random.Random(seed)
     source = write(tmp_path / "pairs.jsonl", [pair(chosen, polite=True) for _ in range(1000)])
     stuffed = [
@@ -249,3 +263,11 @@ def test_thanks_that_say_nothing_are_not_preferred(seed, small_run, tmp_path):
     last = learned(tmp_path / "run", *arguments_of(small_run.run_dir, source, **changes))
     assert last["validation_accuracy"] > 0.95
     assert last["validation_length_accuracy"] > 0.95  # of the shorter: what a lover of thanks gets wrong every time
+    both_good = write(tmp_path / "good.jsonl", [stuffed_pair(chosen) for _ in range(300)])
+    line = ("--task", "preference", "--model", tmp_path / "run", "--data", both_good, "--json")
+    capfd.readouterr()
+    assert call("evaluate", *line) == 0
+    found = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert found["documents"] == 300
+    # `chosen` is the plain one. What is preferred by chance alone is so in half of the pairs.
+    assert found["accuracy"] > 0.5 - 3 * found["accuracy_standard_error"], found

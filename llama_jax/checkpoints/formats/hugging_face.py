@@ -29,6 +29,7 @@ from llama_jax.checkpoints.formats.stored_tensors import (
     stored_tensors,
 )
 from llama_jax.checkpoints.formats.weights import ForeignWeights, Weights, foreign_weights, named_tensors
+from llama_jax.checkpoints.reward_normalization import padding_file, read_padding
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import JsonFields, agreed, json_object, read_json, shown
 from llama_jax.data.tokenizers import (
@@ -177,16 +178,24 @@ def open_hugging_face(path: epath.PathLike) -> ForeignWeights:
     config_path = member(directory, "config.json")
     values = read_json(config_path, max_bytes=_LONGEST_CONFIG)
     config = architecture_from(values, str(config_path))
+    files = _files_beside(directory, stop_ids_of(values, str(config_path)), config)
     stored = stored_tensors(directory, tied=config.tie_embeddings)
     return foreign_weights(
         str(path),
         config,
-        _files_beside(directory, stop_ids_of(values, str(config_path)), config),
+        {**files, **_padding_of(values, config)},
         "hugging_face",
         {name: tensor.described for name, tensor in stored.items()},
         lambda name: stored[name].read(),
         ignored=is_table_of_angles,
     )
+
+
+def _padding_of(values: Mapping[str, Any], config: LlamaConfig) -> dict[str, bytes]:
+    """Which token a reward model is read before; one that is not in the vocabulary is in no text."""
+    pad_id = values.get("pad_token_id")
+    known = type(pad_id) is int and 0 <= pad_id < config.vocab_size
+    return padding_file(pad_id) if config.scalar_head and known else {}
 
 
 def _files_beside(directory: Path, ids: Sequence[int], config: LlamaConfig) -> Mapping[str, bytes]:
@@ -246,21 +255,24 @@ def write_hugging_face(
 
 def _write_rest(directory: Path, weights: Weights, dtype: np.dtype) -> None:
     """The configuration, and a tokenizer that transformers reads."""
-    files, bos_id, stop_ids, more = transformers_files(weights.files, weights.source), None, (), {}
+    files, bos_id, stop_ids = transformers_files(weights.files, weights.source), None, ()
+    pad_id = read_padding(weights.files, weights.source) if weights.config.scalar_head else None
     if has_tokenizer(files):
         tokenizer = tokenizer_from_files(files, weights.source)
         bos_id, stop_ids = tokenizer.bos_id, tokenizer.stop_ids
-        if weights.config.scalar_head and (name := _padding_token(tokenizer, weights.config)) is not None:
-            more = {"pad_token_id": tokenizer.special_tokens[name]}
-            files = with_padding_token(files, name)
+        if weights.config.scalar_head and (name := _padding_token(tokenizer, weights.config, pad_id)) is not None:
+            pad_id, files = tokenizer.special_tokens[name], with_padding_token(files, name)
+    more = {} if pad_id is None else {"pad_token_id": pad_id}
     write_bundle(directory, files)
     write_json(directory / "config.json", config_values(weights.config, dtype, bos_id, stop_ids) | more)
 
 
-def _padding_token(tokenizer: Tokenizer, config: LlamaConfig) -> str | None:
-    """The name of a token that no answer ends with, to pad the rows of a reward model with: transformers reads a score
-    at the last token that is not this one, so with EOS for padding it reads before the EOS of the answer. None where
-    there is no such token; it then takes one row at a time."""
+def _padding_token(tokenizer: Tokenizer, config: LlamaConfig, own: int | None) -> str | None:
+    """The name of a token to pad the rows of a reward model with, before which transformers reads a score: the one that
+    the model came with, or else one that no answer ends with. None where there is no such token; it then takes one row
+    at a time."""
+    if own is not None:
+        return next((name for name, token in tokenizer.special_tokens.items() if token == own), None)
     names, stops = tokenizer.token_names, tokenizer.stop_ids
     wanted = [names[use] for use in ("pad_token", "unk_token", "bos_token") if use in names]
     ids = {name: token for name, token in tokenizer.special_tokens.items() if token < config.vocab_size}

@@ -3,7 +3,7 @@ Knows nothing of what an example is."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -21,6 +21,8 @@ from llama_jax.data.sources.record_text import Record
 
 RECORDS_LOOKED_AT = 100
 """From which the format of a source is recognised."""
+_TOO_LONG = {"overlong", "prompt_too_long", "cut_to_nothing", "equal_when_cut"}
+"""Reasons for which nothing is learned of an example, though in a longer row it would be."""
 _MANY = 5000
 """Records that take more than a moment to encode."""
 
@@ -110,9 +112,14 @@ class ExampleData(ABC, Generic[Kept, Into]):
         opened = [(name, self._of_stage(name, config)) for name, _ in config.weighted_sources]
         training, validation = self.collected(), self.collected()
         self.counts, self.prompts = [], []
-        for (name, records), held_out in zip(opened, _held_out(config, opened), strict=True):
+        parts = [
+            split_indices(len(records), held_out)
+            for (_, records), held_out in zip(opened, _held_out(config, opened), strict=True)
+        ]
+        set_apart = self.set_apart([(records, others) for (_, records), (_, others) in zip(opened, parts, strict=True)])
+        for (name, records), (numbers, others) in zip(opened, parts, strict=True):
             counts = self._begun(name, records)
-            numbers, others = self.parted(records, counts, held_out)
+            numbers = self.without(set_apart, records, counts, numbers)
             counts.examples = self._collect(records, counts, numbers, training)
             counts.held_out = self._collect(records, counts, others, validation, keep_prompts=True)
             self._check(counts, config, of_training=True)
@@ -159,12 +166,27 @@ class ExampleData(ABC, Generic[Kept, Into]):
     def description(self) -> list[str]:
         """A line for each source, what came of it, and one for all."""
 
-    def parted(
-        self, records: RecordSource[Record], counts: SourceCounts, held_out: int
-    ) -> tuple[Int[np.ndarray, "training"], Int[np.ndarray, "held_out"]]:
-        """Numbers of the records to train on, and of so many others to hold out."""
-        del counts
-        return split_indices(len(records), held_out)
+    def set_apart(
+        self, held_out: Sequence[tuple[RecordSource[Record], Int[np.ndarray, "numbers"]]]
+    ) -> Collection[bytes]:
+        """Keys of what is held out, and may not be trained on from any source.
+
+        Args:
+            held_out: of each source the records, and the numbers of those that are held out.
+        """
+        del held_out
+        return ()
+
+    def without(
+        self,
+        set_apart: Collection[bytes],
+        records: RecordSource[Record],
+        counts: SourceCounts,
+        numbers: Int[np.ndarray, "numbers"],
+    ) -> Int[np.ndarray, "training"]:
+        """Of the numbers of records those that may be trained on; the others are counted."""
+        del set_apart, records, counts
+        return numbers
 
     def source_lines(self, cut: str) -> list[str]:
         """A line for each source: what came of it.
@@ -234,10 +256,14 @@ class ExampleData(ABC, Generic[Kept, Into]):
 
     def _check(self, counts: SourceCounts, config: ExampleDataConfig, *, of_training: bool) -> None:
         if not (counts.examples if of_training else counts.held_out):
+            way_out = ""
+            if counts.left_out.keys() & _TOO_LONG:
+                way_out = ", or allow longer rows (data.sequence_length)"
+            elif not counts.dropped or "prompt_held_out" in counts.left_out:
+                way_out = ", or hold out fewer (data.validation_examples)"
             raise UserError(
                 f"data.source: none of the {counts.records:,} records of {counts.name} has a token that bears loss "
-                f"({counted(counts.dropped) or 'none is to train on'}); repair the source, or allow longer rows "
-                "(data.sequence_length)"
+                f"({counted(counts.dropped) or 'none is to train on'}); repair the source{way_out}"
             )
         check_bad_fraction(counts.name, counts.bad, counts.records, config.max_bad_fraction, kind="records")
 

@@ -19,8 +19,8 @@ def prompt_key(records: RecordSource[Record], number: int, prompt_of: PromptOf) 
     """Tells records with the same prompt, in whatever format: 32 bytes. Of a record that is bad, its own."""
     try:
         prompt = prompt_of(records[number])
-    except BadRecordError:
-        prompt = f"record {number}"
+    except BadRecordError as error:
+        prompt = str(error)  # names its place
     said = prompt if isinstance(prompt, str) else [[turn.role, turn.content.strip(), turn.input] for turn in prompt]
     return hashlib.sha256(json.dumps(said).encode()).digest()
 

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -27,7 +27,7 @@ from llama_jax.data.preferences.records import (
     shared_opening,
     unknown_format,
 )
-from llama_jax.data.sources.documents import BadRecordError, RecordSource, split_indices
+from llama_jax.data.sources.documents import BadRecordError, RecordSource
 from llama_jax.data.sources.opening import open_records
 from llama_jax.data.sources.record_text import Record
 
@@ -187,20 +187,26 @@ class PreferenceData(ExampleData[CompletionExamples, CollectedCompletions]):
             raise BadRecordError("missing_field", record.place, "its fields are not those of preferences")
         return compared(record, kind).prompt
 
-    def parted(
-        self, records: RecordSource[Record], counts: SourceCounts, held_out: int
-    ) -> tuple[Int[np.ndarray, "training"], Int[np.ndarray, "held_out"]]:
-        """Numbers of the records to train on, and of so many others to hold out; what has a prompt that is held out is
-        left out of training, and counted."""
-        numbers, others = split_indices(len(records), held_out)
-        if not held_out:
-            return numbers, others
-        keys = [prompt_key(records, number, self.prompt_of) for number in range(len(records))]
-        apart = {keys[number] for number in others.tolist()}
-        kept = [number for number in numbers.tolist() if keys[number] not in apart]
+    def set_apart(
+        self, held_out: Sequence[tuple[RecordSource[Record], Int[np.ndarray, "numbers"]]]
+    ) -> Collection[bytes]:
+        """Keys of the prompts."""
+        return {prompt_key(records, number, self.prompt_of) for records, of in held_out for number in of.tolist()}
+
+    def without(
+        self,
+        set_apart: Collection[bytes],
+        records: RecordSource[Record],
+        counts: SourceCounts,
+        numbers: Int[np.ndarray, "numbers"],
+    ) -> Int[np.ndarray, "training"]:
+        """Those with a prompt that is not held out."""
+        if not set_apart:
+            return numbers
+        kept = [each for each in numbers.tolist() if prompt_key(records, each, self.prompt_of) not in set_apart]
         if shared := len(numbers) - len(kept):
             counts.left_out["prompt_held_out"] += shared
-        return np.array(kept, np.int64), others
+        return np.array(kept, np.int64)
 
     def collected(self) -> CollectedCompletions:
         """A place for examples, with none in it."""

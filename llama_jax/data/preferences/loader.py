@@ -60,7 +60,7 @@ class PreferenceLoader(RowLoader):
         share_prompts: bool = False,
     ) -> None:
         members, size = MEMBERS[kind], batch_size_at(0)
-        most = _longest(config, kind)
+        most = longest_sequence(config, kind)
         layout = Layout(config.template, tokenizer)
         data = PreferenceData(config, kind, layout, most, say=say)
         if share_prompts and kind == "pairs":
@@ -115,8 +115,12 @@ def _groups(order: np.ndarray, size: int) -> list[np.ndarray]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _longest(config: PreferenceDataConfig, kind: Kind) -> int:
-    """Tokens of a sequence, at the most."""
+def longest_sequence(config: PreferenceDataConfig, kind: Kind) -> int:
+    """Tokens of a prompt with one answer, at the most.
+
+    Raises:
+        UserError: the config does not fit the kind.
+    """
     share = config.sequence_length // MEMBERS[kind]
     if config.max_length is not None and config.max_length > share:
         raise UserError(

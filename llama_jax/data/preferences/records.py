@@ -20,7 +20,8 @@ _FIELDS: dict[Kind, set[str]] = {
     "labels": {"label"},
     "scores": {"completion", "score"},
 }
-_PROMPTS = ("prompt", "conversations", "messages", "user_input")
+_PROMPTS = ("prompt", "conversations", "messages", "user_input", "instruction", "question", "input")
+"""By their order; `input` beside an `instruction` is a part of that, as in Alpaca's format."""
 _SAID: dict[Kind, str] = {
     "pairs": "pairs have chosen and rejected",
     "labels": "judged answers have prompt, completion and label, or messages and label",
@@ -81,6 +82,9 @@ def shared_opening(first: Sequence[Any], second: Sequence[Any]) -> int:
 def _prompt_and_answers(record: Record, fields: Sequence[str]) -> tuple[Conversation, tuple[Conversation, ...]]:
     """The prompt, which may be part of the answers, and the answers alone."""
     answers = [_said(record, field, "assistant") for field in fields]
+    for field, turns in zip(fields, answers, strict=True):
+        if not turns:  # a system's that is blank is none
+            raise BadRecordError("empty", record.place, f"{field} says nothing")
     name = next((name for name in _PROMPTS if record.values.get(name) is not None), None)
     if name is None or any(turns[0].role != "assistant" for turns in answers):
         if len(answers) < 2:
@@ -91,10 +95,12 @@ def _prompt_and_answers(record: Record, fields: Sequence[str]) -> tuple[Conversa
             raise BadRecordError("no_prompt", record.place, message)
     else:
         prompt = _said(record, name, "user")
+        if name == "instruction" and (given := record.values.get("input")) not in (None, ""):
+            prompt[-1] = prompt[-1]._replace(input=good_text(given, "input", record.place))
+    if not prompt or prompt[-1].role != "user":
+        raise BadRecordError("turns", record.place, "the prompt does not end with a user's turn")
     if (system := record.values.get("system")) is not None and prompt[0].role != "system" and str(system).strip():
         prompt = [Turn("system", good_text(system, "system", record.place)), *prompt]
-    if prompt[-1].role != "user":
-        raise BadRecordError("turns", record.place, "the prompt does not end with a user's turn")
     given = _given([*prompt, Turn("assistant", "answer")], record.place)
     for field, turns in zip(fields, answers, strict=True):
         if not turns or not any(turn.content.strip() for turn in turns):

@@ -8,6 +8,7 @@ from llama_jax.core.batches import CompletionBatch
 from llama_jax.data.preferences.examples import CompletionExamples
 from llama_jax.data.preferences.records import shared_opening
 from llama_jax.data.rows.packing import Row
+from llama_jax.data.rows.streams import Rows
 
 
 def completion_row(
@@ -42,3 +43,12 @@ def completion_row(
         row["reference"][slot] = examples.reference[number]
         row["example_weights"][slot] = 1
     return row
+
+
+def ending_before(rows: Rows, padding: int) -> Rows:
+    """The same rows, in which each sequence ends with its last id that is not padding, as transformers has it; one that
+    has no other keeps its first."""
+    places = np.where(rows["tokens"] == padding, -1, np.arange(rows["tokens"].shape[1]))
+    last = np.maximum.accumulate(places, axis=1)
+    ends = np.take_along_axis(last, rows["ends"].reshape(len(last), -1), axis=1).reshape(rows["ends"].shape)
+    return {**rows, "ends": np.maximum(ends, rows["starts"]).astype(np.int32)}

@@ -41,30 +41,46 @@ class Segment(NamedTuple):
     """It ends with the last one."""
 
 
-def segments_of(row: Row, tokenizer: Tokenizer) -> list[Segment]:
-    """The documents of a row, in order; padding is none of them."""
-    return [_segment(row, places, tokenizer) for places in segment_places(row)]
+class Document(NamedTuple):
+    """The tokens of a document of a row, or of the part of it that is there."""
+
+    ids: list[int]
+    """All of them, the last one too, which most rows only predict."""
+    bears_loss: list[bool]
+    """Whether each is predicted with a weight above 0."""
 
 
-def segment_places(row: Row) -> list[slice]:
-    """Where each document of a row lies in its arrays."""
+def documents_of(row: Row) -> list[Document]:
+    """The documents of a row, in order; padding is none of them, and a prompt that several have in common is the
+    beginning of each."""
     numbers = row["segment_ids"]
     bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(bounds) if numbers[start]]
+    last = row["starts"].size if "starts" in row else np.inf  # what comes after that are prompts
+    places = [slice(start, stop) for start, stop in itertools.pairwise(bounds) if 0 < numbers[start] <= last]
+    return [_document(row, each) for each in places]
 
 
-def _segment(row: Row, places: slice, tokenizer: Tokenizer) -> Segment:
-    ids = [int(row["tokens"][places][0]), *row["targets"][places].tolist()]
-    bears_loss = [False, *(row["loss_weights"][places] > 0).tolist()]
-    if "ends" in row:  # the last token is read, too, and nothing comes after it
-        ids, bears_loss = ids[:-1], bears_loss[:-1]
-    return Segment(
-        _pieces(ids, bears_loss, tokenizer),
-        tokens=len(ids),
-        loss_tokens=sum(bears_loss),
-        opens=ids[0] == tokenizer.bos_id,
-        closes=ids[-1] in tokenizer.stop_ids,
-    )
+def _document(row: Row, places: slice) -> Document:
+    ids, bears_loss = row["tokens"][places].tolist(), (row["loss_weights"][places] > 0).tolist()
+    if "starts" not in row:
+        return Document([ids[0], *row["targets"][places].tolist()], [False, *bears_loss])
+    example = (int(row["segment_ids"][places.start]) - 1) // row["starts"].shape[-1]
+    prompt = row["tokens"][row["segment_ids"] == row["starts"].size + example + 1].tolist()
+    return Document([*prompt, *ids], [False] * (len(prompt) + 1) + bears_loss[:-1])
+
+
+def segments_of(row: Row, tokenizer: Tokenizer) -> list[Segment]:
+    """The documents of a row as text."""
+    return [
+        Segment(
+            _pieces(ids, bears_loss, tokenizer),
+            tokens=len(ids),
+            loss_tokens=sum(bears_loss),
+            opens=ids[0] == tokenizer.bos_id,
+            closes=ids[-1] in tokenizer.stop_ids,
+        )
+        for ids, bears_loss in documents_of(row)
+    ]
 
 
 def _pieces(ids: Sequence[int], bears_loss: Sequence[bool], tokenizer: Tokenizer) -> list[Piece]:
@@ -102,11 +118,11 @@ class _Painter:
 
     def row(self, number: int, source: str, segments: Sequence[Segment]) -> str:
         """A row of a source, with a heading for each document."""
-        lines = [self._heading(f"━━ row {number} of {source}: {len(segments)} documents")]
+        lines = [self._heading(f"━━ row {number} of {source}: {_counted(len(segments))}")]
         left = self._characters
         for place, segment in enumerate(segments):
             if left <= 0:
-                lines.append(self._heading(f"── and {len(segments) - place} more documents"))
+                lines.append(self._heading(f"── and {_counted(len(segments) - place, 'more ')}"))
                 break
             part = {(True, True): "", (True, False): ", its beginning", (False, True): ", its end"}
             what = part.get((segment.opens, segment.closes), ", its middle")
@@ -130,3 +146,7 @@ class _Painter:
 
     def _heading(self, text: str) -> str:
         return f"{_DIM}{text}{_PLAIN}" if self._colours else text
+
+
+def _counted(documents: int, more: str = "") -> str:
+    return f"{documents:,} {more}document{'s' if documents != 1 else ''}"

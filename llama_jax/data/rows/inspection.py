@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llama_jax.core.arrays import Int
-from llama_jax.data.rows.display import segment_places
+from llama_jax.data.rows.display import documents_of
 from llama_jax.data.rows.loader import Loader, streams_of_batch
 from llama_jax.data.rows.packing import Row, token_ids
 from llama_jax.data.rows.positions import RowsPosition
@@ -32,24 +32,25 @@ class RowStatistics:
     padding: int = 0
     loss_tokens: int = 0
     segments: int = 0
+    """Documents, or examples of several."""
     whole: int = 0
-    """Documents that lie in one row from their first token to their last."""
+    """Those of them that lie in one row from their first token to their last."""
     cut: int = 0
     """Rows that end in the middle of a document."""
 
     def add(self, row: Row, tokenizer: Tokenizer) -> None:
         """Count a row."""
-        places = segment_places(row)
+        documents, members = documents_of(row), row["starts"].shape[-1] if "starts" in row else 1
         self.rows += 1
         self.tokens += len(row["tokens"])
         self.padding += int((row["segment_ids"] == 0).sum())
         self.loss_tokens += int((row["loss_weights"] > 0).sum())
-        self.segments += len(places)
-        ends = np.array(tokenizer.stop_ids)
-        closes = [bool(np.isin(row["targets"][each.stop - 1], ends)) for each in places]
-        opens = [int(row["tokens"][each.start]) == tokenizer.bos_id for each in places]
-        self.whole += sum(map(all, zip(opens, closes, strict=True)))
-        self.cut += bool(places) and not closes[-1]
+        self.segments += len(documents) // members
+        closes = [each.ids[-1] in tokenizer.stop_ids for each in documents]
+        opens = [each.ids[0] == tokenizer.bos_id for each in documents]
+        is_whole = [*map(all, zip(opens, closes, strict=True))]
+        self.whole += sum(all(is_whole[first : first + members]) for first in range(0, len(is_whole), members))
+        self.cut += bool(documents) and not closes[-1]
 
     def to_json(self) -> dict[str, Any]:
         """Counts, and shares between 0 and 1."""

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,15 @@ import pytest
 from llama_jax.core.batches import completion_batch
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import InstructionDataConfig, PreferenceDataConfig
+from llama_jax.data.instructions.inspection import first_rows
 from llama_jax.data.instructions.stages import OfStage
 from llama_jax.data.preferences.chosen import InstructionOrPairData
 from llama_jax.data.preferences.examples import starter_records
 from llama_jax.data.preferences.loader import PreferenceLoader
 from llama_jax.data.preferences.records import Kind, compared
+from llama_jax.data.preferences.rows import ending_before
+from llama_jax.data.rows.display import segments_of
+from llama_jax.data.rows.inspection import RowStatistics
 from llama_jax.data.sources.record_text import Record
 
 EOS = 2
@@ -73,6 +78,15 @@ def test_a_pair_is_two_sequences_of_one_row_with_their_ends_told(make, byte_toke
     assert rows["example_weights"].tolist() == [[1], [0]] and not rows["segment_ids"][1].any()
     assert set(rows) == {name for name in completion_batch(1, 2).arrays() if name != "normalizer"}
     assert loader.training.lengths.tolist() == [[3, 4]]
+
+
+def test_a_sequence_ends_before_what_is_padding_to_other_tools(make):
+    ((rows, _),) = taken(make([{"prompt": "ab", "chosen": "cd", "rejected": "cef"}], batch_size=2), 1)
+    found = ending_before(rows, EOS)
+    assert (rows["ends"] - found["ends"])[0].tolist() == [[1, 1]] and found["tokens"] is rows["tokens"]
+    assert np.array_equal(ending_before(rows, 77)["ends"], rows["ends"])
+    alone = rows | {"tokens": np.full_like(rows["tokens"], EOS)}
+    assert np.array_equal(ending_before(alone, EOS)["ends"], rows["starts"])
 
 
 def test_packed_rows_hold_each_pair_once_and_no_more_than_allowed(make, byte_tokenizer):
@@ -145,6 +159,44 @@ def test_no_prompt_is_both_held_out_and_trained_on(make):
     assert not first["training"] & first["validation"] and len(loader.validation) == 12
     left = loader.data.counts[0].left_out["prompt_held_out"]
     assert left > 0 and len(loader.training) == 48 - left
+
+
+def test_no_prompt_that_one_source_holds_out_is_trained_on_from_another(byte_tokenizer, tmp_path):
+    names = [str(tmp_path / name) for name in ("a.json", "b.json")]
+    for name, count in zip(names, (30, 20), strict=True):
+        Path(name).write_text(json.dumps([*pairs(count), {"prompt": 3, "chosen": "a", "rejected": "b"}]))
+    config = PreferenceDataConfig(
+        mixture=((names[0], 1.0), (names[1], 1.0)), template="plain", validation_examples=20, max_bad_fraction=0.5
+    )
+    loader = PreferenceLoader(config, byte_tokenizer, "pairs", 0, batch_size_at=lambda step: 4)
+    asked = [
+        {tuple(examples[n][0][0][:5].tolist()) for n in range(len(examples))}
+        for examples in (loader.training, loader.validation)
+    ]
+    assert not asked[0] & asked[1]
+    assert [counts.left_out["prompt_held_out"] > 0 for counts in loader.data.counts] == [True, True]
+    assert [counts.bad["wrong_type"] for counts in loader.data.counts] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "labels"])
+def test_a_row_is_shown_with_the_prompt_before_each_answer_however_it_is_laid(kind, byte_tokenizer, tmp_path):
+    source, shown, counted = str(tmp_path / "a.json"), [], []
+    Path(source).write_text(json.dumps(pairs(5)))
+    config = PreferenceDataConfig(source=source, template="plain", validation_fraction=0.0, sequence_length=64)
+    for share in (False, True):
+        loader = PreferenceLoader(config, byte_tokenizer, kind, 0, batch_size_at=lambda step: 2, share_prompts=share)
+        rows = first_rows(loader, 4)
+        shown.append([segments_of(row, byte_tokenizer) for row in rows])
+        statistics = RowStatistics()
+        for row in rows:
+            statistics.add(row, byte_tokenizer)
+        counted.append(statistics.to_json())
+    assert shown[0] == shown[1] and {len(each) for each in shown[1]} == {2}
+    first = shown[1][0][0]
+    assert first.pieces[0].text.startswith("<s>q") and not first.pieces[0].bears_loss
+    assert first.pieces[-1].text.endswith("</s>") and first.pieces[-1].bears_loss and first.opens and first.closes
+    assert [each["segments_per_row"] for each in counted] == [1, 1]
+    assert [each["segments_split_share"] for each in counted] == [0, 0] == [each["rows_cut_share"] for each in counted]
 
 
 def test_a_prompt_is_of_one_stage_in_every_format_and_all_are_of_one(byte_tokenizer):
@@ -220,6 +272,7 @@ def test_the_reference_is_put_beside_its_examples(make):
         (pairs(4), "scores", {}, r"records have prompt, chosen, rejected; wanted: scored answers have"),
         (pairs(4), "pairs", {"max_length": 40}, "data.max_length: 2 sequences of 40 tokens do not fit into a row of"),
         (pairs(4), "labels", {"pairs_per_row": 2}, "data.pairs_per_row: judged answers stand one a row; use 1"),
+        (pairs(4, prompts=1), "pairs", {"validation_examples": 1}, r"\(3 prompt_held_out\); .* or hold out fewer \("),
         (pairs(4), "pairs", {"split": (1.0, 1.0)}, "data.stage: goes with data.split"),
         (pairs(4), "pairs", {"split": (1.0, 0.0), "stage": 2}, "data.stage: 2 must be the number of one of the shares"),
     ],

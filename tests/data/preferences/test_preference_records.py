@@ -37,8 +37,15 @@ PAIRS = {
         "rejected": f"\n\nHuman: {ASKED}\n\nAssistant: {BAD}",
     },
     "DeepSpeed-Chat": {"prompt": f"Human: {ASKED} Assistant:", "chosen": f" {GOOD}", "rejected": f" {BAD}"},
+    "Alpaca's": {"instruction": ASKED, "input": "", "output": "none", "chosen": GOOD, "rejected": BAD},
+    "Orca's": {"system": "", "question": ASKED, "chosen": GOOD, "rejected": BAD},
+    "Argilla's": {"input": ASKED, "chosen": GOOD, "rejected": BAD},
     "rm-static": {"prompt": f"\n\nHuman: {ASKED}\n\nAssistant:", "chosen": f" {GOOD}", "rejected": f" {BAD}"},
 }
+
+
+SILENT = {"role": "system", "content": " "}
+"""Is no turn."""
 
 
 def stripped(found: Compared) -> Compared:
@@ -50,6 +57,14 @@ def stripped(found: Compared) -> Compared:
 def test_pairs_of_every_format_are_the_same(name):
     assert kind_of_fields(PAIRS[name]) == "pairs"
     assert stripped(compared(Record("a:1", PAIRS[name]), "pairs")) == PAIR
+
+
+def test_the_input_of_an_instruction_is_a_part_of_the_prompt():
+    """Also where the answers begin alike, which says nothing of the prompt."""
+    record = {"instruction": "Add.", "input": "1 and 2", "chosen": "It is 3", "rejected": "It is 4"}
+    assert compared(Record("a:1", record), "pairs") == Compared(
+        (Turn("user", "Add.", "1 and 2"),), ((Turn("assistant", "It is 3"),), (Turn("assistant", "It is 4"),)), 0.0
+    )
 
 
 def test_a_conversation_of_several_turns_parts_where_the_answers_do():
@@ -106,6 +121,9 @@ def test_margins_and_scores_are_numbers_and_zero_is_one():
         ({"user_input": ASKED, "completion": GOOD, "score": float("nan")}, "scores", "not_finite", "'score' must be a"),
         ({"user_input": ASKED, "completion": GOOD, "score": -(10**400)}, "scores", "not_finite", "of at most 1e+30"),
         ({"completion": GOOD, "score": 3}, "scores", "missing_field", "no field 'prompt'"),
+        (PAIRS["texts"] | {"prompt": [SILENT]}, "pairs", "turns", "does not end with a user's turn"),
+        (PAIRS["texts"] | {"chosen": [SILENT]}, "pairs", "empty", "chosen says nothing"),
+        (PAIRS["implicit prompt"] | {"rejected": SILENT}, "pairs", "empty", "rejected says nothing"),
     ],
 )
 def test_what_is_wrong_with_a_record_is_named(record, kind, reason, message):
