@@ -20,8 +20,8 @@ from llama_jax.data.rows.inspection import documents_report, documents_report_li
 from llama_jax.data.rows.mixture import Mixture, open_mixture
 from llama_jax.data.rows.streams import Pipeline
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from llama_jax.runs.starting import tokenizer_of
 from llama_jax.supervised.config import InstructionConfig, PretrainConfig
-from llama_jax.supervised.fine_tuning import tokenizer_of
 from llama_jax.supervised.instructions import open_instructions
 from llama_jax.supervised.preference_config import PreferenceConfig
 from llama_jax.supervised.preferences import open_preferences
@@ -39,7 +39,7 @@ def preview(config: Any) -> None:
 
 def _examples(config: InstructionConfig | PreferenceConfig, show: ShownConfig) -> dict[str, Any]:
     path = find_model(config.model, _say)
-    tokenizer = tokenizer_of(config, open_weights(path, step=config.step, say=_say), path)
+    tokenizer = tokenizer_of(config, open_weights(path, step=config.step, say=_say), path, config.data.template_date)
     if isinstance(config, PreferenceConfig):
         loader = open_preferences(config, tokenizer, None, _say)
     else:
