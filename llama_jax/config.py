@@ -21,6 +21,7 @@ from llama_jax.inference.server.config import ServeConfig
 from llama_jax.instruct.config import AskingConfig, ConversationsConfig, JudgeConfig, SelfInstructConfig
 from llama_jax.model.config import sized
 from llama_jax.planning.config import PlannedConfig
+from llama_jax.rl.config import GrpoConfig, PromptDataConfig
 from llama_jax.runs.config import RunConfig
 from llama_jax.supervised.config import LoraConfig, PretrainConfig, SftConfig
 from llama_jax.supervised.preference_config import DpoConfig, KtoConfig, RewardConfig
@@ -36,6 +37,7 @@ _FINE_TUNING: dict[str, type] = {
 COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
     **_FINE_TUNING,
+    "grpo": GrpoConfig,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
     "benchmark rouge": RougeConfig,
     "chat": ChatConfig,
@@ -69,6 +71,7 @@ DEFAULT_CONFIGS = {
     "reward": "reward_starter",
     "dpo": "dpo_starter",
     "kto": "kto_starter",
+    "grpo": "tiny/grpo",
     "self_instruct": "self_instruct_starter",
 }
 """Bundled configs of commands whose defaults are meant for real models, for a call without arguments."""
@@ -109,8 +112,8 @@ def check_paths(config: Any) -> None:
 def _named_data(config: Any) -> Iterator[tuple[str, str]]:
     """Settings that name data, with what they name, but for what comes with the package."""
     data = getattr(config, "data", None)
-    if isinstance(data, DataConfig | InstructionDataConfig | PreferenceDataConfig):
-        setting = "data.mixture" if data.mixture else "data.source"
+    if isinstance(data, DataConfig | InstructionDataConfig | PreferenceDataConfig | PromptDataConfig):
+        setting = "data.mixture" if getattr(data, "mixture", ()) else "data.source"
         yield from ((setting, name) for name, _ in data.weighted_sources if name != type(data).source)
     for setting, name in (
         ("--data", data),

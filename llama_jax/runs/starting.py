@@ -1,26 +1,34 @@
 """A run that begins with a model: finding that model, what of it travels with each checkpoint, and making sure when the
 run is resumed that it is still the same. Independent of what is learned."""
 
+import functools
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeVar
+
+import jax
 
 from llama_jax.checkpoints.adapters.adapter import BASE_FILE, BaseIdentity, check_base
 from llama_jax.checkpoints.adapters.merged_weights import with_tokenizer
+from llama_jax.checkpoints.config import StepChoice
 from llama_jax.checkpoints.formats.weights import Weights
-from llama_jax.checkpoints.opening import OpenParams, find_model, tokenizer_for
+from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
 from llama_jax.checkpoints.reward_normalization import without_normalization
 from llama_jax.checkpoints.weight_reading import open_weights
+from llama_jax.core import tree
+from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.run_directory import RunDirectory, keep_config
 from llama_jax.data.instructions.template_dates import today
 from llama_jax.data.instructions.templates import Layout
-from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.data.tokenizers import Tokenizer, with_stop_ids
 from llama_jax.model.config import LlamaConfig
 from llama_jax.runs.config import ModelRunConfig
 from llama_jax.runs.methods import Method
 from llama_jax.runs.resuming import begun_config
+from llama_jax.training.program import Program
+from llama_jax.training.state import TrainState
 
 AnyModelRunConfig = TypeVar("AnyModelRunConfig", bound=ModelRunConfig)
 
@@ -80,7 +88,7 @@ def model_files(weights: Weights, architecture: LlamaConfig, tokenizer: Tokenize
     """What makes a checkpoint usable by itself, by path: architecture, tokenizer, and the template, so that whoever
     uses the model asks it the way it was taught, and stops where it was taught to."""
     kept = without_normalization(weights.files)  # which is that of the model to begin with
-    told = withstop_ids(with_tokenizer(kept, tokenizer.files()), stop_ids(tokenizer, layout))
+    told = with_stop_ids(with_tokenizer(kept, tokenizer.files()), stop_ids(tokenizer, layout))
     files = {f"model/{name}": content for name, content in told.items()}
     files["model/config.json"] = json.dumps(architecture.to_json(), indent=2).encode()
     files["model/chat_template.jinja"] = layout.chat_template.encode()
@@ -103,3 +111,58 @@ def check_restored(method: Method, base: OpenParams | None, run: RunDirectory, f
                 raise UserError(f"{where}: lora.{key} is {values}; give the same value, or another --run_dir")
     if base is not None and BASE_FILE in files:
         check_base(BaseIdentity.from_json(files[BASE_FILE], f"{where}: {BASE_FILE}"), base.identity, where)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The parameters that a run begins with, and what its checkpoints need of them."""
+
+    base: OpenParams | None
+    """The model, where checkpoints do not hold all of it."""
+    open_model: Callable[[], OpenParams]
+    """Gives the same, or reads it again."""
+    fresh: Callable[[], tuple[TrainState, PyTree]]
+    """State and frozen parameters of a run that begins."""
+    files: Mapping[str, bytes]
+    """Of each checkpoint, by path."""
+    hashes: Mapping[str, str]
+    """Of its manifest."""
+    unsaved_params: PyTree
+    """Those that checkpoints do not hold."""
+    step: StepChoice | None
+    """Checkpoint of the model, as far as it is known."""
+
+
+def start_of(
+    config: ModelRunConfig,
+    method: Method,
+    program: Program,
+    files: Mapping[str, bytes],
+    run: RunDirectory,
+    command: str,
+) -> Start:
+    """Open the model on the mesh in use, where checkpoints do not hold all of it.
+
+    Args:
+        files: What `model_files` gives.
+    """
+    unsaved = {path for path in tree.flatten(program.frozen_shapes) if not method.is_saved(path)}
+    opened = ModelReference(str(config.model), config.step)
+    open_base = functools.partial(
+        open_params, opened, config.compute, store=method.store, identify=bool(unsaved), say=run.say
+    )
+    # Where checkpoints hold all parameters nothing keeps those of the model: a run that begins may use their memory.
+    base = open_base() if unsaved else None
+    if base is not None and base.identity.step is not None:
+        config = at_step_of(base, config, run, command)
+
+    def fresh() -> tuple[TrainState, PyTree]:
+        params = (base or open_base()).params
+        return program.begin(method.begin(params, jax.random.key(config.seed)))
+
+    hashes: dict[str, str] = {}
+    files = {**files, **method.files}
+    if base is not None:
+        files[BASE_FILE], hashes["base"] = base.identity.to_json(), base.identity.fingerprint
+    unsaved_params = {} if base is None else tree.split(base.params, unsaved.__contains__)[0]
+    return Start(base, lambda: base or open_base(), fresh, files, hashes, unsaved_params, config.step)

@@ -11,8 +11,6 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 
-from llama_jax.checkpoints.adapters.adapter import BASE_FILE
-from llama_jax.checkpoints.opening import ModelReference, open_params
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
@@ -35,12 +33,12 @@ from llama_jax.runs.description import description, print_dry_run
 from llama_jax.runs.methods import Method, build_program
 from llama_jax.runs.resuming import begun_schedule, opened_run, with_schedule
 from llama_jax.runs.starting import (
-    at_step_of,
     begun_date,
     check_restored,
     model_files,
     named_in_full,
     path_of,
+    start_of,
     stop_ids,
     tokenizer_of,
     weights_of,
@@ -144,43 +142,28 @@ def _fine_tune(
         keep_config(run, config, command)
     program = build_program(config, method, supervision.objective, weights.config, config.data.sequence_length)
     run.say(description(program, weights.source))
-    unsaved = {path for path in tree.flatten(program.frozen_shapes) if not method.is_saved(path)}
-    opened = ModelReference(path, config.step)
-    open_base = functools.partial(
-        open_params, opened, config.compute, store=method.store, identify=bool(unsaved), say=run.say
-    )
-    # Where checkpoints hold all parameters nothing keeps those of the model: a run that begins may use their memory.
-    base = open_base() if unsaved else None
-    if base is not None and base.identity.step is not None:
-        config = at_step_of(base, config, run, command)
-
-    def fresh() -> tuple[TrainState, PyTree]:
-        params = (base or open_base()).params
-        return program.begin(method.begin(params, jax.random.key(config.seed)))
-
+    files = model_files(weights, method.architecture(weights.config), tokenizer, data.layout)
+    start = start_of(config, method, program, files, run, command)
+    config, base = replace(config, step=start.step), start.base
     rows = config.training.batch_size // config.training.microbatches
     if supervision.set_reference is not None:
         identity = [path, config.step] if base is None else base.identity.fingerprint
-        supervision.set_reference(data, program.model, lambda: (base or open_base()).params, identity, rows, run)
+        supervision.set_reference(data, program.model, lambda: start.open_model().params, identity, rows, run)
     evaluation = supervision.evaluation(program.model, data, rows, run)
-    files = model_files(weights, method.architecture(weights.config), tokenizer, data.layout) | dict(method.files)
-    hashes = {"tokenizer": tokenizer.fingerprint}
-    if base is not None:
-        files[BASE_FILE], hashes["base"] = base.identity.to_json(), base.identity.fingerprint
     measured = _Measured(evaluation, _samples(supervision.samples, program.model, tokenizer, data, run), run)
     task = Task(
         program=program,
         data=data,
-        fresh=fresh,
+        fresh=start.fresh,
         evaluate=measured.evaluate,
-        files=files,
-        hashes=hashes,
+        files=start.files,
+        hashes={"tokenizer": tokenizer.fingerprint, **start.hashes},
         measured_files=supervision.measured_files,
         before_training=measured.before_training,
         check_restored=functools.partial(check_restored, method, base, run),
         params_item=method.params_item,
         is_saved=method.is_saved,
-        unsaved_params={} if base is None else tree.split(base.params, unsaved.__contains__)[0],
+        unsaved_params=start.unsaved_params,
     )
     with contextlib.closing(measured):
         if train(config, run, task):
