@@ -176,7 +176,8 @@ def test_a_model_stops_where_its_template_taught_it_to(tmp_path, name) -> None:
     source = HuggingFaceTokenizer(tokenizer_json(), beside)
     assert source.stop_ids == (EOS,)
     layout = Layout("model", source)
-    kept = model_files(with_files(beside, tokenizer_json=tokenizer_json()), source, layout)
+    weights = with_files(beside, tokenizer_json=tokenizer_json())
+    kept = model_files(weights, weights.config, source, layout)
     tuned = {file.removeprefix("model/"): content for file, content in kept.items()}
     assert {*tokenizer_from_files(tuned, "tuned").stop_ids} == {EOS, end}
     exported = tokenizer_after("gguf", tmp_path, with_files(tuned))
