@@ -74,4 +74,4 @@ def recipe(config: GrpoConfig) -> Recipe:
         divergence=Divergence(config.beta, k3) if config.beta else None,
         temperature=config.rollout.temperature,
     )
-    return Recipe(objective, functools.partial(GroupLearner, config, loss.aggregation, loss.advantages))
+    return Recipe(objective, functools.partial(GroupLearner, loss.aggregation, loss.advantages))

@@ -263,6 +263,8 @@ class GrpoConfig(RewardLearningConfig):
             raise UserError(f"--clip_low {self.clip_low}: --loss cispo bounds weights above only")
         if not 0 <= self.beta < math.inf:
             raise UserError(f"--beta {self.beta}: must be at least 0 and finite")
+        if self.beta and self.lora.modules_to_save:
+            raise UserError(f"lora.modules_to_save: must be empty with --beta {self.beta}: the reference is the base")
         if self.beta and self.method == "full":
             raise UserError(f"--beta {self.beta}: is for method lora, whose base is what it diverges from")
         if self.rewards.normalize == "before_sum" and self.loss in ("dr_grpo", "rloo"):

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -73,6 +73,7 @@ class Parts:
 State = TypeVar("State")
 
 
+@runtime_checkable
 class Learner(Protocol[State]):
     """A method between a run and its arrays: what it trains, how that is kept, and what it does in an iteration."""
 

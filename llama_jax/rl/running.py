@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -43,6 +43,7 @@ from llama_jax.runs.starting import (
     stop_ids,
     tokenizer_of,
     weights_of,
+    with_merged_model,
 )
 from llama_jax.runs.verdict import Verdict, mean_and_error, record_verdict
 from llama_jax.training.program import Program
@@ -57,8 +58,12 @@ class Recipe(NamedTuple):
 
     objective: Callable[[LanguageModel], Objective]
     """The loss of the policy, of batches of `PolicyBatch`."""
-    learner: Callable[[Opened], Learner[Any]]
+    learner: Callable[[Opened[Any]], Learner[Any]]
     """Opens what the method needs beside the policy; called under the mesh."""
+    others: Callable[[LlamaConfig, Sequence[Any] | None], Mapping[str, Program]] = lambda architecture, devices: {}
+    """The programs of what it trains beside the policy, by name, for a model of some architecture."""
+    free_on_resume: tuple[str, ...] = ()
+    """Settings that may differ when a run is resumed."""
 
 
 def build(config: RewardLearningConfig, recipe: Recipe, devices: Sequence[Any] | None = None) -> Program:
@@ -79,13 +84,21 @@ def learn_from_rewards(config: RewardLearningConfig, recipe: Recipe, *, command:
         raise UserError(f"distributed: {command} runs in one process, on all devices that it has")
     config = _with_toy_model(config)
     if config.dry_run:
-        print_dry_run(who, build(config, recipe), path_of(config))
+        path = path_of(config)
+        print_dry_run(who, program := build(config, recipe), path)
+        for name, other in recipe.others(program.model.config, None).items():
+            print_dry_run(name, other, path)
         return
     config = named_in_full(config)
     config = replace(config, data=replace(config.data, template_date=begun_date(config, config.data.template_date)))
     config = _with_schedule(config)
-    with opened_run(config, command, _free(config)) as run, jax.set_mesh(make_mesh(config.mesh)):
+    with (
+        opened_run(config, command, (*_free(config), *recipe.free_on_resume)) as run,
+        jax.set_mesh(make_mesh(config.mesh)),
+    ):
         run.say(who)
+        if config.method == "lora":
+            config = with_merged_model(config, run)
         _Run(config, recipe, run, command).live()
 
 
@@ -107,7 +120,8 @@ class _Run:
         self._start = start = start_of(config, method, self._program, files, run, command)
         self._method, self._stop_ids = method, stop_ids(tokenizer, layout)
         role = Role(self._program, method, start.unsaved_params)
-        self._learner = recipe.learner(Opened(run, self._data, tokenizer, layout, longest, role, start))
+        known = replace(config, step=start.step)
+        self._learner = recipe.learner(Opened(known, command, run, self._data, tokenizer, layout, longest, role, start))
         self._hashes = {"tokenizer": tokenizer.fingerprint, **self._start.hashes}
 
     def live(self) -> None:

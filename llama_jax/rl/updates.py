@@ -53,6 +53,12 @@ class Valued(NamedTuple):
     returns: Float[np.ndarray, "N C"]
 
 
+def no_fields(update: int) -> Mapping[str, np.ndarray]:
+    """Nothing beside what is known of a rollout, for an update of the run."""
+    del update
+    return {}
+
+
 class Updates:
     """Makes the updates of a model, on the mesh of its program.
 
@@ -77,7 +83,7 @@ class Updates:
         longest: tuple[int, int],
         completions: int,
         seed: int,
-        beside: Callable[[int], Mapping[str, np.ndarray]] = lambda number: {},
+        beside: Callable[[int], Mapping[str, np.ndarray]] = no_fields,
     ) -> None:
         self._program, self._plan, self._seed, self._beside = program, plan, seed, beside
         self._longest = longest[1]

@@ -35,8 +35,8 @@ class GroupLearner:
         advantages: Of summed rewards.
     """
 
-    def __init__(self, config: GrpoConfig, aggregation: Aggregation, advantages: Advantages, opened: Opened) -> None:
-        self._config, self._advantages = config, advantages
+    def __init__(self, aggregation: Aggregation, advantages: Advantages, opened: Opened[GrpoConfig]) -> None:
+        self._config, self._advantages, config = opened.config, advantages, opened.config
         self._role, self._start = opened.policy, opened.start
         self._updates = Updates(
             self._role.program,

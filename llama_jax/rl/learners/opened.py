@@ -1,6 +1,7 @@
 """What a run has opened before it knows what it will learn by."""
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -14,11 +15,16 @@ from llama_jax.rl.prompts import PromptData
 from llama_jax.rl.updates import Plan
 from llama_jax.runs.starting import Start
 
+AnyConfig = TypeVar("AnyConfig", bound=RewardLearningConfig)
+
 
 @dataclass(frozen=True)
-class Opened:
+class Opened(Generic[AnyConfig]):
     """A policy and its prompts."""
 
+    config: AnyConfig
+    """With all that is known of what the run begins with."""
+    command: str
     run: RunDirectory
     data: PromptData
     tokenizer: Tokenizer
