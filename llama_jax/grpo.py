@@ -72,6 +72,7 @@ def recipe(config: GrpoConfig) -> Recipe:
         surrogate=surrogate,
         log_ratios=loss.log_ratios,
         divergence=divergence,
+        entropy_coefficient=config.entropy_coefficient,
         temperature=config.rollout.temperature,
     )
     return Recipe(objective, loss.aggregation, loss.advantages, divergence is not None)

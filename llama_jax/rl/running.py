@@ -88,11 +88,10 @@ def learn_from_rewards(config: RewardLearningConfig, recipe: Recipe, *, command:
     who = start_up(config.distributed)
     if jax.process_count() > 1:
         raise UserError(f"distributed: {command} runs in one process, on all devices that it has")
-    config = _with_toy_model(config)
     if config.dry_run:
         print_dry_run(who, build(config, recipe), path_of(config))
         return
-    config = named_in_full(config)
+    config = named_in_full(_with_toy_model(config))
     config = replace(config, data=replace(config.data, template_date=begun_date(config, config.data.template_date)))
     config = _with_schedule(config)
     with opened_run(config, command, _free(config)) as run, jax.set_mesh(make_mesh(config.mesh)):
