@@ -22,8 +22,8 @@ class PromptDataConfig:
 
     source: str = "sums"
     """`sums`: sums of two numbers below 100. Else a file, a glob, or a directory with all below it, or `tfds:…` or
-    `hf:…`, as for instructions. A record has `prompt`, a text or turns of {role, content} of which the last is a user's,
-    or such turns as `messages`; its other fields are given to the reward functions."""
+    `hf:…`, as for instructions. A record has `prompt`, a text or turns of {role, content} of which the last is a
+    user's, or such turns as `messages`; its other fields are given to the reward functions."""
     template: Literal["auto", Template] = "auto"
     """How a prompt is laid out, as for instructions."""
     template_date: str | None = None

@@ -1,5 +1,5 @@
-"""Sums below 100 as text: a small task whose answers can be checked, for first looks at fine-tuning and at learning from
-rewards. No constant answer is right for a hundredth of them."""
+"""Sums of numbers below 100 as text: a small task whose answers can be checked, for first looks at fine-tuning and at
+learning from rewards. No constant answer is right for a hundredth of them."""
 
 import itertools
 
