@@ -226,6 +226,6 @@ def _reference(opened: Opened[PpoConfig]) -> PyTree:
     return found
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
 def _averaged(average: PyTree, trained: PyTree, decay: float) -> PyTree:
     return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, trained)
