@@ -211,7 +211,7 @@ class ActorCriticLearner:
         if kl.target is None or progress.iteration < self._config.critic.warmup_iterations:
             return coefficient
         return adapted_coefficient(
-            coefficient, taught.divergence, kl.target, kl.horizon, self._config.rollout.completions
+            coefficient, taught.divergence, kl.target, float(kl.horizon), self._config.rollout.completions
         )
 
 
