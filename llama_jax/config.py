@@ -21,21 +21,26 @@ from llama_jax.inference.server.config import ServeConfig
 from llama_jax.instruct.config import AskingConfig, ConversationsConfig, JudgeConfig, SelfInstructConfig
 from llama_jax.model.config import sized
 from llama_jax.planning.config import PlannedConfig
+from llama_jax.rl.config import GrpoConfig, PromptDataConfig
+from llama_jax.rl.ppo_config import PpoConfig
 from llama_jax.runs.config import RunConfig
 from llama_jax.supervised.config import LoraConfig, PretrainConfig, SftConfig
 from llama_jax.supervised.preference_config import DpoConfig, KtoConfig, RewardConfig
 
-_FINE_TUNING: dict[str, type] = {
+_FROM_A_MODEL: dict[str, type] = {
     "sft": SftConfig,
     "lora": LoraConfig,
     "reward": RewardConfig,
     "dpo": DpoConfig,
     "kto": KtoConfig,
+    "grpo": GrpoConfig,
+    "ppo": PpoConfig,
 }
+"""Commands that train, and begin with a model."""
 
 COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
-    **_FINE_TUNING,
+    **_FROM_A_MODEL,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
     "benchmark dpo": composed(DpoBenchmarkConfig, DpoConfig),
     "benchmark rouge": RougeConfig,
@@ -47,13 +52,13 @@ COMMANDS: dict[str, type] = {
     "plan": composed(PlannedConfig, PretrainConfig),
     **{
         f"plan {name}": composed(PlannedConfig, settings, f"Compile a run of {name} for hardware that is not here.")
-        for name, settings in _FINE_TUNING.items()
+        for name, settings in _FROM_A_MODEL.items()
     },
     "prepare": PrepareConfig,
     "preview": composed(ShownConfig, PretrainConfig),
     **{
         f"preview {name}": composed(ShownConfig, settings, f"Show what `{name}` will train on; nothing is written.")
-        for name, settings in _FINE_TUNING.items()
+        for name, settings in _FROM_A_MODEL.items()
     },
     "self_instruct": SelfInstructConfig,
     "self_instruct conversations": ConversationsConfig,
@@ -70,6 +75,8 @@ DEFAULT_CONFIGS = {
     "reward": "reward_starter",
     "dpo": "dpo_starter",
     "kto": "kto_starter",
+    "grpo": "tiny/grpo",
+    "ppo": "tiny/ppo",
     "self_instruct": "self_instruct_starter",
 }
 """Bundled configs of commands whose defaults are meant for real models, for a call without arguments."""
@@ -77,7 +84,7 @@ DEFAULT_CONFIGS = {
 PRESETS = {"model.size": sized}
 """Settings that stand for a whole section."""
 
-_MODELS = ("model", "source", "adapter", "adapters")
+_MODELS = ("model", "reward_model", "source", "adapter", "adapters")
 """Settings that name models, one or a list of them."""
 
 
@@ -110,8 +117,8 @@ def check_paths(config: Any) -> None:
 def _named_data(config: Any) -> Iterator[tuple[str, str]]:
     """Settings that name data, with what they name, but for what comes with the package."""
     data = getattr(config, "data", None)
-    if isinstance(data, DataConfig | InstructionDataConfig | PreferenceDataConfig):
-        setting = "data.mixture" if data.mixture else "data.source"
+    if isinstance(data, DataConfig | InstructionDataConfig | PreferenceDataConfig | PromptDataConfig):
+        setting = "data.mixture" if getattr(data, "mixture", ()) else "data.source"
         yield from ((setting, name) for name, _ in data.weighted_sources if name != type(data).source)
     for setting, name in (
         ("--data", data),

@@ -1,18 +1,17 @@
 """The sampler and the forward pass of training should find a sampled token equally likely. Here is measured by how much
 they do not, and corrected for it. Log-probabilities `[N, C]` in nats, of the distribution that was sampled from."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from llama_jax.core.arrays import Bool, Float
 from llama_jax.core.errors import CannotGoOnError
+from llama_jax.rl.config import Correction
 
 MOST_DIFFERENCE = 1e-3
 """Nats, of one token, where both compute in float32: beyond it is no rounding, but a mistake."""
 _MOST_LOG = 20.0
-
-Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 class Agreement(NamedTuple):

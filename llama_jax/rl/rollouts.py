@@ -1,8 +1,9 @@
 """Completions sampled by the engine from live weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import jax
 import numpy as np
 
 from llama_jax.core import tree
@@ -46,6 +47,19 @@ class Rollouts:
     def mask(self) -> Bool[np.ndarray, "N C"]:
         """Where there is a token."""
         return np.arange(self.logprobs.shape[1])[None] < self.lengths[:, None]
+
+    def with_others(self, places: Bool[np.ndarray, "N"], others: "Rollouts") -> "Rollouts":
+        """With others at some places, in their order."""
+        prompts, completions, logprobs, ended = (
+            [*self.prompts],
+            [*self.completions],
+            self.logprobs.copy(),
+            self.ended.copy(),
+        )
+        for number, place in enumerate(np.flatnonzero(places).tolist()):
+            prompts[place], completions[place] = others.prompts[number], others.completions[number]
+        logprobs[places], ended[places] = others.logprobs, others.ended
+        return Rollouts(prompts, completions, logprobs, ended)
 
 
 def check_sampling(sampling: SamplingConfig) -> None:
@@ -108,21 +122,25 @@ class Sampler:
             self._layers = {**self._layers, **decoding_params(self._model, adapter)}
         else:
             self._layers, self._base = decoding_params(self._model, params), base
-        self._engine.replace_weights(self._layers)
+        self._engine.replace_weights(jax.block_until_ready(self._layers))
 
-    def sample(self, prompts: Sequence[Sequence[int]], count: int, *, seed: int, first: int) -> Rollouts:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], count: int, *, seed: int, first: int, greedy: bool = False
+    ) -> Rollouts:
         """`count` completions of each prompt. What is drawn follows from the seed, the number of the prompt, the number
         of the completion and the index of the token alone.
 
         Args:
             first: Number of the first prompt, counted over all of the run.
+            greedy: Take the most likely tokens instead; nothing is to be learned from these.
 
         Raises:
             UserError: a prompt can never be answered.
             CannotGoOnError: the model's logits are not numbers.
         """
+        sampling = replace(self._sampling, temperature=0.0) if greedy else self._sampling
         requests = [
-            Request(list(prompt), self._sampling, self._stop_ids, seed, first + number, answer, top_logprobs=0)
+            Request(list(prompt), sampling, self._stop_ids, seed, first + number, answer, top_logprobs=0)
             for number, prompt in enumerate(prompts)
             for answer in range(count)
         ]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llama_jax.checkpoints.config import CheckpointConfig
+from llama_jax.checkpoints.config import CheckpointConfig, StepChoice
 from llama_jax.core.config import DistributedConfig, MeshConfig, TrackingConfig
 from llama_jax.model.config import ComputeConfig
 from llama_jax.training.config import TrainingConfig
@@ -34,6 +34,20 @@ class RunConfig:
     """The device mesh."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """Several processes."""
+
+
+@dataclass(frozen=True)
+class ModelRunConfig(RunConfig):
+    """What runs that begin with a model have in common."""
+
+    model: str | None = None
+    """The model to begin with: a run directory, a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on
+    the Hugging Face hub. None: the newest run under runs/."""
+    step: StepChoice | None = None
+    """Checkpoint to begin with, if the model is a run; `best`: that of the lowest validation loss; None: the newest
+    that verifies."""
+    tokenizer: str | None = None
+    """Tokenizer file, for a model that does not carry its own."""
 
 
 FREE_ON_RESUME = (

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from llama_jax.checkpoints.config import CheckpointConfig, StepChoice
+from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import DataConfig, ExampleDataConfig, InstructionDataConfig
 from llama_jax.model.config import AdapterConfig, ModelConfig, sized
-from llama_jax.runs.config import RunConfig
+from llama_jax.runs.config import ModelRunConfig, RunConfig
 from llama_jax.training.config import TrainingConfig
 
 
@@ -62,19 +62,11 @@ ALPACA_TRAINING = TrainingConfig(
 
 
 @dataclass(frozen=True)
-class FineTuningConfig(RunConfig):
-    """What all that begins with a model has in common."""
+class FineTuningConfig(ModelRunConfig):
+    """What all fine-tuning on given answers has in common."""
 
-    model: str | None = None
-    """The model to begin with: a run directory, a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on
-    the Hugging Face hub. None: the newest run under runs/."""
-    step: StepChoice | None = None
-    """Checkpoint to begin with, if the model is a run; `best`: that of the lowest validation loss; None: the newest
-    that verifies."""
     size: str | None = None
     """Published size that the model must have, such as llama_7b; with it `dry_run` needs no model."""
-    tokenizer: str | None = None
-    """Tokenizer file, for a model that does not carry its own."""
     epochs: float | None = 3.0
     """Passes over the training examples, which set `training.steps`; null: `training.steps` decides."""
     data: ExampleDataConfig = field(default_factory=InstructionDataConfig)

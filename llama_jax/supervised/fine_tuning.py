@@ -5,18 +5,12 @@ and on what data, and how that is measured. Neither knows of the other."""
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 
-from llama_jax.checkpoints.adapters.adapter import BASE_FILE, BaseIdentity, check_base
-from llama_jax.checkpoints.adapters.merged_weights import with_tokenizer
-from llama_jax.checkpoints.formats.weights import Weights
-from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
-from llama_jax.checkpoints.reward_normalization import without_normalization
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
@@ -27,10 +21,9 @@ from llama_jax.core.processes.distributed import start_up
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run_directory import RunDirectory, keep_config
 from llama_jax.data.instructions.loader import Prompt
-from llama_jax.data.instructions.template_dates import today
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.rows.streams import Rows
-from llama_jax.data.tokenizers import Tokenizer, with_stop_ids
+from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.inference.samples import Samples
 from llama_jax.model.config import SIZES, LlamaConfig
 from llama_jax.model.llama import LanguageModel
@@ -38,7 +31,18 @@ from llama_jax.objectives.objective import Objective
 from llama_jax.runs.config import FREE_ON_RESUME
 from llama_jax.runs.description import description, print_dry_run
 from llama_jax.runs.methods import Method, build_program
-from llama_jax.runs.resuming import begun_config, begun_schedule, opened_run, with_schedule
+from llama_jax.runs.resuming import begun_schedule, opened_run, with_schedule
+from llama_jax.runs.starting import (
+    begun_date,
+    check_restored,
+    model_files,
+    named_in_full,
+    path_of,
+    start_of,
+    stop_ids,
+    tokenizer_of,
+    weights_of,
+)
 from llama_jax.runs.supervised_run import Data, Task, train
 from llama_jax.runs.verdict import Verdict, record_verdict
 from llama_jax.supervised.config import FineTuningConfig, SamplesConfig
@@ -101,7 +105,7 @@ def build(
 ) -> Program:
     """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
     length, size = config.data.sequence_length, config.size
-    architecture = SIZES[size] if size else open_weights(_path(config), step=config.step, say=print).config
+    architecture = SIZES[size] if size else open_weights(path_of(config), step=config.step, say=print).config
     longest = supervision.longest_sequence
     return build_program(config, method, supervision.objective, architecture, length, devices, longest)
 
@@ -115,9 +119,10 @@ def fine_tune(config: FineTuningConfig, method: Method, supervision: Supervision
     """
     who = start_up(config.distributed)
     if config.dry_run:
-        print_dry_run(who, build(config, method, supervision), config.size or _path(config))
+        print_dry_run(who, build(config, method, supervision), config.size or path_of(config))
         return
-    config = _named_in_full(config)
+    config = named_in_full(config)
+    config = replace(config, data=replace(config.data, template_date=begun_date(config, config.data.template_date)))
     config = with_schedule(config) if config.epochs is None else _as_begun(config)
     free = (*FREE_ON_RESUME, *method.free_on_resume)
     with opened_run(config, command, free) as run, jax.set_mesh(make_mesh(config.mesh)):
@@ -130,9 +135,9 @@ def _fine_tune(
 ) -> None:
     """Everything between opening the run and closing it."""
     path, mesh = str(config.model), jax.sharding.get_mesh()
-    weights = _weights(config, method, run)
+    weights = weights_of(config, method, run)
     _check_size(config, weights.config, path)
-    tokenizer = tokenizer_of(config, weights, path)
+    tokenizer = tokenizer_of(config, weights, path, config.data.template_date)
     data = supervision.open_data(tokenizer, functools.partial(local_rows, mesh), run.say)
     for line in data.description():
         run.say(f"data: {line}")
@@ -142,43 +147,28 @@ def _fine_tune(
     length, longest = config.data.sequence_length, supervision.longest_sequence
     program = build_program(config, method, supervision.objective, weights.config, length, longest_sequence=longest)
     run.say(description(program, weights.source))
-    unsaved = {path for path in tree.flatten(program.frozen_shapes) if not method.is_saved(path)}
-    opened = ModelReference(path, config.step)
-    open_base = functools.partial(
-        open_params, opened, config.compute, store=method.store, identify=bool(unsaved), say=run.say
-    )
-    # Where checkpoints hold all parameters nothing keeps those of the model: a run that begins may use their memory.
-    base = open_base() if unsaved else None
-    if base is not None and base.identity.step is not None:
-        config = _at_step_of(base, config, run, command)
-
-    def fresh() -> tuple[TrainState, PyTree]:
-        params = (base or open_base()).params
-        return program.begin(method.begin(params, jax.random.key(config.seed)))
-
+    files = model_files(weights, method.architecture(weights.config), tokenizer, data.layout)
+    start = start_of(config, method, program, files, run, command)
+    config, base = replace(config, step=start.step), start.base
     rows = config.training.batch_size // config.training.microbatches
     if supervision.set_reference is not None:
         identity = [path, config.step] if base is None else base.identity.fingerprint
-        supervision.set_reference(data, program.model, lambda: (base or open_base()).params, identity, rows, run)
+        supervision.set_reference(data, program.model, lambda: start.open_model().params, identity, rows, run)
     evaluation = supervision.evaluation(program.model, data, rows, run)
-    files = _model_files(weights, method.architecture(weights.config), tokenizer, data.layout) | dict(method.files)
-    hashes = {"tokenizer": tokenizer.fingerprint}
-    if base is not None:
-        files[BASE_FILE], hashes["base"] = base.identity.to_json(), base.identity.fingerprint
     measured = _Measured(evaluation, _samples(supervision.samples, program.model, tokenizer, data, run), run)
     task = Task(
         program=program,
         data=data,
-        fresh=fresh,
+        fresh=start.fresh,
         evaluate=measured.evaluate,
-        files=files,
-        hashes=hashes,
+        files=start.files,
+        hashes={"tokenizer": tokenizer.fingerprint, **start.hashes},
         measured_files=supervision.measured_files,
         before_training=measured.before_training,
-        check_restored=functools.partial(_check_restored, method, base, run),
+        check_restored=functools.partial(check_restored, method, base, run),
         params_item=method.params_item,
         is_saved=method.is_saved,
-        unsaved_params={} if base is None else tree.split(base.params, unsaved.__contains__)[0],
+        unsaved_params=start.unsaved_params,
     )
     with contextlib.closing(measured):
         if train(config, run, task):
@@ -232,86 +222,10 @@ def _samples(
     if config is None:
         return None
     prompts = data.prompts(config.prompts, config.held_out)
-    samples = Samples(model, tokenizer, prompts, config.max_new_tokens, _stop_ids(tokenizer, data.layout))
+    samples = Samples(model, tokenizer, prompts, config.max_new_tokens, stop_ids(tokenizer, data.layout))
     if left_out := len(prompts) - len(samples.prompts):
         run.say(f"samples: {left_out} of {len(prompts)} prompts are too long for the model's context, and left out")
     return samples
-
-
-def _model_files(weights: Weights, architecture: LlamaConfig, tokenizer: Tokenizer, layout: Layout) -> dict[str, bytes]:
-    """What makes a checkpoint usable by itself, by path: architecture, tokenizer, and the template, so that whoever
-    uses the model asks it the way it was taught, and stops where it was taught to."""
-    kept = without_normalization(weights.files)  # which are of the model to begin with
-    told = with_stop_ids(with_tokenizer(kept, tokenizer.files()), _stop_ids(tokenizer, layout))
-    files = {f"model/{name}": content for name, content in told.items()}
-    files["model/config.json"] = json.dumps(architecture.to_json(), indent=2).encode()
-    files["model/chat_template.jinja"] = layout.chat_template.encode()
-    return files
-
-
-def _stop_ids(tokenizer: Tokenizer, layout: Layout) -> tuple[int, ...]:
-    """The ids that end an answer: the tokenizer's, and the one that the template ends answers with."""
-    return tuple(dict.fromkeys((*tokenizer.stop_ids, layout.end_id)))
-
-
-def _named_in_full(config: FineTuningConfig) -> FineTuningConfig:
-    """With the model, its checkpoint and the date that the run began with, or begins with now, so that the same command
-    resumes with the same when there are newer runs or another day."""
-    begun = begun_config(config.run_dir)
-    model, step = config.model or begun.get("model") or _path(config), config.step
-    if step in (None, "best") and model == begun.get("model"):
-        step = begun.get("step") or step
-    day = config.data.template_date or begun.get("data", {}).get("template_date") or today()
-    return replace(config, model=model, step=step, data=replace(config.data, template_date=day))
-
-
-def _weights(config: FineTuningConfig, method: Method, run: RunDirectory) -> Weights:
-    """The model to begin with, of which nothing is read yet."""
-    try:
-        return open_weights(str(config.model), step=config.step, say=run.say)
-    except UserError as error:
-        if "model" not in method.free_on_resume or not run.has_progress():
-            raise
-        raise UserError(
-            f"--run_dir {run.path}: needs the base that it began with: {error}; an export or a copy of it, given as "
-            "--model, serves as well"
-        ) from None
-
-
-def tokenizer_of(config: FineTuningConfig, weights: Weights, path: str) -> Tokenizer:
-    """The tokenizer of the model at a path, or the one that the settings name; its template knows their date."""
-    given, day = config.tokenizer, config.data.template_date
-    return tokenizer_for(weights.files, weights.config, path, given=given, day=day)
-
-
-def _at_step_of(base: OpenParams, config: FineTuningConfig, run: RunDirectory, command: str) -> FineTuningConfig:
-    """With the checkpoint that the base is; says what it needs."""
-    config = replace(config, step=base.identity.step)
-    keep_config(run, config, command)
-    if base.run is not None:
-        name, step = base.run, base.identity.step
-        run.say(
-            f"note: the adapter needs step {step} of {name}, which that run may remove when it goes on; an export is "
-            f"a base as good: llama-jax convert --source {name} --step {step} --target …"
-        )
-    return config
-
-
-def _check_restored(method: Method, base: OpenParams | None, run: RunDirectory, files: Mapping[str, bytes]) -> None:
-    """Make sure that an adapter is resumed as its checkpoint says itself that it was made, and over the same base."""
-    where = f"--run_dir {run.path}"
-    for name in method.files.keys() & files.keys():
-        before, now = json.loads(files[name]), json.loads(method.files[name])
-        for key in sorted(before.keys() & now.keys()):
-            if before[key] != now[key]:
-                values = f"{json.dumps(before[key])} in its checkpoints, not {json.dumps(now[key])}"
-                raise UserError(f"{where}: lora.{key} is {values}; give the same value, or another --run_dir")
-    if base is not None and BASE_FILE in files:
-        check_base(BaseIdentity.from_json(files[BASE_FILE], f"{where}: {BASE_FILE}"), base.identity, where)
-
-
-def _path(config: FineTuningConfig) -> str:
-    return find_model(config.model, lambda line: print(line, flush=True))
 
 
 def _as_begun(config: FineTuningConfig) -> FineTuningConfig:

@@ -117,12 +117,14 @@ class Terminal:
 
 _SHOWN = {
     "loss": "loss {:.4f}",
+    "reward": "reward {:.4f}",
+    "held_out_reward": "held out {:.4f}",
     "learning_rate": "lr {:.2e}",
     "grad_norm": "grad norm {:.3f}",
     "tokens_per_second": "{:,.0f} tokens/s",
     "model_flops_utilization": "MFU {:.1%}",
 }
-_SHOWN_LIVE = {name: _SHOWN[name] for name in ("loss", "tokens_per_second", "model_flops_utilization")}
+_SHOWN_LIVE = {name: _SHOWN[name] for name in ("loss", "reward", "tokens_per_second", "model_flops_utilization")}
 """Fewer, so that the line with its ETA fits a terminal 80 columns wide."""
 
 

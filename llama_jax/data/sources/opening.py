@@ -24,6 +24,7 @@ from llama_jax.data.sources.documents import (
 from llama_jax.data.sources.file_bytes import COMPRESSED_SUFFIXES
 from llama_jax.data.sources.record_files import LineFile, open_json
 from llama_jax.data.sources.record_text import Record, RecordParser, TextField, WholeRecord
+from llama_jax.data.sources.sums import sums
 from llama_jax.data.sources.text_files import TextFile
 
 _FILE_THREADS = 16
@@ -84,14 +85,16 @@ def open_records(source: str) -> RecordSource[Record]:
     """The records that a source names, with all their fields.
 
     Args:
-        source: As for `open_source`, but for directories that `prepare` wrote. A text becomes a record with the field
-            `text`.
+        source: As for `open_source`, but for directories that `prepare` wrote. `sums`: see that module. A text becomes
+            a record with the field `text`.
 
     Raises:
         UserError: nothing is found, a file has an unsupported extension or cannot be read, or there is no record.
     """
     if source == "pydoc":
         return _as_records(open_source(source))
+    if source == "sums":
+        return sums()
     if not source.startswith(("tfds:", "hf:")) and _is_prepared(epath.Path(source).expanduser()):
         raise UserError(f"data.source: {source} holds token ids that `prepare` wrote; name the records it read")
     return _open_named(source, WholeRecord())
@@ -153,7 +156,7 @@ def check_source(source: str, setting: str) -> None:
     Raises:
         UserError: nothing is there, or a file is not of a kind that can be read.
     """
-    is_named = source == "pydoc" or source.startswith(("tfds:", "hf:"))
+    is_named = source in ("pydoc", "sums") or source.startswith(("tfds:", "hf:"))
     if not is_named and not epath.Path(source).expanduser().is_dir():
         with errors_of(setting):
             _files_of(source)

@@ -24,7 +24,7 @@ from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core.errors import UserError
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.tokenizers import HuggingFaceTokenizer, Tokenizer, tokenizer_from_files, train_tokenizer
-from llama_jax.supervised.fine_tuning import _model_files
+from llama_jax.runs.starting import model_files
 
 NAMES = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 BOS, EOS, START, END, HEADER, HEADER_END, TURN_END = range(len(NAMES))
@@ -177,7 +177,7 @@ def test_a_model_stops_where_its_template_taught_it_to(tmp_path, name) -> None:
     assert source.stop_ids == (EOS,)
     layout = Layout("model", source)
     weights = with_files(beside, tokenizer_json=tokenizer_json())
-    kept = _model_files(weights, weights.config, source, layout)
+    kept = model_files(weights, weights.config, source, layout)
     tuned = {file.removeprefix("model/"): content for file, content in kept.items()}
     assert {*tokenizer_from_files(tuned, "tuned").stop_ids} == {EOS, end}
     exported = tokenizer_after("gguf", tmp_path, with_files(tuned))
