@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from llama_jax.benchmarks.config import BenchmarkConfig, RougeConfig
+from llama_jax.benchmarks.config import BenchmarkConfig, DpoBenchmarkConfig, RougeConfig
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.core.settings.parser import composed
 from llama_jax.data.config import (
@@ -39,6 +39,7 @@ COMMANDS: dict[str, type] = {
     **_FINE_TUNING,
     "grpo": GrpoConfig,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
+    "benchmark dpo": composed(DpoBenchmarkConfig, DpoConfig),
     "benchmark rouge": RougeConfig,
     "chat": ChatConfig,
     "convert": ConvertConfig,

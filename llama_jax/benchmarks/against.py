@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from llama_jax.benchmarks import turns
-from llama_jax.benchmarks.config import BenchmarkConfig
+from llama_jax.benchmarks.config import BenchmarkConfig, DpoBenchmarkConfig
 from llama_jax.benchmarks.results import gigabytes, say
 from llama_jax.benchmarks.step import MeasuredStep
 from llama_jax.core import tree
@@ -24,7 +24,8 @@ def compare(config: BenchmarkConfig, own_side: str) -> dict[str, Any]:
     """Both sides in turns.
 
     Args:
-        own_side: `module:function` that serves our side, see `turns.sides`; its task is the config as YAML.
+        own_side: `module:function` that serves our side, see `turns.sides`; its task is the command and its config as
+            YAML.
 
     Raises:
         UserError: a package of the other side is missing, or the run is not for one process on CPU.
@@ -41,7 +42,9 @@ def compare(config: BenchmarkConfig, own_side: str) -> dict[str, Any]:
     programs = {"llama_jax": own_side, str(config.against): "llama_jax.benchmarks.transformers_side:main"}
     with turns.sides(programs) as (ours, theirs):
         # One after the other, so that neither compiles while the other warms up.
-        facts = {side.name: side.prepare(given) for side, given in ((ours, to_yaml(config)), (theirs, task))}
+        facts = {
+            side.name: side.prepare(given) for side, given in ((ours, ["benchmark", to_yaml(config)]), (theirs, task))
+        }
         for side in (ours, theirs):
             fact = facts[side.name]
             say(config, f"{side.name}: {fact['what']}, {fact['parameters']:,} parameters, {fact['trained']:,} train")
@@ -53,7 +56,7 @@ def compare(config: BenchmarkConfig, own_side: str) -> dict[str, Any]:
                 side.take_turn(config.steps_per_turn)
             own, other = (tokens / side.seconds[-1] for side in (ours, theirs))
             say(config, f"turn {number + 1:>2}: {own:>9,.1f} and {other:>9,.1f} tokens/s, ratio {own / other:.3f}")
-    return _compared(config, ours, theirs, facts, tokens)
+    return compared(config, ours, theirs, facts, tokens, "tokens")
 
 
 def _check_comparable(config: BenchmarkConfig) -> None:
@@ -66,7 +69,7 @@ def _check_comparable(config: BenchmarkConfig) -> None:
         )
 
 
-def check_packages(config: BenchmarkConfig, packages: Sequence[str]) -> None:
+def check_packages(config: BenchmarkConfig | DpoBenchmarkConfig, packages: Sequence[str]) -> None:
     """Refuse a comparison with a program that is not there.
 
     Raises:
@@ -77,14 +80,19 @@ def check_packages(config: BenchmarkConfig, packages: Sequence[str]) -> None:
             raise UserError(f"--against {config.against}: needs {package}; pip install 'llama_jax[oracle]'")
 
 
-def _compared(
-    config: BenchmarkConfig, ours: turns.Side, theirs: turns.Side, facts: dict[str, dict[str, Any]], tokens: int
+def compared(
+    config: BenchmarkConfig | DpoBenchmarkConfig,
+    ours: turns.Side,
+    theirs: turns.Side,
+    facts: dict[str, dict[str, Any]],
+    count: int,
+    unit: str,
 ) -> dict[str, Any]:
-    """The report of both sides, of steps of so many tokens."""
+    """The report of both sides, of steps of so many tokens, or of whatever else is counted."""
     result: dict[str, Any] = {
         side.name: {
             **facts[side.name],
-            "tokens_per_second": tokens / statistics.median(side.seconds),
+            f"{unit}_per_second": count / statistics.median(side.seconds),
             "step_seconds": turns.summary(side.seconds),
             "peak_host_bytes": side.peak_host_bytes,
         }
@@ -94,12 +102,13 @@ def _compared(
     result["ratio"] = statistics.median(theirs.seconds) / statistics.median(ours.seconds)
     result["ratio_by_turn"] = turns.summary(ratios)
     result["memory_ratio"] = ours.peak_host_bytes / theirs.peak_host_bytes
+    digits = 1 if unit == "tokens" else 3
     for side in (ours, theirs):
-        own = result[side.name]
+        speed, noise = result[side.name][f"{unit}_per_second"], result[side.name]["step_seconds"]["noise"]
         say(
             config,
-            f"{side.name}: {own['tokens_per_second']:,.1f} tokens/s, noise ±{own['step_seconds']['noise']:.1%}, peak "
-            f"memory {gigabytes(side.peak_host_bytes)}",
+            f"{side.name}: {speed:,.{digits}f} {unit}/s, noise ±{noise:.1%}, peak memory "
+            f"{gigabytes(side.peak_host_bytes)}",
         )
     say(
         config,

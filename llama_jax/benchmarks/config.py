@@ -5,7 +5,7 @@ from typing import Literal, Protocol, cast, runtime_checkable
 
 from llama_jax.core.config import DistributedConfig, MeshConfig
 from llama_jax.core.errors import UserError
-from llama_jax.data.config import DataConfig
+from llama_jax.data.config import DataConfig, PreferenceDataConfig
 from llama_jax.model.config import AdapterConfig, ComputeConfig, ModelConfig
 from llama_jax.training.config import TrainingConfig
 
@@ -19,6 +19,27 @@ class MeasuredRun(Protocol):
     model: ModelConfig
     compute: ComputeConfig
     data: DataConfig
+    training: TrainingConfig
+    mesh: MeshConfig
+    distributed: DistributedConfig
+
+
+@runtime_checkable
+class MeasuredPairs(Protocol):
+    """What benchmarks read of the settings of `dpo`."""
+
+    seed: int
+    model: str | None
+    step: int | Literal["best"] | None
+    tokenizer: str | None
+    method: str
+    model_dtype: str
+    loss: str
+    beta: float
+    sft_weight: float
+    lora: AdapterConfig
+    compute: ComputeConfig
+    data: PreferenceDataConfig
     training: TrainingConfig
     mesh: MeshConfig
     distributed: DistributedConfig
@@ -80,6 +101,17 @@ class BenchmarkConfig:
     """Print one JSON object as the last line."""
 
     @property
+    def is_in_turns(self) -> bool:
+        """Sides in processes of their own are measured, and this one must not start JAX."""
+        return self.against is not None or self.what == "decode"
+
+    @property
+    def name(self) -> str:
+        """Of the result."""
+        against = "" if self.against is None else f"_against_{self.against}{'_compiled' * self.compiled}"
+        return f"{self.what}{against}"
+
+    @property
     def streams(self) -> tuple[int, ...]:
         """Streams at a time that `decode` measures."""
         return tuple(sorted({1, self.decode_rows}))
@@ -117,6 +149,65 @@ class BenchmarkConfig:
             raise UserError(f"compute.dtype: {self.run.compute.dtype}, but --against {self.against} compares float32")
         if self.against == "peft" and self.model_dtype != "float32":
             raise UserError(f"--model_dtype {self.model_dtype}: but --against peft compares float32")
+
+
+@dataclass(frozen=True)
+class DpoBenchmarkConfig:
+    """Measure `dpo` beside TRL's DPOTrainer on PEFT (extra `oracle`): the same pairs and adapter on CPU in float32, log
+    p under the reference model found before, each in a process of its own, in alternating turns. Takes every setting of
+    `dpo`; `--config benchmark_dpo` is a size for it."""
+
+    against: Literal["trl"] = "trl"
+    """The other side."""
+    checkpointing: bool = False
+    """Let the other side find activations a second time on the way back, as TRL does by default: slower, and in less
+    memory."""
+    pairs: int = 24
+    """Pairs of a turn, at least: those of the first batches, whole ones, of a run."""
+    turns: int = 5
+    """Turns of each side; the result is their median."""
+    output: str = "runs/benchmark"
+    """Directory for the result, `NAME.json`."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+    @property
+    def is_in_turns(self) -> bool:
+        """See `BenchmarkConfig`."""
+        return True
+
+    @property
+    def name(self) -> str:
+        """Of the result."""
+        return f"dpo_against_{self.against}{'_checkpointing' * self.checkpointing}"
+
+    @property
+    def run(self) -> "MeasuredPairs":
+        """The settings of `dpo`, which the command has beside these (`core.settings.parser`)."""
+        return cast("MeasuredPairs", self)
+
+    def __post_init__(self) -> None:
+        run, compared = self.run, f"--against {self.against}"
+        for name in ("pairs", "turns"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"--{name} {value}: must be at least 1")
+        if run.compute.dtype != "float32" or run.model_dtype != "float32":
+            raise UserError(
+                f"compute.dtype {run.compute.dtype}, model_dtype {run.model_dtype}: {compared} is in float32"
+            )
+        for name, value, needed in (
+            ("method", run.method, "lora"),
+            ("loss", run.loss, "sigmoid"),
+            ("sft_weight", run.sft_weight, 0.0),
+            ("training.microbatches", run.training.microbatches, 1),
+        ):
+            if value != needed:
+                raise UserError(f"{name}: {value}, but {compared} is for {needed}")
+        if run.data.overlong == "keep_end":
+            # The two sequences of a pair then keep parts of the prompt that differ, which TRL has no field for.
+            raise UserError(f"data.overlong: keep_end, but {compared} needs one prompt of both answers; use keep_start")
+        if run.model is None:
+            raise UserError(f"model: {compared} needs one that both sides open, --model PATH")
 
 
 @dataclass(frozen=True)

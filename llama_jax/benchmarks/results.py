@@ -6,20 +6,20 @@ from typing import Any
 
 from etils import epath
 
-from llama_jax.benchmarks.config import BenchmarkConfig
+from llama_jax.benchmarks.config import BenchmarkConfig, DpoBenchmarkConfig
 from llama_jax.core.files import write_whole
 from llama_jax.core.processes.distributed import is_main_process
 
 
-def say(config: BenchmarkConfig, text: str) -> None:
+def say(config: BenchmarkConfig | DpoBenchmarkConfig, text: str) -> None:
     """Print a line for people, from process 0."""
     # Beside the sides of a comparison this process must not ask JAX which one it is, since that starts it; it is the
     # only one then.
-    if config.against is not None or config.what == "decode" or is_main_process():
+    if config.is_in_turns or is_main_process():
         print(text, file=sys.stderr if config.json else sys.stdout, flush=True)
 
 
-def keep(config: BenchmarkConfig, name: str, result: dict[str, Any]) -> None:
+def keep(config: BenchmarkConfig | DpoBenchmarkConfig, name: str, result: dict[str, Any]) -> None:
     """Write `NAME.json`, and print it where that is asked for."""
     file = epath.Path(config.output) / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)

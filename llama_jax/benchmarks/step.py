@@ -2,6 +2,7 @@
 synthetic tokens."""
 
 import contextlib
+import functools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +19,19 @@ from llama_jax.core import placing
 from llama_jax.core.batches import Batch, TokenBatch
 from llama_jax.data.rows.packing import write_segment
 from llama_jax.model.flops import CONVENTION
+from llama_jax.objectives.next_token import next_token
+from llama_jax.runs.methods import all_parameters, build_program, low_rank_adapter
 from llama_jax.training.program import Program
+
+
+def build(config: BenchmarkConfig) -> Program:
+    """The training step of `pretrain`, or of `lora` over a model of that architecture."""
+    run: Any = config
+    method = all_parameters(run.training.trainable)
+    if config.what == "lora":
+        method = low_rank_adapter(config.lora, config.model_dtype, run.training.peak_learning_rate)
+    objective = functools.partial(next_token, z_loss=run.training.z_loss)
+    return build_program(run, method, objective, run.model.architecture, run.data.sequence_length)
 
 
 def measure_step(config: BenchmarkConfig, program: Program) -> dict[str, Any]:

@@ -33,8 +33,10 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
     model, versions = _model(task["model"])
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if task["lora"] is not None:
-        model, version = _with_adapter(model, task["lora"])
-        versions = f"peft {version}, {versions}"
+        import peft
+
+        model = peft.get_peft_model(model, adapter_config(task["lora"]))
+        versions = f"peft {peft.__version__}, {versions}"
     model.train()
     if task["compiled"]:
         model.compile()
@@ -91,12 +93,16 @@ def _model(sizes: dict[str, Any]) -> tuple[Any, str]:
     return transformers.LlamaForCausalLM(config).float(), versions
 
 
-def _with_adapter(model: Any, adapter: dict[str, Any]) -> tuple[Any, str]:
-    """The model with an adapter of PEFT, and PEFT's version."""
+def adapter_config(adapter: dict[str, Any]) -> Any:
+    """PEFT's settings of an adapter.
+
+    Args:
+        adapter: fields of our AdapterConfig.
+    """
     import peft
 
     targets = list(adapter["target_modules"])
-    config = peft.LoraConfig(
+    return peft.LoraConfig(
         r=adapter["rank"],
         lora_alpha=adapter["alpha"],
         lora_dropout=adapter["dropout"],
@@ -105,4 +111,3 @@ def _with_adapter(model: Any, adapter: dict[str, Any]) -> tuple[Any, str]:
         use_dora=adapter["dora"],
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(model, config), peft.__version__

@@ -3,7 +3,7 @@ implies are right, beside how often length alone is."""
 
 import json
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,22 +11,11 @@ import numpy as np
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run_directory import RunDirectory
+from llama_jax.data.preferences.examples import CompletionExamples
 from llama_jax.objectives.kto import kl_estimate, kto_losses
 from llama_jax.objectives.preference import PairLoss
 from llama_jax.runs.score_report import PairReport
 from llama_jax.runs.verdict import Verdict, mean_and_error
-
-
-@runtime_checkable
-class Answers(Protocol):
-    """Examples of answers, such as `data.preferences.examples.CompletionExamples`, which says what these are."""
-
-    @property
-    def lengths(self) -> np.ndarray: ...
-    @property
-    def labels(self) -> np.ndarray: ...
-    @property
-    def reference(self) -> np.ndarray: ...
 
 
 class Judged(NamedTuple):
@@ -49,11 +38,13 @@ class Judged(NamedTuple):
     """As `right`, of that rule."""
 
 
-Judge: TypeAlias = Callable[[np.ndarray, Answers], Judged]
+Judge: TypeAlias = Callable[[np.ndarray, CompletionExamples], Judged]
 """`(logprobs [N, M], examples)` to what they come to."""
 
 
-def judge_pairs(loss: PairLoss, beta: float, per_token: bool, logprobs: np.ndarray, examples: Answers) -> Judged:
+def judge_pairs(
+    loss: PairLoss, beta: float, per_token: bool, logprobs: np.ndarray, examples: CompletionExamples
+) -> Judged:
     """Pairs: the better answer has the larger reward, which is beta times what `objectives.preference` calls ratios."""
     ratios, lengths = (np.asarray(x, np.float32) for x in (logprobs - examples.reference, examples.lengths))
     rewards = (beta * (ratios / lengths if per_token else ratios)).astype(np.float64)
@@ -65,7 +56,9 @@ def judge_pairs(loss: PairLoss, beta: float, per_token: bool, logprobs: np.ndarr
     return Judged(losses, report.right, chosen, rejected, likelier, f"preferring the {rule} answer", by_length)
 
 
-def judge_labels(beta: float, weights: tuple[float, float], logprobs: np.ndarray, examples: Answers) -> Judged:
+def judge_labels(
+    beta: float, weights: tuple[float, float], logprobs: np.ndarray, examples: CompletionExamples
+) -> Judged:
     """Good and bad answers: against the reference model a good one has become likelier than answers have on average,
     which is the divergence, and a bad one less likely. See `objectives.kto`; `weights` are those of good and bad."""
     ratios, labels = np.asarray(logprobs - examples.reference, np.float32), examples.labels
@@ -112,7 +105,7 @@ class HeldOutPreferences:
     def __init__(
         self,
         logprobs: Callable[[PyTree], np.ndarray],
-        examples: Answers,
+        examples: CompletionExamples,
         judge: Judge,
         run: RunDirectory,
         *,

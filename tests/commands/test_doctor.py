@@ -33,6 +33,7 @@ def breaking(folder: Path, program: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_eight_devices_are_measured_and_exchange_rightly(capfd, tmp_path) -> None:
     code, lines, result = reported(capfd, "--mesh.data", 2, "--mesh.tensor", 2, "--run_dir", tmp_path / "runs")
     assert code == 0

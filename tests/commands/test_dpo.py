@@ -145,7 +145,9 @@ CHANGES = {
 def test_meshes_and_microbatches_give_the_same_losses(sizes, name, small_run, tmp_path):
     command = "kto" if name == "kto" else "dpo"
     source = write(tmp_path / "preferences.jsonl", records_of(command, random.Random(0), 120))
-    changes = {"training.batch_size": 16, "training.peak_learning_rate": 1e-4, **CHANGES[name]}
+    # Small steps, so that rounding stays rounding; microbatches draw the dropout anew.
+    changes = {"training.batch_size": 16, "training.peak_learning_rate": 1e-4, "lora.dropout": 0, "beta": 0.1}
+    changes |= CHANGES[name]
     arguments = arguments_of(small_run.run_dir, source, **changes)
     assert run(command, *arguments, "--run_dir", tmp_path / "one", folder=tmp_path).code == 0
     axes = zip(("data", "fsdp", "tensor", "sequence"), sizes, strict=True)

@@ -35,6 +35,7 @@ def samples(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_multiple_choice_reports_what_its_samples_say(tiny_run, data, capfd) -> None:
     ask = ("--model", tiny_run, "--task", "multiple_choice", "--data", "choices.jsonl")
     result = evaluated(capfd, *ask, "--output", "result.json")
@@ -50,6 +51,7 @@ def test_multiple_choice_reports_what_its_samples_say(tiny_run, data, capfd) -> 
     ]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_stopped_goes_on(tiny_run, data, capfd) -> None:
     ask = ("--model", tiny_run, "--task", "multiple_choice", "--data", "choices.jsonl", "--output", "result.json")
     whole = evaluated(capfd, *ask)

@@ -55,6 +55,7 @@ def eight_device_run(tmp_path_factory) -> Path:
     return made_once(tmp_path_factory, "eight_device_run", make) / "run"
 
 
+@pytest.mark.slow
 def test_data_fsdp_and_tensor_parallelism_together_give_the_losses_of_one_device(eight_device_run, tiny_run):
     assert_same_losses(eight_device_run, tiny_run)
 

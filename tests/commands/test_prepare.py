@@ -231,6 +231,7 @@ def test_other_settings_are_refused(arguments, reference, tmp_path, capfd, chang
     assert content_of(tmp_path / "out") == content_of(reference)
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_refused(arguments, reference, tmp_path, capfd) -> None:
     other = tmp_path / "other.model"
     assert command_runs.call("tokenizer", "--data.source", "pydoc", "--vocab_size", 401, "--output", other) == 0
@@ -321,6 +322,7 @@ def test_what_was_killed_before_its_first_document_binds_nobody(words, capfd) ->
     assert open_prepared(written.resolve()).manifest.vocab_size == 310
 
 
+@pytest.mark.slow
 def test_two_at_a_time_are_refused(arguments, tmp_path) -> None:
     folder, output = tmp_path / "out", tmp_path / "printed"
     with command_runs.started("prepare", *arguments, "--output", folder, output=output) as process:
@@ -341,6 +343,7 @@ def test_prepared_shards_and_mixtures_are_not_prepared_again(reference, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_without_arguments_it_prepares_the_documentation_of_python(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert command_runs.call("prepare") == 0

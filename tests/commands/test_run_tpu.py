@@ -316,6 +316,7 @@ def following(cloud: Cloud) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_stop_lets_the_job_save_and_whoever_follows_hears_of_it(tmp_path):
     with cloud_in(tmp_path / "cloud", SAVES) as cloud:
         assert installed(cloud).run("run", *TPU, "--", "convert").code == 0

@@ -31,6 +31,7 @@ def params():
     return jax.jit(MODEL.init, out_shardings=whole)(jax.random.key(1))
 
 
+@pytest.mark.slow
 def test_a_completion_is_what_decoding_adds(params) -> None:
     found = complete(writer(MODEL, params, TOKENIZER), PROMPTS, GREEDY)
     for prompt, each in zip(PROMPTS, found, strict=True):

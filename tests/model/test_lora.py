@@ -148,6 +148,7 @@ def test_an_adapted_model_is_the_model_with_the_matrices_of_the_papers(params, k
     assert np.abs(logits(params) - expected).max() > 0.1
 
 
+@pytest.mark.slow
 def test_merge_rounds_once_and_keeps_what_is_not_adapted(params) -> None:
     """On a bfloat16 base: the float32 sum, rounded. On a quantised one: the base that the codes stand for."""
     coarse = quantized.store_as(params, "bfloat16")
@@ -270,6 +271,7 @@ def test_dropout_is_in_training_only_and_keeps_the_mean(params, packed_batch) ->
     np.testing.assert_allclose(np.mean(ones), 1, atol=0.01)
 
 
+@pytest.mark.slow
 def test_layers_and_modules_drop_different_elements(params) -> None:
     """Read off gradients: with one token, a row of A has none where its input is dropped."""
     model = language_model(CONFIG, ComputeConfig(), dropout=0.5)

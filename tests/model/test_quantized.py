@@ -82,6 +82,7 @@ def nf4_scales(stored: dict, group: int) -> np.ndarray:
     return offset + np.asarray(stored["scale"]) * step
 
 
+@pytest.mark.slow
 def test_nf4_error_on_normal_weights() -> None:
     """The root mean square error of NF4 on a normal distribution is 9.1 % of its deviation at blocks of 64 (our own
     figure; bitsandbytes' mean absolute error of 0.0725 deviations at that size agrees with the one here)."""

@@ -73,6 +73,7 @@ def test_sharded_loss_and_gradients_equal_unsharded(monkeypatch, packed_batch, s
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), jax.device_get(found[1]), expected[1])
 
 
+@pytest.mark.slow
 def test_uniform_logits_cost_the_logarithm_of_the_vocabulary(packed_batch) -> None:
     model = language_model(CONFIG, ComputeConfig())
     params = jax.jit(model.init)(KEY)

@@ -101,6 +101,7 @@ def test_other_data_and_fewer_steps_are_refused(tmp_path):
     assert steps(toy) == [3]
 
 
+@pytest.mark.slow
 def test_more_steps_go_on_with_the_schedule_that_was_begun(tmp_path, capsys):
     toy = Toy(tmp_path)
     assert toy.train()

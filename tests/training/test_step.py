@@ -231,6 +231,7 @@ def test_the_checkpoint_may_leave_frozen_parameters_elsewhere() -> None:
     jax.tree.map(np.testing.assert_array_equal, (again, frozen_again), (state, frozen))
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_parameters_that_are_there_already() -> None:
     program = program_of(trainable="mlp")
     with jax.set_mesh(program.mesh):

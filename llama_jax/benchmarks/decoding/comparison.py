@@ -2,9 +2,6 @@
 a process of its own. The process that compares them must not start JAX."""
 
 import dataclasses
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +12,7 @@ from llama_jax.benchmarks.against import check_packages
 from llama_jax.benchmarks.config import BenchmarkConfig
 from llama_jax.benchmarks.decoding.report import report
 from llama_jax.benchmarks.decoding.task import Task, rates
+from llama_jax.benchmarks.exported import exported
 from llama_jax.benchmarks.results import say
 from llama_jax.core.errors import UserError
 from llama_jax.core.settings.command_line import to_yaml
@@ -33,7 +31,8 @@ def measure_decoding(config: BenchmarkConfig, own_side: str) -> dict[str, Any]:
     """All sides in turns.
 
     Args:
-        own_side: `module:function` that serves our side, see `turns.sides`; its task is the config as YAML.
+        own_side: `module:function` that serves our side, see `turns.sides`; its task is the command and its config as
+            YAML.
 
     Raises:
         UserError: a package of the other side is missing, or our side refuses the settings.
@@ -43,7 +42,7 @@ def measure_decoding(config: BenchmarkConfig, own_side: str) -> dict[str, Any]:
         programs[config.against] = f"llama_jax.benchmarks.decoding.{_OTHERS[config.against][0]}:main"
     with _exported(config) as weights, turns.sides(programs) as (reader, *sides):
         # One after the other, so that neither compiles while the other warms up.
-        own = sides[0].prepare(to_yaml(config))
+        own = sides[0].prepare(["benchmark", to_yaml(config)])
         facts = {"llama_jax": own}
         if config.against is not None:
             task = Task(str(weights), own["sample"], config.prompt_tokens, config.new_tokens, config.decode_rows)
@@ -98,13 +97,5 @@ def _exported(config: BenchmarkConfig) -> Iterator[Path]:
         raise UserError(f"--against {config.against}: needs --weights, a model that both sides open")
     _, form, packages = _OTHERS[config.against]
     check_packages(config, packages)
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / ("weights.gguf" if form == "gguf" else "weights")
-        say(config, f"writing the weights in float32 for {config.against}")
-        options = ("--source", config.weights, "--target", target, "--format", form, "--dtype", "float32")
-        done = subprocess.run(
-            [sys.executable, "-m", "llama_jax.convert", *map(str, options), "--no_check"], stdout=subprocess.DEVNULL
-        )
-        if done.returncode:
-            raise UserError(f"--weights {config.weights}: could not be written for {config.against}; see above")
+    with exported(config.weights, form, config.against, lambda line: say(config, line)) as target:
         yield target

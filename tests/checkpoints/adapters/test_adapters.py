@@ -156,6 +156,7 @@ def test_another_base_is_refused(base, adapters, tmp_path, other) -> None:
         open_weights(str(tmp_path), step=None, say=print, adapter=str(adapters["lora"]))
 
 
+@pytest.mark.slow
 def test_a_base_that_is_a_run_is_taken_at_the_step_of_the_training(tmp_path) -> None:
     run = tmp_path / "base"
     write_orbax(epath.Path(run), of_kind(FLOAT32), dtype=None)
@@ -206,6 +207,7 @@ def test_an_adapter_over_an_adapter_is_refused(base, adapters, tmp_path) -> None
         opened(trained)
 
 
+@pytest.mark.slow
 def test_a_run_and_its_directory_of_peft_are_the_same_adapter(base, adapters, tmp_path) -> None:
     for number, (name, kind) in enumerate(KINDS.items()):
         folder = tmp_path / name

@@ -55,6 +55,7 @@ def bases(tmp_path_factory) -> dict[str, Path]:
     return paths
 
 
+@pytest.mark.slow
 def test_the_same_weights_are_the_same_base_in_any_format_and_on_any_mesh(bases) -> None:
     expected = identity(bases["hf"])
     for name in ("hf", "run", "model.gguf"):
@@ -237,6 +238,7 @@ def test_an_adapter_for_peft_keeps_to_the_step_that_it_was_trained_on(bases, tmp
     assert open_weights(str(bases["bfloat16"]), step=None, say=pytest.fail, adapter=str(target)).config.num_layers == 2
 
 
+@pytest.mark.slow
 def test_a_base_that_is_a_run_may_be_replaced_by_its_export_and_a_step_that_is_gone_is_named(bases, tmp_path) -> None:
     base = tmp_path / "base"
     shutil.copytree(bases["run"], base)

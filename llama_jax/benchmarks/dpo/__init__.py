@@ -1,0 +1,1 @@
+"""Our training beside that of Hugging Face's TRL."""
