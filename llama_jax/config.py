@@ -22,6 +22,7 @@ from llama_jax.instruct.config import AskingConfig, ConversationsConfig, JudgeCo
 from llama_jax.model.config import sized
 from llama_jax.planning.config import PlannedConfig
 from llama_jax.rl.config import GrpoConfig, PromptDataConfig
+from llama_jax.rl.ppo_config import PpoConfig
 from llama_jax.runs.config import RunConfig
 from llama_jax.supervised.config import LoraConfig, PretrainConfig, SftConfig
 from llama_jax.supervised.preference_config import DpoConfig, KtoConfig, RewardConfig
@@ -38,6 +39,7 @@ COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
     **_FINE_TUNING,
     "grpo": GrpoConfig,
+    "ppo": PpoConfig,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
     "benchmark dpo": composed(DpoBenchmarkConfig, DpoConfig),
     "benchmark rouge": RougeConfig,
@@ -73,6 +75,7 @@ DEFAULT_CONFIGS = {
     "dpo": "dpo_starter",
     "kto": "kto_starter",
     "grpo": "tiny/grpo",
+    "ppo": "tiny/ppo",
     "self_instruct": "self_instruct_starter",
 }
 """Bundled configs of commands whose defaults are meant for real models, for a call without arguments."""
@@ -80,7 +83,7 @@ DEFAULT_CONFIGS = {
 PRESETS = {"model.size": sized}
 """Settings that stand for a whole section."""
 
-_MODELS = ("model", "source", "adapter", "adapters")
+_MODELS = ("model", "reward_model", "source", "adapter", "adapters")
 """Settings that name models, one or a list of them."""
 
 

@@ -25,6 +25,7 @@ from llama_jax.rl import running
 from llama_jax.rl.aggregation import Aggregation, fixed_length, rollout_token_mean, sequence_mean
 from llama_jax.rl.config import GrpoConfig
 from llama_jax.rl.groups import Advantages, group_advantages, leave_one_out_advantages
+from llama_jax.rl.learners.grouped import GroupLearner
 from llama_jax.rl.running import Recipe
 from llama_jax.training.program import Program
 
@@ -66,12 +67,11 @@ def recipe(config: GrpoConfig) -> Recipe:
     loss = _LOSSES[config.loss]
     given = {"low": config.clip_low, "high": config.clip_high}
     surrogate = loss.surrogate(**{name: given[name] or default for name, default in loss.bounds.items()})
-    divergence = Divergence(config.beta, k3) if config.beta else None
     objective = functools.partial(
         clipped_policy,
         surrogate=surrogate,
         log_ratios=loss.log_ratios,
-        divergence=divergence,
+        divergence=Divergence(config.beta, k3) if config.beta else None,
         temperature=config.rollout.temperature,
     )
-    return Recipe(objective, loss.aggregation, loss.advantages, divergence is not None)
+    return Recipe(objective, functools.partial(GroupLearner, loss.aggregation, loss.advantages))

@@ -60,9 +60,6 @@ class RewardsConfig:
     record's `answer`; `last_number`, its last number is that of the `answer`."""
     weights: tuple[float, ...] = ()
     """Factors on what the functions give, one for each; empty: 1 for all."""
-    normalize: Literal["after_sum", "before_sum"] = "after_sum"
-    """Whether rewards are normalised within their group after the functions' were added up, or those of each function
-    by themselves before (GDPO, arXiv:2601.05242)."""
     missing_end_penalty: float = 0.0
     """Taken from the reward of a completion that no end token ended."""
     overlong_buffer: int = 0
@@ -80,8 +77,6 @@ class RewardsConfig:
     """Calls of a function one after another that may fail before the run stops."""
 
     def __post_init__(self) -> None:
-        if not self.functions:
-            raise UserError("rewards.functions: at least one is needed")
         if len(set(self.functions)) < len(self.functions):
             raise UserError(f"rewards.functions: {list(self.functions)} has one twice; give it a larger weight")
         if self.weights and len(self.weights) != len(self.functions):
@@ -102,6 +97,20 @@ class RewardsConfig:
 
 
 @dataclass(frozen=True)
+class GroupRewardsConfig(RewardsConfig):
+    """What completions are worth, beside others after the same prompt."""
+
+    normalize: Literal["after_sum", "before_sum"] = "after_sum"
+    """Whether rewards are normalised within their group after the functions' were added up, or those of each function
+    by themselves before (GDPO, arXiv:2601.05242)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.functions:
+            raise UserError("rewards.functions: at least one is needed")
+
+
+@dataclass(frozen=True)
 class RolloutConfig(SamplingConfig):
     """What is sampled in each iteration. Of the settings of sampling only the length and the temperature may be
     changed: training has to compute the distribution that is sampled from."""
@@ -110,24 +119,40 @@ class RolloutConfig(SamplingConfig):
     """Divisor of the logits, in sampling and in training alike."""
     prompts: int = 16
     """Prompts of an iteration."""
-    num_generations: int = 8
-    """Completions of a prompt: its group."""
-    resampled: int = 0
-    """How often, at the most, other prompts take the place of those whose completions are all worth the same, of which
-    nothing is learned (dynamic sampling, arXiv:2503.14476, section 3.2)."""
+    num_generations: int = 1
+    """Completions of a prompt."""
     slots: int = 64
     """Completions that are written at a time; the mesh divides them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("prompts", 1), ("num_generations", 2), ("resampled", 0), ("slots", 1)):
-            if (value := getattr(self, name)) < least:
-                raise UserError(f"rollout.{name}: {value} must be at least {least}")
+        _check_least(self, prompts=1, num_generations=1, slots=1)
 
     @property
     def completions(self) -> int:
         """Of an iteration."""
         return self.prompts * self.num_generations
+
+
+@dataclass(frozen=True)
+class GroupRolloutConfig(RolloutConfig):
+    """What is sampled in each iteration, in groups."""
+
+    num_generations: int = 8
+    """Completions of a prompt: its group."""
+    resampled: int = 0
+    """How often, at the most, other prompts take the place of those whose completions are all worth the same, of which
+    nothing is learned (dynamic sampling, arXiv:2503.14476, section 3.2)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_least(self, num_generations=2, resampled=0)
+
+
+def _check_least(config: RolloutConfig, **bounds: int) -> None:
+    for name, least in bounds.items():
+        if (value := getattr(config, name)) < least:
+            raise UserError(f"rollout.{name}: {value} must be at least {least}")
 
 
 _OF_OTHER_LOSSES = {"spike_sigma": 0.0, "z_loss": 0.0, "batch_ramp": ()}
@@ -213,6 +238,10 @@ class GrpoConfig(RewardLearningConfig):
 
     run_dir: str = "runs/grpo"
     """Folder of the run: configuration, metrics, checkpoints, curves, a verdict."""
+    rewards: GroupRewardsConfig = field(default_factory=GroupRewardsConfig)
+    """What completions are worth."""
+    rollout: GroupRolloutConfig = field(default_factory=GroupRolloutConfig)
+    """What is sampled."""
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] = "grpo"
     """`grpo` is the paper's own; `dr_grpo` divides by no deviation and no length (arXiv:2503.20783); `dapo` counts
     tokens alike and clips less above (arXiv:2503.14476); `gspo` clips whole completions (arXiv:2507.18071); `cispo`
@@ -234,6 +263,8 @@ class GrpoConfig(RewardLearningConfig):
             raise UserError(f"--clip_low {self.clip_low}: --loss cispo bounds weights above only")
         if not 0 <= self.beta < math.inf:
             raise UserError(f"--beta {self.beta}: must be at least 0 and finite")
+        if self.beta and self.lora.modules_to_save:
+            raise UserError(f"lora.modules_to_save: must be empty with --beta {self.beta}: the reference is the base")
         if self.beta and self.method == "full":
             raise UserError(f"--beta {self.beta}: is for method lora, whose base is what it diverges from")
         if self.rewards.normalize == "before_sum" and self.loss in ("dr_grpo", "rloo"):

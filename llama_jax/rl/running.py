@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from llama_jax.checkpoints.weight_reading import open_weights
-from llama_jax.core import tree
 from llama_jax.core.arrays import Float, PyTree
 from llama_jax.core.errors import SavedAfterSignal, UserError
 from llama_jax.core.mesh import make_mesh
@@ -23,21 +22,18 @@ from llama_jax.data.instructions.templates import Layout
 from llama_jax.model.config import LlamaConfig
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.objective import Objective
-from llama_jax.rl.aggregation import Aggregation
 from llama_jax.rl.config import PromptDataConfig, RewardLearningConfig
-from llama_jax.rl.groups import Advantages
-from llama_jax.rl.judging import Judge
-from llama_jax.rl.loop import Parts, Progress, held_out_rewards, learn
+from llama_jax.rl.learners.opened import Opened
+from llama_jax.rl.learners.trained import Role
+from llama_jax.rl.loop import Hooks, Learner, Parts, Progress, held_out_rewards, learn
 from llama_jax.rl.prompts import PromptData
 from llama_jax.rl.rollouts import Sampler
-from llama_jax.rl.updates import Plan, Updates
 from llama_jax.runs.config import FREE_ON_RESUME
 from llama_jax.runs.description import description, print_dry_run
 from llama_jax.runs.life import Life, summarize
 from llama_jax.runs.methods import Method, all_parameters, build_program, low_rank_adapter
 from llama_jax.runs.resuming import begun_config, begun_schedule, opened_run, restore_step
 from llama_jax.runs.starting import (
-    Start,
     begun_date,
     check_restored,
     model_files,
@@ -47,12 +43,10 @@ from llama_jax.runs.starting import (
     stop_ids,
     tokenizer_of,
     weights_of,
+    with_merged_model,
 )
 from llama_jax.runs.verdict import Verdict, mean_and_error, record_verdict
-from llama_jax.training.checkpoint_items import checkpoint_items, from_checkpoint_items
-from llama_jax.training.loop import Hooks
 from llama_jax.training.program import Program
-from llama_jax.training.state import TrainState
 
 _FREE = ("rewards.timeout_seconds", "rewards.memory_bytes", "rewards.failures_allowed")
 
@@ -60,16 +54,16 @@ AnyConfig = TypeVar("AnyConfig", bound=RewardLearningConfig)
 
 
 class Recipe(NamedTuple):
-    """What the methods that need no critic differ in."""
+    """What methods differ in."""
 
     objective: Callable[[LanguageModel], Objective]
-    """The loss, of batches of `PolicyBatch`."""
-    aggregation: Aggregation
-    """What each token counts."""
-    advantages: Advantages
-    """From the summed rewards of groups."""
-    has_reference: bool
-    """Whether the loss wants to know what the base says."""
+    """The loss of the policy, of batches of `PolicyBatch`."""
+    learner: Callable[[Opened[Any]], Learner[Any]]
+    """Opens what the method needs beside the policy; called under the mesh."""
+    others: Callable[[LlamaConfig, Sequence[Any] | None], Mapping[str, Program]] = lambda architecture, devices: {}
+    """The programs of what it trains beside the policy, by name, for a model of some architecture."""
+    free_on_resume: tuple[str, ...] = ()
+    """Settings that may differ when a run is resumed."""
 
 
 def build(config: RewardLearningConfig, recipe: Recipe, devices: Sequence[Any] | None = None) -> Program:
@@ -90,13 +84,21 @@ def learn_from_rewards(config: RewardLearningConfig, recipe: Recipe, *, command:
         raise UserError(f"distributed: {command} runs in one process, on all devices that it has")
     config = _with_toy_model(config)
     if config.dry_run:
-        print_dry_run(who, build(config, recipe), path_of(config))
+        path = path_of(config)
+        print_dry_run(who, program := build(config, recipe), path)
+        for name, other in recipe.others(program.model.config, None).items():
+            print_dry_run(name, other, path)
         return
     config = named_in_full(config)
     config = replace(config, data=replace(config.data, template_date=begun_date(config, config.data.template_date)))
     config = _with_schedule(config)
-    with opened_run(config, command, _free(config)) as run, jax.set_mesh(make_mesh(config.mesh)):
+    with (
+        opened_run(config, command, (*_free(config), *recipe.free_on_resume)) as run,
+        jax.set_mesh(make_mesh(config.mesh)),
+    ):
         run.say(who)
+        if config.method == "lora":
+            config = with_merged_model(config, run)
         _Run(config, recipe, run, command).live()
 
 
@@ -114,28 +116,19 @@ class _Run:
         _check_lengths(config, weights.config, longest)
         self._program = _program(config, recipe, weights.config)
         run.say(description(self._program, weights.source))
-        plan = Plan(
-            config.rollout_epochs,
-            config.minibatches,
-            recipe.aggregation,
-            config.learn_truncated,
-            np.inf if config.most_divergence is None else config.most_divergence,
-        )
-        completions, temperature = config.rollout.completions, config.rollout.temperature
-        self._updates = Updates(
-            self._program, plan, temperature=temperature, longest=longest, completions=completions, seed=config.seed
-        )
-        self._judge = Judge(config.rewards, tokenizer, config.rollout.max_new_tokens)
         files = model_files(weights, method.architecture(weights.config), tokenizer, layout)
-        self._start: Start = start_of(config, method, self._program, files, run, command)
-        self._method, self._recipe, self._stop_ids = method, recipe, stop_ids(tokenizer, layout)
+        self._start = start = start_of(config, method, self._program, files, run, command)
+        self._method, self._stop_ids = method, stop_ids(tokenizer, layout)
+        role = Role(self._program, method, start.unsaved_params)
+        known = replace(config, step=start.step)
+        self._learner = recipe.learner(Opened(known, command, run, self._data, tokenizer, layout, longest, role, start))
         self._hashes = {"tokenizer": tokenizer.fingerprint, **self._start.hashes}
 
     def live(self) -> None:
         """Train until the last iteration or a signal."""
         config, run, signal = self._config, self._run, JobStopSignal()
         with signal:
-            state, frozen, progress = self._begun_or_resumed()
+            state, progress = self._begun_or_resumed()
             first, last = progress.iteration, config.training.steps
             if first == last:
                 run.say(f"{run.path} is already at step {last}; ask for more with --training.steps")
@@ -143,15 +136,14 @@ class _Run:
             if first:
                 run.say(f"resuming from step {first}")
             with Life(config, run, first, self._start.files, self._hashes, self._data.fingerprint) as life:
-                parts = self._parts(tree.join(state.trainable, frozen))
+                parts = self._parts(self._learner.result(state))
                 if first == 0:
                     life.begin()  # there is no checkpoint to protect
-                    progress = self._measured_before(parts, tree.join(state.trainable, frozen), progress)
+                    progress = self._measured_before(parts, self._learner.result(state), progress)
                 run.say("compiling… (the first step may take minutes on large models)")
                 after: list[np.ndarray] = []
-                state, progress, stopped = learn(
-                    parts, state, frozen, progress, self._hooks(parts, life, signal, after)
-                )
+                hooks = self._hooks(parts, life, signal, after)
+                state, progress, stopped = learn(self._learner, parts, state, progress, hooks)
                 life.finish(progress.iteration)
         summarize(config, run)
         if stopped:
@@ -159,18 +151,14 @@ class _Run:
             raise SavedAfterSignal(f"interrupted: saved step {at} of {last}; run the same command to resume")
         self._say_result(progress, after)
 
-    def _begun_or_resumed(self) -> tuple[TrainState, PyTree, Progress]:
-        program, method, start = self._program, self._method, self._start
-        targets = checkpoint_items(program.state_shapes, program.frozen_shapes, method.params_item, method.is_saved)
-        restored = restore_step(self._config, self._run, targets, self._data.fingerprint)
+    def _begun_or_resumed(self) -> tuple[Any, Progress]:
+        restored = restore_step(self._config, self._run, self._learner.targets(), self._data.fingerprint)
         if restored is None:
-            return *start.fresh(), Progress()
-        check_restored(method, start.base, self._run, restored.files)
+            return self._learner.fresh(), Progress()
+        check_restored(self._method, self._start.base, self._run, restored.files)
         (position,) = [content for name, content in restored.files.items() if name.startswith("data/")]
-        state, frozen = from_checkpoint_items(
-            restored.items, program.state_shapes, start.unsaved_params, method.params_item
-        )
-        return state, frozen, Progress.from_json(json.loads(position))
+        progress = Progress.from_json(json.loads(position))
+        return self._learner.restored(restored.items, progress), progress
 
     def _parts(self, params: PyTree) -> Parts:
         config = self._config
@@ -179,16 +167,7 @@ class _Run:
         sampler = Sampler(
             self._program.model, params, config.rollout, slots=slots, length=length, stop_ids=self._stop_ids
         )
-        return Parts(
-            config,
-            self._data,
-            sampler,
-            self._judge,
-            self._updates,
-            self._recipe.advantages,
-            self._recipe.has_reference,
-            self._run.say,
-        )
+        return Parts(config, self._data, sampler, self._learner.judge, self._run.say)
 
     def _measured_before(self, parts: Parts, params: PyTree, progress: Progress) -> Progress:
         if not self._data.held_out:
@@ -200,20 +179,19 @@ class _Run:
     def _hooks(self, parts: Parts, life: Life, signal: JobStopSignal, after: list[np.ndarray]) -> Hooks:
         """What the loop calls; `after` takes the rewards of each evaluation."""
 
-        def evaluate(state: TrainState, frozen: PyTree) -> MetricsRecord:
+        def evaluate(state: Any) -> MetricsRecord:
             if not self._data.held_out:
                 return {}
-            rewards, tokens = held_out_rewards(parts, tree.join(state.trainable, frozen))
+            rewards, tokens = held_out_rewards(parts, self._learner.result(state))
             after.append(rewards)
             known = rewards[~np.isnan(rewards)]
             mean = float(known.mean()) if len(known) else None
             return {"held_out_reward": mean, "held_out_tokens_mean": float(tokens.mean())}
 
-        def save(state: TrainState, frozen: PyTree, progress: Progress, record: MetricsRecord) -> None:
-            items = checkpoint_items(state, frozen, self._method.params_item, self._method.is_saved)
-            life.save(items, progress.to_json(), record)
+        def save(state: Any, progress: Progress, record: MetricsRecord) -> None:
+            life.save(self._learner.items(state), progress.to_json(), record)
 
-        return Hooks(life.record, evaluate, lambda record: False, save, signal.requested, life.profiler.step)
+        return Hooks(life.record, evaluate, save, signal.requested, life.profiler.step)
 
     def _say_result(self, progress: Progress, after: list[np.ndarray]) -> None:
         run = self._run

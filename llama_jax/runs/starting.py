@@ -11,7 +11,9 @@ import jax
 
 from llama_jax.checkpoints.adapters.adapter import BASE_FILE, BaseIdentity, check_base
 from llama_jax.checkpoints.adapters.merged_weights import with_tokenizer
-from llama_jax.checkpoints.config import StepChoice
+from llama_jax.checkpoints.config import ConvertConfig, StepChoice
+from llama_jax.checkpoints.conversion import convert_model
+from llama_jax.checkpoints.finding import find_format
 from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
 from llama_jax.checkpoints.reward_normalization import without_normalization
@@ -64,6 +66,18 @@ def weights_of(config: ModelRunConfig, method: Method, run: RunDirectory) -> Wei
             f"--run_dir {run.path}: needs the base that it began with: {error}; an export or a copy of it, given as "
             "--model, serves as well"
         ) from None
+
+
+def with_merged_model(config: AnyModelRunConfig, run: RunDirectory) -> AnyModelRunConfig:
+    """Where the model is an adapter, with the two merged in the run directory, once, as the base of another adapter:
+    an adapter over an adapter is none that others could open."""
+    if find_format(str(config.model))[1] not in ("lora", "peft"):
+        return config
+    merged = run.path / "base"
+    if not merged.exists():
+        run.say(f"{config.model} is an adapter: merging it into its base first, which is then kept in {merged}")
+        convert_model(ConvertConfig(source=config.model, step=config.step, target=str(merged)), run.say)
+    return replace(config, model=str(merged), step=None)
 
 
 def tokenizer_of(config: ModelRunConfig, weights: Weights, path: str, day: str | None) -> Tokenizer:

@@ -11,13 +11,12 @@ import pytest
 from llama_jax.core.errors import UserError
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.tokenizers import Tokenizer
-from llama_jax.rl.config import GrpoConfig, PromptDataConfig, RewardsConfig, RolloutConfig
-from llama_jax.rl.groups import group_advantages
+from llama_jax.rl.config import GroupRolloutConfig, GrpoConfig, PromptDataConfig, RewardsConfig
 from llama_jax.rl.judging import Judge, Judged
-from llama_jax.rl.loop import Parts, Progress, _Clock, _with_contrast
+from llama_jax.rl.learners.grouped import with_contrast
+from llama_jax.rl.loop import Clock, Parts, Progress
 from llama_jax.rl.prompts import Prompt, PromptData, arguments_of
 from llama_jax.rl.rollouts import Rollouts, Sampler
-from llama_jax.rl.updates import Updates
 
 
 def stand_in(kind: type, **what_it_has: Any) -> Any:
@@ -100,12 +99,11 @@ def test_groups_without_contrast_give_way_to_others(most: int, asked: int, left:
         rewards = np.where(has_contrast, numbers % 10, 1.0)
         return Judged(rewards[:, None], rewards)
 
-    config = dataclasses.replace(GrpoConfig(), rollout=RolloutConfig(prompts=4, num_generations=2, resampled=most))
+    config = dataclasses.replace(GrpoConfig(), rollout=GroupRolloutConfig(prompts=4, num_generations=2, resampled=most))
     judging = stand_in(Judge, side_effect=judge, names=("own",), problems=list)
     numbered = stand_in(PromptData, numbered=lambda first, count: [Prompt([first + n], "", {}) for n in range(count)])
-    sampler, updates = stand_in(Sampler, sample=sample), stand_in(Updates)
-    parts = Parts(config, numbered, sampler, judging, updates, group_advantages, has_reference=False, say=print)
-    batch = _with_contrast(parts, 0, _Clock())
+    parts = Parts(config, numbered, stand_in(Sampler, sample=sample), judging, say=print)
+    batch = with_contrast(config, parts, 0, Clock())
     assert (batch.asked, batch.record["groups_without_contrast"]) == (asked, left)
     assert batch.record["resampled_groups"] == asked - 4 and batch.tokens == 2 * asked
     assert batch.record["reward"] == (6 + 1) / 8 and batch.record["reward_zero_deviation"] == 0.75

@@ -21,7 +21,7 @@ from llama_jax.rl import aggregation
 from llama_jax.rl.correction import agreement, importance_weights
 from llama_jax.rl.groups import group_advantages
 from llama_jax.rl.rollouts import Rollouts, Sampler
-from llama_jax.rl.updates import Experience, Plan, Updates
+from llama_jax.rl.updates import Experience, Plan, Updates, logprobs_by
 from llama_jax.runs.methods import all_parameters, low_rank_adapter
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import Program, make_program
@@ -60,7 +60,7 @@ def sampler_of(params) -> Sampler:
 
 
 def updates_of(program, plan) -> Updates:
-    return Updates(program, plan, temperature=TEMPERATURE, longest=LONGEST, completions=16, seed=0)
+    return Updates(program, plan, longest=LONGEST, completions=16, seed=0)
 
 
 def advantages_of(rollouts: Rollouts, rewards: np.ndarray) -> np.ndarray:
@@ -74,17 +74,17 @@ def test_the_first_update_is_on_policy_and_the_reference_is_the_base(mesh, progr
         sampler = sampler_of(params)
         rollouts = sampler.sample(PROMPTS, 4, seed=0, first=0)
         updates = updates_of(program, Plan(epochs=2, minibatches=2))
-        old = updates.logprobs(params, rollouts)
-        reference = updates.logprobs(without_adapter(params)[0], rollouts)
+        old = logprobs_by(program, TEMPERATURE, params, rollouts)
+        reference = logprobs_by(program, TEMPERATURE, without_adapter(params)[0], rollouts)
         assert agreement(old, rollouts.logprobs, rollouts.mask).checked(1e-4).ratio == pytest.approx(1, abs=1e-4)
         weights = importance_weights(old, rollouts.logprobs, rollouts.mask)
         rewards = np.random.default_rng(0).normal(size=16)
         experience = Experience(old, reference, weights, advantages_of(rollouts, rewards))
-        state, metrics = updates(state, frozen, rollouts, experience, 0)
+        state, metrics = updates(state, frozen, rollouts, rollouts.mask, experience, 0)
         params, compiled = tree.join(state.trainable, frozen), sampler.compilations
         sampler.update(params)
         later = sampler.sample(PROMPTS, 4, seed=0, first=0)
-        assert agreement(updates.logprobs(params, later), later.logprobs, later.mask).checked(1e-4)
+        assert agreement(logprobs_by(program, TEMPERATURE, params, later), later.logprobs, later.mask).checked(1e-4)
     assert later.completions != rollouts.completions and sampler.compilations == compiled
     assert len(metrics) == 4 and int(state.updates) == 4
     assert metrics[0]["ratio"] == pytest.approx(1, abs=1e-4) and metrics[0]["kl"] == pytest.approx(0, abs=1e-6)
@@ -101,8 +101,9 @@ def test_each_epoch_deals_every_completion_once_and_the_divergence_stops_it(mesh
     numbers = np.where(rollouts.mask, np.arange(16)[:, None] + np.arange(8) / 10, 0).astype(np.float32)
     experience = Experience(numbers, numbers, numbers, numbers)
     with jax.set_mesh(mesh):
-        plan = Plan(epochs=2, minibatches=2, aggregation=aggregation.sequence_mean, learns_truncated=False)
-        batches = list(updates_of(program, plan)._batches(rollouts, experience, 0))
+        plan = Plan(epochs=2, minibatches=2, aggregation=aggregation.sequence_mean)
+        learned = rollouts.mask & ended[:, None]
+        batches = list(updates_of(program, plan)._batches(rollouts, learned, experience, 0))
         first, second = batches[:2], batches[2:]
         for epoch in (first, second):
             targets = np.concatenate([np.asarray(b.targets)[np.asarray(b.loss_weights) > 0] for b in epoch])
@@ -118,13 +119,13 @@ def test_each_epoch_deals_every_completion_once_and_the_divergence_stops_it(mesh
         assert np.asarray(first[0].tokens).shape == (8, 24)
         state, frozen = program.init(KEY)
         stopping = updates_of(program, plan._replace(most_divergence=0.0))
-        assert len(stopping(state, frozen, rollouts, experience, 0)[1]) == 1
+        assert len(stopping(state, frozen, rollouts, learned, experience, 0)[1]) == 1
 
 
 def test_rows_that_may_not_do_are_refused(program) -> None:
     with pytest.raises(UserError, match="minibatches: 16 completions are not divisible by 3"):
         updates_of(program, Plan(minibatches=3))
-    updates = functools.partial(Updates, program, Plan(), temperature=1.0, seed=0)
+    updates = functools.partial(Updates, program, Plan(), seed=0)
     with pytest.raises(UserError, match=r"training.batch_size: 8 rows of 24 tokens may not hold the 17 .* 9 rows do"):
         updates(longest=LONGEST, completions=17)
     with pytest.raises(UserError, match="row_length: 24 is less than the 29 tokens"):
@@ -142,12 +143,12 @@ def test_what_is_rewarded_is_learned(mesh) -> None:
         for number in range(40):
             sampler.update(state.trainable)
             rollouts = sampler.sample(PROMPTS, 4, seed=0, first=4 * number)
-            old = updates.logprobs(state.trainable, rollouts)
+            old = logprobs_by(program, TEMPERATURE, state.trainable, rollouts)
             agreement(old, rollouts.logprobs, rollouts.mask).checked()
             reward = np.array([np.mean(np.array(ids) % 8 == 3) for ids in rollouts.completions])
             weights = importance_weights(old, rollouts.logprobs, rollouts.mask)
             experience = Experience(old, np.zeros_like(old), weights, advantages_of(rollouts, reward))
-            state, metrics = updates(state, frozen, rollouts, experience, number)
+            state, metrics = updates(state, frozen, rollouts, rollouts.mask, experience, number)
             assert metrics[0]["ratio"] == pytest.approx(1, abs=1e-4) and metrics[0]["clip_fraction"] == 0
             rewards.append(reward.mean())
     assert np.mean(rewards[:3]) < 0.3 and np.mean(rewards[-5:]) > 0.8, rewards

@@ -1,0 +1,1 @@
+"""What an iteration does, by method: with a critic, or without."""

@@ -1,0 +1,125 @@
+"""The reward model of a run: an adapter and a head over the base of the policy, where it was trained over that, or a
+model of its own."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+
+from llama_jax.checkpoints.adapters.adapter import Adapter, check_base
+from llama_jax.checkpoints.config import StepChoice
+from llama_jax.checkpoints.finding import find_format
+from llama_jax.checkpoints.opening import ModelReference, OpenParams, open_params, with_adapters
+from llama_jax.checkpoints.reward_normalization import RewardNormalization, read_normalization
+from llama_jax.checkpoints.weight_reading import open_adapter
+from llama_jax.core import tree
+from llama_jax.core.arrays import Float, PyTree
+from llama_jax.core.errors import UserError
+from llama_jax.data.tokenizers import has_tokenizer, tokenizer_from_files
+from llama_jax.model.config import AdapterConfig
+from llama_jax.model.llama import LanguageModel
+from llama_jax.model.lora import merge
+from llama_jax.rl.learners.opened import Opened
+from llama_jax.rl.ppo_config import PpoConfig
+from llama_jax.rl.rollouts import Rollouts
+from llama_jax.rl.updates import read, row_scores
+
+
+@dataclass(frozen=True)
+class OpenRewardModel:
+    """A reward model on the mesh."""
+
+    model: LanguageModel
+    params: PyTree
+    """Of an adapter over the base of the policy, the arrays of that base are those of the policy."""
+    normalization: RewardNormalization
+    adapter: AdapterConfig | None
+    """That of such an adapter; None: the model is one of its own."""
+    fingerprint: str
+    """Of what was trained: the adapter and its head, or the whole model."""
+
+    def scores(self, size: int, row_length: int, rollouts: Rollouts) -> Float[np.ndarray, "N"]:
+        """What it gives where each completion ends, on the scale that its run has measured.
+
+        Args:
+            size: Rows that are read at a time.
+        """
+        of_rows = functools.partial(row_scores, self.model, self.params)
+        found = read(of_rows, rollouts, jax.sharding.get_mesh(), size, row_length, reads_end=True)
+        ends = np.take_along_axis(found, rollouts.lengths[:, None], axis=1)[:, 0]
+        return np.asarray(self.normalization(ends), np.float32)
+
+
+def open_reward_model(opened: Opened[PpoConfig], path: str) -> OpenRewardModel:
+    """The reward model at a path; called on the mesh.
+
+    Raises:
+        UserError: nothing is there, or a model that gives no score, or one with another vocabulary, or whose context is
+            shorter than the rows of the run.
+    """
+    config, say, base = opened.config, opened.run.say, opened.start.base
+    adapter = None if base is None else _adapter_over(base, path, config.reward_step, say)
+    if adapter is not None and base is not None:
+        found, trained = with_adapters(base, [adapter]), (adapter.factors, adapter.saved_modules)
+        say(f"reward model: {path}, an adapter over the model that the policy is one over")
+    else:
+        reference = ModelReference(path, config.reward_step)
+        found = open_params(reference, config.compute, store=config.model_dtype, identify=False, say=say)
+        found = replace(found, params=merge(found.params))
+        trained = found.params
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
+        say(f"reward model: {path}, a model of its own beside the policy's, {size:,} bytes")
+    _check(opened, found, path)
+    return OpenRewardModel(
+        model=found.model,
+        params=found.params,
+        normalization=read_normalization(found.files, path) or RewardNormalization(),
+        adapter=None if adapter is None else adapter.config,
+        fingerprint=fingerprint_of(trained),
+    )
+
+
+def fingerprint_of(params: PyTree) -> str:
+    """SHA-256 in hexadecimal of the values of parameters, wherever they lie."""
+    leaves = jax.tree.leaves(jax.jit(tree.fingerprints)(params))
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+
+
+def _adapter_over(base: OpenParams, path: str, step: StepChoice | None, say: Callable[[str], None]) -> Adapter | None:
+    """The adapter at a path, if there is one, and the base is its own."""
+    _, kind = find_format(path, "--reward_model")
+    if kind not in ("lora", "peft"):
+        return None
+    source = open_adapter(path, step=step, say=say)
+    if source.base is None:
+        return None
+    try:
+        check_base(source.base, base.identity, source.source)
+    except UserError as error:
+        say(f"reward model: {error}")
+        return None
+    return source.read(base.model.config)
+
+
+def _check(opened: Opened[PpoConfig], found: OpenParams, path: str) -> None:
+    config, longest, said = found.model.config, opened.config.row_length, f"--reward_model {path}"
+    if not config.scalar_head:
+        raise UserError(f"{said}: is a language model, which gives no score; take a run of reward")
+    if config.context_length < longest:
+        raise UserError(f"row_length: {longest} exceeds the context of the reward model, {config.context_length}")
+    if sum(opened.longest) > longest:
+        raise UserError(
+            f"row_length: {longest} is less than the {sum(opened.longest)} tokens that a prompt may have with its "
+            "completion, all of which the reward model reads"
+        )
+    if not has_tokenizer(found.files):
+        return
+    theirs = tokenizer_from_files(found.files, path)
+    if theirs.fingerprint != opened.tokenizer.fingerprint:
+        raise UserError(f"{said}: has another vocabulary than {opened.config.model}; take one trained from that")
+    template = found.files.get("chat_template.jinja")
+    if template is not None and template.decode() != opened.layout.chat_template:
+        opened.run.say("note: the reward model was taught with another template than the policy is asked with")
