@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -196,8 +196,9 @@ def load_config(run_path: epath.PathLike) -> dict[str, Any]:
     return config
 
 
-def newest_run(root: str | os.PathLike[str] = "runs") -> Path | None:
-    """The run below `root` that was started last, by its own record, among those with a finished checkpoint."""
+def newest_run(root: str | os.PathLike[str] = "runs", fits: Callable[[Path], bool] = lambda run: True) -> Path | None:
+    """The run below `root` that was started last, by its own record, among those with a finished checkpoint that
+    fit."""
     started: list[tuple[str, Path]] = []
     for pattern in ("*/environment.json", "*/*/environment.json"):
         for file in Path(root).glob(pattern):
@@ -205,7 +206,7 @@ def newest_run(root: str | os.PathLike[str] = "runs") -> Path | None:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 if any(manifest.exists() for manifest in finished):
                     started.append((str(json.loads(file.read_text())["started"]), file.parent))
-    return max(started)[1] if started else None
+    return next((run for _, run in sorted(started, reverse=True) if fits(run)), None)
 
 
 def _steps(checkpoints: epath.Path) -> Iterator[epath.Path]:

@@ -84,8 +84,6 @@ class Supervision:
     """The examples as such batches."""
     evaluation: Callable[[LanguageModel, FineTuningData, int, RunDirectory], Evaluation]
     """Made of the model, the data, rows of a batch and the run, which keeps the first result."""
-    longest_sequence: int | None = None
-    """Tokens that are read as one text, at the most; None: as many as a row has."""
     set_reference: Callable[..., None] | None = None
     """Gives the data what the model that the run begins with makes of them; see `supervised.reference`."""
     measured_files: Callable[[MetricsRecord], Mapping[str, bytes]] = lambda record: {}
@@ -102,8 +100,7 @@ def build(
     """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
     length, size = config.data.sequence_length, config.size
     architecture = SIZES[size] if size else open_weights(_path(config), step=config.step, say=print).config
-    longest = supervision.longest_sequence
-    return build_program(config, method, supervision.objective, architecture, length, devices, longest)
+    return build_program(config, method, supervision.objective, architecture, length, devices)
 
 
 def fine_tune(config: FineTuningConfig, method: Method, supervision: Supervision, *, command: str) -> None:
@@ -139,8 +136,7 @@ def _fine_tune(
     if config.epochs is not None:
         config = _with_steps(config, data.steps_of_epochs(config.epochs, config.training.batch_size), run.say)
         keep_config(run, config, command)
-    length, longest = config.data.sequence_length, supervision.longest_sequence
-    program = build_program(config, method, supervision.objective, weights.config, length, longest_sequence=longest)
+    program = build_program(config, method, supervision.objective, weights.config, config.data.sequence_length)
     run.say(description(program, weights.source))
     unsaved = {path for path in tree.flatten(program.frozen_shapes) if not method.is_saved(path)}
     opened = ModelReference(path, config.step)
@@ -241,7 +237,7 @@ def _samples(
 def _model_files(weights: Weights, architecture: LlamaConfig, tokenizer: Tokenizer, layout: Layout) -> dict[str, bytes]:
     """What makes a checkpoint usable by itself, by path: architecture, tokenizer, and the template, so that whoever
     uses the model asks it the way it was taught, and stops where it was taught to."""
-    kept = without_normalization(weights.files)  # which are of the model to begin with
+    kept = without_normalization(weights.files)  # which is that of the model to begin with
     told = with_stop_ids(with_tokenizer(kept, tokenizer.files()), _stop_ids(tokenizer, layout))
     files = {f"model/{name}": content for name, content in told.items()}
     files["model/config.json"] = json.dumps(architecture.to_json(), indent=2).encode()
