@@ -66,7 +66,7 @@ class FineTuningConfig(RunConfig):
 
     model: str | None = None
     """The model to begin with: a run directory, a Hugging Face or Meta directory, a GGUF or llama2.c file, or a name on
-    the Hugging Face hub. None: the newest run under runs/ that has made a whole language model."""
+    the Hugging Face hub. None: the newest run under runs/."""
     step: StepChoice | None = None
     """Checkpoint to begin with, if the model is a run; `best`: that of the lowest validation loss; None: the newest
     that verifies."""

@@ -9,7 +9,7 @@ import numpy as np
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import CompletionBatch
 from llama_jax.core.run_directory import RunDirectory
- from llama_jax.model.llama import LanguageModel
+from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.kto import kto
 from llama_jax.objectives.objective import Objective
 from llama_jax.objectives.preference import PairLoss, preference
