@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -163,6 +164,7 @@ def open_run(
                     f"--run_dir {path}: has progress, but its config.yaml is gone, which says how it was made; restore "
                     "that file, or choose another --run_dir"
                 )
+            _check_command(run, command)
             _check_same(run, load_config(path), yaml.safe_load(to_yaml(config)), free)
     except UserError:
         run.close()
@@ -171,6 +173,16 @@ def open_run(
     if is_main_process:
         run.keep(run.environment, json.dumps(_environment(), indent=2) + "\n")
     return run
+
+
+_COMMAND = re.compile(rb"# python -m llama_jax\.([\w ]+?) --config ")
+
+
+def _check_command(run: RunDirectory, command: str) -> None:
+    """Raise a `UserError` if another command made the run; of an older one it is not known."""
+    made_by = _COMMAND.match(run.config_path.read_bytes())
+    if made_by is not None and (other := made_by[1].decode()) != command:
+        raise UserError(f"--run_dir {run.path}: is a run of {other}; choose another --run_dir for {command}")
 
 
 def keep_config(run: RunDirectory, config: Any, command: str) -> None:

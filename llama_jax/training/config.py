@@ -1,5 +1,6 @@
 """What can be told to the optimizer, the step and the loop."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +59,8 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "microbatches", "peak_learning_rate", "clip_norm", "evaluate_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"training.{name}: {getattr(self, name)} must be greater than 0")
+        if not math.isfinite(self.peak_learning_rate):
+            raise UserError(f"training.peak_learning_rate: {self.peak_learning_rate} must be finite")
         if self.warmup_fraction is not None and not 0 <= self.warmup_fraction < 1:
             raise UserError(f"training.warmup_fraction: {self.warmup_fraction} must be at least 0 and below 1")
         if self.spike_window < 8:
