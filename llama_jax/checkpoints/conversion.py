@@ -26,7 +26,7 @@ from llama_jax.checkpoints.formats.llama2c import write_llama2c
 from llama_jax.checkpoints.formats.meta import write_meta
 from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import Weights, tensors_of, weight_names
-from llama_jax.checkpoints.opening import ModelReference, find_model, open_params, with_adapters
+from llama_jax.checkpoints.opening import ANY, ModelReference, find_model, open_params, with_adapters
 from llama_jax.checkpoints.steps.manifest import files_below
 from llama_jax.checkpoints.tokenizer_check import compared_tokenizers
 from llama_jax.checkpoints.weight_reading import open_adapter, open_weights
@@ -71,7 +71,7 @@ def convert_model(config: ConvertConfig, say: Callable[[str], None]) -> dict[str
     target = find_target(config.target, is_directory=config.format in _DIRECTORIES, overwrite=config.overwrite)
     target.clean_up()
     target.check((config.source, config.adapter, config.tokenizer))
-    config = dataclasses.replace(config, source=find_model(config.source, say))
+    config = dataclasses.replace(config, source=find_model(config.source, say, kinds=ANY))
     weights = _source(config, say)
     base = weights.adapter.base_name if isinstance(weights, MergedWeights) else None
     sources = (config.source, config.adapter, config.tokenizer, base)

@@ -2,7 +2,7 @@
 is refused at once."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from etils import epath
@@ -13,11 +13,15 @@ from llama_jax.checkpoints.formats.stored_tensors import has_weights
 from llama_jax.checkpoints.steps.folders import finished_steps
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError, read_manifest
 from llama_jax.core.errors import UserError
+from llama_jax.model.paths import SCORE
 
 ModelFormat = Literal["orbax", "hf", "meta", "gguf", "llama2c", "peft"]
 """What can be written."""
 Kind = Literal[ModelFormat, "lora"]
 """What can be read: also a run that trained an adapter."""
+
+RunKind = Literal["model", "adapter", "reward"]
+"""What a run has made: a language model, an adapter for one, or a reward model, whole or as an adapter."""
 
 _DIRECTORIES: Mapping[str, Kind] = {
     "checkpoints": "orbax",
@@ -85,14 +89,28 @@ def _directory_format(directory: epath.Path, setting: str) -> Kind:
     )
 
 
-def _holds_adapter(run: epath.Path) -> bool:
-    """Whether the newest checkpoint of a run whose manifest is whole holds an adapter and not a model."""
+def run_kind(run: epath.PathLike) -> RunKind:
+    """What a run has made, by its newest checkpoint whose manifest is whole."""
     from llama_jax.checkpoints.adapters.adapter import ADAPTER_ITEM  # imports JAX, which a right path is worth
 
+    leaves = _newest_leaves(epath.Path(run))
+    if SCORE in leaves.get(ADAPTER_ITEM, leaves.get("params", ())):
+        return "reward"
+    return "adapter" if ADAPTER_ITEM in leaves else "model"
+
+
+def _holds_adapter(run: epath.Path) -> bool:
+    from llama_jax.checkpoints.adapters.adapter import ADAPTER_ITEM  # as above
+
+    return ADAPTER_ITEM in _newest_leaves(run)
+
+
+def _newest_leaves(run: epath.Path) -> Mapping[str, Collection[str]]:
+    """Paths of the arrays of each item, of the newest checkpoint of a run whose manifest is whole."""
     directory = run / "checkpoints"
     for step in reversed(finished_steps(directory)):
         try:
-            return ADAPTER_ITEM in read_manifest(directory / str(step)).leaves
+            return read_manifest(directory / str(step)).leaves
         except CheckpointDamagedError:
             continue
-    return False
+    return {}

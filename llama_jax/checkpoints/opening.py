@@ -3,7 +3,7 @@
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from llama_jax.checkpoints.adapters.adapter import Adapter, BaseIdentity, check_
 from llama_jax.checkpoints.adapters.merged_weights import combined_files, with_tokenizer
 from llama_jax.checkpoints.base_loading import base_from_run, base_from_weights
 from llama_jax.checkpoints.config import StepChoice, UseConfig
-from llama_jax.checkpoints.finding import find_format
+from llama_jax.checkpoints.finding import RunKind, find_format, run_kind
 from llama_jax.checkpoints.steps.restoring import find_verified
 from llama_jax.checkpoints.weight_reading import base_of, lasting_name, open_adapter, open_weights
 from llama_jax.core import placing, sharding, tree
@@ -81,9 +81,22 @@ class OpenModel(OpenParams):
     tokenizer: Tokenizer = field(kw_only=True)
 
 
-def find_model(path: str | None, say: Callable[[str], None], adapters: Sequence[str] = ()) -> str:
-    """The path given; else the base that the first adapter names; else the newest run under runs/; else a run of the
-    smallest configuration, trained now.
+TEXT: Sequence[RunKind] = ("model", "adapter")
+"""What text can be written with."""
+ANY: Sequence[RunKind] = (*TEXT, "reward")
+
+
+def find_model(
+    path: str | None,
+    say: Callable[[str], None],
+    adapters: Sequence[str] = (),
+    kinds: Collection[RunKind] = ("model",),
+) -> str:
+    """The path given; else the base that the first adapter names; else the newest run under runs/ that has made what is
+    of use; else a run of the smallest configuration, trained now.
+
+    Args:
+        kinds: what is of use where no path is given.
 
     Raises:
         UserError: the adapter names no base, or the run that was to be trained did not finish.
@@ -95,11 +108,13 @@ def find_model(path: str | None, say: Callable[[str], None], adapters: Sequence[
         base_of(first)
         say(f"no --model given: taking the base that {first.source} names, {first.base_name}")
         return str(first.base_name)
-    if (newest := newest_run()) is not None:
-        say(f"no --model given: taking the newest run, {newest}")
+    if (newest := newest_run(fits=lambda run: run_kind(run) in kinds)) is not None:
+        passed = newest_run() != newest
+        which = f" that has made a {' or '.join(kinds)}" * passed
+        say(f"no --model given: taking the newest run{which}, {newest}")
         return str(newest)
     default = "runs/tiny"
-    say(f"no --model given and no run under runs/: training the smallest one first, into {default}")
+    say(f"no --model given and no run under runs/ that serves: training the smallest one first, into {default}")
     command = ["-m", "llama_jax.pretrain", "--config", "tiny/pretrain", "--run_dir", default]
     # Ten times the steps of the config: half a minute, after which it spells words.
     longer = ["--training.steps", "600", "--training.evaluate_every", "300", "--checkpoints.every", "300"]
@@ -146,7 +161,8 @@ def open_named(
     Args:
         writes: whether it is to predict text, as reward models do not.
     """
-    reference = ModelReference(find_model(config.model, say, config.adapters), config.step, config.adapters)
+    path = find_model(config.model, say, config.adapters, TEXT if writes else ANY)
+    reference = ModelReference(path, config.step, config.adapters)
     compute = ComputeConfig(dtype=config.model_dtype)
     opened = open_model(reference, compute, tokenizer=config.tokenizer, store=store, say=say)
     if writes and opened.model.config.scalar_head:

@@ -81,6 +81,11 @@ class Batch:
         return sum(int(np.prod(cls.arrays()[name].shape(1, length))) for name in cls.read_fields())
 
     @classmethod
+    def longest_sequence(cls, length: int) -> int:
+        """How many tokens of a row the model reads as one text, at the most."""
+        return length
+
+    @classmethod
     def row_bytes(cls, length: int) -> int:
         """Bytes of a row, all its fields together."""
         return sum(row.nbytes for row in cls.empty_row(length).values())
@@ -169,8 +174,14 @@ class CompletionBatch(Batch):
 
 
 @functools.cache
-def completion_batch(examples: int, members: int, shares_prompts: bool = False) -> type[CompletionBatch]:
-    """The class of batches with so many examples a row, of so many completions each."""
+def completion_batch(
+    examples: int, members: int, shares_prompts: bool = False, longest: int | None = None
+) -> type[CompletionBatch]:
+    """The class of batches with so many examples a row, of so many completions each.
+
+    Args:
+        longest: tokens of a prompt with one completion, at the most; None: as many as a row has.
+    """
     shared = shares_prompts
 
     class Completions(CompletionBatch):
@@ -190,6 +201,10 @@ def completion_batch(examples: int, members: int, shares_prompts: bool = False) 
         """1, or 0 where there is no example."""
         normalizer: Any = total("example_weights")
         """How many examples there are."""
+
+        @classmethod
+        def longest_sequence(cls, length: int) -> int:
+            return length if longest is None else longest
 
     return Completions
 

@@ -4,7 +4,8 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -163,6 +164,7 @@ def open_run(
                     f"--run_dir {path}: has progress, but its config.yaml is gone, which says how it was made; restore "
                     "that file, or choose another --run_dir"
                 )
+            _check_command(run, command)
             _check_same(run, load_config(path), yaml.safe_load(to_yaml(config)), free)
     except UserError:
         run.close()
@@ -171,6 +173,16 @@ def open_run(
     if is_main_process:
         run.keep(run.environment, json.dumps(_environment(), indent=2) + "\n")
     return run
+
+
+_COMMAND = re.compile(rb"# python -m llama_jax\.([\w ]+?) --config ")
+
+
+def _check_command(run: RunDirectory, command: str) -> None:
+    """Raise a `UserError` if another command made the run; of an older one it is not known."""
+    made_by = _COMMAND.match(run.config_path.read_bytes())
+    if made_by is not None and (other := made_by[1].decode()) != command:
+        raise UserError(f"--run_dir {run.path}: is a run of {other}; choose another --run_dir for {command}")
 
 
 def keep_config(run: RunDirectory, config: Any, command: str) -> None:
@@ -196,8 +208,9 @@ def load_config(run_path: epath.PathLike) -> dict[str, Any]:
     return config
 
 
-def newest_run(root: str | os.PathLike[str] = "runs") -> Path | None:
-    """The run below `root` that was started last, by its own record, among those with a finished checkpoint."""
+def newest_run(root: str | os.PathLike[str] = "runs", fits: Callable[[Path], bool] = lambda run: True) -> Path | None:
+    """The run below `root` that was started last, by its own record, among those with a finished checkpoint that
+    fit."""
     started: list[tuple[str, Path]] = []
     for pattern in ("*/environment.json", "*/*/environment.json"):
         for file in Path(root).glob(pattern):
@@ -205,7 +218,7 @@ def newest_run(root: str | os.PathLike[str] = "runs") -> Path | None:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 if any(manifest.exists() for manifest in finished):
                     started.append((str(json.loads(file.read_text())["started"]), file.parent))
-    return max(started)[1] if started else None
+    return next((run for _, run in sorted(started, reverse=True) if fits(run)), None)
 
 
 def _steps(checkpoints: epath.Path) -> Iterator[epath.Path]:

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import jax
 
-from llama_jax.checkpoints.opening import find_model, open_named
+from llama_jax.checkpoints.opening import ANY, TEXT, find_model, open_named
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
@@ -40,8 +40,10 @@ def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
         records = read_records(config.data, bad)  # a mistake in it is reported before a model is opened
     judge = load_judge(config.judge) if config.judge is not None else None
     with jax.set_mesh(mesh):
-        config = dataclasses.replace(config, model=find_model(config.model, say, config.adapters))
-        opened = open_named(config, say, writes=config.task != "preference")
+        writes = config.task != "preference"
+        path = find_model(config.model, say, config.adapters, TEXT if writes else ANY)
+        config = dataclasses.replace(config, model=path)
+        opened = open_named(config, say, writes=writes)
         say(who)
         started = time.perf_counter()
         session = Session(config, opened, output, stream, say, _fingerprint(opened.params))

@@ -99,7 +99,8 @@ def _pairs(session: Session) -> _Pairs:
 
     if config.data is None:
         trained = _trained(session)
-        loader = opened(_data_of(trained["data"]), trained["seed"])
+        with errors_of("--data: needed, the run held out no pairs that can be read"):
+            loader = opened(_data_of(trained["data"]), trained["seed"])
         if not len(loader.validation):
             raise UserError("--data: needed, the run held out no pairs")
         kind = completion_batch(trained["data"]["pairs_per_row"], 2)

@@ -88,8 +88,10 @@ def _length_rule(lengths: np.ndarray, signs: np.ndarray) -> tuple[str, np.ndarra
     gains = np.array([(each * signs).sum() for each in called])
     best = int(np.argmax(np.abs(gains)))
     by_length = (1 + np.sign(gains[best] or 1) * called[best] * signs) / 2
+    if bounds[best] < 0:
+        return f"calling every answer {'bad' if gains[best] >= 0 else 'good'}", by_length
     side = "at most" if gains[best] >= 0 else "more than"
-    return f"calling answers of {side} {max(bounds[best], 0)} tokens good", by_length
+    return f"calling answers of {side} {bounds[best]} tokens good", by_length
 
 
 class HeldOutPreferences:

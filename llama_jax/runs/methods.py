@@ -83,7 +83,10 @@ def low_rank_adapter(config: AdapterConfig, store: StorageType, peak_learning_ra
 
     def begin(base: PyTree, key: PRNGKeyArray) -> PyTree:
         if "lora" in base:
-            raise UserError("--model: is an adapter over a base; merge the two first, with llama_jax.convert")
+            raise UserError(
+                "--model: is an adapter over a base; merge the two first (llama-jax convert --source … --target merged "
+                "--format hf), and give --model merged"
+            )
         return tree.join(*parted(with_adapter(base, init_adapter(config, base, key)), config))
 
     def partition(model: LanguageModel) -> Partition:
@@ -152,12 +155,9 @@ def build_program(
     architecture: LlamaConfig,
     sequence_length: int,
     devices: Sequence[Any] | None = None,
-    longest_sequence: int | None = None,
 ) -> Program:
-    """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing.
-    See `make_program`."""
+    """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
     model = language_model(method.architecture(architecture), config.compute, method.dropout)
     with jax.set_mesh(make_mesh(config.mesh, devices)):
         partition = method.partition(model)
-        settings = (config.training, sequence_length, config.seed, partition, longest_sequence)
-        return make_program(model, objective(model), *settings)
+        return make_program(model, objective(model), config.training, sequence_length, config.seed, partition)

@@ -184,8 +184,8 @@ _BLUE, _RED = "#1f4e8c", "#d1495b"
 
 
 def _is_greater(pairs: np.ndarray) -> np.ndarray:
-    """1 where the first of two is greater, one half where they are equal, else 0."""
-    return (1 + np.sign(pairs[:, 0] - pairs[:, 1])) / 2
+    """1 where the first of two is greater, one half where they are equal or no numbers, else 0."""
+    return (1 + np.nan_to_num(np.sign(pairs[:, 0] - pairs[:, 1]))) / 2
 
 
 def _draw(path: epath.PathLike, title: str, groups: dict[str, np.ndarray], second: Callable[["Axes"], None]) -> None:

@@ -68,7 +68,9 @@ class Verdict:
 
     def _shown(self, value: float, error: float | None = None) -> str:
         numbers = [value] if error is None else [value, error]
-        shown = " ± ".join(f"{100 * n:.1f}" if self.unit == "%" else f"{n:.4f}" for n in numbers)
+        shown = " ± ".join(
+            f"{100 * n:.1f}" if self.unit == "%" else f"{n:.4{'f' if abs(n) < 1e6 else 'g'}}" for n in numbers
+        )
         return f"{shown} {self.unit}".rstrip()
 
     def to_json(self) -> dict[str, object]:

@@ -88,8 +88,6 @@ class Supervision:
     """The examples as such batches."""
     evaluation: Callable[[LanguageModel, FineTuningData, int, RunDirectory], Evaluation]
     """Made of the model, the data, rows of a batch and the run, which keeps the first result."""
-    longest_sequence: int | None = None
-    """Tokens that are read as one text, at the most; None: as many as a row has."""
     set_reference: Callable[..., None] | None = None
     """Gives the data what the model that the run begins with makes of them; see `supervised.reference`."""
     measured_files: Callable[[MetricsRecord], Mapping[str, bytes]] = lambda record: {}
@@ -106,8 +104,7 @@ def build(
     """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
     length, size = config.data.sequence_length, config.size
     architecture = SIZES[size] if size else open_weights(path_of(config), step=config.step, say=print).config
-    longest = supervision.longest_sequence
-    return build_program(config, method, supervision.objective, architecture, length, devices, longest)
+    return build_program(config, method, supervision.objective, architecture, length, devices)
 
 
 def fine_tune(config: FineTuningConfig, method: Method, supervision: Supervision, *, command: str) -> None:
@@ -144,8 +141,7 @@ def _fine_tune(
     if config.epochs is not None:
         config = _with_steps(config, data.steps_of_epochs(config.epochs, config.training.batch_size), run.say)
         keep_config(run, config, command)
-    length, longest = config.data.sequence_length, supervision.longest_sequence
-    program = build_program(config, method, supervision.objective, weights.config, length, longest_sequence=longest)
+    program = build_program(config, method, supervision.objective, weights.config, config.data.sequence_length)
     run.say(description(program, weights.source))
     files = model_files(weights, method.architecture(weights.config), tokenizer, data.layout)
     start = start_of(config, method, program, files, run, command)

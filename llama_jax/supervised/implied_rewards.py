@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.batches import CompletionBatch, completion_batch
+from llama_jax.core.batches import CompletionBatch
 from llama_jax.core.run_directory import RunDirectory
-from llama_jax.data.preferences.loader import MEMBERS, longest_sequence
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.kto import kto
 from llama_jax.objectives.objective import Objective
@@ -18,14 +17,14 @@ from llama_jax.runs.completion_sums import completion_sums
 from llama_jax.runs.held_out_preferences import HeldOutPreferences, Judge, judge_labels, judge_pairs
 from llama_jax.supervised.fine_tuning import Supervision
 from llama_jax.supervised.preference_config import DpoConfig, KtoConfig
-from llama_jax.supervised.preferences import open_preferences
+from llama_jax.supervised.preferences import batches_of, open_preferences
 from llama_jax.supervised.reference import set_reference
 
 
 def pairs(config: DpoConfig, loss: PairLoss) -> Supervision:
     """Pairs of answers, by a loss on how much likelier each has become than under the model that a run begins with."""
     beta, per_token = config.beta, config.is_per_token
-    kind = completion_batch(config.data.pairs_per_row, MEMBERS[config.kind], config.share_prompts)
+    kind = batches_of(config)
     return _supervision(
         config,
         kind,
@@ -38,7 +37,7 @@ def pairs(config: DpoConfig, loss: PairLoss) -> Supervision:
 def labels(config: KtoConfig) -> Supervision:
     """Answers that are good or bad, by KTO."""
     desirable, undesirable = config.desirable_weight, config.undesirable_weight
-    kind = completion_batch(config.data.pairs_per_row, MEMBERS[config.kind], config.share_prompts)
+    kind = batches_of(config)
     return _supervision(
         config,
         kind,
@@ -65,7 +64,6 @@ def _supervision(
         objective=objective,
         open_data=functools.partial(open_preferences, config),
         evaluation=evaluation,
-        longest_sequence=longest_sequence(config.data, config.kind),
         set_reference=functools.partial(set_reference, batches) if has_reference else None,
         samples=config.samples,
     )

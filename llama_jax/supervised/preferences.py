@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from llama_jax.checkpoints.reward_normalization import measured_normalization
-from llama_jax.core.batches import completion_batch
+from llama_jax.core.batches import CompletionBatch, completion_batch
 from llama_jax.data.preferences.loader import MEMBERS, PreferenceLoader, longest_sequence
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.objectives.reward import Losses, bradley_terry, per_token, regression, scored
@@ -28,18 +28,23 @@ def scores(config: RewardConfig) -> tuple[Method, Supervision]:
         "per_token": per_token,
         "regression": regression,
     }
-    batch, loss = completion_batch(config.data.pairs_per_row, MEMBERS[config.kind]), losses[config.loss]
+    batch, loss = batches_of(config), losses[config.loss]
     supervision = Supervision(
         objective=lambda model: scored(model, batch, loss),
         open_data=functools.partial(open_preferences, config),
         evaluation=lambda model, data, rows, run: HeldOutScores(
             model, loss, batch, lambda: data.validation_batches(rows), run
         ),
-        longest_sequence=longest_sequence(config.data, config.kind),
         measured_files=measured_normalization,
-        use="evaluate --task preference --model {run}",
+        use="evaluate --task preference --model {run}" + " --data PAIRS" * (config.kind == "scores"),
     )
     return with_scalar_head(preference_method(config)), supervision
+
+
+def batches_of(config: PreferenceConfig) -> type[CompletionBatch]:
+    """The class of the batches of a run."""
+    longest = longest_sequence(config.data, config.kind)
+    return completion_batch(config.data.pairs_per_row, MEMBERS[config.kind], config.shares_prompts, longest)
 
 
 def open_preferences(

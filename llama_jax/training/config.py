@@ -1,5 +1,6 @@
 """What can be told to the optimizer, the step and the loop."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,6 +64,8 @@ class TrainingConfig:
                 f"training.warmup_steps: {self.warmup_steps} and training.warmup_fraction: {self.warmup_fraction} are "
                 "two ways to say one thing; set one of them, and the other to null".replace("None", "null")
             )
+        if not math.isfinite(self.peak_learning_rate):
+            raise UserError(f"training.peak_learning_rate: {self.peak_learning_rate} must be finite")
         if self.warmup_fraction is not None and not 0 <= self.warmup_fraction < 1:
             raise UserError(f"training.warmup_fraction: {self.warmup_fraction} must be at least 0 and below 1")
         if self.spike_window < 8:

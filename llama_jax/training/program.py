@@ -122,19 +122,17 @@ def make_program(
     sequence_length: int,
     seed: int,
     partition: Partition | None = None,
-    longest_sequence: int | None = None,
 ) -> Program:
     """Lay the run out over the mesh in use (`jax.set_mesh`).
 
     Args:
         partition: the parameters and which of them train; None: those of the model, by `config.trainable`.
-        longest_sequence: tokens that the model reads as one text, at the most; None: as many as a row has.
 
     Raises:
         UserError: mesh, batch, parameters, texts and context do not fit, or `config.trainable` selects nothing.
     """
     mesh = jax.sharding.get_mesh()
-    _check_rows(mesh, model, config, sequence_length, longest_sequence)
+    _check_rows(mesh, model, config, sequence_length, objective.batch.longest_sequence(sequence_length))
     partition = partition or Partition.of(model, config.trainable)
     select = partition.is_trainable
     # The key within: on devices that are only compiled for, none can be made.
@@ -177,16 +175,14 @@ def make_program(
     )
 
 
-def _check_rows(
-    mesh: Mesh, model: LanguageModel, config: TrainingConfig, sequence_length: int, longest_sequence: int | None
-) -> None:
+def _check_rows(mesh: Mesh, model: LanguageModel, config: TrainingConfig, sequence_length: int, longest: int) -> None:
     context = model.config.context_length
-    if longest_sequence is None and sequence_length > context:
+    if longest > context and longest == sequence_length:
         raise UserError(f"data.sequence_length: {sequence_length} exceeds model.context_length {context}")
-    if longest_sequence is not None and longest_sequence > context:
+    if longest > context:
         raise UserError(
-            f"data.max_length: {longest_sequence} tokens of a prompt with its answer exceed model.context_length "
-            f"{context}; give {context} or less"
+            f"data.max_length: {longest} tokens of a prompt with its answer exceed model.context_length {context}; "
+            f"give {context} or less"
         )
     if problem := indivisible(model.config, config, sequence_length, lambda axis: sharding.size_of(axis, mesh)):
         raise UserError(problem)

@@ -21,13 +21,14 @@ from sweeps import some
 from llama_jax.checkpoints.adapters.adapter import identity_of
 from llama_jax.checkpoints.adapters.peft import read_peft, write_peft
 from llama_jax.checkpoints.config import UseConfig
+from llama_jax.checkpoints.finding import run_kind
 from llama_jax.checkpoints.formats.gguf import write_gguf
 from llama_jax.checkpoints.formats.hugging_face import architecture_from, open_hugging_face, write_hugging_face
 from llama_jax.checkpoints.formats.llama2c import write_llama2c
 from llama_jax.checkpoints.formats.meta import write_meta
 from llama_jax.checkpoints.formats.orbax import write_orbax
 from llama_jax.checkpoints.formats.weights import Weights
-from llama_jax.checkpoints.opening import ModelReference, open_named, open_params
+from llama_jax.checkpoints.opening import ANY, TEXT, ModelReference, find_model, open_named, open_params
 from llama_jax.checkpoints.reward_normalization import (
     NORMALIZATION_FILE,
     PADDING_FILE,
@@ -253,6 +254,27 @@ def test_a_run_that_trained_a_head_opens_as_a_reward_model_over_its_base_alone(t
     whole = open_weights(str(tmp_path / "whole"), step=None, say=print)
     assert_same(whole, merged)
     assert whole.config.scalar_head and read_normalization(whole.files, "whole") == scale
+
+
+def test_where_no_model_is_named_the_newest_run_that_serves_is_taken(tmp_path, monkeypatch) -> None:
+    """A run of training begins with a language model, text is written with that or an adapter of it."""
+    monkeypatch.chdir(tmp_path)
+    runs = [Path("runs") / name for name in ("model", "adapter", "reward")]
+    write_orbax(epath.Path(runs[0]), SmallWeights(), dtype=None)
+    save_adapter_run(runs[1], identity_of(SmallWeights(), "base", None), random_adapter(SMALL, rank=2))
+    reward_run(runs[2], SmallWeights(), "base")
+    for day, run in enumerate(runs, 1):
+        (run / "environment.json").write_text(json.dumps({"started": f"2025-01-0{day}"}))
+    assert [run_kind(run) for run in runs] == [run.name for run in runs]
+    said: list[str] = []
+    found = [
+        find_model(None, said.append),
+        find_model(None, said.append, (), TEXT),
+        find_model(None, said.append, (), ANY),
+    ]
+    assert found == [str(run) for run in runs]
+    assert said[0] == "no --model given: taking the newest run that has made a model, runs/model"
+    assert said[2] == "no --model given: taking the newest run, runs/reward"
 
 
 def test_a_reward_model_is_no_base_for_an_adapter_of_the_language_model_it_came_from(tmp_path) -> None:

@@ -38,7 +38,7 @@ class Config:
 
 def opened(path, config=Config(), **options) -> RunDirectory:
     """A run that is known to go on."""
-    run = open_run(path, config, command="train", **({"free": ("training.steps", "mesh")} | options))
+    run = open_run(path, config, **({"command": "train", "free": ("training.steps", "mesh")} | options))
     run.begin()
     return run
 
@@ -96,6 +96,13 @@ def test_what_matters_may_not_change(tmp_path):
     assert "; model.width is 128 in this run, not 256; give the same value, or another --run_dir" in message
     assert "training.steps" not in message
     assert load_config(tmp_path)["model"]["width"] == 128
+
+
+def test_a_run_of_another_command_is_not_gone_on_with(tmp_path):
+    begun(tmp_path, command="self_instruct judge")
+    opened(tmp_path, command="self_instruct judge").close()
+    message = f"--run_dir {tmp_path}: is a run of self_instruct judge; choose another --run_dir for train"
+    assert refusal(tmp_path) == message
 
 
 def test_before_the_first_step_the_config_may_be_corrected(tmp_path):
@@ -298,6 +305,13 @@ def started(path: Path, when: str, *steps: str) -> Path:
         (path / "checkpoints" / step).mkdir(parents=True)
         (path / "checkpoints" / step / "manifest.json").write_text("{}")
     return path
+
+
+def test_the_newest_run_that_fits_is_taken(tmp_path):
+    first = started(tmp_path / "a", "2025-01-01T00:00:00+00:00", "10")
+    started(tmp_path / "b", "2025-02-01T00:00:00+00:00", "10")
+    assert newest_run(tmp_path, lambda run: run.name == "a") == first
+    assert newest_run(tmp_path, lambda run: False) is None
 
 
 def test_the_newest_run_is_told_by_its_own_record(tmp_path):

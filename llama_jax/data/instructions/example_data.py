@@ -261,8 +261,9 @@ class ExampleData(ABC, Generic[Kept, Into]):
                 way_out = ", or allow longer rows (data.sequence_length)"
             elif not counts.dropped or "prompt_held_out" in counts.left_out:
                 way_out = ", or hold out fewer (data.validation_examples)"
+            setting = "data.source" if of_training else "data.validation_source"
             raise UserError(
-                f"data.source: none of the {counts.records:,} records of {counts.name} has a token that bears loss "
+                f"{setting}: none of the {counts.records:,} records of {counts.name} has a token that bears loss "
                 f"({counted(counts.dropped) or 'none is to train on'}); repair the source{way_out}"
             )
         check_bad_fraction(counts.name, counts.bad, counts.records, config.max_bad_fraction, kind="records")
