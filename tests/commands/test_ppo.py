@@ -144,7 +144,6 @@ ROLES: dict[str, dict[str, object]] = {
         "text.coefficient": 0.5,
         "entropy_coefficient": 0.01,
         "dual_clip": 3,
-        "learn_truncated": "false",
     },
     "bfloat16": {"compute.dtype": "bfloat16", "model_dtype": "bfloat16", "reward_model": "REWARD"},
 }
