@@ -137,6 +137,7 @@ ROLES: dict[str, dict[str, object]] = {
     "full models, a reward model": {"method": "full", "reward_model": "REWARD", "training.steps": 2},
     "a critic of its own beside a reward model": {"reward_model": "REWARD", "critic.begins": "model"},
     "a reward model of its own": {"reward_model": "EXPORT"},
+    "a policy that begins as an adapter": {"model": "ADAPTER"},
     "no reference": {"kl.coefficient": 0, "kl.target": "null"},
     "a critic that learns first": {"critic.warmup_iterations": 1, "kl.estimate": "k3", "rewards.whiten": "true"},
     "text, entropy and a dual clip": {
@@ -150,13 +151,14 @@ ROLES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("roles", some(ROLES, []))
-def test_every_choice_of_roles_learns_and_resumes(roles, small_run, rewarded, tmp_path, capfd) -> None:
+def test_every_choice_of_roles_learns_and_resumes(roles, small_run, rewarded, taught, tmp_path, capfd) -> None:
     folder, export = written(tmp_path), tmp_path / "exported"
     if "EXPORT" in ROLES[roles].values():
         assert call("convert", "--source", rewarded.run_dir, "--target", export) == 0
-    places = {"REWARD": rewarded.run_dir, "EXPORT": export, "CORPUS": small_run.corpus}
+    places = {"REWARD": rewarded.run_dir, "EXPORT": export, "CORPUS": small_run.corpus, "ADAPTER": taught[1]}
     changes: dict[str, Any] = {name: places.get(str(value), value) for name, value in ROLES[roles].items()}
-    line = arguments_of(small_run.run_dir, folder, **{"training.steps": 2} | changes)
+    model = changes.pop("model", small_run.run_dir)
+    line = arguments_of(model, folder, **{"training.steps": 2} | changes)
     target = tmp_path / "run"
     assert call("ppo", *line, "--run_dir", target) == 0, capfd.readouterr().err
     first, last = metrics(target)

@@ -112,7 +112,7 @@ class ActorCriticLearner:
 
     def fresh(self) -> ActorCritic:
         """See `Learner`."""
-        policy = Trained(*self._start.fresh())
+        policy = self._policy.begun(*self._start.fresh())
         average = jax.tree.map(jnp.copy, policy.state.trainable) if self._config.average_decay else None
         return ActorCritic(policy, self._critic.begin(), average)
 
