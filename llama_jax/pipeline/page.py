@@ -11,7 +11,7 @@ from llama_jax.pipeline.outcome import Measure, Outcome, StageOutcome
 from llama_jax.pipeline.page_style import STYLE
 from llama_jax.runs.verdict import LEAST_ERRORS, Verdict
 
-_TITLES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "PPO"}
+_TITLES = {"sft": "SFT", "reward": "Reward model", "ppo": "PPO"}
 _NAMES = {
     "loss": "loss",
     "accuracy": "accuracy",
@@ -70,32 +70,30 @@ def _cards(outcome: Outcome) -> Iterable[str]:
         badge = "no target" if spent.target is None else "within bounds" if spent.is_within else "too much"
         error = "" if spent.standard_error is None else f" ± {spent.standard_error:.2f}"
         beside = "the coefficient is fixed" if spent.target is None else f"target {spent.target:g} nats"
-        before, after = outcome.tokens
-        yield _article("KL per answer", state, badge, f"{spent.mean:.2f}{error} nats", beside, _lengths(before, after))
-
-
-def _lengths(before: float, after: float) -> str:
-    return f"answers of {before:.1f} tokens before, {after:.1f} after"
+        lengths = "answers of {:.1f} tokens before, {:.1f} after".format(*outcome.tokens)
+        yield _article("KL per answer", state, badge, (f"{spent.mean:.2f}{error}", "nats"), beside, lengths)
 
 
 def _card(title: str, verdict: Verdict) -> str:
     state, badge = ("ok", "believed") if verdict.is_believed else ("no", "not believed")
     scale, unit = (100, " %") if verdict.unit == "%" else (1, f" {verdict.unit}" if verdict.unit else "")
     error = "" if verdict.standard_error is None else f" ± {scale * verdict.standard_error:.3g}"
-    figure = f"{scale * verdict.figure:.4g}{error}{unit}"
+    figure = f"{scale * verdict.figure:.4g}{error}"
     baseline = f"{verdict.baseline_name} {scale * verdict.baseline:.4g}{unit}"
     of_difference = verdict.difference_error
     threshold = "" if of_difference is None else f"; {LEAST_ERRORS * scale * of_difference:.3g} needed"
     way = "better" if verdict.difference >= 0 else "worse"
     gain = f"{abs(scale * verdict.difference):.3g}{unit} {way}{threshold}, on {verdict.count:,} examples"
-    return _article(title, state, badge, figure, f"{verdict.name}; {baseline}", gain)
+    return _article(title, state, badge, (figure, unit), f"{verdict.name}; {baseline}", gain)
 
 
-def _article(title: str, state: str, badge: str, figure: str, *lines: str) -> str:
+def _article(title: str, state: str, badge: str, figure: tuple[str, str], *lines: str) -> str:
+    """A card with a figure and its unit."""
+    number, unit = map(html.escape, figure)
     told = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
     return (
         f'<article class="card {state}"><h3>{html.escape(title)}<span class="badge">{badge}</span></h3>'
-        f'<p class="figure">{html.escape(figure)}</p>{told}</article>'
+        f'<p class="figure">{number} <small>{unit.strip()}</small></p>{told}</article>'
     )
 
 

@@ -24,6 +24,7 @@ p { margin: 0 } .eyebrow { color: var(--blue); font-weight: 600 } .lead { color:
 .card p, .bar p { color: var(--soft); font-size: .9em } .card p + p { margin-top: 4px }
 .card .figure, .bar .figure { color: var(--ink); font-size: 1.45em; font-weight: 650; margin: 4px 0;
   font-variant-numeric: tabular-nums }
+.figure small { font-size: .62em; font-weight: 500 }
 .badge { font-size: .75em; font-weight: 600; padding: 1px 9px; border-radius: 99px; white-space: nowrap }
 .ok .badge { color: var(--green); background: var(--greenish) } .no .badge { color: var(--red);
   background: var(--reddish) }

@@ -54,9 +54,7 @@ def test_what_is_done_is_not_made_again_and_the_report_is_drawn_anew(aligned, tm
     assert (aligned / "run" / "report.html").read_text() == before
 
 
-def test_a_signal_ends_a_stage_with_75_and_the_same_command_ends_as_if_there_was_none(
-    aligned, tmp_path
-) -> None:
+def test_a_signal_ends_a_stage_with_75_and_the_same_command_ends_as_if_there_was_none(aligned, tmp_path) -> None:
     run_dir, output = tmp_path / "run", tmp_path / "printed"
     run_dir.mkdir()
     shutil.copytree(aligned / "run" / "sft", run_dir / "sft")  # as made by the same settings but for the folder
