@@ -144,7 +144,7 @@ class Outcome:
         """For the terminal."""
         lines = [f"{stage.name}: {stage.verdict.line()}" for stage in self.stages if stage.verdict is not None]
         lines += [verdict.line() for verdict in self.win_rates.values()]
-        lines += [self.spent.line()] * (self.spent is not None)
+        lines += [] if self.spent is None else [self.spent.line()]
         return [*lines, "answers of {:.1f} tokens before PPO, {:.1f} after".format(*self.tokens)]
 
     def to_json(self) -> dict[str, Any]:
