@@ -20,6 +20,8 @@ from llama_jax.inference.config import ChatConfig, GenerateConfig
 from llama_jax.inference.server.config import ServeConfig
 from llama_jax.instruct.config import AskingConfig, ConversationsConfig, JudgeConfig, SelfInstructConfig
 from llama_jax.model.config import sized
+from llama_jax.pipeline.config import RlhfConfig
+from llama_jax.pipeline.handing_down import stages_of
 from llama_jax.planning.config import PlannedConfig
 from llama_jax.rl.config import GrpoConfig, PromptDataConfig
 from llama_jax.rl.ppo_config import PpoConfig
@@ -41,6 +43,7 @@ _FROM_A_MODEL: dict[str, type] = {
 COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
     **_FROM_A_MODEL,
+    "rlhf": RlhfConfig,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
     "benchmark dpo": composed(DpoBenchmarkConfig, DpoConfig),
     "benchmark rouge": RougeConfig,
@@ -77,6 +80,7 @@ DEFAULT_CONFIGS = {
     "kto": "kto_starter",
     "grpo": "tiny/grpo",
     "ppo": "tiny/ppo",
+    "rlhf": "tiny/rlhf",
     "self_instruct": "self_instruct_starter",
 }
 """Bundled configs of commands whose defaults are meant for real models, for a call without arguments."""
@@ -84,7 +88,7 @@ DEFAULT_CONFIGS = {
 PRESETS = {"model.size": sized}
 """Settings that stand for a whole section."""
 
-_MODELS = ("model", "reward_model", "source", "adapter", "adapters")
+_MODELS = ("model", "sft_model", "reward_model", "source", "adapter", "adapters")
 """Settings that name models, one or a list of them."""
 
 
@@ -104,7 +108,7 @@ def check_paths(config: Any) -> None:
     from llama_jax.core.files import check_directory
     from llama_jax.data.sources.opening import check_source
 
-    if isinstance(config, RunConfig | AskingConfig):
+    if isinstance(config, RunConfig | AskingConfig | RlhfConfig):
         check_directory(config.run_dir, f"--run_dir {config.run_dir}")
     for setting in _MODELS:
         named = getattr(config, setting, None)
@@ -112,6 +116,10 @@ def check_paths(config: Any) -> None:
             check_model(path, f"--{setting}")
     for setting, source in _named_data(config):
         check_source(source, setting)
+    if isinstance(config, RlhfConfig):
+        for name, stage in stages_of(config)._asdict().items():
+            for setting, source in _named_data(stage):
+                check_source(source, f"{name}.{setting}")
 
 
 def _named_data(config: Any) -> Iterator[tuple[str, str]]:

@@ -158,7 +158,7 @@ class InstructionDataConfig:
     def __post_init__(self) -> None:
         _check_shared(self, pad_multiple=1, prefetch_batches=1)
         _check_held_out(self)
-        _check_stage(self)
+        check_stage(self.split, self.stage)
         if self.group_by_length and self.packing == "pack":
             raise UserError("data.group_by_length: contradicts data.packing pack, which fills rows; add packing none")
 
@@ -222,7 +222,7 @@ class PreferenceDataConfig:
     def __post_init__(self) -> None:
         _check_shared(self, pad_multiple=1, prefetch_batches=1, pairs_per_row=1)
         _check_held_out(self)
-        _check_stage(self)
+        check_stage(self.split, self.stage)
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"data.max_length: {self.max_length} is too short; use at least 2 tokens")
         if self.group_by_length and self.pairs_per_row > 1:
@@ -253,17 +253,18 @@ def _check_held_out(config: ExampleDataConfig) -> None:
         raise UserError("data.validation_examples: contradicts data.validation_source; give one of the two")
 
 
-def _check_stage(config: ExampleDataConfig) -> None:
-    if not all(math.isfinite(share) and share >= 0 for share in config.split) or (
-        config.split and not sum(config.split)
-    ):
-        raise UserError(f"data.split: {list(config.split)} must be shares of at least 0, not all of them 0")
-    if (config.stage is None) != (not config.split):
+def check_stage(split: tuple[float, ...], stage: int | None) -> None:
+    """Refuse shares that are none, and a stage that has no share.
+
+    Raises:
+        UserError: names the setting.
+    """
+    if not all(math.isfinite(share) and share >= 0 for share in split) or (split and not sum(split)):
+        raise UserError(f"data.split: {list(split)} must be shares of at least 0, not all of them 0")
+    if (stage is None) != (not split):
         raise UserError("data.stage: goes with data.split, whose shares it counts; give both or none")
-    if config.stage is not None and not (1 <= config.stage <= len(config.split) and config.split[config.stage - 1]):
-        raise UserError(
-            f"data.stage: {config.stage} must be the number of one of the shares {list(config.split)}, from 1"
-        )
+    if stage is not None and not (1 <= stage <= len(split) and split[stage - 1]):
+        raise UserError(f"data.stage: {stage} must be the number of one of the shares {list(split)}, from 1")
 
 
 def _weighted_sources(source: str, mixture: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:

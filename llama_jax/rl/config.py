@@ -6,7 +6,7 @@ from typing import Literal
 
 from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.core.errors import UserError
-from llama_jax.data.config import Template
+from llama_jax.data.config import Template, check_stage
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.model.config import AdapterConfig
 from llama_jax.rl.rewards.config import RewardFunctionConfig
@@ -21,9 +21,13 @@ class PromptDataConfig:
     """What is asked."""
 
     source: str = "sums"
-    """`sums`: sums of two numbers below 100. Else a file, a glob, or a directory with all below it, or `tfds:…` or
-    `hf:…`, as for instructions. A record has `prompt`, a text or turns of {role, content} of which the last is a
-    user's, or such turns as `messages`; its other fields are given to the reward functions."""
+    """`sums`: sums of two numbers below 100; `manners`: requests, to be answered politely. Else a file, a glob, or a directory with
+    all below it, or `tfds:…` or `hf:…`, as for instructions. A record has `prompt`, a text or turns of {role, content}
+    of which the last is a user's, or such turns as `messages`; its other fields are given to the reward functions."""
+    split: tuple[float, ...] = ()
+    """Shares of the stages of a pipeline, as for instructions."""
+    stage: int | None = None
+    """Which of the shares of `split` to take, from 1."""
     template: Literal["auto", Template] = "auto"
     """How a prompt is laid out, as for instructions."""
     template_date: str | None = None
@@ -42,6 +46,7 @@ class PromptDataConfig:
         for name, least in (("max_prompt_tokens", 1), ("validation_examples", 0)):
             if (value := getattr(self, name)) < least:
                 raise UserError(f"data.{name}: {value} must be at least {least}")
+        check_stage(self.split, self.stage)
         if not 0 <= self.max_bad_fraction <= 1:
             raise UserError(f"data.max_bad_fraction: {self.max_bad_fraction} must lie between 0 and 1")
 
@@ -57,7 +62,8 @@ class RewardsConfig:
 
     functions: tuple[str, ...] = ("exact",)
     """Python functions, each FILE.py:NAME or one of those that come with llama_jax: `exact`, the completion is the
-    record's `answer`; `last_number`, its last number is that of the `answer`."""
+    record's `answer`; `last_number`, its last number is that of the `answer`; `phrases`, how many of the record's
+    phrases `wanted` it has, less those `unwanted`."""
     weights: tuple[float, ...] = ()
     """Factors on what the functions give, one for each; empty: 1 for all."""
     missing_end_penalty: float = 0.0

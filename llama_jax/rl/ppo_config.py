@@ -16,8 +16,9 @@ class PpoRewardsConfig(RewardsConfig):
 
     functions: tuple[str, ...] = ()
     """Python functions, each FILE.py:NAME or one of those that come with llama_jax: `exact`, the completion is the
-    record's `answer`; `last_number`, its last number is that of the `answer`. Empty: none; or `exact`, of the sums
-    where there is no reward model."""
+    record's `answer`; `last_number`, its last number is that of the `answer`; `phrases`, how many of the record's
+    phrases `wanted` it has, less those `unwanted`. Empty: none; or `exact`, of the sums where there is no reward
+    model."""
     model_weight: float = 1.0
     """Factor on what the reward model gives, which is on the scale that its run has measured: mean 0 and deviation 1
     over the answers that were held out there."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.instructions.records import Turn, listed_turns
+from llama_jax.data.instructions.stages import OfStage
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.rows.inspection import PERCENTILES
 from llama_jax.data.rows.packing import Row
@@ -61,7 +62,7 @@ class PromptData:
         self._order = functools.lru_cache(2)(self._shuffled)
         self.too_long = 0
         """Prompts that were left out."""
-        records = open_records(config.source)
+        records = _records(config, say)
         if config.validation_examples >= len(records):
             raise UserError(
                 f"data.validation_examples: {config.validation_examples} of {len(records)} records leaves none to "
@@ -136,6 +137,20 @@ class PromptData:
             asked = turns[0].content if text else [{"role": turn.role, "content": turn.content} for turn in turns]
             found.append(Prompt(ids, asked, {k: v for k, v in record.values.items() if k not in _OWN}))
         return found
+
+
+def _records(config: PromptDataConfig, say: Callable[[str], None]) -> RecordSource[Record]:
+    """All of the source, or those of a stage."""
+    records = open_records(config.source)
+    if config.stage is None:
+        return records
+    staged = OfStage(records, config.split, config.stage, lambda record: tuple(_turns(record)))
+    if not len(staged):
+        raise UserError(
+            f"data.stage: none of the {len(records):,} records of {config.source} falls to stage {config.stage}"
+        )
+    say(f"{config.source}: {len(staged):,} of {len(records):,} records are of stage {config.stage}")
+    return staged
 
 
 def arguments_of(prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> dict[str, list[Any]]:

@@ -1,11 +1,8 @@
 """One run that learns from rewards, from opening its model to its verdict."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -42,6 +39,7 @@ from llama_jax.runs.starting import (
     start_of,
     stop_ids,
     tokenizer_of,
+    trained_first,
     weights_of,
     with_merged_model,
 )
@@ -261,11 +259,6 @@ def _with_toy_model(config: AnyConfig) -> AnyConfig:
     if config.model is not None or config.data.source != PromptDataConfig.source or begun_config(config.run_dir):
         return config
     base, beginner = "runs/tiny", "runs/tiny_sums"
-    commands = (("pretrain", "tiny/pretrain", base, ()), ("sft", "tiny/sums", beginner, ("--model", base)))
-    for command, name, folder, more in commands:
-        if not Path(folder, "curves.png").exists():  # which is drawn when a run has ended
-            print(f"no --model given: training one for the toy task first, {command} into {folder}", flush=True)
-            line = [sys.executable, "-m", f"llama_jax.{command}", "--config", name, "--run_dir", folder, *more]
-            if subprocess.run(line).returncode:
-                raise UserError("--model: none given, and the one of the toy task could not be trained; see above")
+    trained_first("pretrain", "tiny/pretrain", base)
+    trained_first("sft", "tiny/sums", beginner, "--model", base)
     return replace(config, model=beginner)

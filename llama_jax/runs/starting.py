@@ -3,8 +3,11 @@ run is resumed that it is still the same. Independent of what is learned."""
 
 import functools
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -38,6 +41,20 @@ AnyModelRunConfig = TypeVar("AnyModelRunConfig", bound=ModelRunConfig)
 def path_of(config: ModelRunConfig) -> str:
     """Where the model is that the settings name, or `find_model` finds."""
     return find_model(config.model, lambda line: print(line, flush=True))
+
+
+def trained_first(command: str, name: str, folder: str, *more: str) -> None:
+    """Make a run of a bundled config, of a toy task for which no model is named, if it is not there.
+
+    Raises:
+        UserError: it did not end as it should.
+    """
+    if Path(folder, "curves.png").exists():  # which is drawn when a run has ended
+        return
+    print(f"no --model given: training one for the toy task first, {command} into {folder}", flush=True)
+    line = [sys.executable, "-m", f"llama_jax.{command}", "--config", name, "--run_dir", folder, *more]
+    if subprocess.run(line).returncode:
+        raise UserError("--model: none given, and the one of the toy task could not be trained; see above")
 
 
 def named_in_full(config: AnyModelRunConfig) -> AnyModelRunConfig:

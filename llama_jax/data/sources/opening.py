@@ -22,6 +22,7 @@ from llama_jax.data.sources.documents import (
     read_one_by_one,
 )
 from llama_jax.data.sources.file_bytes import COMPRESSED_SUFFIXES
+from llama_jax.data.sources.manners import manners
 from llama_jax.data.sources.record_files import LineFile, open_json
 from llama_jax.data.sources.record_text import Record, RecordParser, TextField, WholeRecord
 from llama_jax.data.sources.sums import sums
@@ -29,6 +30,9 @@ from llama_jax.data.sources.text_files import TextFile
 
 _FILE_THREADS = 16
 _TEXT_SUFFIXES = (".txt", ".md")
+MANNERS = "manners"
+_MADE = {"sums": sums, MANNERS: manners}
+"""Records that come with llama_jax."""
 _SUFFIXES = (*_TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".array_record")
 
 _T = TypeVar("_T")
@@ -85,16 +89,16 @@ def open_records(source: str) -> RecordSource[Record]:
     """The records that a source names, with all their fields.
 
     Args:
-        source: As for `open_source`, but for directories that `prepare` wrote. `sums`: see that module. A text becomes
-            a record with the field `text`.
+        source: As for `open_source`, but for directories that `prepare` wrote. `sums`, `manners`: see those modules. A
+            text becomes a record with the field `text`.
 
     Raises:
         UserError: nothing is found, a file has an unsupported extension or cannot be read, or there is no record.
     """
     if source == "pydoc":
         return _as_records(open_source(source))
-    if source == "sums":
-        return sums()
+    if source in _MADE:
+        return _MADE[source]()
     if not source.startswith(("tfds:", "hf:")) and _is_prepared(epath.Path(source).expanduser()):
         raise UserError(f"data.source: {source} holds token ids that `prepare` wrote; name the records it read")
     return _open_named(source, WholeRecord())
@@ -139,12 +143,12 @@ def _unicode_record(record: Record | BadRecordError) -> Record:
 
 
 @contextlib.contextmanager
-def errors_of(setting: str) -> Iterator[None]:
-    """Errors of `data.source` as those of another setting."""
+def errors_of(setting: str, *, instead_of: str = "data.source") -> Iterator[None]:
+    """Errors of one setting as those of another."""
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace("data.source", setting, 1)) from None
+        raise UserError(str(error).replace(instead_of, setting, 1)) from None
 
 
 def check_source(source: str, setting: str) -> None:
@@ -156,7 +160,7 @@ def check_source(source: str, setting: str) -> None:
     Raises:
         UserError: nothing is there, or a file is not of a kind that can be read.
     """
-    is_named = source in ("pydoc", "sums") or source.startswith(("tfds:", "hf:"))
+    is_named = source == "pydoc" or source in _MADE or source.startswith(("tfds:", "hf:"))
     if not is_named and not epath.Path(source).expanduser().is_dir():
         with errors_of(setting):
             _files_of(source)

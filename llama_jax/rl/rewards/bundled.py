@@ -21,6 +21,14 @@ def last_number(completions: list[Any], answer: list[Any], **_: Any) -> list[flo
     return [float(_last(_text(text)) == _last(str(wanted))) for text, wanted in zip(completions, answer, strict=True)]
 
 
+def phrases(completions: list[Any], wanted: list[Any], unwanted: list[Any], **_: Any) -> list[float]:
+    """How many of the record's phrases `wanted` are in the completion, less how many of those `unwanted`."""
+    return [
+        float(sum(phrase in text for phrase in good) - sum(phrase in text for phrase in bad))
+        for text, good, bad in zip(map(_text, completions), wanted, unwanted, strict=True)
+    ]
+
+
 def _last(text: str) -> float | None:
     numbers = _NUMBER.findall(text)
     return float(numbers[-1].replace(",", "")) if numbers else None

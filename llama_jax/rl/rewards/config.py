@@ -11,7 +11,7 @@ class RewardFunctionConfig:
     """A function that says what completions are worth, called as TRL calls it."""
 
     function: str
-    """Where it is: FILE.py:NAME, or the name of one of those that come with llama_jax (exact, last_number)."""
+    """Where it is: FILE.py:NAME, or the name of one of those that come with llama_jax (exact, last_number, phrases)."""
     weight: float = 1.0
     """Factor on its rewards in the sum of all functions."""
     timeout_seconds: float = 60.0
