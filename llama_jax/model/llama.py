@@ -17,7 +17,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.sharding import constrain, gathered
 from llama_jax.model.attention.cached import cached_attention
 from llama_jax.model.attention.choice import CHECKPOINT_NAME, MASKED, attention
-from llama_jax.model.cache import LayerCache
+from llama_jax.model.cache import LayerCache, settled
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.layers import Cached, Embedding, Linear, RMSNorm, Rows, decaying, matmul, normal, param
 from llama_jax.model.lora import without_adapter
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         value = heads("v_proj", config.num_kv_heads, "kv_heads")
         if cache is not None and rows.cached is not None:
             positions, of_cache, longest = rows.cached
-            cache = cache.write(key, value, of_cache, positions[:, 0])
+            cache = cache.add(key, value, of_cache, positions[:, 0])
             mixed = cached_attention(query, cache, positions, of_cache, longest)
         else:
             mixed = attention(
@@ -328,6 +328,7 @@ class LanguageModel:
         for number, cache in enumerate(caches):
             x, cache = _decoded_layer(config, compute, of(f"layers_{number}"), x, told, cache)
             after.append(cache)
+        x, after = settled(x, after, rows, start)
         return RMSNorm(config.norm_epsilon, dtype).apply(of("final_norm"), x), after  # pyright: ignore[reportReturnType]
 
     def parameter_count(self) -> int:

@@ -15,6 +15,7 @@ from llama_jax.core.mesh import make_mesh
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.engine import Engine, Request
 from llama_jax.inference.layout import decoding_params
+from llama_jax.model import cache as model_cache
 from llama_jax.model import lora
 from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig
 from llama_jax.model.llama import language_model
@@ -150,6 +151,26 @@ def test_log_probabilities_do_not_depend_on_the_number_of_slots(small_layers) ->
         assert len({tuple(token.id for token in answer) for answer in answers}) == 1
         for tokens in zip(*answers, strict=True):
             assert np.ptp([token.logprob for token in tokens]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_answers_are_the_same_where_tokens_are_written_after_the_last_layer(small_layers, kind, monkeypatch) -> None:
+    """As on accelerators, whose programs run here as well: prompts in chunks, rows of all lengths, slots used again."""
+
+    def answers(model) -> list:
+        own = Engine(model, small_layers, slots=4, length=LENGTH, cache_dtype=kind, row_counts=[4])
+        requests = [Request(prompt, GREEDY, top_logprobs=2) for prompt in PROMPTS]
+        found = [token for answer in own.run(requests) for token in answer]
+        assert all(cache.late == (model is not MODEL) for cache in own._state.caches)
+        return found
+
+    expected = answers(MODEL)
+    monkeypatch.setattr(model_cache, "platform", lambda: "tpu")
+    found = answers(language_model(MODEL.config, MODEL.compute))
+    assert [token.id for token in found] == [token.id for token in expected]
+    assert len({token.id for token in found}) > 5
+    logprobs, others = ([[token.logprob, *(p for _, p in token.top)] for token in each] for each in (found, expected))
+    np.testing.assert_allclose(logprobs, others, atol=1e-5)
 
 
 @pytest.mark.slow

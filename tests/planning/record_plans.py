@@ -29,6 +29,7 @@ PLANS = (
     "--config pretrain_llama3_70b --topology v5p-1024",
     "--config lora_alpaca_7b --topology v5e-8 --training.microbatches 1",
     "--config pretrain_7b --topology v5e-8 --what decode --mesh.fsdp 1 --mesh.tensor 8",
+    "--config pretrain_7b --topology v5e-8 --what decode --mesh.fsdp 1 --mesh.tensor 8 --decode_weights int8",
 )
 """Arguments of `llama_jax.plan`."""
 

@@ -25,3 +25,11 @@ def test_7b_on_v5e_256_sends_and_holds_what_the_layout_promises() -> None:
     assert max(less["memory"]["peak"], least["memory"]["peak"]) <= 15.75 * GIB
     again = [each["flops"]["recomputation"] for each in (default, less, least)]
     assert again[0] > again[1] + 0.01 and again[2] < 1.03
+
+
+def test_a_step_of_decoding_moves_little_but_its_weights_and_caches() -> None:
+    for arguments in PLANS[-2:]:
+        plan = KEPT_PLANS[arguments]
+        held = plan["memory"]["held"]
+        assert plan["what"] == "decode step"
+        assert plan["memory_traffic"] <= 1.1 * (held["parameters"] + held["caches"]), arguments

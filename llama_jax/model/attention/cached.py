@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama_jax.core.arrays import Array, Float, Int
+from llama_jax.core.arrays import Array, Bool, Float, Int
 from llama_jax.model.attention.blocks import MASKED
 from llama_jax.model.cache import Block, LayerCache
 
@@ -19,7 +19,8 @@ def cached_attention(
     rows: Int[Array, "R"] | None,
     longest: Int[Array, ""],
 ) -> Float[Array, "R T N H"]:
-    """Softmax(Q K^T / sqrt(H)) V under the causal mask, of queries at the given positions of their rows.
+    """Softmax(Q K^T / sqrt(H)) V under the causal mask, of queries at the given positions of their rows, whose own keys
+    and values the cache holds already, pending or written.
 
     As many blocks are read as the longest row needs: of the ways to do it, one for each number of blocks, a step takes
     one, so that no program is compiled for a length.
@@ -29,6 +30,8 @@ def cached_attention(
         longest: slots that are read at the least.
     """
     blocks = cache.blocks
+    if cache.pending is not None:
+        return _beside_pending(query_BTNH, cache, positions, rows)
     ends = np.cumsum([block.size for block in blocks])
     ways = [_way(count) for count in range(1, len(blocks) + 1)]
     if len(ways) == 1:
@@ -39,25 +42,37 @@ def cached_attention(
 
 def _way(count: int) -> Callable[..., Array]:
     def mixed(query: Array, blocks: Sequence[Block], positions: Array, rows: Array | None) -> Array:
-        return _mixed(query, [block.rows(rows) for block in blocks[:count]], positions)
+        read = [block.rows(rows) for block in blocks[:count]]
+        slots = jnp.arange(sum(block.size for block in read))
+        return _mixed(query, read, positions[:, :, None] >= slots[None, None])
 
     return mixed
 
 
+def _beside_pending(query: Array, cache: LayerCache, positions: Array, rows: Array | None) -> Array:
+    read = [block.rows(rows) for block in cache.blocks]
+    slots = jnp.arange(sum(block.size for block in read))
+    before = jnp.broadcast_to(slots[None, None] < positions[:, :1, None], (*positions.shape, len(slots)))
+    visible = jnp.concatenate([before, positions[:, :, None] >= positions[:, None]], axis=-1)
+    return _mixed(query, [*read, read[0].of_tokens(*cache.pending)], visible)
+
+
 def _mixed(
-    query_BTNH: Float[Array, "R T N H"], blocks: Sequence[Block], positions: Int[Array, "R T"]
+    query_BTNH: Float[Array, "R T N H"], blocks: Sequence[Block], visible: Bool[Array, "R T S"]
 ) -> Float[Array, "R T N H"]:
     R, T, N, H = query_BTNH.shape
-    K, dtype = blocks[0].key.shape[1], query_BTNH.dtype
+    K, dtype = blocks[0].value.shape[1], query_BTNH.dtype
     G = N // K
     # The queries of a group below each other: a product for each row and key/value head.
     query = jnp.moveaxis(query_BTNH.reshape(R, T, K, G, H), 1, 3).reshape(R, K, G * T, H)
     scores = []
     for block in blocks:
-        product = jnp.einsum("RKTH,RKHS->RKTS", query, block.key.astype(dtype), preferred_element_type=jnp.float32)
-        scores.append(product if block.key_scale is None else product * block.key_scale)
+        key = jnp.moveaxis(block.key, block.key_axis, 3).astype(dtype)
+        product = jnp.einsum("RKTH,RKHS->RKTS", query, key, preferred_element_type=jnp.float32)
+        if block.key_scale is not None:
+            product = product * jnp.moveaxis(block.key_scale, block.key_axis, 3)
+        scores.append(product)
     together = jnp.concatenate(scores, axis=-1).reshape(R, K, G, T, -1) * H**-0.5
-    visible = positions[:, :, None] >= jnp.arange(together.shape[-1])[None, None]
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], together, MASKED), axis=-1).reshape(R, K, G * T, -1)
     mixed, first = jnp.zeros((), jnp.float32), 0
     for block in blocks:
