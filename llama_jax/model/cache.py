@@ -120,7 +120,8 @@ def settled(
     if not any(cache.late for cache in caches):
         return hidden, caches
     hidden, pending = jax.lax.optimization_barrier((hidden, [cache.pending for cache in caches]))
-    return hidden, [cache.write(*new, rows, start) for cache, new in zip(caches, pending, strict=True)]
+    written = zip(caches, pending, strict=True)
+    return hidden, [cache.write(key, value, rows, start) for cache, (key, value) in written]
 
 
 def _put(kept: Array, new: Array, rows: Array | None, at: Array, axis: int) -> Array:
