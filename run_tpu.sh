@@ -155,7 +155,7 @@ check_run_dir() {
   [[ -z $BUCKET || $BUCKET =~ ^gs://[a-z0-9][a-z0-9._-]+(/.*)?$ ]] ||
     mistake "--bucket: '$BUCKET' is not a bucket, such as gs://my-bucket"
   case ${COMMAND[0]} in
-    pretrain | sft | lora | reward | dpo | kto)
+    pretrain | sft | lora | reward | dpo | kto | grpo | ppo)
       if [[ -z $run_dir ]]; then
         [[ $BUCKET ]] || mistake "--bucket: needed, the gs://BUCKET that all hosts write the run to"
         COMMAND+=(--run_dir "$BUCKET/$NAME")

@@ -29,19 +29,20 @@ from llama_jax.runs.config import RunConfig
 from llama_jax.supervised.config import LoraConfig, PretrainConfig, SftConfig
 from llama_jax.supervised.preference_config import DpoConfig, KtoConfig, RewardConfig
 
-_FINE_TUNING: dict[str, type] = {
+_FROM_A_MODEL: dict[str, type] = {
     "sft": SftConfig,
     "lora": LoraConfig,
     "reward": RewardConfig,
     "dpo": DpoConfig,
     "kto": KtoConfig,
+    "grpo": GrpoConfig,
+    "ppo": PpoConfig,
 }
+"""Commands that train, and begin with a model."""
 
 COMMANDS: dict[str, type] = {
     "pretrain": PretrainConfig,
-    **_FINE_TUNING,
-    "grpo": GrpoConfig,
-    "ppo": PpoConfig,
+    **_FROM_A_MODEL,
     "rlhf": RlhfConfig,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
     "benchmark dpo": composed(DpoBenchmarkConfig, DpoConfig),
@@ -54,13 +55,13 @@ COMMANDS: dict[str, type] = {
     "plan": composed(PlannedConfig, PretrainConfig),
     **{
         f"plan {name}": composed(PlannedConfig, settings, f"Compile a run of {name} for hardware that is not here.")
-        for name, settings in _FINE_TUNING.items()
+        for name, settings in _FROM_A_MODEL.items()
     },
     "prepare": PrepareConfig,
     "preview": composed(ShownConfig, PretrainConfig),
     **{
         f"preview {name}": composed(ShownConfig, settings, f"Show what `{name}` will train on; nothing is written.")
-        for name, settings in _FINE_TUNING.items()
+        for name, settings in _FROM_A_MODEL.items()
     },
     "self_instruct": SelfInstructConfig,
     "self_instruct conversations": ConversationsConfig,

@@ -72,6 +72,7 @@ def recipe(config: GrpoConfig) -> Recipe:
         surrogate=surrogate,
         log_ratios=loss.log_ratios,
         divergence=Divergence(config.beta, k3) if config.beta else None,
+        entropy_coefficient=config.entropy_coefficient,
         temperature=config.rollout.temperature,
     )
     return Recipe(objective, functools.partial(GroupLearner, loss.aggregation, loss.advantages))

@@ -15,11 +15,14 @@ from llama_jax.checkpoints.opening import find_model
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.data.config import ShownConfig
 from llama_jax.data.instructions.inspection import examples_report, examples_report_lines, first_rows
+from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.rows.display import print_rows
 from llama_jax.data.rows.inspection import documents_report, documents_report_lines, read_first_rows
 from llama_jax.data.rows.mixture import Mixture, open_mixture
 from llama_jax.data.rows.streams import Pipeline
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from llama_jax.rl.config import RewardLearningConfig
+from llama_jax.rl.prompts import PromptData
 from llama_jax.runs.starting import tokenizer_of
 from llama_jax.supervised.config import InstructionConfig, PretrainConfig
 from llama_jax.supervised.instructions import open_instructions
@@ -32,14 +35,32 @@ _say = functools.partial(print, flush=True)
 def preview(config: Any) -> None:
     """Print the first rows of training and a report on the data; nothing is written."""
     show: ShownConfig = config
-    report = _documents(config, show) if isinstance(config, PretrainConfig) else _examples(config, show)
+    if isinstance(config, PretrainConfig):
+        report = _documents(config, show)
+    else:
+        report = _prompts(config, show) if isinstance(config, RewardLearningConfig) else _examples(config, show)
     if show.json:
         print(json.dumps(report))
 
 
-def _examples(config: InstructionConfig | PreferenceConfig, show: ShownConfig) -> dict[str, Any]:
+def _tokenizer_of_model(config: InstructionConfig | PreferenceConfig | RewardLearningConfig) -> Tokenizer:
     path = find_model(config.model, _say)
-    tokenizer = tokenizer_of(config, open_weights(path, step=config.step, say=_say), path, config.data.template_date)
+    return tokenizer_of(config, open_weights(path, step=config.step, say=_say), path, config.data.template_date)
+
+
+def _prompts(config: RewardLearningConfig, show: ShownConfig) -> dict[str, Any]:
+    tokenizer = _tokenizer_of_model(config)
+    data = PromptData(config.data, Layout(config.data.template, tokenizer), config.seed, _say)
+    first = data.numbered(0, show.examples)
+    shown = print_rows([("the prompts", prompt.row()) for prompt in first], tokenizer, show.characters)
+    for number, prompt in enumerate(first):
+        print(f"rewards are told of row {number}: {json.dumps(prompt.fields, default=str)[: show.characters]}")
+    print(data.description())
+    return data.report() | {"examples_shown": [{"segments": segments} for _, segments in shown]}
+
+
+def _examples(config: InstructionConfig | PreferenceConfig, show: ShownConfig) -> dict[str, Any]:
+    tokenizer = _tokenizer_of_model(config)
     if isinstance(config, PreferenceConfig):
         loader = open_preferences(config, tokenizer, None, _say)
     else:

@@ -21,9 +21,10 @@ class PromptDataConfig:
     """What is asked."""
 
     source: str = "sums"
-    """`sums`: all sums below 20; `manners`: requests, to be answered politely. Else a file, a glob, or a directory with
-    all below it, or `tfds:…` or `hf:…`, as for instructions. A record has `prompt`, a text or turns of {role, content}
-    of which the last is a user's, or such turns as `messages`; its other fields are given to the reward functions."""
+    """`sums`: sums of two numbers below 100; `manners`: requests, to be answered politely. Else a file, a glob, or a
+    directory with all below it, or `tfds:…` or `hf:…`, as for instructions. A record has `prompt`, a text or turns of
+    {role, content} of which the last is a user's, or such turns as `messages`; its other fields are given to the reward
+    functions."""
     split: tuple[float, ...] = ()
     """Shares of the stages of a pipeline, as for instructions."""
     stage: int | None = None
@@ -190,6 +191,8 @@ class RewardLearningConfig(ModelRunConfig):
     most_divergence: float | None = None
     """Nats: where the mean squared log-ratio of an update, by two, exceeds this, the iteration makes no further one;
     null: all are made."""
+    entropy_coefficient: float = 0.0
+    """Weight of the mean entropy of the tokens, which the loss is less by: above 0, answers stay varied for longer."""
     learn_truncated: bool = True
     """Whether completions that no end token ended are learned from."""
     correction: Correction = "sequence_mask"
@@ -223,6 +226,8 @@ class RewardLearningConfig(ModelRunConfig):
             raise UserError("training.trainable: is for method full; what LoRA trains is said by lora.target_modules")
         if self.method == "lora" and self.lora.dropout:
             raise UserError(f"lora.dropout: {self.lora.dropout} must be 0: the policy that samples has none")
+        if not 0 <= self.entropy_coefficient < math.inf:
+            raise UserError(f"--entropy_coefficient {self.entropy_coefficient}: must be at least 0 and finite")
         low, high = self.correction_bounds
         if not 0 <= low <= 1 <= high:
             raise UserError(f"correction_bounds: {[low, high]} must have 1 between them, and be at least 0")

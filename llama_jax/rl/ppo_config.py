@@ -17,8 +17,8 @@ class PpoRewardsConfig(RewardsConfig):
     functions: tuple[str, ...] = ()
     """Python functions, each FILE.py:NAME or one of those that come with llama_jax: `exact`, the completion is the
     record's `answer`; `last_number`, its last number is that of the `answer`; `phrases`, how many of the record's
-    phrases `wanted` it has, less those `unwanted`. Empty: none; or `exact`, of the sums below 20 where there is no
-    reward model."""
+    phrases `wanted` it has, less those `unwanted`. Empty: none; or `exact`, of the sums where there is no reward
+    model."""
     model_weight: float = 1.0
     """Factor on what the reward model gives, which is on the scale that its run has measured: mean 0 and deviation 1
     over the answers that were held out there."""
@@ -150,8 +150,6 @@ class PpoConfig(RewardLearningConfig):
     """How far from 1 the ratio of the policies counts, either way."""
     dual_clip: float | None = None
     """Bound on the ratio at negative advantages, such as 3 (arXiv:1912.09729); null: none."""
-    entropy_coefficient: float = 0.0
-    """Factor on the mean entropy of a token, which is taken from the loss."""
     average_decay: float = 0.0
     """Decay, by iteration, of a running average of the policy (0.992 in DeepSpeed-Chat). It is then the average that is
     evaluated, saved as the model, and opened by other commands, and the policy itself is beside it; 0: no average."""
@@ -175,8 +173,6 @@ class PpoConfig(RewardLearningConfig):
             raise UserError(f"--clip {self.clip}: must lie between 0 and 1")
         if self.dual_clip is not None and not 1 + self.clip < self.dual_clip < math.inf:
             raise UserError(f"--dual_clip {self.dual_clip}: must be above 1 + clip, {1 + self.clip:g}, and finite")
-        if not 0 <= self.entropy_coefficient < math.inf:
-            raise UserError(f"--entropy_coefficient {self.entropy_coefficient}: must be at least 0 and finite")
         if not 0 <= self.average_decay < 1:
             raise UserError(f"--average_decay {self.average_decay}: must be at least 0 and below 1")
         if self.reward_model is None and not self.rewards.functions and self.data.source != PromptDataConfig.source:
@@ -188,7 +184,7 @@ class PpoConfig(RewardLearningConfig):
 
     @property
     def judged_by(self) -> PpoRewardsConfig:
-        """What completions are worth; of the sums below 20, where nothing is named, whether they are right."""
+        """What completions are worth; of the sums, where nothing is named, whether they are right."""
         if self.reward_model is None and not self.rewards.functions:
             return replace(self.rewards, functions=("exact",))
         return self.rewards

@@ -12,6 +12,8 @@ from llama_jax.core.errors import UserError
 from llama_jax.data.instructions.records import Turn, listed_turns
 from llama_jax.data.instructions.stages import OfStage
 from llama_jax.data.instructions.templates import Layout
+from llama_jax.data.rows.inspection import PERCENTILES
+from llama_jax.data.rows.packing import Row
 from llama_jax.data.sources.bad_records import BadRecords
 from llama_jax.data.sources.documents import BadRecordError, RecordSource, split_indices
 from llama_jax.data.sources.opening import open_records
@@ -32,6 +34,12 @@ class Prompt(NamedTuple):
     """As the record has it: a text, or turns."""
     fields: Mapping[str, Any]
     """The other fields of its record."""
+
+    def row(self) -> Row:
+        """By itself, as rows are shown: no token bears loss."""
+        ids, count = np.array(self.ids, np.int32), len(self.ids)
+        shown = {"tokens": ids, "targets": np.roll(ids, -1), "segment_ids": np.ones(count, np.int32)}
+        return shown | {"loss_weights": np.zeros(count, np.float32), "ends": np.ones(1, np.int32)}
 
 
 class PromptData:
@@ -83,6 +91,19 @@ class PromptData:
         parts += [f"{self._bad:,} dropped (bad records)"] * bool(self._bad)
         return ", ".join(parts)
 
+    def report(self) -> dict[str, Any]:
+        """The same as JSON, and how many tokens the prompts have."""
+        lengths = [len(prompt.ids) for prompt in (*self.training, *self.held_out)]
+        percentiles = np.percentile(lengths, PERCENTILES, method="nearest").astype(int).tolist()
+        return {
+            "template": self.layout.name,
+            "prompts": len(self.training),
+            "held_out": len(self.held_out),
+            "too_long": self.too_long,
+            "bad_records": self._bad,
+            "length_percentiles": dict(zip(map(str, PERCENTILES), percentiles, strict=True)),
+        }
+
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt."""
@@ -104,6 +125,8 @@ class PromptData:
             try:
                 record = records[number]
                 ids = self.layout.prompt_ids(turns := _turns(record))
+                if not ids:
+                    raise BadRecordError("empty", record.place, f"is no token in the template {self.layout.name}")
             except BadRecordError as error:
                 bad.note(error)
                 continue

@@ -80,14 +80,13 @@ def learn_from_rewards(config: RewardLearningConfig, recipe: Recipe, *, command:
     who = start_up(config.distributed)
     if jax.process_count() > 1:
         raise UserError(f"distributed: {command} runs in one process, on all devices that it has")
-    config = _with_toy_model(config)
     if config.dry_run:
         path = path_of(config)
         print_dry_run(who, program := build(config, recipe), path)
         for name, other in recipe.others(program.model.config, None).items():
             print_dry_run(name, other, path)
         return
-    config = named_in_full(config)
+    config = named_in_full(_with_toy_model(config))
     config = replace(config, data=replace(config.data, template_date=begun_date(config, config.data.template_date)))
     config = _with_schedule(config)
     with (

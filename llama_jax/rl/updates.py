@@ -120,7 +120,7 @@ class Updates:
         metrics: list[dict[str, float]] = []
         for batch in self._batches(rollouts, learned, known, number):
             state, found = self._program.step(state, frozen, batch)
-            metrics.append({name: float(value) for name, value in found.items()})
+            metrics.append({name: float(value) for name, value in jax.device_get(found).items()})
             if metrics[-1].get("approximate_kl", 0.0) > self._plan.most_divergence:
                 break
         return state, metrics

@@ -29,7 +29,7 @@ def planned(capfd, *arguments: object, command: str = "plan") -> tuple[dict, str
 def test_every_command_whose_settings_are_listed_beside_those_of_plan_can_be_planned():
     listed = {name: settings for name, settings in COMMANDS.items() if name.partition(" ")[0] == "plan"}
     planned_commands = {name: planned_command(settings()) for name, settings in listed.items()}
-    others = ("sft", "lora", "reward", "dpo", "kto")
+    others = ("sft", "lora", "reward", "dpo", "kto", "grpo", "ppo")
     assert planned_commands == {"plan": "pretrain", **{f"plan {name}": name for name in others}}
     for command in planned_commands.values():
         assert issubclass(listed[f"plan {command}" if f"plan {command}" in listed else "plan"], COMMANDS[command])

@@ -34,24 +34,28 @@ def sums(**settings: Any) -> PromptData:
 
 def test_every_prompt_is_asked_once_an_epoch_and_none_that_is_held_out() -> None:
     data = sums()
-    epochs = [data.numbered(170 * epoch, 170) for epoch in range(2)]
+    epochs = [data.numbered(5010 * epoch, 5010) for epoch in range(2)]
     asked = [[prompt.asked for prompt in epoch] for epoch in epochs]
-    assert sorted(asked[0]) == sorted(asked[1]) and asked[0] != asked[1] and len({*asked[0]}) == 170
+    assert sorted(asked[0]) == sorted(asked[1]) and asked[0] != asked[1] and len({*asked[0]}) == 5010
     assert not {*asked[0]} & {prompt.asked for prompt in data.held_out} and len(data.held_out) == 40
-    assert [each.asked for each in data.numbered(160, 20)] == asked[0][160:] + asked[1][:10]
+    assert [each.asked for each in data.numbered(5000, 20)] == asked[0][5000:] + asked[1][:10]
     first = epochs[0][0]
     a, b = first.asked.removesuffix("=").split("+")
     assert first.fields == {"answer": str(int(a) + int(b))} and first.ids == [ord(each) for each in first.asked]
-    # A constant answer is right for less than a tenth.
+    # Nor the other way round, and a constant answer is right for less than a hundredth.
+    pairs = [frozenset(each.asked.removesuffix("=").split("+")) for each in (*data.training, *data.held_out)]
+    assert len({*pairs}) == len(pairs) == 5050
     answers = [prompt.fields["answer"] for prompt in (*data.training, *data.held_out)]
-    assert max(map(answers.count, answers)) < 0.1 * len(answers)
+    assert max(map(answers.count, {*answers})) < 0.01 * len(answers)
     assert sums().fingerprint == data.fingerprint != sums(max_prompt_tokens=4).fingerprint
 
 
 def test_prompts_too_long_are_counted_and_some_must_be_left() -> None:
     data = sums(max_prompt_tokens=4)
-    assert data.too_long + len(data.training) + len(data.held_out) == 210 and "dropped (too long)" in data.description()
-    with pytest.raises(UserError, match=r"none of the 210 records of sums is left to train on; 210 have prompts"):
+    assert (
+        data.too_long + len(data.training) + len(data.held_out) == 5050 and "dropped (too long)" in data.description()
+    )
+    with pytest.raises(UserError, match=r"none of the 5,050 records of sums is left to train on; 5,050 have prompts"):
         sums(max_prompt_tokens=2)
 
 

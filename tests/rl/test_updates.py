@@ -17,12 +17,13 @@ from llama_jax.model.llama import language_model
 from llama_jax.model.lora import without_adapter
 from llama_jax.objectives import policy
 from llama_jax.objectives.divergence import k3
+from llama_jax.objectives.value import clipped_value
 from llama_jax.rl import aggregation
 from llama_jax.rl.correction import agreement, importance_weights
 from llama_jax.rl.groups import group_advantages
 from llama_jax.rl.rollouts import Rollouts, Sampler
-from llama_jax.rl.updates import Experience, Plan, Updates, logprobs_by
-from llama_jax.runs.methods import all_parameters, low_rank_adapter
+from llama_jax.rl.updates import Experience, Plan, Updates, Valued, logprobs_by, values_by
+from llama_jax.runs.methods import all_parameters, low_rank_adapter, with_scalar_head
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import Program, make_program
 
@@ -153,3 +154,38 @@ def test_what_is_rewarded_is_learned(mesh) -> None:
             rewards.append(reward.mean())
     assert np.mean(rewards[:3]) < 0.3 and np.mean(rewards[-5:]) > 0.8, rewards
     assert metrics[-1]["skipped_updates"] == 0
+
+
+@pytest.mark.slow
+def test_updates_of_a_policy_and_a_critic_are_the_same_on_another_mesh() -> None:
+    """From the same parameters and the same rollout, on 8 devices and on 4."""
+    lengths = np.random.default_rng(0).integers(1, 9, size=16)
+    completions = [np.random.default_rng(n).integers(6, 300, size=length).tolist() for n, length in enumerate(lengths)]
+    prompts = [prompt for prompt in PROMPTS for _ in range(4)]
+    rollouts = Rollouts(prompts, completions, np.zeros((16, 8), np.float32), np.ones(16, np.bool_))
+    told = np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
+    critic = with_scalar_head(METHOD)
+    config = critic.architecture(MODEL.config)
+    found = []
+    for devices in (8, 4):
+        with jax.set_mesh(make_mesh(MeshConfig(1, devices), jax.devices()[:devices])):
+            scoring = language_model(config, ComputeConfig())
+            policy_program = program_of(METHOD)
+            critic_program = make_program(
+                scoring, clipped_value(scoring), TRAINING, 24, seed=0, partition=critic.partition(scoring)
+            )
+            policy_state, policy_frozen = policy_program.init(KEY)
+            old = logprobs_by(policy_program, TEMPERATURE, tree.join(policy_state.trainable, policy_frozen), rollouts)
+            critic_state, critic_frozen = critic_program.init(KEY)
+            values = values_by(critic_program, tree.join(critic_state.trainable, critic_frozen), rollouts)
+            known = Experience(old, old, np.ones_like(old), told), Valued(values, values + told)
+            trained, _ = updates_of(policy_program, Plan())(
+                policy_state, policy_frozen, rollouts, rollouts.mask, known[0], 0
+            )
+            judged, _ = updates_of(critic_program, Plan(aggregation=None))(
+                critic_state, critic_frozen, rollouts, rollouts.mask, known[1], 0
+            )
+            found.append([old, values, *map(np.asarray, jax.tree.leaves((trained.trainable, judged.trainable)))])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert any(np.abs(leaf).max() > 0 for leaf in found[0][2:])
