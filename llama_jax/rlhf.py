@@ -5,12 +5,12 @@ if __name__ == "__main__":
 
     main("rlhf")
 
+from llama_jax.pipeline.beginning import with_merged_sft, with_toy_base
 from llama_jax.pipeline.comparison import judge_of
 from llama_jax.pipeline.config import RlhfConfig
 from llama_jax.pipeline.ending import finish
 from llama_jax.pipeline.handing_down import for_dry_run, stages_of
 from llama_jax.pipeline.stages import Stage, make_stages
-from llama_jax.pipeline.toy import with_toy_base
 from llama_jax.ppo import ppo
 from llama_jax.reward import reward
 from llama_jax.sft import sft
@@ -20,6 +20,9 @@ def rlhf(config: RlhfConfig) -> None:
     """Make the stages that are not done, each a run directory of its own, and write what came of them: a report and
     a verdict."""
     config = with_toy_base(config)
+    if not config.dry_run:
+        judge_of(config.comparison)  # which is to be there before hours of training
+        config = with_merged_sft(config)
     told = stages_of(config)
     if config.dry_run:
         told = for_dry_run(config, told)
@@ -34,6 +37,5 @@ def rlhf(config: RlhfConfig) -> None:
                 print(f"--- {stage.name}", flush=True)
                 stage.make(stage.config)
         return
-    judge_of(config.comparison)  # which is to be there before hours of training
     make_stages(config.run_dir, stages)
     finish(config, told.ppo, stages)

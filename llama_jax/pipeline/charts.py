@@ -75,13 +75,13 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 
 def _levels(low: float, high: float) -> list[float]:
-    """Three to six round numbers between."""
-    step = 10.0 ** math.floor(math.log10(high - low))
-    for part in (1.0, 0.5, 0.2, 0.1):
+    """Round numbers between, six at the most."""
+    step, levels = 10.0 ** math.floor(math.log10(high - low)), [low, high]
+    for part in (0.2, 0.5, 1.0, 2.0, 5.0):
         levels = [number * step * part for number in range(_ceil(low / step / part), _ceil(high / step / part))]
-        if len(levels) >= 3:
-            return levels
-    return [low, high]
+        if len(levels) <= 6:
+            break
+    return levels
 
 
 def _ceil(value: float) -> int:

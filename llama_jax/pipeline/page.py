@@ -67,7 +67,7 @@ def _cards(outcome: Outcome) -> Iterable[str]:
             yield f'<article class="card"><h3>{title}</h3><p>{origin}; no verdict is kept of it</p></article>'
     if (spent := outcome.spent) is not None:
         state = "ok" if spent.is_within else "no"
-        badge = "no target" if spent.target is None else "within bounds" if spent.is_within else "too much"
+        badge = "no target" if spent.target is None else "within" if spent.is_within else "too much"
         error = "" if spent.standard_error is None else f" ± {spent.standard_error:.2f}"
         beside = "the coefficient is fixed" if spent.target is None else f"target {spent.target:g} nats"
         lengths = "answers of {:.1f} tokens before, {:.1f} after".format(*outcome.tokens)

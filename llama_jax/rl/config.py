@@ -23,8 +23,8 @@ class PromptDataConfig:
     source: str = "sums"
     """`sums`: sums of two numbers below 100; `manners`: requests, to be answered politely. Else a file, a glob, or a
     directory with all below it, or `tfds:…` or `hf:…`, as for instructions. A record has `prompt`, a text or turns of
-    {role, content} of which the last is a user's, or such turns as `messages`; its other fields are given to the
-    reward functions."""
+    {role, content} of which the last is a user's, or such turns as `messages`; its other fields are given to the reward
+    functions."""
     split: tuple[float, ...] = ()
     """Shares of the stages of a pipeline, as for instructions."""
     stage: int | None = None

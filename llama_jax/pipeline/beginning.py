@@ -1,0 +1,37 @@
+"""What a pipeline begins with: the base of the toy task, which is trained where none is named, and an adapter that is
+taken as the result of SFT, merged."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from llama_jax.checkpoints.config import ConvertConfig
+from llama_jax.checkpoints.conversion import convert_model
+from llama_jax.checkpoints.finding import find_format
+from llama_jax.data.sources.opening import MANNERS
+from llama_jax.pipeline.config import RlhfConfig
+from llama_jax.runs.resuming import begun_config
+from llama_jax.runs.starting import trained_first
+
+_BASE = "runs/tiny"
+
+
+def with_toy_base(config: RlhfConfig) -> RlhfConfig:
+    """For the toy task, where no model is named, one that has begun to spell; it is trained if it is not there."""
+    if config.sft_model or config.sft.model or MANNERS not in (config.data, config.sft.data.source):
+        return config
+    if not begun_config(str(Path(config.run_dir) / "sft")):
+        trained_first("pretrain", "tiny/pretrain", _BASE)
+    return replace(config, sft=replace(config.sft, model=_BASE))
+
+
+def with_merged_sft(config: RlhfConfig) -> RlhfConfig:
+    """Where an adapter is taken as the result of SFT, with the two merged in the run directory, once: reward model and
+    policy are then adapters over the same base."""
+    given = config.sft_model
+    if given is None or find_format(given, "--sft_model")[1] not in ("lora", "peft"):
+        return config
+    merged = Path(config.run_dir) / "sft_merged"
+    if not merged.exists():
+        print(f"{given} is an adapter: merging it into its base first, which is then kept in {merged}", flush=True)
+        convert_model(ConvertConfig(source=given, target=str(merged)), lambda line: print(line, flush=True))
+    return replace(config, sft_model=str(merged))
