@@ -120,8 +120,7 @@ def settled(
     if not any(cache.late for cache in caches):
         return hidden, caches
     hidden, pending = jax.lax.optimization_barrier((hidden, [cache.pending for cache in caches]))
-    written = zip(caches, pending, strict=True)
-    return hidden, [cache.write(key, value, rows, start) for cache, (key, value) in written]
+    return hidden, [cache.write(key, value, rows, start) for cache, (key, value) in zip(caches, pending, strict=True)]
 
 
 def _put(kept: Array, new: Array, rows: Array | None, at: Array, axis: int) -> Array:
