@@ -3,7 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
-from llama_jax.benchmarks.config import BenchmarkConfig, DpoBenchmarkConfig, RougeConfig
+from llama_jax.benchmarks.config import (
+    BenchmarkConfig,
+    DpoBenchmarkConfig,
+    RougeConfig,
+)
+from llama_jax.benchmarks.rl.config import GrpoBenchmarkConfig, PpoBenchmarkConfig
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.core.settings.parser import composed
 from llama_jax.data.config import (
@@ -43,6 +48,8 @@ COMMANDS: dict[str, type] = {
     **_FROM_A_MODEL,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
     "benchmark dpo": composed(DpoBenchmarkConfig, DpoConfig),
+    "benchmark grpo": composed(GrpoBenchmarkConfig, GrpoConfig),
+    "benchmark ppo": composed(PpoBenchmarkConfig, PpoConfig),
     "benchmark rouge": RougeConfig,
     "chat": ChatConfig,
     "convert": ConvertConfig,
