@@ -43,12 +43,12 @@ class Iterations(Protocol):
 
 
 def rl_turn(
-    config: RlBenchmarkConfig, opened: Callable[[Any], contextlib.AbstractContextManager[Iterations]]
+    config: RlBenchmarkConfig, opened: Callable[[dict[str, Any]], contextlib.AbstractContextManager[Iterations]]
 ) -> tuple[turns.Turn, dict[str, Any]]:
     """Iterations, warmed up, which give the seconds of each phase, and facts; `prompts` of ids are among them.
 
     Args:
-        opened: The iterations of the run with some settings.
+        opened: The iterations of the run with some settings changed.
 
     Raises:
         UserError: JAX is not on CPU, or no prompt has as many tokens as are asked for.
@@ -57,12 +57,15 @@ def rl_turn(
     who = start_up(run.distributed)
     if jax.devices()[0].platform != "cpu":
         raise UserError(f"--against {config.against}: compares on CPU, but this is {who}; set JAX_PLATFORMS=cpu")
-    made = {"run_dir": "run", "data": replace(run.data, source=_written_prompts(config), validation_examples=0)}
+    made: dict[str, Any] = {
+        "run_dir": "run",
+        "data": replace(run.data, source=_written_prompts(config), validation_examples=0),
+    }
     if not config.with_reward_model:
         made["rewards"] = replace(run.rewards, functions=(f"{rewarded.__file__}:remainder",))
     stack = contextlib.ExitStack()
     atexit.register(stack.close)  # and not before: the process is of this run alone
-    iterations = stack.enter_context(opened(replace(run, **made)))
+    iterations = stack.enter_context(opened(made))
     expected = run.rollout.completions * run.rollout.max_new_tokens
 
     def turn(count: int) -> dict[str, Any]:
