@@ -112,7 +112,7 @@ class ActorCriticLearner:
 
     def fresh(self) -> ActorCritic:
         """See `Learner`."""
-        policy = Trained(*self._start.fresh())
+        policy = self._policy.begun(*self._start.fresh())
         average = jax.tree.map(jnp.copy, policy.state.trainable) if self._config.average_decay else None
         return ActorCritic(policy, self._critic.begin(), average)
 
@@ -134,8 +134,8 @@ class ActorCriticLearner:
     def restored(self, items: dict[str, PyTree], progress: Progress) -> ActorCritic:
         """See `Learner`."""
         before = Kept.from_json(progress.kept).fingerprints
-        for name, now in self._fingerprints.items():
-            if before[name] != now:
+        for name in _CHECKED:
+            if before.get(name) != self._fingerprints.get(name):
                 raise UserError(_CHECKED[name])
         policy, critic = self._policy.restored(items), self._critic.role.restored(items)
         if not self._config.average_decay:
@@ -197,7 +197,7 @@ class ActorCriticLearner:
             experience = Experience(said.old, said.reference, weights, taught.advantages)
             after, metrics = self._policy_updates(*policy, rollouts, taught.learned, experience, number)
             policy, made = Trained(after, policy.frozen), len(metrics)
-            first = {f"first_{name}": metrics[0][name] for name in ("ratio", "clip_fraction")}
+            first = {f"first_{name}": metrics[0][name] for name in ("ratio", "clip_fraction") if taught.learned.any()}
             record = of_updates(metrics) | first
         if average is not None:
             average = _averaged(average, policy.state.trainable, self._config.average_decay)

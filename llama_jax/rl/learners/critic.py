@@ -91,7 +91,7 @@ def open_critic(opened: Opened[PpoConfig], reward: OpenRewardModel | None) -> Cr
             own = set(tree.flatten(program.state_shapes.trainable))
             leaves = tree.flatten(params).items()
             params = tree.unflatten({path: jnp.copy(leaf) if path in own else leaf for path, leaf in leaves})
-        return role.begun(params)
+        return role.begun(*program.begin(params))
 
     return Critic(role, begin)
 

@@ -49,7 +49,7 @@ class GroupLearner:
 
     def fresh(self) -> Trained:
         """See `Learner`."""
-        return Trained(*self._start.fresh())
+        return self._role.begun(*self._start.fresh())
 
     def targets(self) -> dict[str, PyTree]:
         """See `Learner`."""

@@ -50,10 +50,8 @@ class Role:
         own = {name.removeprefix(self.prefix): item for name, item in items.items() if name.startswith(self.prefix)}
         return Trained(*from_checkpoint_items(own, self.program.state_shapes, self.unsaved, self.method.params_item))
 
-    def begun(self, params: PyTree) -> Trained:
-        """With these parameters, of which those that train give their memory; what is not saved is shared."""
-        state, frozen = self.program.begin(params)
+    def begun(self, state: TrainState, frozen: PyTree) -> Trained:
+        """From what its program gave at the beginning; what is not saved is shared with the other roles."""
         shared = tree.flatten(self.unsaved)
-        return Trained(
-            state, tree.unflatten({path: shared.get(path, leaf) for path, leaf in tree.flatten(frozen).items()})
-        )
+        leaves = {path: shared.get(path, leaf) for path, leaf in tree.flatten(frozen).items()}
+        return Trained(state, tree.unflatten(leaves))
