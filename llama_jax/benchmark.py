@@ -8,9 +8,11 @@ if __name__ == "__main__":
 import functools
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import fields
 from typing import Any
 
-from llama_jax import dpo
+from llama_jax import dpo, grpo, ppo
 from llama_jax.benchmarks import turns
 from llama_jax.benchmarks.against import compare, own_turn
 from llama_jax.benchmarks.config import BenchmarkConfig, DpoBenchmarkConfig, RougeConfig
@@ -20,7 +22,10 @@ from llama_jax.benchmarks.decoding.dry_run import describe_decoding
 from llama_jax.benchmarks.decoding.engine_side import engine_turn
 from llama_jax.benchmarks.dpo.comparison import compare_dpo
 from llama_jax.benchmarks.dpo.own_side import dpo_turn
-from llama_jax.benchmarks.results import keep, say
+from llama_jax.benchmarks.results import AnyBenchmarkConfig, keep, say
+from llama_jax.benchmarks.rl.comparison import compare_rl
+from llama_jax.benchmarks.rl.config import RlBenchmarkConfig
+from llama_jax.benchmarks.rl.own_side import rl_turn
 from llama_jax.benchmarks.rouge import measure_rouge
 from llama_jax.benchmarks.scaling import measure_scaling
 from llama_jax.benchmarks.step import build, measure_step
@@ -28,18 +33,23 @@ from llama_jax.config import COMMANDS, PRESETS
 from llama_jax.core.processes.distributed import is_main_process, start_up
 from llama_jax.core.settings.command_line import parse
 from llama_jax.planning.decoding import lowered_decode
+from llama_jax.rl.config import GrpoConfig
+from llama_jax.rl.ppo_config import PpoConfig
+from llama_jax.rl.running import Iterations, iterations
 from llama_jax.runs.description import description
 from llama_jax.supervised.preferences import preference_method
 
 _OWN_SIDE = "llama_jax.benchmark:own_side"
 
 
-def benchmark(config: BenchmarkConfig | DpoBenchmarkConfig | RougeConfig) -> None:
+def benchmark(config: AnyBenchmarkConfig | RougeConfig) -> None:
     """Print what was measured, and write it to `WHAT.json` in `output`; `scaling` draws `scaling.png` beside it."""
     if isinstance(config, RougeConfig):
         measure_rouge(config)
     elif isinstance(config, DpoBenchmarkConfig):
         keep(config, config.name, compare_dpo(config, _OWN_SIDE))
+    elif isinstance(config, RlBenchmarkConfig):
+        keep(config, config.name, compare_rl(config, _OWN_SIDE))
     elif config.run.dry_run:
         describe_decoding(config, lowered_decode)
     elif config.is_in_turns:
@@ -65,9 +75,19 @@ def own_side() -> None:
             config: Any = parse(COMMANDS[command], arguments, command=command, commands=COMMANDS, presets=PRESETS)
         if command == "benchmark dpo":
             return dpo_turn(config, preference_method(config), dpo.supervision(config))
+        if isinstance(config, RlBenchmarkConfig):
+            return rl_turn(config, functools.partial(_iterations, config))
         return engine_turn(config) if config.what == "decode" else own_turn(config, build)
 
     turns.serve(prepare)
+
+
+def _iterations(config: Any, made: dict[str, Any]) -> AbstractContextManager[Iterations]:
+    """Those of the command, of the settings that it shares with the benchmark, some of them changed."""
+    kind, recipe = {"grpo": (GrpoConfig, grpo.recipe), "ppo": (PpoConfig, ppo.recipe)}[config.what]
+    given = {field.name: getattr(config, field.name) for field in fields(kind)}
+    run: Any = kind(**(given | made))
+    return iterations(run, recipe(run), command=config.what)
 
 
 def _step(config: BenchmarkConfig) -> dict[str, Any]:

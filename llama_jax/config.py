@@ -3,7 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
-from llama_jax.benchmarks.config import BenchmarkConfig, DpoBenchmarkConfig, RougeConfig
+from llama_jax.benchmarks.config import (
+    BenchmarkConfig,
+    DpoBenchmarkConfig,
+    RougeConfig,
+)
+from llama_jax.benchmarks.rl.config import GrpoBenchmarkConfig, PpoBenchmarkConfig
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.core.settings.parser import composed
 from llama_jax.data.config import (
@@ -46,6 +51,8 @@ COMMANDS: dict[str, type] = {
     "rlhf": RlhfConfig,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
     "benchmark dpo": composed(DpoBenchmarkConfig, DpoConfig),
+    "benchmark grpo": composed(GrpoBenchmarkConfig, GrpoConfig),
+    "benchmark ppo": composed(PpoBenchmarkConfig, PpoConfig),
     "benchmark rouge": RougeConfig,
     "chat": ChatConfig,
     "convert": ConvertConfig,

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from llama_jax.benchmarks import turns
-from llama_jax.benchmarks.config import BenchmarkConfig, DpoBenchmarkConfig
-from llama_jax.benchmarks.results import gigabytes, say
+from llama_jax.benchmarks.config import BenchmarkConfig
+from llama_jax.benchmarks.results import AnyBenchmarkConfig, gigabytes, say
 from llama_jax.benchmarks.step import MeasuredStep
 from llama_jax.core import tree
 from llama_jax.core.errors import UserError
@@ -69,7 +69,7 @@ def _check_comparable(config: BenchmarkConfig) -> None:
         )
 
 
-def check_packages(config: BenchmarkConfig | DpoBenchmarkConfig, packages: Sequence[str]) -> None:
+def check_packages(config: AnyBenchmarkConfig, packages: Sequence[str]) -> None:
     """Refuse a comparison with a program that is not there.
 
     Raises:
@@ -81,7 +81,7 @@ def check_packages(config: BenchmarkConfig | DpoBenchmarkConfig, packages: Seque
 
 
 def compared(
-    config: BenchmarkConfig | DpoBenchmarkConfig,
+    config: AnyBenchmarkConfig,
     ours: turns.Side,
     theirs: turns.Side,
     facts: dict[str, dict[str, Any]],

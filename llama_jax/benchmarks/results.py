@@ -7,11 +7,14 @@ from typing import Any
 from etils import epath
 
 from llama_jax.benchmarks.config import BenchmarkConfig, DpoBenchmarkConfig
+from llama_jax.benchmarks.rl.config import RlBenchmarkConfig
 from llama_jax.core.files import write_whole
 from llama_jax.core.processes.distributed import is_main_process
 
+AnyBenchmarkConfig = BenchmarkConfig | DpoBenchmarkConfig | RlBenchmarkConfig
 
-def say(config: BenchmarkConfig | DpoBenchmarkConfig, text: str) -> None:
+
+def say(config: AnyBenchmarkConfig, text: str) -> None:
     """Print a line for people, from process 0."""
     # Beside the sides of a comparison this process must not ask JAX which one it is, since that starts it; it is the
     # only one then.
@@ -19,7 +22,7 @@ def say(config: BenchmarkConfig | DpoBenchmarkConfig, text: str) -> None:
         print(text, file=sys.stderr if config.json else sys.stdout, flush=True)
 
 
-def keep(config: BenchmarkConfig | DpoBenchmarkConfig, name: str, result: dict[str, Any]) -> None:
+def keep(config: AnyBenchmarkConfig, name: str, result: dict[str, Any]) -> None:
     """Write `NAME.json`, and print it where that is asked for."""
     file = epath.Path(config.output) / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """One run that learns from rewards, from opening its model to its verdict."""
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from llama_jax.checkpoints.weight_reading import open_weights
+from llama_jax.core import tree
 from llama_jax.core.arrays import Float, PyTree
 from llama_jax.core.errors import SavedAfterSignal, UserError
 from llama_jax.core.mesh import make_mesh
@@ -86,6 +88,35 @@ def learn_from_rewards(config: RewardLearningConfig, recipe: Recipe, *, command:
         for name, other in recipe.others(program.model.config, None).items():
             print_dry_run(name, other, path)
         return
+    with _opened(config, recipe, command, who) as run:
+        run.live()
+
+
+class Iterations(NamedTuple):
+    """Those of a run, one by one, of completions that nothing ends early. Nothing is evaluated or saved: for
+    measurements."""
+
+    prompts: list[list[int]]
+    """That the run asks."""
+    trained: int
+    """Parameters of the policy that train."""
+    next: Callable[[], MetricsRecord]
+    """Makes one, and returns what a run records of it."""
+
+
+@contextlib.contextmanager
+def iterations(config: RewardLearningConfig, recipe: Recipe, *, command: str) -> Iterator[Iterations]:
+    """Open a run as `learn_from_rewards` does, and leave its iterations to the caller.
+
+    Raises:
+        UserError: see there.
+    """
+    with _opened(config, recipe, command, start_up(config.distributed)) as run:
+        yield run.iterations()
+
+
+@contextlib.contextmanager
+def _opened(config: RewardLearningConfig, recipe: Recipe, command: str, who: str) -> Iterator["_Run"]:
     config = named_in_full(_with_toy_model(config))
     config = replace(config, data=replace(config.data, template_date=begun_date(config, config.data.template_date)))
     config = _with_schedule(config)
@@ -96,7 +127,7 @@ def learn_from_rewards(config: RewardLearningConfig, recipe: Recipe, *, command:
         run.say(who)
         if config.method == "lora":
             config = with_merged_model(config, run)
-        _Run(config, recipe, run, command).live()
+        yield _Run(config, recipe, run, command)
 
 
 class _Run:
@@ -133,7 +164,7 @@ class _Run:
             if first:
                 run.say(f"resuming from step {first}")
             with Life(config, run, first, self._start.files, self._hashes, self._data.fingerprint) as life:
-                parts = self._parts(self._learner.result(state))
+                parts = self._parts(self._learner.result(state), self._stop_ids)
                 if first == 0:
                     life.begin()  # there is no checkpoint to protect
                     progress = self._measured_before(parts, self._learner.result(state), progress)
@@ -157,13 +188,24 @@ class _Run:
         progress = Progress.from_json(json.loads(position))
         return self._learner.restored(restored.items, progress), progress
 
-    def _parts(self, params: PyTree) -> Parts:
+    def iterations(self) -> Iterations:
+        """See `Iterations`."""
+        state, progress = self._learner.fresh(), Progress()
+        parts = self._parts(self._learner.result(state), ())
+
+        def make() -> MetricsRecord:
+            nonlocal state, progress
+            state, progress, record = self._learner.iterate(parts, state, progress)
+            return record
+
+        trained = tree.size(self._program.state_shapes.trainable)
+        return Iterations([prompt.ids for prompt in self._data.training], trained, make)
+
+    def _parts(self, params: PyTree, stop_ids: tuple[int, ...]) -> Parts:
         config = self._config
         length = self._data.longest + config.rollout.max_new_tokens
         slots = min(config.rollout.slots, config.rollout.completions)
-        sampler = Sampler(
-            self._program.model, params, config.rollout, slots=slots, length=length, stop_ids=self._stop_ids
-        )
+        sampler = Sampler(self._program.model, params, config.rollout, slots=slots, length=length, stop_ids=stop_ids)
         return Parts(config, self._data, sampler, self._learner.judge, self._run.say)
 
     def _measured_before(self, parts: Parts, params: PyTree, progress: Progress) -> Progress:

@@ -2,12 +2,11 @@
 training loop. Imports no JAX and runs in a process of its own, `turns.Side`."""
 
 import tempfile
-import threading
 from importlib.metadata import version
-from queue import Queue
 from typing import Any
 
 from llama_jax.benchmarks.transformers_side import adapter_config
+from llama_jax.benchmarks.trl_turns import Waiting
 from llama_jax.benchmarks.turns import Turn, processors, serve
 
 
@@ -31,7 +30,7 @@ def _prepare(task: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
     torch.set_num_threads(threads)
     trainer = _trainer(task)
     model: Any = trainer.model
-    turn = _epochs(trainer, threads)
+    turn = _epochs(trainer)
     turn(1)
     versions = f"trl {version('trl')}, peft {peft.__version__}, transformers {transformers.__version__}"
     checkpoints = "with checkpointing" if task["checkpointing"] else "without checkpointing"
@@ -89,38 +88,18 @@ def _trainer(task: dict[str, Any]) -> Any:
     )
 
 
-def _epochs(trainer: Any, threads: int) -> Turn:
-    """Epochs of its training loop, which waits in a thread of its own between them; gives the mean loss of the last."""
-    import torch
+def _epochs(trainer: Any) -> Turn:
+    """Epochs of its training loop; gives the mean loss of the last."""
     import transformers
 
-    allowed: Queue[int] = Queue()
-    done: Queue[Any] = Queue()
+    waiting = Waiting()
 
     class Waits(transformers.TrainerCallback):
-        def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-            allowed.get()
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            waiting.begin()
 
         def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
-            done.put(logs["loss"])
-
-    def train() -> None:
-        torch.set_num_threads(threads)
-        try:
-            trainer.train()
-        except BaseException as error:
-            done.put(error)
+            waiting.wait(float(logs["loss"]))
 
     trainer.add_callback(Waits())
-    threading.Thread(target=train, daemon=True).start()
-
-    def turn(epochs: int) -> float:
-        loss: Any = None
-        for _ in range(epochs):
-            allowed.put(1)
-            loss = done.get()
-            if isinstance(loss, BaseException):
-                raise loss
-        return float(loss)
-
-    return turn
+    return waiting.turns(trainer.train)

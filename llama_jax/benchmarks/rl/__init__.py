@@ -1,0 +1,1 @@
+"""Our learning from rewards beside that of Hugging Face's TRL."""
