@@ -194,8 +194,9 @@ def open_hugging_face(path: epath.PathLike) -> ForeignWeights:
 def _padding_of(values: Mapping[str, Any], config: LlamaConfig) -> dict[str, bytes]:
     """Which token a reward model is read before; one that is not in the vocabulary is in no text."""
     pad_id = values.get("pad_token_id")
-    known = type(pad_id) is int and 0 <= pad_id < config.vocab_size
-    return padding_file(pad_id) if config.scalar_head and known else {}
+    if config.scalar_head and type(pad_id) is int and 0 <= pad_id < config.vocab_size:
+        return padding_file(pad_id)
+    return {}
 
 
 def _files_beside(directory: Path, ids: Sequence[int], config: LlamaConfig) -> Mapping[str, bytes]:
