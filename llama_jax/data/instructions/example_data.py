@@ -166,9 +166,7 @@ class ExampleData(ABC, Generic[Kept, Into]):
     def description(self) -> list[str]:
         """A line for each source, what came of it, and one for all."""
 
-    def set_apart(
-        self, held_out: Sequence[tuple[RecordSource[Record], Int[np.ndarray, "numbers"]]]
-    ) -> Collection[bytes]:
+    def set_apart(self, held_out: Sequence[tuple[RecordSource[Record], Int[np.ndarray, "_"]]]) -> Collection[bytes]:
         """Keys of what is held out, and may not be trained on from any source.
 
         Args:

@@ -187,9 +187,7 @@ class PreferenceData(ExampleData[CompletionExamples, CollectedCompletions]):
             raise BadRecordError("missing_field", record.place, "its fields are not those of preferences")
         return compared(record, kind).prompt
 
-    def set_apart(
-        self, held_out: Sequence[tuple[RecordSource[Record], Int[np.ndarray, "numbers"]]]
-    ) -> Collection[bytes]:
+    def set_apart(self, held_out: Sequence[tuple[RecordSource[Record], Int[np.ndarray, "_"]]]) -> Collection[bytes]:
         """Keys of the prompts."""
         return {prompt_key(records, number, self.prompt_of) for records, of in held_out for number in of.tolist()}
 
