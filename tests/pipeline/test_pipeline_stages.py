@@ -9,9 +9,10 @@ import pytest
 
 from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.checkpoints.steps.saving import Checkpoints
-from llama_jax.core.errors import SavedAfterSignal
+from llama_jax.core.errors import SavedAfterSignal, UserError
 from llama_jax.pipeline.stages import Stage, make_stages
 from llama_jax.runs.config import RunConfig
+from llama_jax.training.config import TrainingConfig
 
 
 @pytest.fixture
@@ -23,13 +24,15 @@ def made(tmp_path) -> tuple[list[str], list[Stage]]:
         calls.append(Path(config.run_dir).name)
         if config.resume == 3:
             raise SavedAfterSignal("interrupted")
-        if not (folder := Path(config.run_dir) / "checkpoints").exists():
-            checkpoints = Checkpoints(folder, CheckpointConfig(), say=print)
-            checkpoints.save(2, {"params": {"a": jnp.ones(2)}}, {"model/config.json": b"{}"}, {})
-            checkpoints.close()
+        checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", CheckpointConfig(), say=print)
+        if config.training.steps not in checkpoints.steps():
+            checkpoints.save(config.training.steps, {"params": {"a": jnp.ones(2)}}, {"model/config.json": b"{}"}, {})
+        checkpoints.close()
 
-    names = ("sft", "reward", "ppo")
-    return calls, [Stage(name, RunConfig(run_dir=str(tmp_path / name)), make, None) for name in names]
+    def stage(name: str) -> Stage:
+        return Stage(name, RunConfig(run_dir=str(tmp_path / name), training=TrainingConfig(steps=2)), make, None)
+
+    return calls, [stage(name) for name in ("sft", "reward", "ppo")]
 
 
 def test_what_is_done_is_not_made_again(made, tmp_path, capsys) -> None:
@@ -67,3 +70,11 @@ def test_what_is_of_elsewhere_is_never_made(made, tmp_path, capsys) -> None:
     assert calls == ["reward", "ppo"]
     assert "sft: not made, taking a/model" in capsys.readouterr().out
     assert "sft" not in json.loads((tmp_path / "done.json").read_text())
+
+
+def test_a_stage_that_was_made_after_another_result_of_one_before_it_is_refused(made, tmp_path) -> None:
+    _, stages = made
+    make_stages(str(tmp_path), stages)
+    longer = stages[0]._replace(config=replace(stages[0].config, training=TrainingConfig(steps=3)))
+    with pytest.raises(UserError, match="reward: was made after step 2 of sft, which is at step 3 now"):
+        make_stages(str(tmp_path), [longer, *stages[1:]])
