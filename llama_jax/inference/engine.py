@@ -23,8 +23,8 @@ from llama_jax.inference.compilations import compilations
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.programs import Chunk, Output
 from llama_jax.inference.requests import Constraint, NewToken, Request, check_request
-from llama_jax.inference.rows import Job, Slot
-from llama_jax.inference.sampling import rules_of
+from llama_jax.inference.rows import WORTH_KEEPING, Job, Slot
+from llama_jax.inference.sampling import Rules, rules_of
 from llama_jax.model.llama import LanguageModel
 
 __all__ = ["Constraint", "Engine", "NewToken", "Request"]
@@ -54,6 +54,8 @@ class Engine:
         cache_dtype: type of the cached keys and values; None: the model's compute type.
         row_counts: numbers of rows that a step may be compiled for, the last that of the slots; None: on CPU, which
             computes for each row, the powers of two, and elsewhere the slots alone, which costs hardly more.
+        readers: prompts that one program reads side by side, in each part of the mesh: more than one where many are
+            asked at a time.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Engine:
         length: int | None = None,
         cache_dtype: Any = None,
         row_counts: Sequence[int] | None = None,
+        readers: int = 1,
     ) -> None:
         self.model, self.slots, self.length = model, slots, length or model.config.context_length
         self.compilations = 0
@@ -76,11 +79,14 @@ class Engine:
         self._parts = size_of("batch")
         if problem := indivisible_rows(slots, self._parts):
             raise UserError(f"slots: {problem}")
+        self._readers = readers * self._parts
         self._vocab_size = model.config.padded_vocab_size
+        self._no_rules = rules_of(Request([0], SamplingConfig()), self._vocab_size)
         self._handles = itertools.count()
         self._clock = itertools.count(1)
         self._waiting: deque[Job] = deque()
         self._reading: list[Slot] = []
+        self._beginning: list[Slot] = []
         self._pending: _Pending | None = None
         self._rows = [Slot(number) for number in range(slots)]
         self._chunks = [size for size in CHUNKS[platform()] if size <= self.length] or [self.length]
@@ -178,7 +184,7 @@ class Engine:
         self._state = programs.copy_prompt(self._state, np.int32(0), nowhere, np.int32(0))
         self._state = programs.clear(self._state, nowhere)
         self._state, _ = programs.stop(self._state, nowhere)
-        self._begin(nowhere, Job(-1, Request([0], SamplingConfig()), 0))
+        self._begin([])
         for count in self._row_counts:
             self._run_decode([], count)
 
@@ -192,7 +198,13 @@ class Engine:
 
     def _read_prompts(self) -> None:
         """Read a piece of the prompts that are to be read next; more, as long as more requests wait for that than
-        answers would have to wait."""
+        answers would have to wait. Whoever has been read begins to answer."""
+        self._read_pieces()
+        for start in range(0, len(self._beginning), self._readers):
+            self._begin(self._beginning[start : start + self._readers])
+        self._beginning = []
+
+    def _read_pieces(self) -> None:
         for _ in range(max(1, TOKENS_A_STEP // self._chunks[-1])):
             self._reading = self._reading or self._admitted()
             if not self._reading:
@@ -204,21 +216,23 @@ class Engine:
             for slot, start, count in zip(self._reading, chunk.starts, chunk.counts, strict=False):
                 slot.read(int(start + count))
                 if slot.job is not None and slot.job.is_read:
-                    self._begin(np.int32(slot.number), slot.job)
+                    self._beginning.append(slot)
             self._reading = [slot for slot in self._reading if slot.job is not None and not slot.job.is_read]
             idle = self.slots - self.active
             if min(idle, self.waiting) + len(self._reading) <= self.active - len(self._reading):
                 return
 
     def _admitted(self) -> list[Slot]:
-        """Slots whose prompts are to be read, side by side; as many as the mesh splits rows into."""
+        """Slots whose prompts are to be read, side by side."""
         admitted: list[Slot] = []
-        while self._waiting and len(admitted) < self._parts:
+        while self._waiting and len(admitted) < self._readers:
             idle = [slot for slot in self._rows if slot.job is None]
             if not idle:
                 break
             job = self._waiting[0]
-            source = max(self._rows, key=lambda slot: slot.shared(job))
+            # A prompt so short is in no slot: each would be looked at in vain.
+            rows = idle[:1] if len(job.prompt) <= WORTH_KEEPING else self._rows
+            source = max(rows, key=lambda slot: slot.shared(job))
             if any(slot.promises(job) > source.shared(job) for slot in admitted):
                 break  # what one of those will hold is worth waiting for
             target = max(idle, key=lambda slot: (slot.shared(job), -slot.used))
@@ -228,7 +242,7 @@ class Engine:
                 self._state = programs.copy_prompt(self._state, np.int32(source.number), number, length)
             target.take(self._waiting.popleft(), source.shared(job), next(self._clock))
             if job.is_read:
-                self._begin(np.int32(target.number), job)
+                self._beginning.append(target)
             else:
                 admitted.append(target)
         return admitted
@@ -239,8 +253,8 @@ class Engine:
         return next(fitting, max((size for size in self._chunks if size <= left), default=self._chunks[0]))
 
     def _chunk(self, slots: Sequence[Slot], size: int) -> Chunk:
-        tokens = np.zeros((self._parts, size), np.int32)
-        rows, starts, counts, adapters = np.zeros((4, self._parts), np.int32)
+        tokens = np.zeros((self._readers, size), np.int32)
+        rows, starts, counts, adapters = np.zeros((4, self._readers), np.int32)
         rows[:] = self.slots
         for place, slot in enumerate(slots):
             assert slot.job is not None
@@ -252,12 +266,19 @@ class Engine:
             adapters[place] = slot.job.adapter
         return Chunk(tokens, rows, starts, counts, adapters)
 
-    def _begin(self, row: np.int32, job: Job) -> None:
-        tokens = np.zeros(self.length, np.int32)
-        tokens[: len(job.prompt)] = job.prompt
-        length, adapter = np.int32(len(job.prompt)), np.int32(job.adapter)
-        rules = rules_of(job.request, self._vocab_size)
-        self._state = programs.begin(self._state, row, tokens, length, adapter, rules)
+    def _begin(self, slots: Sequence[Slot]) -> None:
+        tokens = np.zeros((self._readers, self.length), np.int32)
+        rows, lengths, adapters = np.zeros((3, self._readers), np.int32)
+        rows[:] = self.slots
+        rules = [self._no_rules] * self._readers
+        for place, slot in enumerate(slots):
+            assert slot.job is not None
+            job = slot.job
+            tokens[place, : len(job.prompt)] = job.prompt
+            rows[place], lengths[place], adapters[place] = slot.number, len(job.prompt), job.adapter
+            rules[place] = rules_of(job.request, self._vocab_size)
+        each: Rules = jax.tree.map(lambda *values: np.stack(values), *rules)
+        self._state = programs.begin(self._state, rows, tokens, lengths, adapters, each)
 
     def _decoded(self) -> _Pending | None:
         """The next token of each answer under way, on its way."""
@@ -301,6 +322,8 @@ class Engine:
             return []
         output, jobs = self._pending
         ids, finish = np.asarray(output.ids), np.asarray(output.finish)
+        if any(job.request.top_logprobs is not None for _, _, job in jobs):
+            output = jax.tree.map(np.asarray, output)  # at once: each token asks for its row of them
         found = []
         for row, slot, job in jobs:
             if slot.job is not job:
@@ -335,7 +358,7 @@ def _row_counts(slots: int, parts: int) -> list[int]:
 
 
 def _with_logprobs(token: NewToken, output: Output, row: int, count: int) -> NewToken:
-    raw, sampled = map(float, np.asarray(output.logprobs)[row])
-    top_ids, top_logprobs = (np.asarray(array)[row, :count] for array in (output.top_ids, output.top_logprobs))
+    raw, sampled = map(float, output.logprobs[row])
+    top_ids, top_logprobs = (array[row, :count] for array in (output.top_ids, output.top_logprobs))
     top = tuple(zip(top_ids.tolist(), top_logprobs.tolist(), strict=True))
     return token._replace(logprob=raw, sampled_logprob=sampled, top=top)

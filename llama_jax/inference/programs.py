@@ -121,33 +121,29 @@ def prefill(model: LanguageModel, params: PyTree, slots: Slots, chunk: Chunk) ->
 @functools.partial(jax.jit, donate_argnums=0)
 def begin(
     slots: Slots,
-    row: Int[Array, ""],
-    tokens: Int[Array, "S"],
-    length: Int[Array, ""],
-    adapter: Int[Array, ""],
+    rows: Int[Array, "P"],
+    tokens: Int[Array, "P S"],
+    lengths: Int[Array, "P"],
+    adapters: Int[Array, "P"],
     rules: Rules,
 ) -> Slots:
-    """Let a row answer whose prompt has been read but for its last token.
+    """Let rows answer whose prompts have been read but for their last tokens.
 
     Args:
-        row: the number of slots: none.
-        tokens: the prompt, padded.
-        length: of the prompt.
+        rows: the number of slots: none.
+        tokens: the prompts, padded.
+        lengths: of the prompts.
+        rules: with a leading axis P.
     """
     own = {
         "tokens": tokens,
-        "lengths": length - 1,
-        "prompt_lengths": length,
-        "active": True,
-        "adapters": adapter,
+        "lengths": lengths - 1,
+        "prompt_lengths": lengths,
+        "active": jnp.ones_like(rows, jnp.bool_),
+        "adapters": adapters,
         "rules": rules,
     }
-    return slots.replace(
-        **{
-            name: jax.tree.map(lambda old, new: old.at[row].set(new, mode="drop"), getattr(slots, name), new)
-            for name, new in own.items()
-        }
-    )
+    return slots.replace(**{name: _put(getattr(slots, name), rows, new) for name, new in own.items()})
 
 
 @functools.partial(jax.jit, donate_argnums=0)

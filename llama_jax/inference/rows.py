@@ -55,7 +55,9 @@ class Slot:
 
     def shared(self, job: Job) -> int:
         """How many tokens of the prompt its caches hold."""
-        return 0 if self.tokens is None or self.adapter != job.adapter else _common(self.tokens, job.prompt)
+        if self.tokens is None or len(job.prompt) <= WORTH_KEEPING or self.adapter != job.adapter:
+            return 0
+        return _common(self.tokens, job.prompt)
 
     def promises(self, job: Job) -> int:
         """How many they will hold once the slot's own prompt is read."""

@@ -9,12 +9,15 @@ import numpy as np
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Bool, Float, Int, PyTree
 from llama_jax.core.errors import CannotGoOnError, UserError
+from llama_jax.core.sharding import size_of
 from llama_jax.inference.config import SamplingConfig
-from llama_jax.inference.engine import Engine, Request
+from llama_jax.inference.engine import Engine, NewToken, Request
 from llama_jax.inference.layout import decoding_params
 from llama_jax.model import paths
 from llama_jax.model.llama import LanguageModel
 
+_READERS = 16
+"""Prompts that are read side by side, at the most: all of a rollout are there at once."""
 _CHANGES_NOTHING = {
     "top_k": 0,
     "top_p": 1.0,
@@ -107,7 +110,9 @@ class Sampler:
         check_sampling(sampling)
         self._model, self._sampling, self._stop_ids = model, sampling, stop_ids
         self._layers, self._base = decoding_params(model, params), _base_of(params)
-        self._engine = Engine(model, self._layers, slots=slots, length=length, row_counts=row_counts)
+        readers = max(1, min(_READERS, slots) // size_of("batch"))
+        self._side_by_side = readers * size_of("batch")
+        self._engine = Engine(model, self._layers, slots=slots, length=length, row_counts=row_counts, readers=readers)
 
     @property
     def compilations(self) -> int:
@@ -144,7 +149,7 @@ class Sampler:
             for number, prompt in enumerate(prompts)
             for answer in range(count)
         ]
-        answers = self._engine.run(requests)
+        answers = self._answered(requests, count)
         if any(token.finish == "error" for answer in answers for token in answer[-1:]):
             raise CannotGoOnError("rollout: the model's logits are not numbers; training has broken its weights")
         logprobs = np.zeros((len(requests), self._sampling.max_new_tokens), np.float32)
@@ -156,6 +161,20 @@ class Sampler:
             logprobs,
             np.array([answer[-1].finish == "stop" for answer in answers], np.bool_),
         )
+
+    def _answered(self, requests: list[Request], count: int) -> list[list[NewToken]]:
+        """Prompts that are read side by side are asked for their first completions, then for the others, for which
+        they need not be read again."""
+
+        def turn(number: int) -> tuple[int, int]:
+            prompt, answer = divmod(number, count)
+            return prompt // self._side_by_side, answer
+
+        order = sorted(range(len(requests)), key=turn)
+        answers: list[list[NewToken]] = [[] for _ in requests]
+        for number, answer in zip(order, self._engine.run([requests[number] for number in order]), strict=True):
+            answers[number] = answer
+        return answers
 
 
 def _base_of(params: PyTree) -> dict[str, Array]:
