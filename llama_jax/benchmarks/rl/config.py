@@ -1,7 +1,7 @@
 """What `benchmark grpo` and `benchmark ppo` can be told beside the settings of those commands."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol, Self, cast, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 from llama_jax.core.errors import UserError
 from llama_jax.model.config import AdapterConfig, ComputeConfig, LlamaConfig
@@ -98,7 +98,7 @@ class RlBenchmarkConfig:
         """The settings of the command, which this one has beside these (`core.settings.parser`)."""
         return cast(MeasuredRewards, self)
 
-    def opening(self, model: str, reward: str | None) -> Self:
+    def opening(self, model: str, reward: str | None) -> "RlBenchmarkConfig":
         """The same, of these models."""
         return replace(self, **{"model": model} | ({"reward_model": reward} if self.with_reward_model else {}))
 
