@@ -35,7 +35,7 @@ from llama_jax.core.settings.command_line import parse
 from llama_jax.planning.decoding import lowered_decode
 from llama_jax.rl.config import GrpoConfig
 from llama_jax.rl.ppo_config import PpoConfig
-from llama_jax.rl.running import Iterations, iterations
+from llama_jax.rl.running import iterations
 from llama_jax.runs.description import description
 from llama_jax.supervised.preferences import preference_method
 
@@ -82,7 +82,7 @@ def own_side() -> None:
     turns.serve(prepare)
 
 
-def _iterations(config: Any, made: dict[str, Any]) -> AbstractContextManager[Iterations]:
+def _iterations(config: Any, made: dict[str, Any]) -> AbstractContextManager[Any]:
     """Those of the command, of the settings that it shares with the benchmark, some of them changed."""
     kind, recipe = {"grpo": (GrpoConfig, grpo.recipe), "ppo": (PpoConfig, ppo.recipe)}[config.what]
     given = {field.name: getattr(config, field.name) for field in fields(kind)}
