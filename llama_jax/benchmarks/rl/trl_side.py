@@ -112,6 +112,7 @@ def _ppo(task: dict[str, Any], generation: _Timed) -> Any:
         **task["settings"],
     )
     reward, value = (_opened(task["reward_model"], "AutoModelForSequenceClassification", num_labels=1) for _ in "12")
+    prompts = Dataset.from_list([{"input_ids": prompt} for prompt in task["prompts"]])
     return PPOTrainer(
         args=config,
         processing_class=_tokenizer(task),
@@ -119,7 +120,8 @@ def _ppo(task: dict[str, Any], generation: _Timed) -> Any:
         ref_model=None,
         reward_model=reward,
         value_model=value,
-        train_dataset=Dataset.from_list([{"input_ids": prompt} for prompt in task["prompts"]]),
+        train_dataset=prompts,
+        eval_dataset=prompts,  # it wants one, and never reads it
     )
 
 
