@@ -1,13 +1,14 @@
 """What `benchmark grpo` and `benchmark ppo` can be told beside the settings of those commands."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol, Self, cast, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 from llama_jax.core.errors import UserError
 from llama_jax.model.config import AdapterConfig, ComputeConfig, LlamaConfig
 from llama_jax.training.config import TrainingConfig
 
 
+@runtime_checkable
 class MeasuredRollout(Protocol):
     """What benchmarks read of `rollout`, a dataclass."""
 
@@ -98,7 +99,7 @@ class RlBenchmarkConfig:
         """The settings of the command, which this one has beside these (`core.settings.parser`)."""
         return cast(MeasuredRewards, self)
 
-    def opening(self, model: str, reward: str | None) -> Self:
+    def opening(self, model: str, reward: str | None) -> "RlBenchmarkConfig":
         """The same, of these models."""
         return replace(self, **{"model": model} | ({"reward_model": reward} if self.with_reward_model else {}))
 
@@ -113,10 +114,23 @@ class RlBenchmarkConfig:
             ("minibatches", run.minibatches, 1),
             ("training.microbatches", run.training.microbatches, 1),
             ("entropy_coefficient", run.entropy_coefficient, 0.0),
-            ("data.source", run.data.source, "sums"),  # never read: the prompts are made
             ("rewards.missing_end_penalty", run.rewards.missing_end_penalty, 0.0),
             ("rewards.overlong_buffer", run.rewards.overlong_buffer, 0),
         )
+
+    def check_given(self) -> None:
+        """Refuse settings in whose place the sides have their own.
+
+        Raises:
+            UserError: names one.
+        """
+        functions = () if self.with_reward_model else ("exact",)
+        for name, value, default in (
+            ("data.source", self.run.data.source, "sums"),
+            ("rewards.functions", self.run.rewards.functions, functions),
+        ):
+            if value != default:
+                raise UserError(f"{name}: {value}, but benchmark {self.what} makes its own; leave it out")
 
     def _check(self, *needed: tuple[str, object, object]) -> None:
         for name, value, only in needed:
@@ -199,7 +213,6 @@ class PpoBenchmarkConfig(RlBenchmarkConfig):
         run: Any = self.run
         self._check(
             ("rollout.num_generations", run.rollout.num_generations, 1),
-            ("rewards.functions", run.rewards.functions, ()),
             ("dual_clip", run.dual_clip, None),
             ("average_decay", run.average_decay, 0.0),
             ("text.source", run.text.source, None),
