@@ -8,14 +8,12 @@ if __name__ == "__main__":
 import functools
 import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import fields
 from typing import Any
 
 from llama_jax import dpo, grpo, ppo
 from llama_jax.benchmarks import turns
 from llama_jax.benchmarks.against import compare, own_turn
-from llama_jax.benchmarks.config import BenchmarkConfig, DpoBenchmarkConfig, RougeConfig
+from llama_jax.benchmarks.config import DpoBenchmarkConfig, RougeConfig
 from llama_jax.benchmarks.data import measure_data
 from llama_jax.benchmarks.decoding.comparison import measure_decoding
 from llama_jax.benchmarks.decoding.dry_run import describe_decoding
@@ -33,10 +31,7 @@ from llama_jax.config import COMMANDS, PRESETS
 from llama_jax.core.processes.distributed import is_main_process, start_up
 from llama_jax.core.settings.command_line import parse
 from llama_jax.planning.decoding import lowered_decode
-from llama_jax.rl.config import GrpoConfig
-from llama_jax.rl.ppo_config import PpoConfig
 from llama_jax.rl.running import iterations
-from llama_jax.runs.description import description
 from llama_jax.supervised.preferences import preference_method
 
 _OWN_SIDE = "llama_jax.benchmark:own_side"
@@ -58,7 +53,9 @@ def benchmark(config: AnyBenchmarkConfig | RougeConfig) -> None:
     else:
         say(config, start_up(config.run.distributed))
         scaling = functools.partial(measure_scaling, build=build)
-        result = {"train": _step, "lora": _step, "data": measure_data, "scaling": scaling}[config.what](config)
+        result = {"train": measure_step, "lora": measure_step, "data": measure_data, "scaling": scaling}[config.what](
+            config
+        )
         if is_main_process():
             keep(config, config.name, result)
 
@@ -76,21 +73,8 @@ def own_side() -> None:
         if command == "benchmark dpo":
             return dpo_turn(config, preference_method(config), dpo.supervision(config))
         if isinstance(config, RlBenchmarkConfig):
-            return rl_turn(config, functools.partial(_iterations, config))
+            recipe = {"grpo": grpo.recipe, "ppo": ppo.recipe}[config.what](config)
+            return rl_turn(config, functools.partial(iterations, recipe=recipe, command=config.what))
         return engine_turn(config) if config.what == "decode" else own_turn(config, build)
 
     turns.serve(prepare)
-
-
-def _iterations(config: Any, made: dict[str, Any]) -> AbstractContextManager[Any]:
-    """Those of the command, of the settings that it shares with the benchmark, some of them changed."""
-    kind, recipe = {"grpo": (GrpoConfig, grpo.recipe), "ppo": (PpoConfig, ppo.recipe)}[config.what]
-    given = {field.name: getattr(config, field.name) for field in fields(kind)}
-    run: Any = kind(**(given | made))
-    return iterations(run, recipe(run), command=config.what)
-
-
-def _step(config: BenchmarkConfig) -> dict[str, Any]:
-    program = build(config)
-    say(config, description(program, config.run.model.size))
-    return measure_step(config, program)

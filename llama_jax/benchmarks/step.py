@@ -20,6 +20,7 @@ from llama_jax.core.batches import Batch, TokenBatch
 from llama_jax.data.rows.packing import write_segment
 from llama_jax.model.flops import CONVENTION
 from llama_jax.objectives.next_token import next_token
+from llama_jax.runs.description import description
 from llama_jax.runs.methods import all_parameters, build_program, low_rank_adapter
 from llama_jax.training.program import Program
 
@@ -34,8 +35,10 @@ def build(config: BenchmarkConfig) -> Program:
     return build_program(run, method, objective, run.model.architecture, run.data.sequence_length)
 
 
-def measure_step(config: BenchmarkConfig, program: Program) -> dict[str, Any]:
-    """Speed, memory and compilation of the step of a program."""
+def measure_step(config: BenchmarkConfig) -> dict[str, Any]:
+    """Speed, memory and compilation of the step."""
+    program = build(config)
+    say(config, description(program, config.run.model.size))
     with jax.set_mesh(program.mesh):
         step = MeasuredStep(program)
         step.turn(config.warmup_steps)

@@ -57,7 +57,6 @@ def test_trl_is_asked_for_the_same():
         ("grpo", ("--turns", "0"), "--turns 0: must be at least 1"),
         ("grpo", ("--loss", "gspo"), "loss: gspo, but --against trl is for grpo, dr_grpo and dapo"),
         ("grpo", ("--rollout.resampled", "1"), "rollout.resampled: 1, but --against trl is for 0"),
-        ("grpo", ("--data.source", "mine.jsonl"), "data.source: mine.jsonl, but --against trl is for sums"),
         ("ppo", ("--minibatches", "2"), "minibatches: 2, but --against trl is for 1"),
         ("ppo", ("--kl.coefficient", "0"), "kl.coefficient: 0, but --against trl always has a reference"),
         ("ppo", ("--model_dtype", "bfloat16"), "model_dtype: bfloat16, but --against trl is for float32"),
@@ -66,6 +65,13 @@ def test_trl_is_asked_for_the_same():
 def test_what_trl_cannot_do_alike_is_refused(what, arguments, message):
     with pytest.raises(UserError, match=f"^{message}"):
         parsed(what, *arguments)
+
+
+def test_settings_that_the_sides_have_their_own_of_are_refused():
+    with pytest.raises(UserError, match=r"^data.source: mine.jsonl, but benchmark grpo makes its own; leave it out$"):
+        parsed("grpo", "--data.source", "mine.jsonl").check_given()
+    parsed("grpo").check_given()
+    parsed("ppo").check_given()
 
 
 def test_prompts_have_the_tokens_that_are_asked_for():

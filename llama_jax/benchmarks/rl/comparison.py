@@ -32,6 +32,7 @@ def compare_rl(config: RlBenchmarkConfig, own_side: str) -> dict[str, Any]:
         UserError: a package of the other side is missing or of another version, or our side refuses the settings.
         RuntimeError: the two sides do not train the same model.
     """
+    config.check_given()
     check_packages(config, ("torch", "transformers", "peft", "trl", "datasets"))
     if config.with_reward_model and tuple(map(int, version("trl").split(".")[:2])) > _LAST_WITH_PPO:
         raise UserError(

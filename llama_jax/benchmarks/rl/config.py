@@ -8,6 +8,7 @@ from llama_jax.model.config import AdapterConfig, ComputeConfig, LlamaConfig
 from llama_jax.training.config import TrainingConfig
 
 
+@runtime_checkable
 class MeasuredRollout(Protocol):
     """What benchmarks read of `rollout`, a dataclass."""
 
@@ -113,10 +114,23 @@ class RlBenchmarkConfig:
             ("minibatches", run.minibatches, 1),
             ("training.microbatches", run.training.microbatches, 1),
             ("entropy_coefficient", run.entropy_coefficient, 0.0),
-            ("data.source", run.data.source, "sums"),  # never read: the prompts are made
             ("rewards.missing_end_penalty", run.rewards.missing_end_penalty, 0.0),
             ("rewards.overlong_buffer", run.rewards.overlong_buffer, 0),
         )
+
+    def check_given(self) -> None:
+        """Refuse settings in whose place the sides have their own.
+
+        Raises:
+            UserError: names one.
+        """
+        functions = () if self.with_reward_model else ("exact",)
+        for name, value, default in (
+            ("data.source", self.run.data.source, "sums"),
+            ("rewards.functions", self.run.rewards.functions, functions),
+        ):
+            if value != default:
+                raise UserError(f"{name}: {value}, but benchmark {self.what} makes its own; leave it out")
 
     def _check(self, *needed: tuple[str, object, object]) -> None:
         for name, value, only in needed:
@@ -199,7 +213,6 @@ class PpoBenchmarkConfig(RlBenchmarkConfig):
         run: Any = self.run
         self._check(
             ("rollout.num_generations", run.rollout.num_generations, 1),
-            ("rewards.functions", run.rewards.functions, ()),
             ("dual_clip", run.dual_clip, None),
             ("average_decay", run.average_decay, 0.0),
             ("text.source", run.text.source, None),

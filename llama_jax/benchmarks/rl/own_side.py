@@ -43,12 +43,12 @@ class Iterations(Protocol):
 
 
 def rl_turn(
-    config: RlBenchmarkConfig, opened: Callable[[dict[str, Any]], contextlib.AbstractContextManager[Iterations]]
+    config: RlBenchmarkConfig, opened: Callable[[Any], contextlib.AbstractContextManager[Iterations]]
 ) -> tuple[turns.Turn, dict[str, Any]]:
     """Iterations, warmed up, which give the seconds of each phase, and facts; `prompts` of ids are among them.
 
     Args:
-        opened: The iterations of the run with some settings changed.
+        opened: The iterations of a run with some settings.
 
     Raises:
         UserError: JAX is not on CPU, or no prompt has as many tokens as are asked for.
@@ -65,7 +65,7 @@ def rl_turn(
         made["rewards"] = replace(run.rewards, functions=(f"{rewarded.__file__}:remainder",))
     stack = contextlib.ExitStack()
     atexit.register(stack.close)  # and not before: the process is of this run alone
-    iterations = stack.enter_context(opened(made))
+    iterations = stack.enter_context(opened(replace(run, **made)))
     expected = run.rollout.completions * run.rollout.max_new_tokens
 
     def turn(count: int) -> dict[str, Any]:
