@@ -124,6 +124,7 @@ def _letters(run_dir: Path) -> str:
     return f"{run_dir.parent / 'rewards.py'}:letters"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(learned, tmp_path) -> None:
     arguments, run_dir = learned
     copied = copy_until(run_dir, tmp_path / "run", kept=[1, 2])

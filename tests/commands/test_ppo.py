@@ -106,6 +106,7 @@ def test_roles_share_the_base_and_a_checkpoint_is_a_model(taught, capfd) -> None
     assert json.loads(capfd.readouterr().out.splitlines()[-1])["text"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(taught, tmp_path) -> None:
     arguments, run_dir = taught
     copied = copy_until(run_dir, tmp_path / "run", kept=[1, 2])
