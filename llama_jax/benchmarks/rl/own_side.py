@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,25 +30,13 @@ _WARM_UP = 2
 _PROMPTS = 64
 
 
-@runtime_checkable
-class Iterations(Protocol):
-    """Those of a run, see `rl.running.Iterations`."""
-
-    @property
-    def prompts(self) -> list[list[int]]: ...
-    @property
-    def trained(self) -> int: ...
-    @property
-    def next(self) -> Callable[[], Any]: ...
-
-
 def rl_turn(
-    config: RlBenchmarkConfig, opened: Callable[[Any], contextlib.AbstractContextManager[Iterations]]
+    config: RlBenchmarkConfig, opened: Callable[[Any], contextlib.AbstractContextManager[Any]]
 ) -> tuple[turns.Turn, dict[str, Any]]:
     """Iterations, warmed up, which give the seconds of each phase, and facts; `prompts` of ids are among them.
 
     Args:
-        opened: The iterations of a run with some settings.
+        opened: The iterations of a run with some settings, as `rl.running.iterations` gives them.
 
     Raises:
         UserError: JAX is not on CPU, or no prompt has as many tokens as are asked for.
