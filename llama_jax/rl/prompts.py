@@ -36,10 +36,11 @@ class Prompt(NamedTuple):
     """The other fields of its record."""
 
     def row(self) -> Row:
-        """By itself, as rows are shown: no token bears loss."""
-        ids, count = np.array(self.ids, np.int32), len(self.ids)
-        shown = {"tokens": ids, "targets": np.roll(ids, -1), "segment_ids": np.ones(count, np.int32)}
-        return shown | {"loss_weights": np.zeros(count, np.float32), "ends": np.ones(1, np.int32)}
+        """By itself, as rows are shown: no token bears loss. Of a prompt of one token, which predicts none, itself."""
+        ids = np.array(self.ids, np.int32)
+        tokens, targets = (ids[:-1], ids[1:]) if len(ids) > 1 else (ids, ids)
+        shown = {"tokens": tokens, "targets": targets, "segment_ids": np.ones(len(tokens), np.int32)}
+        return shown | {"loss_weights": np.zeros(len(tokens), np.float32), "ends": np.ones(1, np.int32)}
 
 
 class PromptData:

@@ -297,7 +297,7 @@ def _with_schedule(config: AnyConfig) -> AnyConfig:
 
 
 def _with_toy_model(config: AnyConfig) -> AnyConfig:
-    """For the toy task, where no model is named, one that has begun to add; it is trained if it is not there."""
+    """For the toy task, where no model is named, one that adds carelessly; it is trained if it is not there."""
     if config.model is not None or config.data.source != PromptDataConfig.source or begun_config(config.run_dir):
         return config
     base, beginner = "runs/tiny", "runs/tiny_sums"

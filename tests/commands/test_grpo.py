@@ -201,14 +201,13 @@ def test_mistakes_are_named_in_one_line(mistake, small_run, tmp_path, capfd) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_model_that_has_begun_to_add_learns_to_from_rewards_alone(seed, beginner, tmp_path) -> None:
+def test_a_model_that_adds_carelessly_learns_to_from_rewards_alone(seed, beginner, tmp_path) -> None:
     """The run that `grpo` makes without arguments, with the model that it makes for that: whatever the seed, from less
     than 30 in 100 sums that neither training has seen to more than 80."""
     line = ("grpo", "--config", "tiny/grpo", "--model", beginner, "--seed", seed, "--run_dir", tmp_path / "run")
     result = run(*line, folder=tmp_path)
     assert result.code == 0, result
     verdict = json.loads((tmp_path / "run" / "verdict.json").read_text())
-    print(result.output)
     assert verdict["count"] == 200 and verdict["believed"]
     assert verdict["baseline"] < 0.3 and verdict["figure"] > 0.8, verdict
 
@@ -221,7 +220,7 @@ def beginner(tiny_run, tmp_path_factory) -> Path:
         result = run("sft", "--config", "tiny/sums", "--model", tiny_run, "--run_dir", folder / "run", folder=folder)
         assert result.code == 0, result
 
-    return made_once(tmp_path_factory, "model_that_begins_to_add", make) / "run"
+    return made_once(tmp_path_factory, "model_that_adds_carelessly", make) / "run"
 
 
 def test_the_prompts_of_a_run_are_shown_with_what_rewards_are_told(small_run, tmp_path, capfd) -> None:

@@ -25,13 +25,13 @@ from llama_jax.data.sources.file_bytes import COMPRESSED_SUFFIXES
 from llama_jax.data.sources.manners import manners
 from llama_jax.data.sources.record_files import LineFile, open_json
 from llama_jax.data.sources.record_text import Record, RecordParser, TextField, WholeRecord
-from llama_jax.data.sources.sums import sums
+from llama_jax.data.sources.sums import careless_sums, sums
 from llama_jax.data.sources.text_files import TextFile
 
 _FILE_THREADS = 16
 _TEXT_SUFFIXES = (".txt", ".md")
 MANNERS = "manners"
-_MADE = {"sums": sums, MANNERS: manners}
+_MADE = {"sums": sums, "careless_sums": careless_sums, MANNERS: manners}
 """Records that come with llama_jax."""
 _SUFFIXES = (*_TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".array_record")
 
@@ -89,8 +89,8 @@ def open_records(source: str) -> RecordSource[Record]:
     """The records that a source names, with all their fields.
 
     Args:
-        source: As for `open_source`, but for directories that `prepare` wrote. `sums`, `manners`: see those modules. A
-            text becomes a record with the field `text`.
+        source: As for `open_source`, but for directories that `prepare` wrote. `sums`, `careless_sums`, `manners`: see
+            those modules. A text becomes a record with the field `text`.
 
     Raises:
         UserError: nothing is found, a file has an unsupported extension or cannot be read, or there is no record.
