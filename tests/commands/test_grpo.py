@@ -200,16 +200,21 @@ def test_mistakes_are_named_in_one_line(mistake, small_run, tmp_path, capfd) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", ["grpo", "ppo"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_model_that_adds_carelessly_learns_to_from_rewards_alone(seed, beginner, tmp_path) -> None:
-    """The run that `grpo` makes without arguments, with the model that it makes for that: whatever the seed, from less
-    than 30 in 100 sums that neither training has seen to more than 80."""
-    line = ("grpo", "--config", "tiny/grpo", "--model", beginner, "--seed", seed, "--run_dir", tmp_path / "run")
+def test_a_model_that_adds_carelessly_learns_to_from_rewards_alone(seed, command, beginner, tmp_path) -> None:
+    """The run that the command makes without arguments, with the model that it makes for that: whatever the seed, from
+    less than 30 in 100 sums that neither training has seen to more than 80, and nothing is lost again on the way."""
+    line = (command, "--config", f"tiny/{command}", "--model", beginner, "--seed", seed, "--run_dir", tmp_path / "run")
     result = run(*line, folder=tmp_path)
     assert result.code == 0, result
     verdict = json.loads((tmp_path / "run" / "verdict.json").read_text())
     assert verdict["count"] == 200 and verdict["believed"]
     assert verdict["baseline"] < 0.3 and verdict["figure"] > 0.8, verdict
+    records = metrics(tmp_path / "run")
+    assert not any(record.get(f"{part}skipped_updates") for record in records for part in ("", "critic_"))
+    rewards = [record["reward"] for record in records]
+    assert rewards[0] < 0.4 and sum(rewards[-10:]) / 10 > 0.9 * max(rewards)
 
 
 @pytest.fixture(scope="session")
