@@ -1,4 +1,4 @@
-"""The picture of a run: loss, learning rate, gradient norm and speed over the steps."""
+"""The picture of a run: loss (or reward, where there is one), learning rate, gradient norm and speed over the steps."""
 
 import io
 import math
@@ -32,9 +32,13 @@ def draw_curves(records: Iterable[Mapping[str, Any]], path: epath.PathLike) -> N
     figure = Figure(figsize=(12, 7.2), dpi=110, layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
     steps = _column(rows, "step")
-    _draw(axes[0, 0], steps, _column(rows, "loss"), "Loss", "nats per token")
-    if np.isfinite(validation := _column(rows, "validation_loss")).any():
-        axes[0, 0].plot(steps, validation, "o", color=_POINT, markersize=5, zorder=3, label="validation")
+    # Where rewards are learned from, the loss lies around 0 and says nothing.
+    rewarded = any(row.get("reward") is not None for row in rows)
+    main = ("reward", "Reward", "mean of an iteration") if rewarded else ("loss", "Loss", "nats per token")
+    held_out, label = ("held_out_reward", "held out, greedy") if rewarded else ("validation_loss", "validation")
+    _draw(axes[0, 0], steps, _column(rows, main[0]), *main[1:])
+    if np.isfinite(measured := _column(rows, held_out)).any():
+        axes[0, 0].plot(steps, measured, "o", color=_POINT, markersize=5, zorder=3, label=label)
         axes[0, 0].legend(frameon=False, fontsize=9)
     _draw(axes[0, 1], steps, _column(rows, "learning_rate"), "Learning rate", "", smooth=False)
     axes[0, 1].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -99,8 +103,9 @@ def _title(name: str, rows: list[Mapping[str, Any]]) -> str:
     parts = [name, f"{last['step']:,} steps"]
     if last.get("tokens") is not None:
         parts.append(f"{last['tokens']:,.0f} tokens")
-    if (loss := last.get("loss")) is not None:
-        parts.append(f"last loss {loss:.3f}")
+    main = "reward" if last.get("reward") is not None else "loss"
+    if (value := last.get(main)) is not None:
+        parts.append(f"last {main} {value:.3f}")
     validation = [row["validation_loss"] for row in rows if row.get("validation_loss") is not None]
     if validation:
         parts.append(f"last validation loss {validation[-1]:.3f}")
