@@ -4,13 +4,12 @@ taken as the result of SFT, merged."""
 from dataclasses import replace
 from pathlib import Path
 
-from llama_jax.checkpoints.config import ConvertConfig
-from llama_jax.checkpoints.conversion import convert_model
-from llama_jax.checkpoints.finding import find_format
+from etils import epath
+
 from llama_jax.data.sources.opening import MANNERS
 from llama_jax.pipeline.config import RlhfConfig
 from llama_jax.runs.resuming import begun_config
-from llama_jax.runs.starting import trained_first
+from llama_jax.runs.starting import merged, trained_first
 
 _BASE = "runs/tiny"
 
@@ -27,11 +26,9 @@ def with_toy_base(config: RlhfConfig) -> RlhfConfig:
 def with_merged_sft(config: RlhfConfig) -> RlhfConfig:
     """Where an adapter is taken as the result of SFT, with the two merged in the run directory, once: reward model and
     policy are then adapters over the same base."""
-    given = config.sft_model
-    if given is None or find_format(given, "--sft_model")[1] not in ("lora", "peft"):
+    if config.sft_model is None:
         return config
-    merged = Path(config.run_dir) / "sft_merged"
-    if not merged.exists():
-        print(f"{given} is an adapter: merging it into its base first, which is then kept in {merged}", flush=True)
-        convert_model(ConvertConfig(source=given, target=str(merged)), lambda line: print(line, flush=True))
-    return replace(config, sft_model=str(merged))
+    target = epath.Path(config.run_dir) / "sft_merged"
+    return replace(
+        config, sft_model=merged(config.sft_model, "--sft_model", target, lambda line: print(line, flush=True))
+    )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
+from etils import epath
 
 from llama_jax.checkpoints.adapters.adapter import BASE_FILE, BaseIdentity, check_base
 from llama_jax.checkpoints.adapters.merged_weights import with_tokenizer
@@ -86,15 +87,27 @@ def weights_of(config: ModelRunConfig, method: Method, run: RunDirectory) -> Wei
 
 
 def with_merged_model(config: AnyModelRunConfig, run: RunDirectory) -> AnyModelRunConfig:
-    """Where the model is an adapter, with the two merged in the run directory, once, as the base of another adapter:
-    an adapter over an adapter is none that others could open."""
-    if find_format(str(config.model))[1] not in ("lora", "peft"):
-        return config
-    merged = run.path / "base"
-    if not merged.exists():
-        run.say(f"{config.model} is an adapter: merging it into its base first, which is then kept in {merged}")
-        convert_model(ConvertConfig(source=config.model, step=config.step, target=str(merged)), run.say)
-    return replace(config, model=str(merged), step=None)
+    """Where the model is an adapter, with the two merged in the run directory."""
+    model = merged(given := str(config.model), "--model", run.path / "base", run.say, step=config.step)
+    return config if model == given else replace(config, model=model, step=None)
+
+
+def merged(
+    model: str, flag: str, target: epath.Path, say: Callable[[str], None], *, step: StepChoice | None = None
+) -> str:
+    """The model itself, or, if it is an adapter, where the two are merged, once, as the base of another adapter: an
+    adapter over an adapter is none that others could open.
+
+    Args:
+        flag: That names the model, for errors.
+        target: The directory that the two are merged in.
+    """
+    if find_format(model, flag)[1] not in ("lora", "peft"):
+        return model
+    if not target.exists():
+        say(f"{model} is an adapter: merging it into its base first, which is then kept in {target}")
+        convert_model(ConvertConfig(source=model, step=step, target=str(target)), say)
+    return str(target)
 
 
 def tokenizer_of(config: ModelRunConfig, weights: Weights, path: str, day: str | None) -> Tokenizer:

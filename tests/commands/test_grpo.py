@@ -101,6 +101,28 @@ def assert_same_run(expected: Path, run_dir: Path) -> None:
     assert (run_dir / "verdict.json").read_text() == (expected / "verdict.json").read_text()
 
 
+def assert_goes_on_from_the_middle(command: str, arguments: list[object], run_dir: Path, folder: Path) -> None:
+    copied = copy_until(run_dir, folder / "run", kept=[1, 2])
+    (copied / "verdict.json").unlink()
+    assert call(command, *arguments, "--run_dir", copied) == 0
+    assert "resuming from step 2" in (copied / "log.txt").read_text()
+    assert_same_run(run_dir, copied)
+
+
+def assert_survives(kills: int, command: str, arguments: list[object], run_dir: Path, folder: Path) -> None:
+    chance, output, target = random.Random(kills), folder / "printed", folder / "run"
+    line = (command, *arguments, "--run_dir", target)
+    for _ in range(kills):
+        with started(*line, output=output, devices=8) as process:
+            if wait_for_steps(target, output, process, count=chance.randint(1, 3)):
+                time.sleep(chance.uniform(0, 1))
+            process.kill()
+            assert ended(process, output).code in (0, -signal.SIGKILL)
+    result = run(*line, folder=folder, devices=8)
+    assert result.code == 0, result
+    assert_same_run(run_dir, target)
+
+
 def test_it_begins_on_policy_learns_what_is_rewarded_and_ends_in_a_verdict(learned) -> None:
     _, run_dir = learned
     first, *_, last = records = metrics(run_dir)
@@ -127,28 +149,14 @@ def _letters(run_dir: Path) -> str:
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(learned, tmp_path) -> None:
     arguments, run_dir = learned
-    copied = copy_until(run_dir, tmp_path / "run", kept=[1, 2])
-    (copied / "verdict.json").unlink()
-    assert call("grpo", *arguments, "--run_dir", copied) == 0
-    assert "resuming from step 2" in (copied / "log.txt").read_text()
-    assert_same_run(run_dir, copied)
+    assert_goes_on_from_the_middle("grpo", arguments, run_dir, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, 3])
 def test_sigkill_anywhere_changes_nothing(kills, learned, tmp_path) -> None:
-    (arguments, run_dir), chance = learned, random.Random(kills)
-    output, target = tmp_path / "printed", tmp_path / "run"
-    line = ("grpo", *arguments, "--run_dir", target)
-    for _ in range(kills):
-        with started(*line, output=output, devices=8) as process:
-            if wait_for_steps(target, output, process, count=chance.randint(1, 3)):
-                time.sleep(chance.uniform(0, 1))
-            process.kill()
-            assert ended(process, output).code in (0, -signal.SIGKILL)
-    result = run(*line, folder=tmp_path, devices=8)
-    assert result.code == 0, result
-    assert_same_run(run_dir, target)
+    arguments, run_dir = learned
+    assert_survives(kills, "grpo", arguments, run_dir, tmp_path)
 
 
 @pytest.mark.parametrize("loss", some(["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"], []))
@@ -157,10 +165,11 @@ def test_every_loss_makes_its_updates(loss, learned, small_run, tmp_path) -> Non
     folder = written(tmp_path)
     changes = {"loss": loss, "method": "full", "beta": 0, "training.steps": 1, "rollout_epochs": 2}
     changes |= {"rewards.functions": f"[{folder / 'rewards.py'}:constant]", "rewards.weights": "[1]"}
+    changes["rewards.missing_end_penalty"] = 0
     assert call("grpo", *arguments_of(small_run.run_dir, folder, **changes), "--run_dir", tmp_path / "run") == 0
     (record,) = metrics(tmp_path / "run")
     assert record["updates"] == 4 and "kl" not in record
-    assert record["resampled_groups"] + record["groups_without_contrast"] >= 0
+    assert (record["resampled_groups"], record["groups_without_contrast"]) == (8, 8)
 
 
 MISTAKES = {

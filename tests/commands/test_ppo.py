@@ -2,19 +2,15 @@
 interruption changes nothing."""
 
 import json
-import random
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from command_runs import call, checkpoint, copy_until, ended, metrics, run, started
+from command_runs import call, checkpoint, copy_until, metrics
 from made_once import made_once
 from sweeps import some
-from test_grpo import untimed, written
-from test_restart import wait_for_steps
+from test_grpo import assert_goes_on_from_the_middle, assert_survives, untimed, written
 from test_reward import Rewarded, preferences, rewarded
 
 __all__ = ["preferences", "rewarded"]  # fixtures
@@ -70,12 +66,6 @@ def taught(small_run, rewarded: Rewarded, tmp_path_factory) -> tuple[list[object
     return arguments_of(small_run.run_dir, folder, **model), folder / "run"
 
 
-def assert_same_run(expected: Path, run_dir: Path) -> None:
-    assert untimed(run_dir) == untimed(expected)
-    assert checkpoint(run_dir, STEPS) == checkpoint(expected, STEPS)
-    assert (run_dir / "verdict.json").read_text() == (expected / "verdict.json").read_text()
-
-
 def test_it_begins_on_policy_and_learns_what_is_rewarded(taught) -> None:
     _, run_dir = taught
     first, *_, last = records = metrics(run_dir)
@@ -109,28 +99,14 @@ def test_roles_share_the_base_and_a_checkpoint_is_a_model(taught, capfd) -> None
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(taught, tmp_path) -> None:
     arguments, run_dir = taught
-    copied = copy_until(run_dir, tmp_path / "run", kept=[1, 2])
-    (copied / "verdict.json").unlink()
-    assert call("ppo", *arguments, "--run_dir", copied) == 0
-    assert "resuming from step 2" in (copied / "log.txt").read_text()
-    assert_same_run(run_dir, copied)
+    assert_goes_on_from_the_middle("ppo", arguments, run_dir, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, 3])
 def test_sigkill_anywhere_changes_nothing(kills, taught, tmp_path) -> None:
-    (arguments, run_dir), chance = taught, random.Random(kills)
-    output, target = tmp_path / "printed", tmp_path / "run"
-    line = ("ppo", *arguments, "--run_dir", target)
-    for _ in range(kills):
-        with started(*line, output=output, devices=8) as process:
-            if wait_for_steps(target, output, process, count=chance.randint(1, 3)):
-                time.sleep(chance.uniform(0, 1))
-            process.kill()
-            assert ended(process, output).code in (0, -signal.SIGKILL)
-    result = run(*line, folder=tmp_path, devices=8)
-    assert result.code == 0, result
-    assert_same_run(run_dir, target)
+    arguments, run_dir = taught
+    assert_survives(kills, "ppo", arguments, run_dir, tmp_path)
 
 
 ROLES: dict[str, dict[str, object]] = {
