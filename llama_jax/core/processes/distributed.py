@@ -1,6 +1,7 @@
 """Start-up of a job of several processes, and what they must agree on."""
 
 import contextlib
+import glob
 import itertools
 import os
 import signal
@@ -17,10 +18,13 @@ from jax.experimental import multihost_utils
 from llama_jax.core.config import DistributedConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import all_devices
+from llama_jax.core.processes.memory import keep_freed_memory
 from llama_jax.core.processes.signals import StopSignal, let_work_tidy_up
 
 _CLUSTER_VARIABLES = ("MEGASCALE_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri")
 """Set where JAX itself finds the other processes: several TPU slices, Slurm, Open MPI."""
+_ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
+"""Devices of TPUs and GPUs."""
 
 
 def start_up(config: DistributedConfig) -> str:
@@ -31,6 +35,8 @@ def start_up(config: DistributedConfig) -> str:
         CannotGoOnError: see `all_devices`.
     """
     _keep_compiled_programs()
+    if jax.config.jax_platforms == "cpu" or not any(map(glob.glob, _ACCELERATORS)):  # asking JAX starts its threads
+        keep_freed_memory()
     in_cluster = any(name in os.environ for name in _CLUSTER_VARIABLES) or in_tpu_pod()
     if config.coordinator is not None or (in_cluster and config.num_processes != 1):
         # Only the CPU backend looks at this; without it several CPU processes could not exchange anything.
