@@ -35,7 +35,8 @@ def start_up(config: DistributedConfig) -> str:
         CannotGoOnError: see `all_devices`.
     """
     _keep_compiled_programs()
-    if jax.config.jax_platforms == "cpu" or not any(map(glob.glob, _ACCELERATORS)):  # asking JAX starts its threads
+    # (JAX itself cannot be asked: that would start its threads.)
+    if os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(glob.glob, _ACCELERATORS)):
         keep_freed_memory()
     in_cluster = any(name in os.environ for name in _CLUSTER_VARIABLES) or in_tpu_pod()
     if config.coordinator is not None or (in_cluster and config.num_processes != 1):
