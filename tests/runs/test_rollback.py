@@ -1,6 +1,7 @@
 """Where updates are skipped again and again a run goes back and leaves batches out, and whatever interrupts it changes
 nothing of that."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,10 +69,8 @@ def test_a_run_goes_back_and_past_the_batches_at_which_updates_were_skipped(gone
 
 @pytest.mark.slow
 def test_without_it_the_run_goes_on_with_what_it_skipped(gone_back, tmp_path):
-    toy = toy_of(tmp_path)
-    assert toy.train(
-        Poisoned(range(9, 13)), training=TrainingConfig(**{**vars(TRAINING), "rollback": RollbackConfig()})
-    )
+    toy = Toy(tmp_path, training=dataclasses.replace(TRAINING, rollback=RollbackConfig()))
+    assert toy.train(Poisoned(range(9, 13)))
     assert toy.metrics()[-1]["skipped_updates"] == 4
     assert toy.metrics()[:6] == [without_rollbacks(record) for record in gone_back.metrics()[:6]]
 
