@@ -59,10 +59,10 @@ def on_operations(directory: Path, call: Callable[[int], object]) -> None:
 
     def count(event: str, arguments: tuple) -> None:
         nonlocal done
-        if event in OPERATIONS and isinstance(arguments[0], str | os.PathLike):
-            if os.fspath(arguments[0]).startswith(f"{directory}/"):
-                done += 1
-                call(done)
+        of_path = event in OPERATIONS and isinstance(arguments[0], str | os.PathLike)
+        if of_path and os.fspath(arguments[0]).startswith(f"{directory}/"):
+            done += 1
+            call(done)
 
     sys.addaudithook(count)
 
