@@ -92,8 +92,11 @@ class Bucket(AbstractFileSystem):
             raise FileNotFoundError(path)
         return io.BytesIO(OBJECTS[name])
 
-    def _rm(self, path: str) -> None:
-        if OBJECTS.pop(self._strip_protocol(path), None) is None and not self.isdir(path):
+    def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+        name = self._strip_protocol(path)
+        for inside in [other for other in listed() if recursive and other.startswith(f"{name}/")]:
+            OBJECTS.pop(inside, None)
+        if not recursive and OBJECTS.pop(name, None) is None:
             raise FileNotFoundError(path)
 
     def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:

@@ -70,7 +70,7 @@ def check_replicas(arrays: PyTree, step: int, agreed: int) -> None:
 
 
 def _replicas(leaf: Array) -> int:
-    """How many devices hold each part of an array."""
+    """How many devices hold each part of an array; 1 for one that lies on no mesh."""
     place = leaf.sharding
     return place.mesh.size // math.prod(_split(place).values()) if isinstance(place, NamedSharding) else 1
 
