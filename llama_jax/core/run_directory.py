@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -42,6 +43,8 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         """One JSON object for each time that the model answered the fixed prompts."""
         self.losses_before = self.path / "losses_before.json"
         """The losses on held-out examples before training."""
+        self.rollbacks = self.path / "rollbacks.json"
+        """Where the run went back, and which batches it leaves out since; see `runs.history`."""
         self.scores = self.path / "scores.png"
         """The picture of the scores that a reward model gives to held-out answers."""
         self.verdict = self.path / "verdict.json"
@@ -54,6 +57,8 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         """Folder of event files."""
         self.profile = self.path / "profile"
         """Folder of `jax.profiler` traces."""
+        self.opened = time.time()
+        """Unix time."""
         self.is_main_process = is_main_process
         self._lock: WriterLock | None = None
         self._log: GrowingFile | None = None

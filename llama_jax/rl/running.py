@@ -29,6 +29,7 @@ from llama_jax.rl.prompts import PromptData
 from llama_jax.rl.rollouts import Sampler
 from llama_jax.runs.config import FREE_ON_RESUME
 from llama_jax.runs.description import description, print_dry_run
+from llama_jax.runs.history import History
 from llama_jax.runs.life import Life, summarize
 from llama_jax.runs.methods import Method, all_parameters, build_program, low_rank_adapter
 from llama_jax.runs.resuming import begun_config, begun_schedule, opened_run, restore_step
@@ -154,33 +155,47 @@ class _Run:
 
     def live(self) -> None:
         """Train until the last iteration or a signal."""
-        config, run, signal = self._config, self._run, JobStopSignal()
-        with signal:
-            state, progress = self._begun_or_resumed()
-            first, last = progress.iteration, config.training.steps
-            if first == last:
-                run.say(f"{run.path} is already at step {last}; ask for more with --training.steps")
-                return
-            if first:
-                run.say(f"resuming from step {first}")
-            with Life(config, run, first, self._start.files, self._hashes, self._data.fingerprint) as life:
-                parts = self._parts(self._learner.result(state), self._stop_ids)
-                if first == 0:
-                    life.begin()  # there is no checkpoint to protect
-                    progress = self._measured_before(parts, self._learner.result(state), progress)
-                run.say("compiling… (the first step may take minutes on large models)")
-                after: list[np.ndarray] = []
-                hooks = self._hooks(parts, life, signal, after)
-                state, progress, stopped = learn(self._learner, parts, state, progress, hooks)
-                life.finish(progress.iteration)
+        config, run, last = self._config, self._run, self._config.training.steps
+        history = History(config, run)
+        with (signal := JobStopSignal()):
+            first, progress, stopped, after = history.lived(lambda: self._one_life(history, signal))
+        if first == last:
+            run.say(f"{run.path} is already at step {last}; ask for more with --training.steps")
+            return
         summarize(config, run)
         if stopped:
             at = progress.iteration
             raise SavedAfterSignal(f"interrupted: saved step {at} of {last}; run the same command to resume")
         self._say_result(progress, after)
 
-    def _begun_or_resumed(self) -> tuple[Any, Progress]:
-        restored = restore_step(self._config, self._run, self._learner.targets(), self._data.fingerprint)
+    def _one_life(self, history: History, signal: JobStopSignal) -> tuple[int, Progress, bool, list[np.ndarray]]:
+        """The iteration that it begins at, where it ends, whether a signal ended it, the rewards of each evaluation.
+
+        Raises:
+            SkippedTooOftenError: the run is to go back.
+        """
+        config, run = self._config, self._run
+        state, progress = self._begun_or_resumed(history)
+        first, after = progress.iteration, []
+        if first == config.training.steps:
+            return first, progress, False, after
+        if first:
+            run.say(f"resuming from step {first}")
+        with Life(config, run, first, self._start.files, self._hashes, self._data.fingerprint, history) as life:
+            parts = self._parts(self._learner.result(state), self._stop_ids)
+            if first == 0:
+                life.begin()  # there is no checkpoint to protect
+                with life.evaluating():
+                    progress = self._measured_before(parts, self._learner.result(state), progress)
+            run.say("compiling… (the first step may take minutes on large models)")
+            hooks = self._hooks(parts, life, signal, history, after)
+            state, progress, stopped = learn(self._learner, parts, state, progress, hooks)
+            life.finish(progress.iteration)
+        return first, progress, stopped, after
+
+    def _begun_or_resumed(self, history: History) -> tuple[Any, Progress]:
+        targets = self._learner.targets()
+        restored = restore_step(self._config, self._run, targets, self._data.fingerprint, history)
         if restored is None:
             return self._learner.fresh(), Progress()
         check_restored(self._method, self._start.base, self._run, restored.files)
@@ -215,13 +230,16 @@ class _Run:
         self._run.say(_shown("before training", rewards))
         return replace(progress, before=tuple(None if np.isnan(each) else float(each) for each in rewards))
 
-    def _hooks(self, parts: Parts, life: Life, signal: JobStopSignal, after: list[np.ndarray]) -> Hooks:
+    def _hooks(
+        self, parts: Parts, life: Life, signal: JobStopSignal, history: History, after: list[np.ndarray]
+    ) -> Hooks:
         """What the loop calls; `after` takes the rewards of each evaluation."""
 
         def evaluate(state: Any) -> MetricsRecord:
             if not self._data.held_out:
                 return {}
-            rewards, tokens = held_out_rewards(parts, self._learner.result(state))
+            with life.evaluating():
+                rewards, tokens = held_out_rewards(parts, self._learner.result(state))
             after.append(rewards)
             known = rewards[~np.isnan(rewards)]
             mean = float(known.mean()) if len(known) else None
@@ -230,7 +248,7 @@ class _Run:
         def save(state: Any, progress: Progress, record: MetricsRecord) -> None:
             life.save(self._learner.items(state), progress.to_json(), record)
 
-        return Hooks(life.record, evaluate, save, signal.requested, life.profiler.step)
+        return Hooks(life.record, evaluate, save, signal.requested, life.profiler.step, history.left_out_after)
 
     def _say_result(self, progress: Progress, after: list[np.ndarray]) -> None:
         run = self._run

@@ -58,6 +58,8 @@ FREE_ON_RESUME = (
     "samples",
     "training.steps",
     "training.evaluate_every",
+    "training.rollback",
+    "training.fingerprint_every",
     "checkpoints",
     "tracking",
     "mesh",

@@ -10,6 +10,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.core.run_directory import RunDirectory, load_config, open_run
 from llama_jax.runs.config import FREE_ON_RESUME, RunConfig
+from llama_jax.runs.history import History
 
 AnyRunConfig = TypeVar("AnyRunConfig", bound=RunConfig)
 
@@ -56,9 +57,12 @@ def begun_config(run_dir: str) -> dict[str, Any]:
     return load_config(run_dir) if run.config_path.exists() and run.has_progress() else {}
 
 
-def restore_step(config: RunConfig, run: RunDirectory, targets: Mapping[str, PyTree], pipeline: str) -> Restored | None:
+def restore_step(
+    config: RunConfig, run: RunDirectory, targets: Mapping[str, PyTree], pipeline: str, history: History
+) -> Restored | None:
     """The trees of the step that `config.resume` asks for, by default the newest that verifies, and the plain files of
     that step: the data positions of all processes, and what describes the model. Nothing is removed or written.
+    Where the run goes back, the step is the newest of those that `history` leaves.
 
     Args:
         targets: shapes of the trees, by item.
@@ -70,10 +74,11 @@ def restore_step(config: RunConfig, run: RunDirectory, targets: Mapping[str, PyT
     Raises:
         UserError: the checkpoint does not fit the targets, the data or `training.steps`.
     """
-    if config.resume == "never":
-        return None
-    step = None if config.resume == "auto" else config.resume
-    restored = restore(run.checkpoints, targets, files=("data", "model"), step=step, say=run.say)
+    with history.goodput.spending("restore"):
+        restored = restore(
+            run.checkpoints, targets, files=("data", "model"), step=history.step, last=history.newest, say=run.say
+        )
+    history.resumed(0 if restored is None else restored.step)
     if restored is None:
         return None
     if restored.manifest.hashes["pipeline"] != pipeline:

@@ -25,6 +25,9 @@ TIMING = {
     "tokens_per_second_per_device",
     "model_flops_utilization",
     "data_wait_seconds",
+    "goodput",
+    "wall_seconds",
+    "time",
 }
 """What metrics.jsonl holds that two runs need not agree on."""
 
