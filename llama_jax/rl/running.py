@@ -111,6 +111,7 @@ def iterations(config: RewardLearningConfig, recipe: Recipe, *, command: str) ->
     Raises:
         UserError: see there.
     """
+    config = replace(config, supervise=replace(config.supervise, other_seconds=0))  # none is marked as a step
     with _opened(config, recipe, command, start_up(config.distributed)) as run:
         yield run.iterations()
 
@@ -221,6 +222,7 @@ class _Run:
         def evaluate(state: Any) -> MetricsRecord:
             if not self._data.held_out:
                 return {}
+            life.before_evaluation()
             rewards, tokens = held_out_rewards(parts, self._learner.result(state))
             after.append(rewards)
             known = rewards[~np.isnan(rewards)]
@@ -230,7 +232,7 @@ class _Run:
         def save(state: Any, progress: Progress, record: MetricsRecord) -> None:
             life.save(self._learner.items(state), progress.to_json(), record)
 
-        return Hooks(life.record, evaluate, save, signal.requested, life.profiler.step)
+        return Hooks(life.record, evaluate, save, signal.requested, life.before_step)
 
     def _say_result(self, progress: Progress, after: list[np.ndarray]) -> None:
         run = self._run

@@ -103,7 +103,7 @@ def train(config: RunConfig, run: RunDirectory, task: Task) -> bool:
                 life.begin()  # there is no checkpoint to protect
             task.before_training(first, state, frozen)
             run.say("compiling… (the first step may take minutes on large models)")
-            batches = PlacedBatches(task, position)
+            batches = PlacedBatches(task, position, life.has_read)
             hooks = _hooks(task, batches, life, signal)
             tokens = 0 if position is None else task.data.tokens_before(position)
             try:
@@ -139,21 +139,25 @@ def _hooks(task: Task, batches: "PlacedBatches", life: Life, signal: JobStopSign
     items = functools.partial(checkpoint_items, params_item=task.params_item, is_saved=task.is_saved)
 
     def evaluate(state: TrainState, frozen: PyTree) -> MetricsRecord:
-        life.begin()  # for what an evaluation writes
+        life.before_evaluation()
         return task.evaluate(state, frozen) | batches.progress_record()
 
     def save(state: TrainState, frozen: PyTree, position: Position, record: MetricsRecord) -> None:
         life.save(items(state, frozen), position.to_json(), record, task.measured_files(record))
 
-    return Hooks(life.record, evaluate, life.is_best, save, signal.requested, life.profiler.step)
+    return Hooks(life.record, evaluate, life.is_best, save, signal.requested, life.before_step)
 
 
 class PlacedBatches:
     """The batches of a task on its mesh, each with the position of the data after it."""
 
-    def __init__(self, task: Task, position: Position | None) -> None:
-        """Begin after the batch that a position was given with; None: with the first."""
-        self._task = task
+    def __init__(self, task: Task, position: Position | None, has_read: Callable[[], None] = lambda: None) -> None:
+        """Begin after the batch that a position was given with; None: with the first.
+
+        Args:
+            has_read: called when a batch was read, before it is placed.
+        """
+        self._task, self._has_read = task, has_read
         self._position = position
         self._loaded = iter(task.data.start(position))
 
@@ -162,6 +166,7 @@ class PlacedBatches:
 
     def __next__(self) -> tuple[Batch, Position]:
         rows, position = next(self._loaded)
+        self._has_read()
         before = 0 if self._position is None else self._position.row
         self._position = position
         return self._task.program.place_batch(rows, position.row - before), position
