@@ -151,7 +151,7 @@ def _hooks(task: Task, batches: "PlacedBatches", life: Life, signal: JobStopSign
 class PlacedBatches:
     """The batches of a task on its mesh, each with the position of the data after it."""
 
-    def __init__(self, task: Task, position: Position | None, has_read: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, task: Task, position: Position | None, has_read: Callable[[], None]) -> None:
         """Begin after the batch that a position was given with; None: with the first.
 
         Args:

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from llama_jax.core.config import DistributedConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import all_devices
+from llama_jax.core.processes.joining import await_all
 from llama_jax.core.processes.peers import Peers
 from llama_jax.core.processes.signals import StopSignal, let_work_tidy_up
 
@@ -29,7 +30,7 @@ def start_up(config: DistributedConfig) -> str:
 
     Raises:
         UserError: another number of processes joined than was asked for.
-        CannotGoOnError: see `all_devices`.
+        CannotGoOnError: see `all_devices` and `await_all`.
     """
     _keep_compiled_programs()
     in_cluster = any(name in os.environ for name in _CLUSTER_VARIABLES) or in_tpu_pod()
@@ -42,6 +43,7 @@ def start_up(config: DistributedConfig) -> str:
                 f"(at most {config.timeout_seconds} s)",
                 flush=True,
             )
+            await_all(config.coordinator, config.process_id or 0, config.num_processes or 1, config.timeout_seconds)
         jax.distributed.initialize(
             config.coordinator,
             config.num_processes,

@@ -102,7 +102,7 @@ class Watchdog:
         for thread in self._threads:
             thread.join(_WORDS_SECONDS)
         faulthandler.cancel_dump_traceback_later()
-        _tell_supervisor("")
+        tell_supervisor()
 
     def mark(self, name: str, is_step: bool) -> None:
         """See the function."""
@@ -124,7 +124,7 @@ class Watchdog:
         still = Unchanged()
         while not self._closed.wait(_POLL_SECONDS):
             place = self._place
-            _tell_supervisor(f"{self._peers.rank} {self._peers.count} {place.name}")
+            tell_supervisor(self._peers.rank, self._peers.count, place.name)
             setting = "step_seconds" if place.is_step else "other_seconds"
             if limit := getattr(self._config, setting):
                 # Ends the process from C, if something holds Python's lock so that none of this runs again.
@@ -196,9 +196,12 @@ def report_fault(faults: epath.Path, rank: int, text: str) -> None:
         file.close()
 
 
-def _tell_supervisor(line: str) -> None:
+def tell_supervisor(rank: int = 0, count: int = 1, place: str = "") -> None:
+    """Say to the process that supervises this one, if there is one, where this is: until the next time, which must come
+    soon. Without a place: it may be silent from now on."""
     if _supervisor is None:
         return
+    line = f"{rank} {count} {place}" if place else ""
     try:
         os.write(int(_supervisor), f"{line}\n".encode())
     except BrokenPipeError:  # it was killed, and nobody passes signals on any more
