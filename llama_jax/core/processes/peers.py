@@ -86,5 +86,5 @@ class Peers:
             return Fault(behind, "is behind")
         busy = [rank for rank, notice in self.notices.items() if not notice.waits]
         if 0 < len(busy) < len(self.notices):
-            return Fault(busy, "is where the others are, but not waiting")
-        return Fault([], "all are at the same place: look at the devices, and at what connects them")
+            return Fault(busy, "is where the others are, but does not wait")
+        return Fault([], "all are at the same place; look at the devices, and at what connects them")

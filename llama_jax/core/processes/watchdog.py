@@ -126,11 +126,13 @@ class Watchdog:
             place = self._place
             tell_supervisor(self._peers.rank, self._peers.count, place.name)
             setting = "step_seconds" if place.is_step else "other_seconds"
-            if limit := getattr(self._config, setting):
-                # Ends the process from C, if something holds Python's lock so that none of this runs again.
+            limit = getattr(self._config, setting)
+            if limit and (is_supervised() or self._peers.count > 1):
+                # From C, should something hold Python's lock, so that none of this runs again. Elsewhere a person may
+                # stop the process for a night, which C does not see.
                 faulthandler.dump_traceback_later(limit + self._heartbeat, exit=True, file=2)
-                if still.look(place) >= limit:
-                    self._leave(f"nothing for {limit:g} s (supervise.{setting})", [])
+            if limit and still.look(place) >= limit:
+                self._leave(f"nothing for {limit:g} s (supervise.{setting})", [])
             if silent := self._peers.silent(self._heartbeat):
                 self._leave(f"no answer for {self._heartbeat:g} s (distributed.heartbeat_seconds)", silent)
 
