@@ -116,8 +116,7 @@ class Watchdog:
         deadline = time.monotonic() + _WORDS_SECONDS
         while time.monotonic() < deadline:
             if silent := self._peers.silent(_SILENCE_SECONDS):
-                traceback.print_exception(error)
-                self._leave(type(error).__name__, silent)
+                self._leave(type(error).__name__, silent, "".join(traceback.format_exception(error)))
             time.sleep(0.1)
 
     def _watch(self) -> None:
@@ -147,8 +146,13 @@ class Watchdog:
             with contextlib.suppress(Exception):
                 self._peers.exchange(None)
 
-    def _leave(self, why: str, silent: Sequence[int]) -> NoReturn:
-        """Report, and end this process."""
+    def _leave(self, why: str, silent: Sequence[int], raised: str = "") -> NoReturn:
+        """Report, and end this process.
+
+        Args:
+            silent: those of the others that do not answer.
+            raised: the error, with its traceback.
+        """
         self._leaving.acquire()  # never released: another thread waits here for the end
         faulthandler.dump_traceback_later(_REPORT_SECONDS, exit=True, file=2)  # for a disk that hangs
         peers = self._peers
@@ -163,9 +167,9 @@ class Watchdog:
             for rank in fault.ranks or range(peers.count)
             if rank != peers.rank and (notice := peers.notices.get(rank)) is not None and notice.stack
         ]
-        own = f"process {peers.rank} was in:\n{_stack(_main_frame())}"
+        own = raised or f"process {peers.rank} was in:\n{_stack(_main_frame())}"
         os.write(2, "\n".join([head, *(stacks or [own])]).encode())
-        report_fault(self._faults, peers.rank, "\n".join([head, *stacks, own, *_other_stacks()]))
+        report_fault(self._faults, peers.rank, "\n".join([head, *stacks, own, *self._other_stacks()]))
         if peers.rank == 0:
             time.sleep(1)  # where the others read; without it they go at once, and have not reported
         end_at_once(f"exit code {STUCK}; see {self._faults}", STUCK)
@@ -180,6 +184,16 @@ class Watchdog:
             if self._peers.rounds > rounds + 1 and all(notice.stack for notice in self._peers.notices.values()):
                 return
             time.sleep(0.1)
+
+    def _other_stacks(self) -> list[str]:
+        known = {thread.ident: thread for thread in threading.enumerate()}
+        left_out = [threading.main_thread(), *self._threads]
+        frames = [(known.get(ident), frame) for ident, frame in sys._current_frames().items()]
+        return [
+            f"thread {thread.name if thread else 'of no name'}:\n{_stack(frame)}"
+            for thread, frame in frames
+            if thread not in left_out
+        ]
 
     def _named(self, rank: int) -> str:
         notice = self._peers.notices.get(rank)
@@ -216,9 +230,3 @@ def _main_frame() -> FrameType:
 
 def _stack(frame: FrameType) -> str:
     return "".join(traceback.format_stack(frame))
-
-
-def _other_stacks() -> list[str]:
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    frames = {names.get(ident, str(ident)): frame for ident, frame in sys._current_frames().items()}
-    return [f"thread {name}:\n{_stack(frame)}" for name, frame in frames.items() if frame is not _main_frame()]
