@@ -82,6 +82,7 @@ class Supervisor:
 
     def _once(self) -> _Ended:
         reader, writer = os.pipe()
+        os.set_blocking(writer, False)
         environment = os.environ | {SUPERVISOR: str(writer)}
         try:
             process = self._process = subprocess.Popen(self._command, env=environment, pass_fds=[writer])

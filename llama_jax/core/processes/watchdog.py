@@ -19,6 +19,7 @@ from typing import NamedTuple, NoReturn
 from etils import epath
 
 from llama_jax.core.config import SuperviseConfig
+from llama_jax.core.errors import SavedAfterSignal, UserError
 from llama_jax.core.files import GrowingFile
 from llama_jax.core.processes.patience import Unchanged
 from llama_jax.core.processes.peers import Notice, Peers
@@ -37,12 +38,13 @@ _REPORT_SECONDS = 10.0
 SUPERVISOR = "LLAMA_JAX_SUPERVISOR"
 """Environment variable with the pipe to the process that supervises this one."""
 
-_supervisor = os.environ.pop(SUPERVISOR, None)  # out of it: what this process starts has no supervisor
+_given = os.environ.pop(SUPERVISOR, None)  # out of it: what this process starts has no supervisor
+_supervisor = None if _given is None else int(_given)
 
 
 def is_supervised() -> bool:
     """Whether another process waits for this one, to start it again."""
-    return _supervisor is not None
+    return _given is not None
 
 
 def mark(place: str, *, is_step: bool = False) -> None:
@@ -56,9 +58,9 @@ def mark(place: str, *, is_step: bool = False) -> None:
 
 
 def raised(error: BaseException | None) -> None:
-    """To be called with an error before anything is closed that takes the other processes. Where one of them is gone,
-    that is why it was raised: says who, and leaves."""
-    if _watching is not None and isinstance(error, Exception):
+    """To be called at the end of a block, with the error that ends it if there is one, before anything is closed that
+    takes the other processes. Where one of them is gone, that is why it was raised: says who, and leaves."""
+    if _watching is not None and error is not None and not isinstance(error, UserError | SavedAfterSignal):
         _watching.raised(error)
 
 
@@ -108,7 +110,7 @@ class Watchdog:
         """See the function."""
         self._place = _Place(self._place.marks + 1, name, is_step)
 
-    def raised(self, error: Exception) -> None:
+    def raised(self, error: BaseException) -> None:
         """See the function."""
         if self._failed or self._peers.count == 1:
             return
@@ -215,12 +217,16 @@ def report_fault(faults: epath.Path, rank: int, text: str) -> None:
 def tell_supervisor(rank: int = 0, count: int = 1, place: str = "") -> None:
     """Say to the process that supervises this one, if there is one, where this is: until the next time, which must come
     soon. Without a place: it may be silent from now on."""
+    global _supervisor
     if _supervisor is None:
         return
-    line = f"{rank} {count} {place}" if place else ""
+    line = f"{rank} {count} {place}\n" if place else "\n"
     try:
-        os.write(int(_supervisor), f"{line}\n".encode())
-    except BrokenPipeError:  # it was killed, and nobody passes signals on any more
+        os.write(_supervisor, line.encode())
+    except BlockingIOError:  # it is stopped, and the pipe full
+        pass
+    except BrokenPipeError:  # it is gone, and nobody would pass signals on
+        _supervisor = None
         os.kill(os.getpid(), signal.SIGTERM)
 
 
