@@ -1,6 +1,8 @@
 """Every command and what it can be told; the settings themselves lie with the parts they are about."""
 
-from collections.abc import Iterator
+import functools
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llama_jax.benchmarks.config import (
@@ -10,6 +12,7 @@ from llama_jax.benchmarks.config import (
 )
 from llama_jax.benchmarks.rl.config import GrpoBenchmarkConfig, PpoBenchmarkConfig
 from llama_jax.checkpoints.config import ConvertConfig
+from llama_jax.core.config import DistributedConfig
 from llama_jax.core.settings.parser import composed
 from llama_jax.data.config import (
     DataConfig,
@@ -127,6 +130,33 @@ def check_paths(config: Any) -> None:
         for name, stage in stages_of(config)._asdict().items():
             for setting, source in _named_data(stage):
                 check_source(source, f"{name}.{setting}")
+
+
+def supervised(config: Any, arguments: Sequence[str]) -> int | None:
+    """Run a command that trains under a supervisor, if the config asks for one; gives the exit code. None: it does not,
+    or there is one.
+
+    Args:
+        arguments: of `llama-jax`.
+    """
+    asks = isinstance(config, RunConfig | RlhfConfig) and config.supervise.restarts > 0 and not config.dry_run
+    if not asks:
+        return None
+    from llama_jax.core.processes.supervisor import Supervisor  # here and below: not for --help
+    from llama_jax.core.processes.watchdog import is_supervised, report_fault
+    from llama_jax.core.run_directory import RunDirectory, saved_steps
+
+    if is_supervised():
+        return None
+    distributed = config.distributed if isinstance(config, RunConfig) else DistributedConfig()
+    supervisor = Supervisor(
+        [sys.executable, "-m", "llama_jax", *arguments],
+        config.supervise,
+        distributed.heartbeat_seconds,
+        saved=lambda: saved_steps(config.run_dir),
+        report=functools.partial(report_fault, RunDirectory(config.run_dir).faults),
+    )
+    return supervisor.run()
 
 
 def _named_data(config: Any) -> Iterator[tuple[str, str]]:

@@ -59,6 +59,8 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         """Folder of `jax.profiler` traces."""
         self.opened = time.time()
         """Unix time."""
+        self.faults = self.path / "faults"
+        """Folder of what each process reports of faults, a file a process."""
         self.is_main_process = is_main_process
         self._lock: WriterLock | None = None
         self._log: GrowingFile | None = None
@@ -224,6 +226,13 @@ def newest_run(root: str | os.PathLike[str] = "runs", fits: Callable[[Path], boo
                 if any(manifest.exists() for manifest in finished):
                     started.append((str(json.loads(file.read_text())["started"]), file.parent))
     return next((run for _, run in sorted(started, reverse=True) if fits(run)), None)
+
+
+def saved_steps(path: epath.PathLike) -> frozenset[str]:
+    """Names of the finished checkpoints of a run, or of the runs in a directory."""
+    directory = epath.Path(path)
+    found = (directory.glob(f"{folder}checkpoints/*/manifest.json") for folder in ("", "*/"))
+    return frozenset(str(manifest) for each in found for manifest in each)
 
 
 def _steps(checkpoints: epath.Path) -> Iterator[epath.Path]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llama_jax.core.config import SuperviseConfig
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import Template
 from llama_jax.rl.ppo_config import PpoConfig
@@ -73,6 +74,8 @@ class RlhfConfig:
     """The third, as for the command `ppo`."""
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     """How its result is judged."""
+    supervise: SuperviseConfig = field(default_factory=SuperviseConfig)
+    """What is done about faults, in all stages."""
 
     def __post_init__(self) -> None:
         if self.split and len(self.split) != 3:

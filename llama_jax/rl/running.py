@@ -112,6 +112,7 @@ def iterations(config: RewardLearningConfig, recipe: Recipe, *, command: str) ->
     Raises:
         UserError: see there.
     """
+    config = replace(config, supervise=replace(config.supervise, other_seconds=0))  # none is marked as a step
     with _opened(config, recipe, command, start_up(config.distributed)) as run:
         yield run.iterations()
 
@@ -248,7 +249,7 @@ class _Run:
         def save(state: Any, progress: Progress, record: MetricsRecord) -> None:
             life.save(self._learner.items(state), progress.to_json(), record)
 
-        return Hooks(life.record, evaluate, save, signal.requested, life.profiler.step, history.left_out_after)
+        return Hooks(life.record, evaluate, save, signal.requested, life.before_step, history.left_out_after)
 
     def _say_result(self, progress: Progress, after: list[np.ndarray]) -> None:
         run = self._run

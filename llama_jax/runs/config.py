@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llama_jax.checkpoints.config import CheckpointConfig, StepChoice
-from llama_jax.core.config import DistributedConfig, MeshConfig, TrackingConfig
+from llama_jax.core.config import DistributedConfig, MeshConfig, SuperviseConfig, TrackingConfig
 from llama_jax.model.config import ComputeConfig
 from llama_jax.training.config import TrainingConfig
 
@@ -34,6 +34,8 @@ class RunConfig:
     """The device mesh."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """Several processes."""
+    supervise: SuperviseConfig = field(default_factory=SuperviseConfig)
+    """What is done about faults."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ FREE_ON_RESUME = (
     "tracking",
     "mesh",
     "distributed",
+    "supervise",
     "compute",
     "data.bad_records",
     "data.max_bad_fraction",
