@@ -454,10 +454,10 @@ keep_going() {
     reached=$(newest_checkpoint)
     if ((reached > newest)); then newest=$reached fruitless=0; fi
     if ((fruitless == RESTARTS)); then
-      failed "--keep_going: giving up: no newer checkpoint than $newest after $RESTARTS restarts in a row" || break
+      failed "--keep_going: no newer checkpoint (restarts: $RESTARTS; newest: ${newest/#-1/none}); giving up" || break
     fi
     seconds=$((fruitless < 4 ? 60 << fruitless : MOST_BACKOFF))
-    say "restart $((++fruitless)) of at most $RESTARTS in $seconds s (newest checkpoint: $newest)"
+    say "restart $((++fruitless)) of at most $RESTARTS in $seconds s (newest checkpoint: ${newest/#-1/none})"
     sleep "$seconds"
     code=0
     { start_again "$fruitless" && follow_log; } || code=$?

@@ -73,8 +73,7 @@ def test_a_command_that_fails_is_started_again_where_it_was_as_long_as_it_gets_o
     assert cloud.stages() == [*STARTED, "host_follow", "ls", *again, *failed, *again, *failed]
     assert waits(cloud) == [60, 60]
     assert "restart 1 of at most 1 in 60 s (newest checkpoint: 200)\n" in result.errors
-    gives_up = "error: --keep_going: giving up: no newer checkpoint than 200 after 1 restarts in a row\n"
-    assert gives_up in result.errors
+    assert "error: --keep_going: no newer checkpoint (restarts: 1; newest: 200); giving up\n" in result.errors
 
 
 @pytest.mark.slow
@@ -85,7 +84,7 @@ def test_a_command_that_gets_nowhere_is_given_up_after_another_tpu_was_tried(tmp
     started = [stage for stage in cloud.stages() if stage in ("create", "host_start", "delete")]
     another = ["delete", "create", "host_start"]
     assert started == ["create", *["host_start"] * 3, *another * 4, "delete"]
-    assert "costs money" not in result.errors
+    assert "giving up\n" in result.errors and "costs money" not in result.errors
 
 
 def test_a_mistake_ends_it(tmp_path):
