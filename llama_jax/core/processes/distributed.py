@@ -19,8 +19,8 @@ from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import all_devices
 from llama_jax.core.processes.signals import StopSignal, let_work_tidy_up
 
-_CLUSTER_VARIABLES = ("MEGASCALE_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri")
-"""Set where JAX itself finds the other processes: several TPU slices, Slurm, Open MPI."""
+_CLUSTER_VARIABLES = ("MEGASCALE_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
+"""Set where JAX itself finds the other processes: several TPU slices, what `srun` starts, Open MPI."""
 
 
 def start_up(config: DistributedConfig) -> str:
