@@ -23,8 +23,8 @@ from llama_jax.core.processes.memory import keep_freed_memory
 from llama_jax.core.processes.peers import Peers
 from llama_jax.core.processes.signals import StopSignal, let_work_tidy_up
 
-_CLUSTER_VARIABLES = ("MEGASCALE_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri")
-"""Set where JAX itself finds the other processes: several TPU slices, Slurm, Open MPI."""
+_CLUSTER_VARIABLES = ("MEGASCALE_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
+"""Set where JAX itself finds the other processes: several TPU slices, what `srun` starts, Open MPI."""
 _ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
 """Devices of TPUs and GPUs."""
 
