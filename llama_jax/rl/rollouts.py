@@ -81,6 +81,11 @@ def check_sampling(sampling: SamplingConfig) -> None:
         raise UserError(f"rollout.temperature: {sampling.temperature} must be above 0, as nothing is drawn without it")
 
 
+def readers_of(slots: int) -> int:
+    """Prompts that each part of the mesh in use reads side by side."""
+    return max(1, min(_READERS, slots) // size_of("batch"))
+
+
 class Sampler:
     """Samples from a policy whose weights change. It keeps them in the decoding layout beside those of training: of a
     policy that is an adapter over a frozen base, the base is laid out once, and the adapter whenever it has changed.
@@ -110,7 +115,7 @@ class Sampler:
         check_sampling(sampling)
         self._model, self._sampling, self._stop_ids = model, sampling, stop_ids
         self._layers, self._base = decoding_params(model, params), _base_of(params)
-        readers = max(1, min(_READERS, slots) // size_of("batch"))
+        readers = readers_of(slots)
         self._side_by_side = readers * size_of("batch")
         self._engine = Engine(model, self._layers, slots=slots, length=length, row_counts=row_counts, readers=readers)
 

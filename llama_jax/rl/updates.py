@@ -155,7 +155,7 @@ def logprobs_by(program: Program, temperature: float, params: PyTree, rollouts: 
     Args:
         program: Of a model that the parameters fit, and whose rows it reads.
     """
-    found = functools.partial(_row_logprobs, program.model, temperature, params)
+    found = functools.partial(row_logprobs, program.model, temperature, params)
     return read(found, rollouts, program.mesh, program.config.batch_size, program.sequence_length)
 
 
@@ -190,7 +190,7 @@ def read(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _row_logprobs(model: LanguageModel, temperature: float, params: PyTree, batch: TokenBatch) -> Float[Array, "B T"]:
+def row_logprobs(model: LanguageModel, temperature: float, params: PyTree, batch: TokenBatch) -> Float[Array, "B T"]:
     """Whole on every process."""
     hidden = model.hidden(params, batch.tokens, batch.positions, batch.segment_ids)
     unembed, wanted = tempered(model, temperature), batch.loss_weights > 0
