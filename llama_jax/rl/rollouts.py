@@ -65,6 +65,18 @@ class Rollouts:
         return Rollouts(prompts, completions, logprobs, ended)
 
 
+def ending_before(rollouts: Rollouts, padding: int) -> Rollouts:
+    """The same texts up to their last id that is not padding, which is where transformers reads a score; of one that
+    has no other, its first is left."""
+    prompts, completions = [], []
+    for prompt, completion in zip(rollouts.prompts, rollouts.completions, strict=True):
+        ids = [*prompt, *completion]
+        end = 1 + max((place for place, each in enumerate(ids) if each != padding), default=0)
+        prompts.append(prompt[:end])
+        completions.append(ids[len(prompt) : end])
+    return replace(rollouts, prompts=prompts, completions=completions)
+
+
 def check_sampling(sampling: SamplingConfig) -> None:
     """Refuse what makes the distribution that is sampled from another one than training computes.
 
