@@ -141,7 +141,7 @@ class _Run:
         self._data = PromptData(config.data, layout, config.seed, run.say)
         run.say(f"data: {self._data.description()}")
         longest = (self._data.longest, config.rollout.max_new_tokens)
-        _check_lengths(config, weights.config, longest)
+        check_lengths(config, weights.config, longest)
         self._program = _program(config, recipe, weights.config)
         run.say(description(self._program, weights.source))
         files = model_files(weights, method.architecture(weights.config), tokenizer, layout)
@@ -281,7 +281,12 @@ def _program(
     return build_program(counted, _method(config), recipe.objective, architecture, config.row_length, devices)
 
 
-def _check_lengths(config: RewardLearningConfig, architecture: LlamaConfig, longest: tuple[int, int]) -> None:
+def check_lengths(config: RewardLearningConfig, architecture: LlamaConfig, longest: tuple[int, int]) -> None:
+    """See to it that the model reads the longest prompt with the longest completion.
+
+    Raises:
+        UserError: it does not.
+    """
     if sum(longest) > architecture.context_length:
         raise UserError(
             f"rollout.max_new_tokens: {longest[1]} after a prompt of {longest[0]} tokens exceeds the model's context, "

@@ -93,6 +93,19 @@ def open_reward_model(opened: Opened[PpoConfig], path: str) -> OpenRewardModel:
     return OpenRewardModel.of(found, path, None if adapter is None else adapter.config, fingerprint_of(trained))
 
 
+def check_reads_ends(row_length: int, longest: tuple[int, int]) -> None:
+    """See to it that a row holds the longest prompt with the longest completion, whose last token is read too.
+
+    Raises:
+        UserError: it does not.
+    """
+    if sum(longest) > row_length:
+        raise UserError(
+            f"row_length: {row_length} is less than the {sum(longest)} tokens that a prompt may have with its "
+            "completion, all of which the reward model reads"
+        )
+
+
 def fingerprint_of(params: PyTree) -> str:
     """SHA-256 in hexadecimal of the values of parameters, wherever they lie."""
     leaves = jax.tree.leaves(jax.jit(tree.fingerprints)(params))
@@ -121,11 +134,7 @@ def _check(opened: Opened[PpoConfig], found: OpenParams, path: str) -> None:
         raise UserError(f"{said}: is a language model, which gives no score; take a run of reward")
     if config.context_length < longest:
         raise UserError(f"row_length: {longest} exceeds the context of the reward model, {config.context_length}")
-    if sum(opened.longest) > longest:
-        raise UserError(
-            f"row_length: {longest} is less than the {sum(opened.longest)} tokens that a prompt may have with its "
-            "completion, all of which the reward model reads"
-        )
+    check_reads_ends(longest, opened.longest)
     if not has_tokenizer(found.files):
         return
     theirs = tokenizer_from_files(found.files, path)
