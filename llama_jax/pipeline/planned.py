@@ -12,7 +12,7 @@ from llama_jax.core.recording.metrics import MetricsRecord, read_metrics
 from llama_jax.core.run_directory import RunDirectory
 from llama_jax.core.text import aligned
 from llama_jax.pipeline.outcome import PHASES
-from llama_jax.pipeline.ppo_programs import Call
+from llama_jax.pipeline.ppo_programs import Call, longest_prompt
 from llama_jax.planning.report import compiled_report
 from llama_jax.planning.roofline import LABEL
 from llama_jax.rl.ppo_config import PpoConfig
@@ -49,7 +49,7 @@ def predicted_iteration(config: PpoConfig, programs: Sequence[Mapping[str, Any]]
     """Seconds and tokens by second of each phase, as a run records them, were prompts and completions as long as they
     may be; None where a program of the phase does not fit."""
     completions, longest = config.rollout.completions, config.rollout.max_new_tokens
-    read = completions * (config.data.max_prompt_tokens + longest)
+    read = completions * (longest_prompt(config) + longest)
     # Policy and critic read all completions in each epoch.
     tokens = {"generation": completions * longest, "scoring": read, "update": 2 * config.rollout_epochs * read}
     seconds = {phase: _seconds([each for each in programs if each["phase"] == phase]) for phase in PHASES}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from llama_jax.core import sharding, tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.batches import TokenBatch
+from llama_jax.core.errors import UserError
 from llama_jax.core.placing import batch_shapes
 from llama_jax.inference.engine import chunk_size, chunks_of
 from llama_jax.inference.layout import in_layers
@@ -61,6 +62,11 @@ class _Run(NamedTuple):
         return sum(map(sharding.bytes_on_a_device, self.kept.values())) - sharding.bytes_on_a_device(used)
 
 
+def longest_prompt(config: PpoConfig) -> int:
+    """Tokens that a prompt may have: what is longer is left out, or does not fit into a row with its completion."""
+    return min(config.data.max_prompt_tokens, config.row_length - config.rollout.max_new_tokens)
+
+
 def ppo_calls(
     config: PpoConfig, policy: Program, of_reward: AdapterConfig | None, devices: Sequence[Any]
 ) -> list[Call]:
@@ -70,7 +76,12 @@ def ppo_calls(
         policy: The program of its updates.
         of_reward: The adapter of a reward model over the base of the policy; None: it is a model of its own, of the
             same architecture, if the config names one.
+
+    Raises:
+        UserError: a row holds no prompt with its completion, or the mesh does not divide a model.
     """
+    if longest_prompt(config) < 1:
+        raise UserError(f"row_length: {config.row_length} leaves no room before {config.rollout.max_new_tokens} tokens")
 
     def of(adapter: AdapterConfig | None) -> Program:
         return critic_program(config, critic_method(config, adapter), policy.model.config, devices)
@@ -100,7 +111,7 @@ def _run(config: PpoConfig, policy: Program, critic: Program, scorer: Program | 
     if config.average_decay:
         kept["average"] = own.trainable
     sampling = config.rollout
-    rows, length = min(sampling.slots, sampling.completions), config.data.max_prompt_tokens + sampling.max_new_tokens
+    rows, length = min(sampling.slots, sampling.completions), longest_prompt(config) + sampling.max_new_tokens
     layers = kept["sampler"] = decoding_shapes(policy.model, params, policy.partition.axes)
     slots = kept["slots"] = slots_of(policy.model, rows, length)
     return _Run(config, policy, critic, reward, layers, slots, kept)
@@ -136,7 +147,7 @@ def _generation(run: _Run) -> list[Call]:
     sampling, model, slots = run.config.rollout, run.policy.model, run.slots
     rows, length = slots.tokens.shape
     readers, beside = readers_of(rows) * sharding.size_of("batch"), run.beside(run.layers, slots)
-    pieces = _pieces(run.config.data.max_prompt_tokens - 1, chunks_of(length))
+    pieces = _pieces(longest_prompt(run.config) - 1, chunks_of(length))
     groups, waves = -(-sampling.prompts // readers), -(-sampling.completions // rows)
     calls = []
     for size, count in pieces.items():
@@ -169,7 +180,7 @@ def _scoring(run: _Run) -> list[Call]:
     if run.reward is not None:
         found.append(("reward model", critic, scores, run.reward))
     # As for updates, all completions are taken to be as long as they may be.
-    a_row = max(1, config.row_length // (config.data.max_prompt_tokens + config.rollout.max_new_tokens))
+    a_row = config.row_length // (longest_prompt(config) + config.rollout.max_new_tokens)
     times = -(-config.rollout.completions // (a_row * config.training.batch_size))
     return [Call("scoring", name, times, _reading(run, *how)) for name, *how in found]
 
