@@ -182,7 +182,7 @@ def _scoring(run: _Run) -> list[Call]:
     # As for updates, all completions are taken to be as long as they may be.
     a_row = config.row_length // (longest_prompt(config) + config.rollout.max_new_tokens)
     times = -(-config.rollout.completions // (a_row * config.training.batch_size))
-    return [Call("scoring", name, times, _reading(run, *how)) for name, *how in found]
+    return [Call("scoring", name, times, _reading(run, model, trace, each)) for name, model, trace, each in found]
 
 
 def _reading(run: _Run, model: LanguageModel, trace: Callable[..., jax.stages.Traced], params: PyTree) -> Lowered:
