@@ -30,7 +30,7 @@ from llama_jax.instruct.config import AskingConfig, ConversationsConfig, JudgeCo
 from llama_jax.model.config import sized
 from llama_jax.pipeline.config import RlhfConfig
 from llama_jax.pipeline.handing_down import stages_of
-from llama_jax.planning.config import PlannedConfig
+from llama_jax.planning.config import HardwareConfig, PlannedConfig, PlannedPipelineConfig
 from llama_jax.rl.config import GrpoConfig, PromptDataConfig
 from llama_jax.rl.ppo_config import PpoConfig
 from llama_jax.runs.config import RunConfig
@@ -67,6 +67,7 @@ COMMANDS: dict[str, type] = {
         f"plan {name}": composed(PlannedConfig, settings, f"Compile a run of {name} for hardware that is not here.")
         for name, settings in _FROM_A_MODEL.items()
     },
+    "plan rlhf": composed(PlannedPipelineConfig, RlhfConfig),
     "prepare": PrepareConfig,
     "preview": composed(ShownConfig, PretrainConfig),
     **{
@@ -113,7 +114,7 @@ def check_paths(config: Any) -> None:
 
     if isinstance(config, BenchmarkConfig) and config.weights is not None:
         check_model(config.weights, "--weights")
-    if isinstance(config, PlannedConfig | BenchmarkConfig) or getattr(config, "dry_run", False):
+    if isinstance(config, HardwareConfig | BenchmarkConfig) or getattr(config, "dry_run", False):
         return  # need no data, and need not have a model
     from llama_jax.core.files import check_directory
     from llama_jax.data.sources.opening import check_source

@@ -1,15 +1,22 @@
-"""What a pipeline begins with: the base of the toy task, which is trained where none is named, and an adapter that is
-taken as the result of SFT, merged."""
+"""What a pipeline begins with: the base of the toy task, which is trained where none is named, an adapter that is taken
+as the result of SFT, merged, and a look at all stages before hours go into the first."""
 
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
+from llama_jax.checkpoints.weight_reading import open_weights
+from llama_jax.core.errors import UserError
 from llama_jax.data.sources.opening import MANNERS
 from llama_jax.pipeline.config import RlhfConfig
+from llama_jax.pipeline.handing_down import Stages, for_dry_run
+from llama_jax.rl.beforehand import check_beforehand
 from llama_jax.runs.resuming import begun_config
-from llama_jax.runs.starting import merged, trained_first
+from llama_jax.runs.starting import merged, path_of, tokenizer_of, trained_first
 
 _BASE = "runs/tiny"
 
@@ -32,3 +39,37 @@ def with_merged_sft(config: RlhfConfig) -> RlhfConfig:
     return replace(
         config, sft_model=merged(config.sft_model, "--sft_model", target, lambda line: print(line, flush=True))
     )
+
+
+def check_stages(config: RlhfConfig, stages: Stages, builds: Mapping[str, Callable[[Any], object]]) -> None:
+    """Refuse before the first stage what a later one would refuse when it begins: rows, meshes and contexts that do not
+    fit the model, and prompts that do not fit the rows of PPO. Of runs that have begun nothing is asked.
+
+    Args:
+        builds: That of each command, by the name of its stage.
+
+    Raises:
+        UserError: names the stage and its setting.
+    """
+    first = for_dry_run(config, stages)._asdict()
+    elsewhere = {"sft": config.sft_model, "reward": config.reward_model}
+    for name, build in builds.items():
+        if elsewhere.get(name) is None and not begun_config(first[name].run_dir):
+            with _of_stage(name):
+                build(first[name])
+    ppo = first["ppo"]
+    if not begun_config(ppo.run_dir):
+        path = path_of(ppo)
+        weights = open_weights(path, step=ppo.step, say=lambda line: None)
+        tokenizer = tokenizer_of(ppo, weights, path, ppo.data.template_date)
+        template = stages.sft.data.template if config.sft_model is None else "auto"
+        with _of_stage("ppo"):
+            check_beforehand(ppo, weights.config, tokenizer, template)
+
+
+@contextlib.contextmanager
+def _of_stage(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"stage {name}: {error}") from None

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from llama_jax.checkpoints.opening import ModelReference, OpenModel, open_model, open_params
-from llama_jax.checkpoints.reward_normalization import RewardNormalization, read_normalization
 from llama_jax.core.arrays import Float
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
@@ -160,8 +159,7 @@ def _answers(config: ComparisonConfig, ppo: PpoConfig, opened: OpenModel, prompt
 
 def _reward_model(path: str, ppo: PpoConfig, say: Callable[[str], None]) -> OpenRewardModel:
     opened = open_params(ModelReference(path, ppo.reward_step), ppo.compute, identify=False, say=say)
-    normalization = read_normalization(opened.files, path) or RewardNormalization()
-    return OpenRewardModel(opened.model, merge(opened.params), normalization, None, "")
+    return OpenRewardModel.of(replace(opened, params=merge(opened.params)), path)
 
 
 def _values(scores: Float[np.ndarray, "N"]) -> list[float | None]:

@@ -54,7 +54,7 @@ class RlhfConfig:
     seed: int | None = None
     """Seed of all stages; null: each has its own."""
     size: str | None = None
-    """Published size of the models of `sft` and `reward`, such as llama_7b; null: as each says."""
+    """Published size of the models of all stages, such as llama_7b; null: as each says."""
     tokenizer: str | None = None
     """Tokenizer file of all stages, for models that do not carry their own; null: as each says."""
     data: str | None = None

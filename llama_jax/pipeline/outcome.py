@@ -20,7 +20,8 @@ _MEASURES = {
     "ppo": (("reward", ""), ("kl_per_completion", "nats"), ("completion_tokens_mean", "tokens")),
 }
 """By stage: the metrics that tell how it went, and their units."""
-_PHASES = ("generation", "scoring", "layout", "update")
+PHASES = ("generation", "scoring", "layout", "update")
+"""Of an iteration of PPO, as metrics name them."""
 
 
 class Measure(NamedTuple):
@@ -78,7 +79,7 @@ class StageOutcome:
     def phases(self) -> list[tuple[str, float, float | None]]:
         """(name, seconds of all iterations, tokens by second) of each phase of an iteration, of a run of PPO."""
         found = []
-        for phase in _PHASES:
+        for phase in PHASES:
             if spent := self.values(f"{phase}_seconds"):
                 speeds = self.values(f"{phase}_tokens_per_second")
                 tokens = sum(seconds * speed for seconds, speed in zip(spent, speeds, strict=True)) if speeds else None

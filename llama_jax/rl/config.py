@@ -212,6 +212,7 @@ class RewardLearningConfig(ModelRunConfig):
     """Checkpoints, each after a whole iteration."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("row_length", "rollout_epochs", "minibatches"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"--{name} {value}: must be at least 1")

@@ -65,6 +65,18 @@ class Rollouts:
         return Rollouts(prompts, completions, logprobs, ended)
 
 
+def ending_before(rollouts: Rollouts, padding: int) -> Rollouts:
+    """The same texts up to their last id that is not padding, which is where transformers reads a score; of one that
+    has no other, its first is left."""
+    prompts, completions = [], []
+    for prompt, completion in zip(rollouts.prompts, rollouts.completions, strict=True):
+        ids = [*prompt, *completion]
+        end = 1 + max((place for place, each in enumerate(ids) if each != padding), default=0)
+        prompts.append(prompt[:end])
+        completions.append(ids[len(prompt) : end])
+    return replace(rollouts, prompts=prompts, completions=completions)
+
+
 def check_sampling(sampling: SamplingConfig) -> None:
     """Refuse what makes the distribution that is sampled from another one than training computes.
 
@@ -79,6 +91,11 @@ def check_sampling(sampling: SamplingConfig) -> None:
             )
     if not sampling.temperature > 0:
         raise UserError(f"rollout.temperature: {sampling.temperature} must be above 0, as nothing is drawn without it")
+
+
+def readers_of(slots: int) -> int:
+    """Prompts that each part of the mesh in use reads side by side."""
+    return max(1, min(_READERS, slots) // size_of("batch"))
 
 
 class Sampler:
@@ -110,7 +127,7 @@ class Sampler:
         check_sampling(sampling)
         self._model, self._sampling, self._stop_ids = model, sampling, stop_ids
         self._layers, self._base = decoding_params(model, params), _base_of(params)
-        readers = max(1, min(_READERS, slots) // size_of("batch"))
+        readers = readers_of(slots)
         self._side_by_side = readers * size_of("batch")
         self._engine = Engine(model, self._layers, slots=slots, length=length, row_counts=row_counts, readers=readers)
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import Float, PyTree
 from llama_jax.core.errors import SavedAfterSignal, UserError
@@ -34,6 +33,7 @@ from llama_jax.runs.life import Life, summarize
 from llama_jax.runs.methods import Method, all_parameters, build_program, low_rank_adapter
 from llama_jax.runs.resuming import begun_config, begun_schedule, opened_run, restore_step
 from llama_jax.runs.starting import (
+    architecture_of,
     begun_date,
     check_restored,
     model_files,
@@ -69,7 +69,7 @@ class Recipe(NamedTuple):
 
 def build(config: RewardLearningConfig, recipe: Recipe, devices: Sequence[Any] | None = None) -> Program:
     """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
-    return _program(config, recipe, open_weights(path_of(config), step=config.step, say=print).config, devices)
+    return _program(config, recipe, architecture_of(config), devices)
 
 
 def learn_from_rewards(config: RewardLearningConfig, recipe: Recipe, *, command: str) -> None:
@@ -84,10 +84,10 @@ def learn_from_rewards(config: RewardLearningConfig, recipe: Recipe, *, command:
     if jax.process_count() > 1:
         raise UserError(f"distributed: {command} runs in one process, on all devices that it has")
     if config.dry_run:
-        path = path_of(config)
-        print_dry_run(who, program := build(config, recipe), path)
-        for name, other in recipe.others(program.model.config, None).items():
-            print_dry_run(name, other, path)
+        name = config.size or path_of(config)
+        print_dry_run(who, program := build(config, recipe), name)
+        for role, other in recipe.others(program.model.config, None).items():
+            print_dry_run(role, other, name)
         return
     with _opened(config, recipe, command, who) as run:
         run.live()
@@ -143,7 +143,7 @@ class _Run:
         self._data = PromptData(config.data, layout, config.seed, run.say)
         run.say(f"data: {self._data.description()}")
         longest = (self._data.longest, config.rollout.max_new_tokens)
-        _check_lengths(config, weights.config, longest)
+        check_lengths(config, weights.config, longest)
         self._program = _program(config, recipe, weights.config)
         run.say(description(self._program, weights.source))
         files = model_files(weights, method.architecture(weights.config), tokenizer, layout)
@@ -300,7 +300,12 @@ def _program(
     return build_program(counted, _method(config), recipe.objective, architecture, config.row_length, devices)
 
 
-def _check_lengths(config: RewardLearningConfig, architecture: LlamaConfig, longest: tuple[int, int]) -> None:
+def check_lengths(config: RewardLearningConfig, architecture: LlamaConfig, longest: tuple[int, int]) -> None:
+    """See to it that the model reads the longest prompt with the longest completion.
+
+    Raises:
+        UserError: it does not.
+    """
     if sum(longest) > architecture.context_length:
         raise UserError(
             f"rollout.max_new_tokens: {longest[1]} after a prompt of {longest[0]} tokens exceeds the model's context, "

@@ -5,7 +5,7 @@ from typing import Literal
 
 from llama_jax.checkpoints.config import CheckpointConfig, StepChoice
 from llama_jax.core.config import DistributedConfig, MeshConfig, SuperviseConfig, TrackingConfig
-from llama_jax.model.config import ComputeConfig
+from llama_jax.model.config import ComputeConfig, sized
 from llama_jax.training.config import TrainingConfig
 
 
@@ -50,6 +50,12 @@ class ModelRunConfig(RunConfig):
     that verifies."""
     tokenizer: str | None = None
     """Tokenizer file, for a model that does not carry its own."""
+    size: str | None = None
+    """Published size that the model must have, such as llama_7b; with it `dry_run` needs no model."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            sized(self.size)
 
 
 FREE_ON_RESUME = (

@@ -29,7 +29,7 @@ from llama_jax.core.run_directory import RunDirectory, keep_config
 from llama_jax.data.instructions.template_dates import today
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.tokenizers import Tokenizer, with_stop_ids
-from llama_jax.model.config import LlamaConfig
+from llama_jax.model.config import SIZES, LlamaConfig
 from llama_jax.runs.config import ModelRunConfig
 from llama_jax.runs.methods import Method
 from llama_jax.runs.resuming import begun_config
@@ -42,6 +42,11 @@ AnyModelRunConfig = TypeVar("AnyModelRunConfig", bound=ModelRunConfig)
 def path_of(config: ModelRunConfig) -> str:
     """Where the model is that the settings name, or `find_model` finds."""
     return find_model(config.model, lambda line: print(line, flush=True))
+
+
+def architecture_of(config: ModelRunConfig) -> LlamaConfig:
+    """That of the size that the settings name, for which no model need be there, or of the model."""
+    return SIZES[config.size] if config.size else open_weights(path_of(config), step=config.step, say=print).config
 
 
 def trained_first(command: str, name: str, folder: str, *more: str) -> None:
@@ -74,9 +79,13 @@ def begun_date(config: ModelRunConfig, given: str | None) -> str:
 
 
 def weights_of(config: ModelRunConfig, method: Method, run: RunDirectory) -> Weights:
-    """The model to begin with, of which nothing is read yet."""
+    """The model to begin with, of which nothing is read yet.
+
+    Raises:
+        UserError: there is none, or it is not of the size that the settings name.
+    """
     try:
-        return open_weights(str(config.model), step=config.step, say=run.say)
+        weights = open_weights(str(config.model), step=config.step, say=run.say)
     except UserError as error:
         if "model" not in method.free_on_resume or not run.has_progress():
             raise
@@ -84,6 +93,20 @@ def weights_of(config: ModelRunConfig, method: Method, run: RunDirectory) -> Wei
             f"--run_dir {run.path}: needs the base that it began with: {error}; an export or a copy of it, given as "
             "--model, serves as well"
         ) from None
+    _check_size(config, weights.config)
+    return weights
+
+
+def _check_size(config: ModelRunConfig, architecture: LlamaConfig) -> None:
+    """Raise a `UserError` if the model is not of the size that the config names."""
+    if config.size is None:
+        return
+    expected, found = SIZES[config.size].to_json(), architecture.to_json()
+    # Formats differ in what they keep of these, and none of them decides a shape.
+    of_no_shape = ("context_length", "vocab_multiple", "norm_epsilon", "rope_base", "rope_scaling", "scalar_head")
+    for name, value in expected.items():
+        if name not in of_no_shape and found[name] != value:
+            raise UserError(f"--size {config.size}: has {name} {value}, but {config.model} has {found[name]}")
 
 
 def with_merged_model(config: AnyModelRunConfig, run: RunDirectory) -> AnyModelRunConfig:
