@@ -1,13 +1,15 @@
-"""What a pipeline begins with: the base of the toy task, which is trained where none is named, and an adapter that is
-taken as the result of SFT, merged."""
+"""What a pipeline begins with: the base of the toy task, which is trained where none is named, functions that can be
+opened, and an adapter that is taken as the result of SFT, merged."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from etils import epath
 
-from llama_jax.data.sources.opening import MANNERS
+from llama_jax.data.sources.opening import MANNERS, errors_of
+from llama_jax.pipeline.comparison import judge_of
 from llama_jax.pipeline.config import RlhfConfig
+from llama_jax.rl.rewards.functions import RewardFunction
 from llama_jax.runs.resuming import begun_config
 from llama_jax.runs.starting import merged, trained_first
 
@@ -21,6 +23,18 @@ def with_toy_base(config: RlhfConfig) -> RlhfConfig:
     if not begun_config(str(Path(config.run_dir) / "sft")):
         trained_first("pretrain", "tiny/pretrain", _BASE)
     return replace(config, sft=replace(config.sft, model=_BASE))
+
+
+def check_functions(config: RlhfConfig) -> None:
+    """Open the functions that say what is good, which are called after hours of training only.
+
+    Raises:
+        UserError: one cannot be opened.
+    """
+    judge_of(config.comparison)
+    with errors_of("ppo.rewards.functions", instead_of="rewards.functions"):
+        for each in config.ppo.rewards.each:
+            RewardFunction(each).check()
 
 
 def with_merged_sft(config: RlhfConfig) -> RlhfConfig:

@@ -33,6 +33,8 @@ class ComparisonConfig:
         for name, least in (("prompts", 2), ("samples", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise UserError(f"comparison.{name}: {value} must be at least {least}")
+        if not 0 < self.timeout_seconds < float("inf"):
+            raise UserError(f"comparison.timeout_seconds: {self.timeout_seconds} must be above 0 and finite")
         if self.temperature is not None and not 0 <= self.temperature < float("inf"):
             raise UserError(f"comparison.temperature: {self.temperature} must be at least 0 and finite")
 

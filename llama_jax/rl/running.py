@@ -166,8 +166,9 @@ class _Run:
             with Life(config, run, first, self._start.files, self._hashes, self._data.fingerprint) as life:
                 parts = self._parts(self._learner.result(state), self._stop_ids)
                 if first == 0:
-                    life.begin()  # there is no checkpoint to protect
+                    # Before anything is written: functions may not bear what they are told.
                     progress = self._measured_before(parts, self._learner.result(state), progress)
+                    life.begin()  # there is no checkpoint to protect
                 run.say("compiling… (the first step may take minutes on large models)")
                 after: list[np.ndarray] = []
                 hooks = self._hooks(parts, life, signal, after)
@@ -291,9 +292,11 @@ def _check_lengths(config: RewardLearningConfig, architecture: LlamaConfig, long
 
 def _with_schedule(config: AnyConfig) -> AnyConfig:
     """With the end of the schedule, in updates: that of the run, if it has begun, else the last one."""
-    steps = config.training.schedule_steps or begun_schedule(config.run_dir)
-    steps = steps or config.training.steps * config.updates
-    return replace(config, training=replace(config.training, schedule_steps=steps))
+    training, updates = config.training, config.training.steps * config.updates
+    steps = training.schedule_steps or begun_schedule(config.run_dir) or updates
+    if training.schedule_steps is None and training.schedule != "constant" and steps != updates:
+        print(f"the learning-rate schedule still ends at update {steps}, as the run began", flush=True)
+    return replace(config, training=replace(training, schedule_steps=steps))
 
 
 def _with_toy_model(config: AnyConfig) -> AnyConfig:

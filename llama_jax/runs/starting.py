@@ -3,7 +3,6 @@ run is resumed that it is still the same. Independent of what is learned."""
 
 import functools
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from llama_jax.checkpoints.adapters.adapter import BASE_FILE, BaseIdentity, chec
 from llama_jax.checkpoints.adapters.merged_weights import with_tokenizer
 from llama_jax.checkpoints.config import ConvertConfig, StepChoice
 from llama_jax.checkpoints.conversion import convert_model
+from llama_jax.checkpoints.conversion_target import REPORT
 from llama_jax.checkpoints.finding import find_format
 from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
@@ -25,6 +25,7 @@ from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
+from llama_jax.core.processes.signals import run_first
 from llama_jax.core.run_directory import RunDirectory, keep_config
 from llama_jax.data.instructions.template_dates import today
 from llama_jax.data.instructions.templates import Layout
@@ -49,12 +50,13 @@ def trained_first(command: str, name: str, folder: str, *more: str) -> None:
 
     Raises:
         UserError: it did not end as it should.
+        SavedAfterSignal: a signal came, which that command was told of.
     """
     if Path(folder, "curves.png").exists():  # which is drawn when a run has ended
         return
     print(f"no --model given: training one for the toy task first, {command} into {folder}", flush=True)
     line = [sys.executable, "-m", f"llama_jax.{command}", "--config", name, "--run_dir", folder, *more]
-    if subprocess.run(line).returncode:
+    if run_first(line):
         raise UserError("--model: none given, and the one of the toy task could not be trained; see above")
 
 
@@ -88,7 +90,12 @@ def weights_of(config: ModelRunConfig, method: Method, run: RunDirectory) -> Wei
 
 def with_merged_model(config: AnyModelRunConfig, run: RunDirectory) -> AnyModelRunConfig:
     """Where the model is an adapter, with the two merged in the run directory."""
-    model = merged(given := str(config.model), "--model", run.path / "base", run.say, step=config.step)
+    target = run.path / "base"
+    if not run.has_progress():
+        if target.exists():
+            target.rmtree()  # of an attempt that came to nothing, perhaps from another model
+        run.hold(target)
+    model = merged(given := str(config.model), "--model", target, run.say, step=config.step)
     return config if model == given else replace(config, model=model, step=None)
 
 
@@ -101,12 +108,21 @@ def merged(
     Args:
         flag: That names the model, for errors.
         target: The directory that the two are merged in.
+
+    Raises:
+        UserError: another adapter was merged there.
     """
+    source = json.loads((target / REPORT).read_text())["source"] if target.exists() else None
+    if source is not None and Path(source).resolve() == Path(model).resolve():
+        return str(target)
     if find_format(model, flag)[1] not in ("lora", "peft"):
         return model
-    if not target.exists():
-        say(f"{model} is an adapter: merging it into its base first, which is then kept in {target}")
-        convert_model(ConvertConfig(source=model, step=step, target=str(target)), say)
+    if source is not None:
+        raise UserError(f"{flag} {model}: {target} was made from {source}; give that, or another --run_dir")
+    if open_weights(model, step=step, say=say).config.scalar_head:
+        raise UserError(f"{flag} {model}: is a reward model, which has lost its output matrix; take a language model")
+    say(f"{model} is an adapter: merging it into its base first, which is then kept in {target}")
+    convert_model(ConvertConfig(source=model, step=step, target=str(target)), say)
     return str(target)
 
 

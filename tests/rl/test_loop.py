@@ -62,11 +62,12 @@ def test_prompts_too_long_are_counted_and_some_must_be_left() -> None:
 def test_reward_functions_are_told_what_records_have_as_trl_tells_them() -> None:
     turns = [{"role": "user", "content": "b"}]
     prompts = [Prompt([1], "a", {"answer": 1}), Prompt([2], turns, {"level": "x"})]
-    assert arguments_of(prompts, ["y", "z"], [[5], [6, 7]]) == {
+    assert arguments_of(prompts, ["y", "z"], [[5], [6, 7]], ["answer", "hint", "level"]) == {
         "prompts": ["a", turns],
         "completions": ["y", [{"role": "assistant", "content": "z"}]],
         "completion_ids": [[5], [6, 7]],
         "answer": [1, None],
+        "hint": [None, None],  # of other records: a function is always called with the same
         "level": [None, "x"],
     }
 
@@ -74,7 +75,7 @@ def test_reward_functions_are_told_what_records_have_as_trl_tells_them() -> None
 def test_the_judge_adds_up_by_weight_and_penalizes_what_is_cut_or_long() -> None:
     config = RewardsConfig(("exact", "last_number"), (1.0, 0.5), missing_end_penalty=0.25, overlong_buffer=2)
     digits = stand_in(Tokenizer, decode=lambda ids: "".join(str(each % 10) for each in ids))
-    judge = Judge(config, digits, 4)
+    judge = Judge(config, digits, 4, ["answer"])
     rollouts = Rollouts([[1]] * 3, [[7], [1, 7, 3], [8, 8, 8, 8]], np.zeros((3, 4)), np.array([True, True, False]))
     prompts = [
         Prompt([1], "3+4=", {"answer": "7"}),

@@ -45,7 +45,7 @@ class GroupLearner:
             completions=config.rollout.completions,
             seed=config.seed,
         )
-        self.judge = Judge(config.rewards, opened.tokenizer, config.rollout.max_new_tokens)
+        self.judge = Judge(config.rewards, opened.tokenizer, config.rollout.max_new_tokens, opened.data.fields)
 
     def fresh(self) -> Trained:
         """See `Learner`."""
@@ -82,7 +82,8 @@ class GroupLearner:
                 base, _ = without_adapter(params)
                 reference = logprobs_by(program, config.rollout.temperature, base, rollouts)
         weights, of_sampler = compared(config, old, rollouts)
-        learned = rollouts.mask & (rollouts.ended[:, None] | config.learn_truncated)
+        taught = ~np.isnan(batch.judged.summed) & (rollouts.ended | config.learn_truncated)
+        learned = rollouts.mask & taught[:, None]
         with clock.timing("update"):
             experience = Experience(old, reference, weights, self._advantages_of(parts, batch))
             del params  # of which the updates take the memory
