@@ -144,6 +144,8 @@ class Outcome:
         """For the terminal."""
         lines = [f"{stage.name}: {stage.verdict.line()}" for stage in self.stages if stage.verdict is not None]
         lines += [verdict.line() for verdict in self.win_rates.values()]
+        unknown = [judge for judge in self.comparison.judges if judge not in self.win_rates]
+        lines += [f"no win rate by {judge}: to no prompt did it score both answers" for judge in unknown]
         lines += [] if self.spent is None else [self.spent.line()]
         return [*lines, "answers of {:.1f} tokens before PPO, {:.1f} after".format(*self.tokens)]
 

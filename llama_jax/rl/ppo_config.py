@@ -179,6 +179,11 @@ class PpoConfig(RewardLearningConfig):
             raise UserError("--reward_model: none given, and no rewards.functions; one of them must say what is good")
         if self.lora.modules_to_save and self.method == "lora":
             raise UserError("lora.modules_to_save: must be empty, as the reference is the base without the adapter")
+        if self.critic.warmup_iterations >= self.training.steps:
+            raise UserError(
+                f"critic.warmup_iterations: {self.critic.warmup_iterations} leaves the policy none of the "
+                f"{self.training.steps} iterations (training.steps)"
+            )
         if self.reward_model is None and self.reward_step is not None:
             raise UserError(f"--reward_step {self.reward_step}: is of a --reward_model, and none is given")
 

@@ -196,9 +196,8 @@ def _turns(record: Record) -> list[Turn]:
         return [Turn("user", good_text(record.values[field], field, record.place))]
     if field == "prompt" and not isinstance(record.values[field], list | dict):
         kind = kind_of(record.values[field])
-        raise BadRecordError(
-            "wrong_type", record.place, f"field 'prompt' is of type {kind}; it must be a text or turns"
-        )
+        message = f"field 'prompt' is of type {kind}; it must be a text or a list of turns"
+        raise BadRecordError("wrong_type", record.place, message)
     turns = listed_turns(record, field)
     if not turns or turns[-1].role != "user":
         raise BadRecordError("turns", record.place, f"field '{field}' does not end with a user's turn")

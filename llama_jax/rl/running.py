@@ -119,7 +119,7 @@ def iterations(config: RewardLearningConfig, recipe: Recipe, *, command: str) ->
 def _opened(config: RewardLearningConfig, recipe: Recipe, command: str, who: str) -> Iterator["_Run"]:
     config = named_in_full(_with_toy_model(config))
     config = replace(config, data=replace(config.data, template_date=begun_date(config, config.data.template_date)))
-    config = _with_schedule(config)
+    config = with_schedule(config)
     with (
         opened_run(config, command, (*_free(config), *recipe.free_on_resume)) as run,
         jax.set_mesh(make_mesh(config.mesh)),
@@ -290,7 +290,7 @@ def _check_lengths(config: RewardLearningConfig, architecture: LlamaConfig, long
         )
 
 
-def _with_schedule(config: AnyConfig) -> AnyConfig:
+def with_schedule(config: AnyConfig) -> AnyConfig:
     """With the end of the schedule, in updates: that of the run, if it has begun, else the last one."""
     training, updates = config.training, config.training.steps * config.updates
     steps = training.schedule_steps or begun_schedule(config.run_dir) or updates

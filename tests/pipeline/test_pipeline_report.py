@@ -87,6 +87,12 @@ def test_the_numbers_are_those_of_the_runs(outcome) -> None:
     assert "KL spent per answer 2.50 ± 0.50 nats, target 1: more than 2 times that" in outcome.lines()
 
 
+def test_a_judge_that_scored_nothing_is_named(outcome) -> None:
+    silent = scored(["a"], [0.0], [None])
+    lines = Outcome("x", outcome.stages, None, Comparison(["Who?"], silent, silent)).lines()
+    assert f"no win rate by {JUDGE}: to no prompt did it score both answers" in lines
+
+
 class Tags(HTMLParser):
     """Tags that are not the page's own kinds, addresses, and the text."""
 

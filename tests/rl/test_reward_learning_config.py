@@ -8,7 +8,7 @@ import pytest
 
 from llama_jax.core.errors import UserError
 from llama_jax.rl.config import GroupRewardsConfig, GroupRolloutConfig, GrpoConfig, RewardsConfig, RolloutConfig
-from llama_jax.rl.ppo_config import PpoRewardsConfig, PpoRolloutConfig
+from llama_jax.rl.ppo_config import CriticConfig, PpoConfig, PpoRewardsConfig, PpoRolloutConfig
 from llama_jax.training.config import TrainingConfig
 
 POLICY = TrainingConfig(spike_sigma=0.0)
@@ -28,6 +28,11 @@ POLICY = TrainingConfig(spike_sigma=0.0)
         (GroupRewardsConfig, {"functions": ()}, "rewards.functions: at least one is needed"),
         (GrpoConfig, {"training": POLICY, "most_divergence": -1.0}, "--most_divergence -1.0: must be above 0"),
         (GrpoConfig, {"training": POLICY, "most_divergence": math.nan}, "--most_divergence nan: must be above 0"),
+        (
+            PpoConfig,
+            {"training": replace(POLICY, steps=3), "critic": CriticConfig(warmup_iterations=3)},
+            "critic.warmup_iterations: 3 leaves the policy none of the 3 iterations",
+        ),
         (
             GrpoConfig,
             {"training": POLICY, "rewards": GroupRewardsConfig(overlong_buffer=200)},
