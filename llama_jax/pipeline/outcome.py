@@ -137,7 +137,10 @@ class Outcome:
 
     @property
     def is_believed(self) -> bool:
-        """Whether every stage did what it is for, by more than chance, at a divergence that was allowed."""
+        """Whether every stage that was made is shown to have done what it is for, by more than chance, at a divergence
+        that was allowed."""
+        if any(stage.is_made and stage.verdict is None for stage in self.stages):
+            return False
         return all(each.is_believed for each in self.verdicts) and (self.spent is None or self.spent.is_within)
 
     def lines(self) -> list[str]:
