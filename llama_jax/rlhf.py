@@ -5,7 +5,7 @@ if __name__ == "__main__":
 
     main("rlhf")
 
-from llama_jax.pipeline.beginning import check_functions, with_merged_sft, with_toy_base
+from llama_jax.pipeline.beginning import check_last_stage, with_merged_sft, with_toy_base
 from llama_jax.pipeline.config import RlhfConfig
 from llama_jax.pipeline.ending import finish
 from llama_jax.pipeline.handing_down import for_dry_run, stages_of
@@ -20,7 +20,7 @@ def rlhf(config: RlhfConfig) -> None:
     a verdict."""
     config = with_toy_base(config)
     if not config.dry_run:
-        check_functions(config)
+        check_last_stage(config)
         config = with_merged_sft(config)
     told = stages_of(config)
     if config.dry_run:

@@ -1,14 +1,16 @@
-"""What a pipeline begins with: the base of the toy task, which is trained where none is named, functions that can be
-opened, and an adapter that is taken as the result of SFT, merged."""
+"""What a pipeline begins with: the base of the toy task, which is trained where none is named, prompts and functions
+that are there, and an adapter that is taken as the result of SFT, merged."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from etils import epath
 
+from llama_jax.core.errors import UserError
 from llama_jax.data.sources.opening import MANNERS, errors_of
 from llama_jax.pipeline.comparison import judge_of
 from llama_jax.pipeline.config import RlhfConfig
+from llama_jax.rl.config import PromptDataConfig
 from llama_jax.rl.rewards.functions import RewardFunction
 from llama_jax.runs.resuming import begun_config
 from llama_jax.runs.starting import merged, trained_first
@@ -25,12 +27,17 @@ def with_toy_base(config: RlhfConfig) -> RlhfConfig:
     return replace(config, sft=replace(config.sft, model=_BASE))
 
 
-def check_functions(config: RlhfConfig) -> None:
-    """Open the functions that say what is good, which are called after hours of training only.
+def check_last_stage(config: RlhfConfig) -> None:
+    """Look at what is needed after hours of training only: that there are prompts, and functions that say what is good.
 
     Raises:
-        UserError: one cannot be opened.
+        UserError: no prompts are named, or a function cannot be opened.
     """
+    if config.data is None and config.ppo.data.source == PromptDataConfig.source:
+        raise UserError(
+            "ppo.data.source: none given, and no --data; name the prompts of PPO, or begin with the settings of the toy "
+            "task: --config tiny/rlhf"
+        )
     judge_of(config.comparison)
     with errors_of("ppo.rewards.functions", instead_of="rewards.functions"):
         for each in config.ppo.rewards.each:

@@ -18,7 +18,7 @@ from llama_jax.core.processes.distributed import JobStopSignal, start_up
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run_directory import RunDirectory
 from llama_jax.data.instructions.templates import Layout
-from llama_jax.model.config import LlamaConfig
+from llama_jax.model.config import SIZES, LlamaConfig
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.objective import Objective
 from llama_jax.rl.config import PromptDataConfig, RewardLearningConfig
@@ -117,7 +117,7 @@ def iterations(config: RewardLearningConfig, recipe: Recipe, *, command: str) ->
 
 @contextlib.contextmanager
 def _opened(config: RewardLearningConfig, recipe: Recipe, command: str, who: str) -> Iterator["_Run"]:
-    config = named_in_full(_with_toy_model(config))
+    config = named_in_full(with_toy_model(config, command))
     config = replace(config, data=replace(config.data, template_date=begun_date(config, config.data.template_date)))
     config = with_schedule(config)
     with (
@@ -299,10 +299,19 @@ def with_schedule(config: AnyConfig) -> AnyConfig:
     return replace(config, training=replace(training, schedule_steps=steps))
 
 
-def _with_toy_model(config: AnyConfig) -> AnyConfig:
-    """For the toy task, where no model is named, one that adds carelessly; it is trained if it is not there."""
+def with_toy_model(config: AnyConfig, command: str) -> AnyConfig:
+    """For the toy task, where no model is named, one that adds carelessly; it is trained if it is not there.
+
+    Raises:
+        UserError: the settings are those for other models.
+    """
     if config.model is not None or config.data.source != PromptDataConfig.source or begun_config(config.run_dir):
         return config
+    if config.row_length > (most := SIZES["tiny"].context_length):
+        raise UserError(
+            f"--model: none given, and with row_length {config.row_length} the toy task cannot be learned, whose model "
+            f"reads {most} tokens; name a model, or begin with the settings of that task: --config tiny/{command}"
+        )
     base, beginner = "runs/tiny", "runs/tiny_sums"
     trained_first("pretrain", "tiny/pretrain", base)
     trained_first("sft", "tiny/sums", beginner, "--model", base)

@@ -21,6 +21,7 @@ from llama_jax.checkpoints.finding import find_format
 from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
 from llama_jax.checkpoints.reward_normalization import without_normalization
+from llama_jax.checkpoints.steps.folders import finished_steps
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
@@ -46,13 +47,14 @@ def path_of(config: ModelRunConfig) -> str:
 
 
 def trained_first(command: str, name: str, folder: str, *more: str) -> None:
-    """Make a run of a bundled config, of a toy task for which no model is named, if it is not there.
+    """Make a run of a bundled config, of a toy task for which no model is named, or go on with it, if it has not ended.
 
     Raises:
         UserError: it did not end as it should.
         SavedAfterSignal: a signal came, which that command was told of.
     """
-    if Path(folder, "curves.png").exists():  # which is drawn when a run has ended
+    last = begun_config(folder).get("training", {}).get("steps")
+    if last in finished_steps(epath.Path(folder) / "checkpoints")[-1:]:
         return
     print(f"no --model given: training one for the toy task first, {command} into {folder}", flush=True)
     line = [sys.executable, "-m", f"llama_jax.{command}", "--config", name, "--run_dir", folder, *more]

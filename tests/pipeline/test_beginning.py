@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from llama_jax.core.errors import UserError
-from llama_jax.pipeline.beginning import check_functions
+from llama_jax.pipeline.beginning import check_last_stage
 from llama_jax.pipeline.config import RlhfConfig
 
 
 def config_of(judge: str, function: str) -> RlhfConfig:
-    config = RlhfConfig()
+    config = RlhfConfig(data="manners")
     rewards = replace(config.ppo.rewards, functions=(function,))
     return replace(
         config,
@@ -35,8 +35,14 @@ def test_a_judge_and_rewards_are_opened_before_any_stage_is_made(judge, function
     (tmp_path / "own.py").write_text("def right(completions, **rest):\n    return [1.0 for _ in completions]\n")
     judge, function = (name.replace("FOLDER", str(tmp_path)) for name in (judge, function))
     with pytest.raises(UserError, match=f"^{message}"):
-        check_functions(config_of(judge, function))
+        check_last_stage(config_of(judge, function))
+
+
+def test_prompts_are_named() -> None:
+    config = config_of("phrases", "exact")
+    with pytest.raises(UserError, match=r"^ppo.data.source: none given, and no --data; name the prompts of PPO"):
+        check_last_stage(replace(config, data=None))
 
 
 def test_functions_that_are_there_are_found_good(tmp_path) -> None:
-    check_functions(config_of("phrases", "exact"))
+    check_last_stage(config_of("phrases", "exact"))
