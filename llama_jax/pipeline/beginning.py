@@ -35,8 +35,8 @@ def check_last_stage(config: RlhfConfig) -> None:
     """
     if config.data is None and config.ppo.data.source == PromptDataConfig.source:
         raise UserError(
-            "ppo.data.source: none given, and no --data; name the prompts of PPO, or begin with the settings of the toy "
-            "task: --config tiny/rlhf"
+            "ppo.data.source: none given, and no --data; name the prompts of PPO, or begin with the settings of the "
+            "toy task: --config tiny/rlhf"
         )
     judge_of(config.comparison)
     with errors_of("ppo.rewards.functions", instead_of="rewards.functions"):
