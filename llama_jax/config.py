@@ -170,6 +170,7 @@ def _named_data(config: Any) -> Iterator[tuple[str, str]]:
         ("--data", data),
         ("--fewshot_data", getattr(config, "fewshot_data", None)),
         ("data.validation_source", getattr(data, "validation_source", None)),
+        ("text.source", getattr(getattr(config, "text", None), "source", None)),
     ):
         if isinstance(name, str):
             yield setting, name

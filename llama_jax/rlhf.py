@@ -6,8 +6,7 @@ if __name__ == "__main__":
     main("rlhf")
 
 from llama_jax import ppo, reward, sft
-from llama_jax.pipeline.beginning import check_stages, with_merged_sft, with_toy_base
-from llama_jax.pipeline.comparison import judge_of
+from llama_jax.pipeline.beginning import check_last_stage, check_stages, with_merged_sft, with_toy_base
 from llama_jax.pipeline.config import RlhfConfig
 from llama_jax.pipeline.ending import finish
 from llama_jax.pipeline.handing_down import for_dry_run, stages_of
@@ -19,7 +18,7 @@ def rlhf(config: RlhfConfig) -> None:
     a verdict."""
     config = with_toy_base(config)
     if not config.dry_run:
-        judge_of(config.comparison)  # which is to be there before hours of training
+        check_last_stage(config)
         config = with_merged_sft(config)
     told = stages_of(config)
     if config.dry_run:

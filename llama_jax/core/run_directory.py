@@ -66,6 +66,7 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         self._log: GrowingFile | None = None
         self._has_begun = False
         self._made: list[epath.Path] = []
+        self._provisional: list[epath.Path] = []
         self._held_files: dict[epath.Path, str | bytes] = {}
         self._held_lines: list[str] = []
 
@@ -108,6 +109,11 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         elif self.is_main_process:
             self._held_files[path] = content
 
+    def hold(self, folder: epath.Path) -> None:
+        """A folder of this directory that is about to be made, by other means, and that goes again unless the run
+        begins."""
+        self._provisional.append(folder)
+
     def say(self, text: str) -> None:
         """Print a line and add it to the log; only the main process does anything."""
         if not self.is_main_process:
@@ -126,6 +132,9 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         if self._lock is not None:
             self._lock.close(as_found=not self._has_begun)
         if not self._has_begun:
+            for folder in self._provisional:
+                if folder.exists():
+                    folder.rmtree()
             remove_empty(self._made)
         self._log = self._lock = None
 

@@ -1,5 +1,6 @@
-"""What a pipeline begins with: the base of the toy task, which is trained where none is named, an adapter that is taken
-as the result of SFT, merged, and a look at all stages before hours go into the first."""
+"""What a pipeline begins with: the base of the toy task, which is trained where none is named, prompts and functions
+that are there, an adapter that is taken as the result of SFT, merged, and a look at all stages before hours go into the
+first."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -11,10 +12,13 @@ from etils import epath
 
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core.errors import UserError
-from llama_jax.data.sources.opening import MANNERS
+from llama_jax.data.sources.opening import MANNERS, errors_of
+from llama_jax.pipeline.comparison import judge_of
 from llama_jax.pipeline.config import RlhfConfig
 from llama_jax.pipeline.handing_down import Stages, for_dry_run
 from llama_jax.rl.beforehand import check_beforehand
+from llama_jax.rl.config import PromptDataConfig
+from llama_jax.rl.rewards.functions import RewardFunction
 from llama_jax.runs.resuming import begun_config
 from llama_jax.runs.starting import merged, path_of, tokenizer_of, trained_first
 
@@ -28,6 +32,23 @@ def with_toy_base(config: RlhfConfig) -> RlhfConfig:
     if not begun_config(str(Path(config.run_dir) / "sft")):
         trained_first("pretrain", "tiny/pretrain", _BASE)
     return replace(config, sft=replace(config.sft, model=_BASE))
+
+
+def check_last_stage(config: RlhfConfig) -> None:
+    """Look at what is needed after hours of training only: that there are prompts, and functions that say what is good.
+
+    Raises:
+        UserError: no prompts are named, or a function cannot be opened.
+    """
+    if config.data is None and config.ppo.data.source == PromptDataConfig.source:
+        raise UserError(
+            "ppo.data.source: none given, and no --data; name the prompts of PPO, or begin with the settings of the "
+            "toy task: --config tiny/rlhf"
+        )
+    judge_of(config.comparison)
+    with errors_of("ppo.rewards.functions", instead_of="rewards.functions"):
+        for each in config.ppo.rewards.each:
+            RewardFunction(each).check()
 
 
 def with_merged_sft(config: RlhfConfig) -> RlhfConfig:

@@ -1,5 +1,6 @@
 """What the whole of RLHF can be told."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,7 +35,9 @@ class ComparisonConfig:
         for name, least in (("prompts", 2), ("samples", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise UserError(f"comparison.{name}: {value} must be at least {least}")
-        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
+        if not 0 < self.timeout_seconds < math.inf:
+            raise UserError(f"comparison.timeout_seconds: {self.timeout_seconds} must be above 0 and finite")
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
             raise UserError(f"comparison.temperature: {self.temperature} must be at least 0 and finite")
 
 
@@ -78,8 +81,8 @@ class RlhfConfig:
     """What is done about faults, in all stages."""
 
     def __post_init__(self) -> None:
-        if self.split and len(self.split) != 3:
-            raise UserError(f"--split {list(self.split)}: needs three shares, for sft, reward and ppo")
+        if self.split and (len(self.split) != 3 or not all(0 < share < math.inf for share in self.split)):
+            raise UserError(f"--split {list(self.split)}: needs three shares above 0, for sft, reward and ppo")
         held_out, asked = self.ppo.data.validation_examples, self.comparison.prompts
         if max(2, asked or 0) > held_out:
             raise UserError(

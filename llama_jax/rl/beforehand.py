@@ -3,11 +3,11 @@
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.model.config import LlamaConfig
+from llama_jax.rl.config import check_sampling
 from llama_jax.rl.judging import Judge
 from llama_jax.rl.learners.reward_model import check_reads_ends
 from llama_jax.rl.ppo_config import PpoConfig
 from llama_jax.rl.prompts import PromptData
-from llama_jax.rl.rollouts import check_sampling
 from llama_jax.rl.running import check_lengths
 from llama_jax.rl.updates import check_rows
 

@@ -17,7 +17,7 @@ from llama_jax.core.processes.distributed import JobStopSignal, start_up
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run_directory import RunDirectory
 from llama_jax.data.instructions.templates import Layout
-from llama_jax.model.config import LlamaConfig
+from llama_jax.model.config import SIZES, LlamaConfig
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.objective import Objective
 from llama_jax.rl.config import PromptDataConfig, RewardLearningConfig
@@ -119,9 +119,9 @@ def iterations(config: RewardLearningConfig, recipe: Recipe, *, command: str) ->
 
 @contextlib.contextmanager
 def _opened(config: RewardLearningConfig, recipe: Recipe, command: str, who: str) -> Iterator["_Run"]:
-    config = named_in_full(_with_toy_model(config))
+    config = named_in_full(with_toy_model(config, command))
     config = replace(config, data=replace(config.data, template_date=begun_date(config, config.data.template_date)))
-    config = _with_schedule(config)
+    config = with_schedule(config)
     with (
         opened_run(config, command, (*_free(config), *recipe.free_on_resume)) as run,
         jax.set_mesh(make_mesh(config.mesh)),
@@ -185,9 +185,10 @@ class _Run:
         with Life(config, run, first, self._start.files, self._hashes, self._data.fingerprint, history) as life:
             parts = self._parts(self._learner.result(state), self._stop_ids)
             if first == 0:
-                life.begin()  # there is no checkpoint to protect
-                with life.evaluating():
+                # Before anything is written: functions may not bear what they are told.
+                with history.goodput.spending("evaluation"):
                     progress = self._measured_before(parts, self._learner.result(state), progress)
+                life.begin()  # there is no checkpoint to protect
             run.say("compiling… (the first step may take minutes on large models)")
             hooks = self._hooks(parts, life, signal, history, after)
             state, progress, stopped = learn(self._learner, parts, state, progress, hooks)
@@ -313,17 +314,28 @@ def check_lengths(config: RewardLearningConfig, architecture: LlamaConfig, longe
         )
 
 
-def _with_schedule(config: AnyConfig) -> AnyConfig:
+def with_schedule(config: AnyConfig) -> AnyConfig:
     """With the end of the schedule, in updates: that of the run, if it has begun, else the last one."""
-    steps = config.training.schedule_steps or begun_schedule(config.run_dir)
-    steps = steps or config.training.steps * config.updates
-    return replace(config, training=replace(config.training, schedule_steps=steps))
+    training, updates = config.training, config.training.steps * config.updates
+    steps = training.schedule_steps or begun_schedule(config.run_dir) or updates
+    if training.schedule_steps is None and training.schedule != "constant" and steps != updates:
+        print(f"the learning-rate schedule still ends at update {steps}, as the run began", flush=True)
+    return replace(config, training=replace(training, schedule_steps=steps))
 
 
-def _with_toy_model(config: AnyConfig) -> AnyConfig:
-    """For the toy task, where no model is named, one that adds carelessly; it is trained if it is not there."""
+def with_toy_model(config: AnyConfig, command: str) -> AnyConfig:
+    """For the toy task, where no model is named, one that adds carelessly; it is trained if it is not there.
+
+    Raises:
+        UserError: the settings are those for other models.
+    """
     if config.model is not None or config.data.source != PromptDataConfig.source or begun_config(config.run_dir):
         return config
+    if config.row_length > (most := SIZES["tiny"].context_length):
+        raise UserError(
+            f"--model: none given, and with row_length {config.row_length} the toy task cannot be learned, whose model "
+            f"reads {most} tokens; name a model, or begin with the settings of that task: --config tiny/{command}"
+        )
     base, beginner = "runs/tiny", "runs/tiny_sums"
     trained_first("pretrain", "tiny/pretrain", base)
     trained_first("sft", "tiny/sums", beginner, "--model", base)

@@ -3,7 +3,6 @@ run is resumed that it is still the same. Independent of what is learned."""
 
 import functools
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,14 +16,17 @@ from llama_jax.checkpoints.adapters.adapter import BASE_FILE, BaseIdentity, chec
 from llama_jax.checkpoints.adapters.merged_weights import with_tokenizer
 from llama_jax.checkpoints.config import ConvertConfig, StepChoice
 from llama_jax.checkpoints.conversion import convert_model
+from llama_jax.checkpoints.conversion_target import REPORT
 from llama_jax.checkpoints.finding import find_format
 from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
 from llama_jax.checkpoints.reward_normalization import without_normalization
+from llama_jax.checkpoints.steps.folders import finished_steps
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
+from llama_jax.core.processes.signals import run_first
 from llama_jax.core.run_directory import RunDirectory, keep_config
 from llama_jax.data.instructions.template_dates import today
 from llama_jax.data.instructions.templates import Layout
@@ -50,16 +52,18 @@ def architecture_of(config: ModelRunConfig) -> LlamaConfig:
 
 
 def trained_first(command: str, name: str, folder: str, *more: str) -> None:
-    """Make a run of a bundled config, of a toy task for which no model is named, if it is not there.
+    """Make a run of a bundled config, of a toy task for which no model is named, or go on with it, if it has not ended.
 
     Raises:
         UserError: it did not end as it should.
+        SavedAfterSignal: a signal came, which that command was told of.
     """
-    if Path(folder, "curves.png").exists():  # which is drawn when a run has ended
+    last = begun_config(folder).get("training", {}).get("steps")
+    if last in finished_steps(epath.Path(folder) / "checkpoints")[-1:]:
         return
     print(f"no --model given: training one for the toy task first, {command} into {folder}", flush=True)
     line = [sys.executable, "-m", f"llama_jax.{command}", "--config", name, "--run_dir", folder, *more]
-    if subprocess.run(line).returncode:
+    if run_first(line):
         raise UserError("--model: none given, and the one of the toy task could not be trained; see above")
 
 
@@ -111,7 +115,12 @@ def _check_size(config: ModelRunConfig, architecture: LlamaConfig) -> None:
 
 def with_merged_model(config: AnyModelRunConfig, run: RunDirectory) -> AnyModelRunConfig:
     """Where the model is an adapter, with the two merged in the run directory."""
-    model = merged(given := str(config.model), "--model", run.path / "base", run.say, step=config.step)
+    target = run.path / "base"
+    if not run.has_progress():
+        if target.exists():
+            target.rmtree()  # of an attempt that came to nothing, perhaps from another model
+        run.hold(target)
+    model = merged(given := str(config.model), "--model", target, run.say, step=config.step)
     return config if model == given else replace(config, model=model, step=None)
 
 
@@ -124,12 +133,21 @@ def merged(
     Args:
         flag: That names the model, for errors.
         target: The directory that the two are merged in.
+
+    Raises:
+        UserError: another adapter was merged there.
     """
+    source = json.loads((target / REPORT).read_text())["source"] if target.exists() else None
+    if source is not None and Path(source).resolve() == Path(model).resolve():
+        return str(target)
     if find_format(model, flag)[1] not in ("lora", "peft"):
         return model
-    if not target.exists():
-        say(f"{model} is an adapter: merging it into its base first, which is then kept in {target}")
-        convert_model(ConvertConfig(source=model, step=step, target=str(target)), say)
+    if source is not None:
+        raise UserError(f"{flag} {model}: {target} was made from {source}; give that, or another --run_dir")
+    if open_weights(model, step=step, say=say).config.scalar_head:
+        raise UserError(f"{flag} {model}: is a reward model, which has lost its output matrix; take a language model")
+    say(f"{model} is an adapter: merging it into its base first, which is then kept in {target}")
+    convert_model(ConvertConfig(source=model, step=step, target=str(target)), say)
     return str(target)
 
 

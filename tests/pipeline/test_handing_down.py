@@ -62,7 +62,8 @@ def test_a_dry_run_needs_no_result_of_a_stage():
         ({"ppo__model": "other"}, "ppo.model: other must be sft"),
         ({"ppo__reward_model": "other"}, "give another as --reward_model"),
         ({"sft_model": "tuned"}, "--sft_model tuned: contradicts sft.model"),
-        ({"split": (1.0, 1.0)}, "--split [1.0, 1.0]: needs three shares"),
+        ({"split": (1.0, 1.0)}, "--split [1.0, 1.0]: needs three shares above 0"),
+        ({"split": (0.0, 1.0, 1.0)}, "--split [0.0, 1.0, 1.0]: needs three shares above 0"),
         ({"comparison__prompts": 101}, "100 prompts are held out, and the comparison needs 101"),
     ],
 )

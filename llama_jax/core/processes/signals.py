@@ -5,11 +5,14 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
+
+from llama_jax.core.errors import SavedAfterSignal
 
 _SECONDS_IN_A_LIBRARY = 1.0
 _SECONDS_OF_ONE_REQUEST = 0.1
@@ -96,6 +99,20 @@ class StopSignal(contextlib.ExitStack):
             sys.stderr.write(f"{self._says}\n")
             sys.stderr.flush()
             self._on_request()
+
+
+def run_first(command: Sequence[str]) -> int:
+    """Run another command to its end, and tell it of a signal to this process; returns its exit code.
+
+    Raises:
+        SavedAfterSignal: a signal came.
+    """
+    process = subprocess.Popen(command)
+    with StopSignal(on_request=process.terminate, says="stopping it; again ends at once") as signal:
+        code = process.wait()
+    if signal.received:
+        raise SavedAfterSignal("interrupted; run the same command to go on")
+    return code
 
 
 @contextlib.contextmanager

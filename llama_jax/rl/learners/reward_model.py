@@ -18,7 +18,7 @@ from llama_jax.checkpoints.weight_reading import open_adapter
 from llama_jax.core import tree
 from llama_jax.core.arrays import Float, PyTree
 from llama_jax.core.errors import UserError
-from llama_jax.data.tokenizers import has_tokenizer, tokenizer_from_files
+from llama_jax.data.tokenizers import Tokenizer, has_tokenizer, tokenizer_from_files
 from llama_jax.model.config import AdapterConfig
 from llama_jax.model.llama import LanguageModel
 from llama_jax.model.lora import merge
@@ -138,8 +138,15 @@ def _check(opened: Opened[PpoConfig], found: OpenParams, path: str) -> None:
     if not has_tokenizer(found.files):
         return
     theirs = tokenizer_from_files(found.files, path)
-    if theirs.fingerprint != opened.tokenizer.fingerprint:
+    if not _reads_as(theirs, opened.tokenizer):
         raise UserError(f"{said}: has another vocabulary than {opened.config.model}; take one trained from that")
     template = found.files.get("chat_template.jinja")
     if template is not None and template.decode() != opened.layout.chat_template:
         opened.run.say("note: the reward model was taught with another template than the policy is asked with")
+
+
+def _reads_as(theirs: Tokenizer, ours: Tokenizer) -> bool:
+    """Whether what ours writes is the same to theirs, in whichever format the two are: each id, and each name of a
+    control token. Theirs may have more, such as one for padding."""
+    tokens, names = ours.token_bytes(), ours.special_tokens.items()
+    return theirs.token_bytes()[: len(tokens)] == tokens and names <= theirs.special_tokens.items()
