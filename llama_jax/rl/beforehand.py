@@ -22,11 +22,11 @@ def check_beforehand(config: PpoConfig, architecture: LlamaConfig, tokenizer: To
         UserError: names the setting of the run.
     """
     check_sampling(config.rollout)
-    Judge(config.judged_by, tokenizer, config.rollout.max_new_tokens)
     own = config.data.template
     data = PromptData(
         config.data, Layout(template if own == "auto" else own, tokenizer), config.seed, lambda line: None
     )
+    Judge(config.judged_by, tokenizer, config.rollout.max_new_tokens, data.fields)
     longest = (data.longest, config.rollout.max_new_tokens)
     check_lengths(config, architecture, longest)
     check_rows(config.training.batch_size, config.row_length, longest, config.rollout.completions, config.minibatches)
