@@ -20,7 +20,7 @@ from llama_jax.rl.ppo_config import PpoConfig
 from llama_jax.rl.prompts import ARGUMENTS, Prompt, PromptData, arguments_of
 from llama_jax.rl.rewards.config import RewardFunctionConfig
 from llama_jax.rl.rewards.functions import RewardFunction
-from llama_jax.rl.rollouts import Rollouts, Sampler
+from llama_jax.rl.rollouts import Rollouts, Sampler, rollout_slots
 from llama_jax.runs.starting import stop_ids
 from llama_jax.runs.verdict import Verdict, mean_and_error
 
@@ -164,7 +164,7 @@ def _answers(config: ComparisonConfig, ppo: PpoConfig, opened: OpenModel, prompt
     temperature = ppo.rollout.temperature if config.temperature is None else config.temperature
     sampling = replace(ppo.rollout, temperature=temperature or 1.0)
     length = max(len(prompt.ids) for prompt in prompts) + sampling.max_new_tokens
-    slots = min(ppo.rollout.slots, len(prompts))
+    slots = rollout_slots(ppo.rollout, len(prompts))
     sampler = Sampler(opened.model, opened.params, sampling, slots=slots, length=length, stop_ids=ends)
     asked = [prompt.ids for prompt in prompts]
     return sampler.sample(asked, 1, seed=ppo.seed, first=0, greedy=not temperature)

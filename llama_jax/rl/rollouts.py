@@ -8,14 +8,15 @@ import numpy as np
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Bool, Float, Int, PyTree
-from llama_jax.core.errors import CannotGoOnError
+from llama_jax.core.errors import CannotGoOnError, UserError
+from llama_jax.core.placing import indivisible_rows
 from llama_jax.core.sharding import size_of
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.engine import Engine, NewToken, Request
 from llama_jax.inference.layout import decoding_params
 from llama_jax.model import paths
 from llama_jax.model.llama import LanguageModel
-from llama_jax.rl.config import check_sampling
+from llama_jax.rl.config import RolloutConfig, check_sampling
 
 _READERS = 16
 """Prompts that are read side by side, at the most: all of a rollout are there at once."""
@@ -73,6 +74,19 @@ def ending_before(rollouts: Rollouts, padding: int) -> Rollouts:
 def readers_of(slots: int) -> int:
     """Prompts that each part of the mesh in use reads side by side."""
     return max(1, min(_READERS, slots) // size_of("batch"))
+
+
+def rollout_slots(config: RolloutConfig, completions: int) -> int:
+    """Completions that are written at a time on the mesh in use, of so many in all: no more than are needed, in parts
+    that are equal.
+
+    Raises:
+        UserError: the mesh does not divide those of the config.
+    """
+    parts = size_of("batch")
+    if problem := indivisible_rows(config.slots, parts):
+        raise UserError(f"rollout.slots: {problem}")
+    return min(config.slots, -(-completions // parts) * parts)
 
 
 class Sampler:

@@ -25,7 +25,7 @@ from llama_jax.rl.learners.opened import Opened
 from llama_jax.rl.learners.trained import Role
 from llama_jax.rl.loop import Hooks, Learner, Parts, Progress, held_out_rewards, learn
 from llama_jax.rl.prompts import PromptData
-from llama_jax.rl.rollouts import Sampler
+from llama_jax.rl.rollouts import Sampler, rollout_slots
 from llama_jax.runs.config import FREE_ON_RESUME
 from llama_jax.runs.description import description, print_dry_run
 from llama_jax.runs.history import History
@@ -221,7 +221,7 @@ class _Run:
     def _parts(self, params: PyTree, stop_ids: tuple[int, ...]) -> Parts:
         config = self._config
         length = self._data.longest + config.rollout.max_new_tokens
-        slots = min(config.rollout.slots, config.rollout.completions)
+        slots = rollout_slots(config.rollout, config.rollout.completions)
         sampler = Sampler(self._program.model, params, config.rollout, slots=slots, length=length, stop_ids=stop_ids)
         return Parts(config, self._data, sampler, self._learner.judge, self._run.say)
 

@@ -155,7 +155,7 @@ def test_functions_are_called_as_trl_calls_them(file) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own.py:cal", "has no function 'cal'; there are call, later, refuse, start, told"),
+        ("own.py:cal", "own.py:cal: has no function 'cal'; there are call, later, refuse, start, told"),
         ("broken.py:call", "line 2: NameError: name 'nothing' is not defined"),
         ("missing.py:call", "there is no file"),
         ("slow.py:call", "takes longer than 0.5 s to be opened"),

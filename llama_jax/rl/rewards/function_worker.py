@@ -16,6 +16,10 @@ _function: Callable[..., Any] | None = None
 _why_not = "was never opened"
 
 
+class _NotThere(Exception):
+    """There is no such function."""
+
+
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """See above. Whatever the function does, short of ending the process, is an answer."""
     global _function, _why_not
@@ -43,14 +47,14 @@ def _opened(file: str, name: str) -> Callable[..., Any]:
     sys.path.insert(0, str(Path(file).parent))  # what lies beside it can be imported
     spec = importlib.util.spec_from_file_location("rewards", file)
     if spec is None or spec.loader is None:
-        raise ImportError("is not a Python file")
+        raise _NotThere("is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules["rewards"] = module
     spec.loader.exec_module(module)
     found = getattr(module, name, None)
     if not callable(found):
         known = sorted(key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_")
-        raise ImportError(f"has no function '{name}'; there are {', '.join(known) or 'none'}")
+        raise _NotThere(f"has no function '{name}'; there are {', '.join(known) or 'none'}")
     return found
 
 
@@ -83,6 +87,8 @@ def _shown(value: Any) -> str:
 
 
 def _complaint(error: BaseException) -> str:
+    if isinstance(error, _NotThere):
+        return f"{error!s:.500}"
     line = None
     trace = error.__traceback__
     while trace is not None:
