@@ -88,7 +88,8 @@ class History:
     def resumed(self, step: int) -> None:
         """Take note that the run goes on from a step."""
         self.goodput.go_on_from(step, self._records)
-        of_window = [each for each in self._records if step - self._config.window <= each["step"] <= step]
+        start = self._window_start(step)
+        of_window = [each for each in self._records if start <= each["step"] <= step]
         known = [(each["step"], _skipped(each)) for each in of_window] if step else [(0, 0)]
         numbers = from_first([number for pair in known for number in pair])
         self._skipped = dict(zip(numbers[::2], numbers[1::2], strict=True))
@@ -120,12 +121,16 @@ class History:
         """
         step, count = record["step"], _skipped(record)
         self._skipped[step] = count
-        for old in [old for old in self._skipped if old < step - self._config.window]:
-            del self._skipped[old]
+        start = self._window_start(step)
+        self._skipped = {old: skipped for old, skipped in self._skipped.items() if old >= start}
         before = next(iter(self._skipped.values()))
         if 0 < self._config.skipped_updates <= count - before:
             first = next(old for old, skipped in self._skipped.items() if skipped > before)
             raise SkippedTooOftenError(first, step, count - before)
+
+    def _window_start(self, step: int) -> int:
+        """After which step skipped updates count; none of those at which the run went back do so again."""
+        return max(step - self._config.window, *(each.after for each in self._rollbacks if each.after <= step), 0)
 
     def _go_back(self, skipped: SkippedTooOftenError) -> None:
         config, made = self._config, len(self._rollbacks)
