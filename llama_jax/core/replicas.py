@@ -98,17 +98,17 @@ def _fingerprints(
 
 def _odd_devices(place: NamedSharding, words: UInt32[np.ndarray, "devices 2"]) -> str:
     """Which devices hold something else than most replicas of the same part; nothing where all agree."""
-    odd = [number for replicas in _groups(place) for number in _minority(replicas, words)]
-    devices = [place.mesh.devices.flat[number] for number in odd]
-    return ", ".join(f"device {device.id} of process {device.process_index}" for device in devices)
+    devices = np.asarray(place.mesh.devices)
+    odd = [number for replicas in _groups(place, devices.shape) for number in _minority(replicas, words)]
+    return ", ".join(f"device {devices.flat[n].id} of process {devices.flat[n].process_index}" for n in odd)
 
 
-def _groups(place: NamedSharding) -> list[list[int]]:
+def _groups(place: NamedSharding, mesh_shape: tuple[int, ...]) -> list[list[int]]:
     """The devices that hold the same part, by their numbers in the mesh, for each part."""
-    mesh, split = place.mesh, _split(place)
-    alike = [axis for axis, name in enumerate(mesh.axis_names) if name not in split]
-    numbers = np.moveaxis(np.arange(mesh.size).reshape(mesh.devices.shape), alike, range(-len(alike), 0))
-    return numbers.reshape(-1, math.prod(mesh.devices.shape[axis] for axis in alike)).tolist()
+    split = _split(place)
+    alike = [axis for axis, name in enumerate(place.mesh.axis_names) if name not in split]
+    numbers = np.moveaxis(np.arange(math.prod(mesh_shape)).reshape(mesh_shape), alike, range(-len(alike), 0))
+    return numbers.reshape(-1, math.prod(mesh_shape[axis] for axis in alike)).tolist()
 
 
 def _minority(replicas: list[int], words: UInt32[np.ndarray, "devices 2"]) -> list[int]:

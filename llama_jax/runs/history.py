@@ -9,14 +9,15 @@ from llama_jax.checkpoints.steps.folders import acknowledged_steps
 from llama_jax.checkpoints.steps.restoring import from_first
 from llama_jax.core.errors import CannotGoOnError
 from llama_jax.core.files import write_whole
-from llama_jax.core.json_files import json_bytes, read_json
-from llama_jax.core.processes.distributed import is_main_process
+from llama_jax.core.json_files import json_bytes, json_object
+from llama_jax.core.processes.distributed import from_main_process, is_main_process
 from llama_jax.core.recording.goodput import Goodput
 from llama_jax.core.recording.metrics import MetricsRecord, read_metrics
 from llama_jax.core.run_directory import RunDirectory
 from llama_jax.runs.config import RunConfig
 
 _SKIPPED = ("skipped_updates", "critic_skipped_updates")
+_NOTHING = json_bytes({"back_to": None, "rollbacks": []})
 _T = TypeVar("_T")
 
 
@@ -24,7 +25,12 @@ class SkippedTooOftenError(Exception):
     """So many updates were skipped that the run goes back."""
 
     def __init__(self, first: int, step: int, count: int) -> None:
-        """Args: the step of the first of them, that of the last, and how many there were."""
+        """
+        Args:
+            first: step of the first of them.
+            step: that of the last.
+            count: how many they are.
+        """
         super().__init__(f"step {step}: {count} updates were skipped from step {first} on")
         self.first, self.step, self.count = first, step, count
 
@@ -47,12 +53,13 @@ class History:
     def __init__(self, config: RunConfig, run: RunDirectory) -> None:
         """Read what earlier lives have left."""
         self._config, self._run = config.training.rollback, run
-        kept = {"back_to": None, "rollbacks": []}
-        if run.rollbacks.exists():
-            kept = read_json(run.rollbacks, max_bytes=2**20)
+        # By one process for all: they must decide alike, and file systems may show them different things.
+        content = from_main_process(lambda: run.rollbacks.read_bytes() if run.rollbacks.exists() else _NOTHING)
+        kept = json_object(content, str(run.rollbacks))
         self._rollbacks = [Rollback(**each) for each in kept["rollbacks"]]
         self._skipped: dict[int, int] = {}
-        self.goodput = Goodput(read_metrics(run.metrics), run.opened)
+        self._records = read_metrics(run.metrics)
+        self.goodput = Goodput(self._records, run.opened)
         asked = config.resume if isinstance(config.resume, int) else None
         self.step = asked
         """The checkpoint to restore; None: the newest that verifies."""
@@ -80,17 +87,20 @@ class History:
 
     def resumed(self, step: int) -> None:
         """Take note that the run goes on from a step."""
-        records = read_metrics(self._run.metrics)
-        self.goodput.go_on_from(step, records)
-        window = (step - self._config.window, step)
-        kept = [record for record in records if window[0] <= record["step"] <= window[1]] if step else []
-        self._skipped = {record["step"]: _skipped(record) for record in kept} if step else {0: 0}
+        self.goodput.go_on_from(step, self._records)
+        start = self._window_start(step)
+        of_window = [each for each in self._records if start <= each["step"] <= step]
+        known = [(each["step"], _skipped(each)) for each in of_window] if step else [(0, 0)]
+        numbers = from_first([number for pair in known for number in pair])
+        self._skipped = dict(zip(numbers[::2], numbers[1::2], strict=True))
+        self._records = []  # there may be a million
 
     def begin(self) -> None:
         """Take note that nothing is left of what came after the step that the run has gone back to."""
         if self.goes_back:
             self.step = self.newest = None
-            self._write()
+            if self._rollbacks:
+                self._write()
 
     def left_out_after(self, step: int) -> int:
         """How many batches are left out after a step."""
@@ -111,12 +121,16 @@ class History:
         """
         step, count = record["step"], _skipped(record)
         self._skipped[step] = count
-        for old in [old for old in self._skipped if old < step - self._config.window]:
-            del self._skipped[old]
+        start = self._window_start(step)
+        self._skipped = {old: skipped for old, skipped in self._skipped.items() if old >= start}
         before = next(iter(self._skipped.values()))
         if 0 < self._config.skipped_updates <= count - before:
             first = next(old for old, skipped in self._skipped.items() if skipped > before)
             raise SkippedTooOftenError(first, step, count - before)
+
+    def _window_start(self, step: int) -> int:
+        """After which step skipped updates count; none of those at which the run went back do so again."""
+        return max(step - self._config.window, *(each.after for each in self._rollbacks if each.after <= step), 0)
 
     def _go_back(self, skipped: SkippedTooOftenError) -> None:
         config, made = self._config, len(self._rollbacks)
@@ -134,6 +148,7 @@ class History:
         self._rollbacks.append(rollback)
         self.step, self.newest = None, back_to
         self._write()
+        self._records = read_metrics(self._run.metrics)
         self._run.say(
             f"{what}: going back to step {back_to}, and leaving out {rollback.batches} batches after step "
             f"{rollback.after} (rollback {made + 1} of at most {config.times})"

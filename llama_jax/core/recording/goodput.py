@@ -101,12 +101,12 @@ class Goodput:
         self._counted_until, self._cause = now, cause
         return before
 
-    def _note_compilation(self, event: str, seconds: float, **_: Any) -> None:
+    def _note_compilation(self, event: str, duration_secs: float, **_: Any) -> None:
         if event.rpartition("/")[2] not in _COMPILING:
             return
-        began, inside = time.monotonic() - seconds, 0.0
+        began, inside = time.monotonic() - duration_secs, 0.0
         # What is traced within a trace was said before, by itself.
         while self._compiled and self._compiled[-1][0] >= began:
             inside += self._compiled.pop()[1]
-        self._compiled.append((began, seconds))
-        self.spent("compile", seconds - inside)
+        self._compiled.append((began, duration_secs))
+        self.spent("compile", duration_secs - inside)
