@@ -16,7 +16,10 @@ from llama_jax.core.mesh import make_mesh
 from llama_jax.core.recording.metrics import read_metrics
 from llama_jax.core.sharding import replicated
 from llama_jax.rl.config import GroupRolloutConfig, GrpoConfig
+from llama_jax.rl.judging import Judge
 from llama_jax.rl.loop import Parts, Progress
+from llama_jax.rl.prompts import PromptData
+from llama_jax.rl.rollouts import Sampler
 from llama_jax.rl.running import _Run
 from llama_jax.runs.resuming import opened_run
 from llama_jax.training.config import RollbackConfig, TrainingConfig
@@ -33,7 +36,7 @@ class KilledError(Exception):
 class Adding:
     """Adds up the numbers of the prompts that it learns from."""
 
-    judge: Any = None
+    judge: Any = Mock(spec=Judge)
 
     def __init__(self, mesh: jax.sharding.Mesh, killed: int = 0) -> None:
         self._place, self._left = replicated(mesh), killed
@@ -71,12 +74,12 @@ class Toy(_Run):
     def __init__(self, config: GrpoConfig, run: Any, killed: int) -> None:
         self._config, self._run, self._stop_ids, self._hashes = config, run, (), {}
         self._learner = Adding(jax.sharding.get_mesh(), killed)
-        self._data: Any = Mock(fingerprint="prompts", held_out=())
+        self._data: Any = Mock(spec=PromptData, fingerprint="prompts", held_out=())
         self._start: Any = Mock(files={"model/config.json": b"{}"}, base=None)
         self._method: Any = Mock(files={})
 
     def _parts(self, params: Any, stop_ids: Any) -> Parts:
-        return Parts(self._config, self._data, Mock(), Mock(), self._run.say)
+        return Parts(self._config, self._data, Mock(spec=Sampler), Mock(spec=Judge), self._run.say)
 
     def _say_result(self, progress: Progress, after: list[np.ndarray]) -> None:
         """There is no verdict."""
