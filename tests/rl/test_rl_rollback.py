@@ -37,7 +37,7 @@ class KilledError(Exception):
 class Adding:
     """Adds up the numbers of the prompts that it learns from."""
 
-    judge: Any = None
+    judge: Any = Mock(spec=Judge)
 
     def __init__(self, mesh: jax.sharding.Mesh, killed: int = 0) -> None:
         self._place, self._left = replicated(mesh), killed
