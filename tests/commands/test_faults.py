@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from command_runs import ROOT, Ended, ended, free_port, metrics, run, steps
 from made_once import made_once
+from test_grpo import arguments_of, untimed, written
 from test_run_tpu_local import children
 from tpu_stand_in import SCRIPT
 
