@@ -72,19 +72,21 @@ def check_stages(config: RlhfConfig, stages: Stages, builds: Mapping[str, Callab
     Raises:
         UserError: names the stage and its setting.
     """
-    first = for_dry_run(config, stages)._asdict()
+    # As long as there is no result of SFT, its base stands for it, with the template that it will be taught.
+    is_taught = config.sft_model is not None or bool(begun_config(stages.sft.run_dir))
+    template = "auto" if is_taught else stages.sft.data.template
+    known = stages if is_taught else for_dry_run(config, stages)
     elsewhere = {"sft": config.sft_model, "reward": config.reward_model}
-    for name, build in builds.items():
-        if elsewhere.get(name) is None and not begun_config(first[name].run_dir):
+    for name, stage in known._asdict().items():
+        if elsewhere.get(name) is None and not begun_config(stage.run_dir):
             with _of_stage(name):
-                build(first[name])
-    ppo = first["ppo"]
+                builds[name](stage)
+    ppo = known.ppo
     if not begun_config(ppo.run_dir):
-        path = path_of(ppo)
-        weights = open_weights(path, step=ppo.step, say=lambda line: None)
-        tokenizer = tokenizer_of(ppo, weights, path, ppo.data.template_date)
-        template = stages.sft.data.template if config.sft_model is None else "auto"
         with _of_stage("ppo"):
+            path = path_of(ppo)
+            weights = open_weights(path, step=ppo.step, say=lambda line: None)
+            tokenizer = tokenizer_of(ppo, weights, path, ppo.data.template_date)
             check_beforehand(ppo, weights.config, tokenizer, template)
 
 
