@@ -86,6 +86,7 @@ def test_the_step_of_an_adapter_is_planned_by_its_command(capfd):
     assert report["memory"]["held"]["frozen"] > report["memory"]["held"]["parameters"] > 0
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_decoding_is_planned_with_its_caches(capfd):
     arguments = ("--what", "decode", "--decode_rows", 4, "--decode_slots", 128, "--mesh.fsdp", 1, "--mesh.tensor", 8)

@@ -51,6 +51,7 @@ with watched(1.0, 0.0):
     assert errors.endswith(f"exit code 76; see {tmp_path / 'faults'}\n")
 
 
+@pytest.mark.slow
 def test_a_process_that_moves_or_has_no_limit_goes_on(tmp_path) -> None:
     program = """
 with watched(1.0, 0.0):
