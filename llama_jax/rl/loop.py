@@ -14,6 +14,7 @@ import numpy as np
 
 from llama_jax.core.arrays import Float, PyTree
 from llama_jax.core.recording.metrics import MetricsRecord
+from llama_jax.core.replicas import ReplicaChecks
 from llama_jax.rl.config import RewardLearningConfig
 from llama_jax.rl.correction import MOST_DIFFERENCE, agreement, importance_weights
 from llama_jax.rl.judging import Judge, Judged
@@ -119,6 +120,8 @@ class Hooks:
     """Takes a state, where it stands, and the record of its iteration."""
     stop: Callable[[int], bool]
     trace: Callable[[int], None]
+    left_out: Callable[[int], int]
+    """How many rollouts, of prompts that are then not asked, are left out after an iteration."""
 
 
 def learn(
@@ -128,11 +131,18 @@ def learn(
 
     Returns:
         The final state, where it stands, and whether a signal ended the run early.
+
+    Raises:
+        ReplicasDifferError: see `training.fingerprint_every`.
     """
     last, every = parts.config.training.steps, parts.config.checkpoints.every
+    checks = ReplicaChecks(parts.config.training.fingerprint_every, progress.iteration)
     for number in range(progress.iteration + 1, last + 1):
         hooks.trace(number)
+        left_out = hooks.left_out(number - 1) * parts.config.rollout.prompts
+        progress = dataclasses.replace(progress, prompts=progress.prompts + left_out)
         state, progress, record = learner.iterate(parts, state, progress)
+        checks.after(number, state)
         stopping = number < last and hooks.stop(number)
         if number == last or (number % parts.config.training.evaluate_every == 0 and not stopping):
             record |= hooks.evaluate(state)

@@ -1,21 +1,26 @@
 """The run directory of a configuration: opening it, what it says of a run that has begun, and the step to resume."""
 
+import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 from llama_jax.checkpoints.steps.restoring import Restored, restore
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
-from llama_jax.core.processes.distributed import is_main_process
+from llama_jax.core.processes.distributed import is_main_process, job_peers
+from llama_jax.core.processes.watchdog import Watchdog
 from llama_jax.core.run_directory import RunDirectory, load_config, open_run
 from llama_jax.runs.config import FREE_ON_RESUME, RunConfig
+from llama_jax.runs.history import History
 
 AnyRunConfig = TypeVar("AnyRunConfig", bound=RunConfig)
 
 
-def opened_run(config: RunConfig, command: str, free: Collection[str] = FREE_ON_RESUME) -> RunDirectory:
-    """Open the run of a configuration, new or to be resumed, in a `with` block. Every process calls this.
+@contextlib.contextmanager
+def opened_run(config: RunConfig, command: str, free: Collection[str] = FREE_ON_RESUME) -> Iterator[RunDirectory]:
+    """Open the run of a configuration, new or to be resumed, in a `with` block, in which a watchdog watches this
+    process. Every process calls this.
 
     Args:
         command: that reads such a configuration.
@@ -24,7 +29,7 @@ def opened_run(config: RunConfig, command: str, free: Collection[str] = FREE_ON_
     Raises:
         UserError: see `open_run`.
     """
-    return open_run(
+    opened = open_run(
         config.run_dir,
         config,
         command=command,
@@ -32,6 +37,9 @@ def opened_run(config: RunConfig, command: str, free: Collection[str] = FREE_ON_
         resume=config.resume,
         is_main_process=is_main_process(),
     )
+    heartbeat_seconds = config.distributed.heartbeat_seconds
+    with opened as run, Watchdog(config.supervise, heartbeat_seconds, job_peers(), run.faults):
+        yield run
 
 
 def with_schedule(config: AnyRunConfig) -> AnyRunConfig:
@@ -56,9 +64,12 @@ def begun_config(run_dir: str) -> dict[str, Any]:
     return load_config(run_dir) if run.config_path.exists() and run.has_progress() else {}
 
 
-def restore_step(config: RunConfig, run: RunDirectory, targets: Mapping[str, PyTree], pipeline: str) -> Restored | None:
+def restore_step(
+    config: RunConfig, run: RunDirectory, targets: Mapping[str, PyTree], pipeline: str, history: History
+) -> Restored | None:
     """The trees of the step that `config.resume` asks for, by default the newest that verifies, and the plain files of
     that step: the data positions of all processes, and what describes the model. Nothing is removed or written.
+    Where the run goes back, the step is the newest of those that `history` leaves.
 
     Args:
         targets: shapes of the trees, by item.
@@ -70,10 +81,11 @@ def restore_step(config: RunConfig, run: RunDirectory, targets: Mapping[str, PyT
     Raises:
         UserError: the checkpoint does not fit the targets, the data or `training.steps`.
     """
-    if config.resume == "never":
-        return None
-    step = None if config.resume == "auto" else config.resume
-    restored = restore(run.checkpoints, targets, files=("data", "model"), step=step, say=run.say)
+    with history.goodput.spending("restore"):
+        restored = restore(
+            run.checkpoints, targets, files=("data", "model"), step=history.step, last=history.newest, say=run.say
+        )
+    history.resumed(0 if restored is None else restored.step)
     if restored is None:
         return None
     if restored.manifest.hashes["pipeline"] != pipeline:

@@ -17,6 +17,7 @@ from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run_directory import RunDirectory
 from llama_jax.data.rows.streams import Rows
 from llama_jax.runs.config import RunConfig
+from llama_jax.runs.history import History
 from llama_jax.runs.life import Life, summarize
 from llama_jax.runs.resuming import restore_step
 from llama_jax.training.checkpoint_items import checkpoint_items, from_checkpoint_items
@@ -89,43 +90,59 @@ def train(config: RunConfig, run: RunDirectory, task: Task) -> bool:
         UserError: the run cannot be resumed with this configuration or these data.
         SaveFailedError: the last checkpoint could not be saved.
         SavedAfterSignal: a signal ended it before the last step.
+        CannotGoOnError: updates were skipped too often, or devices disagree.
     """
-    last, signal = config.training.steps, JobStopSignal()
-    with signal:
-        first, state, frozen, position = _begin_or_resume(config, run, task)
-        if first == last:
-            run.say(f"{run.path} is already at step {last}; ask for more with --training.steps")
-            return False
-        if first:
-            run.say(f"resuming from step {first}")
-        with Life(config, run, first, task.files, task.hashes, task.data.fingerprint) as life:
-            if first == 0:
-                life.begin()  # there is no checkpoint to protect
-            task.before_training(first, state, frozen)
-            run.say("compiling… (the first step may take minutes on large models)")
-            batches = PlacedBatches(task, position)
-            hooks = _hooks(task, batches, life, signal)
-            tokens = 0 if position is None else task.data.tokens_before(position)
-            try:
-                state, stopped = fit(task.program, state, frozen, batches, hooks, config.checkpoints.every, tokens)
-            finally:
-                task.data.close()
-            step = int(state.batches)
-            life.finish(step)
+    history = History(config, run)
+    with (signal := JobStopSignal()):
+        first, step, stopped = history.lived(functools.partial(_live, config, run, task, history, signal))
+    last = config.training.steps
+    if first == last:
+        run.say(f"{run.path} is already at step {last}; ask for more with --training.steps")
+        return False
     summarize(config, run)
     if stopped:
         raise SavedAfterSignal(f"interrupted: saved step {step} of {last}; run the same command to resume")
     return True
 
 
+def _live(
+    config: RunConfig, run: RunDirectory, task: Task, history: History, signal: JobStopSignal
+) -> tuple[int, int, bool]:
+    """One life: the step that it begins at, that which it ends at, and whether a signal ended it.
+
+    Raises:
+        SkippedTooOftenError: the run is to go back.
+    """
+    first, state, frozen, position = _begin_or_resume(config, run, task, history)
+    if first == config.training.steps:
+        return first, first, False
+    if first:
+        run.say(f"resuming from step {first}")
+    with Life(config, run, first, task.files, task.hashes, task.data.fingerprint, history) as life:
+        if first == 0:
+            life.begin()  # there is no checkpoint to protect
+        with history.goodput.spending("evaluation"):
+            task.before_training(first, state, frozen)
+        run.say("compiling… (the first step may take minutes on large models)")
+        batches = PlacedBatches(task, first, position, history.left_out_after, life.has_read)
+        hooks, until = _hooks(task, batches, life, signal), task.data.tokens_before
+        try:
+            state, stopped = fit(task.program, state, frozen, batches, hooks, config.checkpoints.every, until)
+        finally:
+            task.data.close()
+        step = int(state.batches)
+        life.finish(step)
+    return first, step, stopped
+
+
 def _begin_or_resume(
-    config: RunConfig, run: RunDirectory, task: Task
+    config: RunConfig, run: RunDirectory, task: Task, history: History
 ) -> tuple[int, TrainState, PyTree, Position | None]:
     """The steps made before, and state, frozen parameters and data position to go on from: those of a checkpoint, or
     fresh ones, with the data at their beginning (None)."""
     program = task.program
     targets = checkpoint_items(program.state_shapes, program.frozen_shapes, task.params_item, task.is_saved)
-    restored = restore_step(config, run, targets, task.data.fingerprint)
+    restored = restore_step(config, run, targets, task.data.fingerprint, history)
     if restored is None:
         return 0, *task.fresh(), None
     task.check_restored(restored.files)
@@ -139,31 +156,47 @@ def _hooks(task: Task, batches: "PlacedBatches", life: Life, signal: JobStopSign
     items = functools.partial(checkpoint_items, params_item=task.params_item, is_saved=task.is_saved)
 
     def evaluate(state: TrainState, frozen: PyTree) -> MetricsRecord:
-        life.begin()  # for what an evaluation writes
-        return task.evaluate(state, frozen) | batches.progress_record()
+        with life.evaluating():
+            return task.evaluate(state, frozen) | batches.progress_record()
 
     def save(state: TrainState, frozen: PyTree, position: Position, record: MetricsRecord) -> None:
         life.save(items(state, frozen), position.to_json(), record, task.measured_files(record))
 
-    return Hooks(life.record, evaluate, life.is_best, save, signal.requested, life.profiler.step)
+    return Hooks(life.record, evaluate, life.is_best, save, signal.requested, life.before_step)
 
 
 class PlacedBatches:
     """The batches of a task on its mesh, each with the position of the data after it."""
 
-    def __init__(self, task: Task, position: Position | None) -> None:
-        """Begin after the batch that a position was given with; None: with the first."""
-        self._task = task
-        self._position = position
+    def __init__(
+        self,
+        task: Task,
+        step: int,
+        position: Position | None,
+        left_out_after: Callable[[int], int],
+        has_read: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            step: the steps made before.
+            position: given with the batch of that step; None: begin with the first batch.
+            left_out_after: how many batches are read after a step, and thrown away.
+            has_read: called when a batch was read, before it is placed.
+        """
+        self._task, self._left_out_after, self._has_read = task, left_out_after, has_read
+        self._step, self._position = step, position
         self._loaded = iter(task.data.start(position))
 
     def __iter__(self) -> Iterator[tuple[Batch, Position]]:
         return self
 
     def __next__(self) -> tuple[Batch, Position]:
+        for _ in range(self._left_out_after(self._step)):
+            _, self._position = next(self._loaded)
         rows, position = next(self._loaded)
+        self._has_read()
         before = 0 if self._position is None else self._position.row
-        self._position = position
+        self._step, self._position = self._step + 1, position
         return self._task.program.place_batch(rows, position.row - before), position
 
     def progress_record(self) -> MetricsRecord:

@@ -1,10 +1,50 @@
 """What can be told to the optimizer, the step and the loop."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llama_jax.core.errors import UserError
+
+_RANGES = (
+    ("peak_learning_rate", 0, math.inf),
+    ("final_learning_rate_fraction", 0, math.inf),
+    ("beta1", 0, 1),
+    ("beta2", 0, 1),
+    ("weight_decay", 0, math.inf),
+    ("clip_norm", 0, math.inf),
+    ("z_loss", 0, math.inf),
+    ("spike_sigma", 0, math.inf),
+)
+"""Settings with the least value that each may have, and one that is too much."""
+
+
+@dataclass(frozen=True)
+class RollbackConfig:
+    """Going back where updates are skipped again and again, and past the batches at which they were (PaLM,
+    arXiv:2204.02311, section 5.1: from about 100 steps before a spike, without the next 200 to 500 batches)."""
+
+    skipped_updates: int = 0
+    """Skipped updates within `window` steps at which the run goes back; 0: it never does."""
+    window: int = 100
+    """Steps within which they are counted."""
+    steps_before: int = 100
+    """How many steps before the first of them the batches begin that are left out. The run goes back to the newest
+    checkpoint before that, or else to the oldest that there is."""
+    batches: int = 300
+    """Batches that are left out."""
+    times: int = 3
+    """How often a run may go back; where it would once more, it ends."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("skipped_updates", 0), ("window", 1), ("steps_before", 0), ("times", 1)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"training.rollback.{name}: {value} must be at least {least}")
+        if self.batches < (least := self.window + self.steps_before):
+            raise UserError(
+                f"training.rollback.batches: {self.batches} must be at least {least}, `window` and `steps_before` "
+                "together: else those at which updates were skipped come again"
+            )
 
 
 @dataclass(frozen=True)
@@ -52,6 +92,11 @@ class TrainingConfig:
     only non-finite ones."""
     spike_window: int = 128
     """Number of recent updates the mean and deviation are taken over."""
+    rollback: RollbackConfig = field(default_factory=RollbackConfig)
+    """What happens where updates are skipped again and again."""
+    fingerprint_every: int = 1000
+    """Steps between comparisons of all that several devices hold alike, bit for bit; a device that differs ends the
+    run. Let it divide `checkpoints.every`, and nothing is saved that was not compared. 0: none is made."""
     evaluate_every: int = 200
     """Steps between evaluations on the held-out documents; one more is made at the end."""
 
@@ -64,10 +109,19 @@ class TrainingConfig:
                 f"training.warmup_steps: {self.warmup_steps} and training.warmup_fraction: {self.warmup_fraction} are "
                 "two ways to say one thing; set one of them, and the other to null".replace("None", "null")
             )
-        if not math.isfinite(self.peak_learning_rate):
-            raise UserError(f"training.peak_learning_rate: {self.peak_learning_rate} must be finite")
+        for name, low, high in _RANGES:
+            if not low <= (value := getattr(self, name)) < high:
+                limit = "finite" if high == math.inf else f"below {high:g}"
+                raise UserError(f"training.{name}: {value} must be at least {low:g} and {limit}")
+        if not 0 < self.epsilon < math.inf:
+            raise UserError(f"training.epsilon: {self.epsilon} must be above 0 and finite")
+        for name, least in (("warmup_steps", 0), ("schedule_steps", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"training.{name}: {value} must be at least {least}, or null")
         if self.warmup_fraction is not None and not 0 <= self.warmup_fraction < 1:
             raise UserError(f"training.warmup_fraction: {self.warmup_fraction} must be at least 0 and below 1")
+        if self.fingerprint_every < 0:
+            raise UserError(f"training.fingerprint_every: {self.fingerprint_every} must be at least 0")
         if self.spike_window < 8:
             raise UserError(f"training.spike_window: {self.spike_window} must be at least 8")
         self._check_stages()

@@ -92,6 +92,7 @@ def test_a_mistake_ends_it(tmp_path):
     assert (result.code, len(cloud.jobs(0)), waits(cloud)) == (2, 1, []), result
 
 
+@pytest.mark.slow
 def test_a_tpu_that_somebody_deleted_is_not_created_again(tmp_path):
     cloud, result = kept_going(tmp_path, "seq 3; exec tail -f /dev/null", host_follow=["vanish"])
     assert result.code == 1 and cloud.stages().count("create") == 1, result
@@ -117,6 +118,7 @@ def following(cloud: Cloud) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_the_step_stop_ends_it(tmp_path):
     with cloud_in(tmp_path / "cloud", f"trap 'exit 75' TERM; {WAITS}") as cloud:
         process = following(cloud)
@@ -125,6 +127,7 @@ def test_the_step_stop_ends_it(tmp_path):
     assert (result.code, len(cloud.jobs(0)), waits(cloud)) == (75, 1, []), result
 
 
+@pytest.mark.slow
 def test_the_same_command_again_follows_what_runs(tmp_path):
     with cloud_in(tmp_path / "cloud", WAITS) as cloud:
         first = following(cloud)

@@ -13,6 +13,7 @@ from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.checkpoints.steps.folders import best_step
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError
 from llama_jax.core.errors import SavedAfterSignal, UserError
+from llama_jax.core.processes import watchdog
 from llama_jax.core.recording.metrics import read_metrics
 from llama_jax.training.config import TrainingConfig
 
@@ -38,15 +39,33 @@ def test_a_run_records_each_step_once_and_saves_when_it_is_told_to(uninterrupted
 
 @pytest.mark.parametrize("lives", some([[2], [4, 7], [3, 4, 5], [8]], [[4, 7], [8]]), ids=str)
 def test_a_run_that_is_killed_is_the_uninterrupted_run(uninterrupted, tmp_path, lives):
-    toy = Toy(tmp_path)
+    toy, lost = Toy(tmp_path), 0.0
     for step in lives:
         data = killed_before(step)
         with pytest.raises(KilledError):
             toy.train(data)
         assert data.closed
+        made = [
+            0.0,
+            *(each["wall_seconds"].get("productive", 0.0) for each in read_metrics(tmp_path / "metrics.jsonl")),
+        ]
+        lost += made[-1] - made[3 * ((step - 1) // 3)]
     assert toy.train()
     assert_same(toy, uninterrupted)
+    spent = read_metrics(tmp_path / "metrics.jsonl")[-1]["wall_seconds"]
+    assert spent.get("replayed", 0.0) == pytest.approx(lost, abs=0.01) and spent["down"] > 0
     assert toy.before_training == [0, *(3 * ((step - 1) // 3) for step in lives)]
+
+
+def test_steps_have_their_limit_once_their_batch_size_is_compiled(tmp_path):
+    seen = []
+    training = TrainingConfig(
+        steps=STEPS, batch_size=ROWS, batch_ramp=((0, ROWS), (4, ROWS)), warmup_steps=2, evaluate_every=2
+    )
+    data = Counted(before_batch=lambda step: seen.append(watchdog._watching._place[1:]))
+    assert Toy(tmp_path, training).train(data)
+    assert seen == [(f"step {step}", step in (3, 4, 7, 8)) for step in range(1, STEPS + 1)]
+    assert watchdog._watching is None
 
 
 def test_the_same_command_after_the_end_changes_nothing(uninterrupted, tmp_path, capsys):
@@ -146,6 +165,9 @@ def test_a_step_waits_for_data_no_longer_than_it_takes(tmp_path) -> None:
     slow = Counted(before_batch=lambda step: time.sleep(0.1 if step % 2 == 0 else 0))
     assert Toy(tmp_path).train(slow)
     records = read_metrics(tmp_path / "metrics.jsonl")
+    assert records[-1]["wall_seconds"]["data_wait"] == pytest.approx(
+        sum(record["data_wait_seconds"] for record in records), abs=0.01
+    )
     for record in records:
         assert 0 <= record["data_wait_seconds"] <= record["step_seconds"]
     assert sum(record["data_wait_seconds"] for record in records) >= 0.4

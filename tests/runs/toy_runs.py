@@ -14,7 +14,7 @@ from etils import epath
 from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.checkpoints.steps.folders import acknowledged_steps
 from llama_jax.core.batches import TokenBatch
-from llama_jax.core.config import TrackingConfig
+from llama_jax.core.config import MeshConfig, TrackingConfig
 from llama_jax.core.recording.metrics import read_metrics
 from llama_jax.model.config import LlamaConfig
 from llama_jax.objectives.next_token import next_token
@@ -24,11 +24,15 @@ from llama_jax.runs.resuming import opened_run, with_schedule
 from llama_jax.runs.supervised_run import Task, train
 from llama_jax.training.config import TrainingConfig
 from llama_jax.training.program import Program
+from llama_jax.training.state import TrainState
 
 LENGTH, ROWS = 8, 8
 STEPS = 8
 ARCHITECTURE = LlamaConfig(32, 8, 8, 1, 2, 2, 4, LENGTH, vocab_multiple=8)
-TIMING = {"step_seconds", "data_wait_seconds", "tokens_per_second", "tokens_per_second_per_device"}
+TIMING = {
+    "step_seconds", "data_wait_seconds", "tokens_per_second", "tokens_per_second_per_device", "goodput", "wall_seconds",
+    "time",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,10 @@ class Counted:
 
 
 @functools.cache
-def program_of(training: TrainingConfig) -> Program:
+def program_of(training: TrainingConfig, replicas: int = 1) -> Program:
     """The program of a run, compiled once for all lives."""
-    config = RunConfig(training=training)
-    return build_program(config, all_parameters(), next_token, ARCHITECTURE, LENGTH, jax.devices()[:1])
+    config = RunConfig(training=training, mesh=MeshConfig(data=replicas))
+    return build_program(config, all_parameters(), next_token, ARCHITECTURE, LENGTH, jax.devices()[:replicas])
 
 
 @dataclass
@@ -92,6 +96,10 @@ class Toy:
     checkpoints: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=3, keep_every=1))
     losses: Mapping[int, float] = field(default_factory=dict)
     """What the evaluation at a step gives, in place of 1 / step."""
+    replicas: int = 1
+    """Devices, each with all parameters."""
+    when_evaluated: Callable[[TrainState], None] = lambda state: None
+    """Called with the state of each evaluation."""
     before_training: list[int] = field(default_factory=list)
     """The step that each life began at."""
 
@@ -104,10 +112,11 @@ class Toy:
             tracking=TrackingConfig(tensorboard=False),
         )
         config = with_schedule(replace(config, **changes))
-        program = program_of(config.training)
+        program = program_of(config.training, self.replicas)
 
         def evaluate(state, frozen) -> dict[str, Any]:
             step = int(state.batches)
+            self.when_evaluated(state)
             return {"validation_loss": self.losses.get(step, 1 / step)}
 
         task = Task(

@@ -85,16 +85,25 @@ def first_line(error: Exception) -> str:
 
 
 def newest(
-    directory: epath.Path, step: StepChoice | None, say: Callable[[str], None], read: Callable[[int], _T]
+    directory: epath.Path,
+    step: StepChoice | None,
+    say: Callable[[str], None],
+    read: Callable[[int], _T],
+    last: int | None = None,
 ) -> _T | None:
     """What `read` gives for the newest step for which it does not raise `CheckpointDamagedError`, or for `step` alone
     if that is given; None if there is no checkpoint.
+
+    Args:
+        last: the newest step to look at; None: the newest that there is, 0: none.
 
     Raises:
         CheckpointDamagedError: if there are steps but none verifies.
         UserError: if there is no such step.
     """
-    steps = from_first(finished_steps(directory)[::-1])
+    steps = [number for number in from_first(finished_steps(directory)[::-1]) if last is None or number <= last]
+    if last and not steps:
+        raise UserError(f"no checkpoint of step {last} or before in {directory}")
     if step == "best":
         found = from_first([best_step(directory) or -1])[0]
         if found < 0:
@@ -294,6 +303,7 @@ def restore(
     *,
     files: Sequence[str] = (),
     step: int | None = None,
+    last: int | None = None,
     say: Callable[[str], None],
 ) -> Restored | None:
     """Restore the newest step that verifies, on all processes the same.
@@ -303,6 +313,7 @@ def restore(
         targets: trees of `jax.ShapeDtypeStruct` with shardings, by item; the mesh need not be that of the save.
         files: folders of plain files to read, such as `model`.
         step: restore this one only; None: the newest first.
+        last: the newest step to look at; None: the newest that there is, 0: none.
         say: told of every step that does not verify.
 
     Returns and raises as `find_verified`; UserError also if the step holds something else than asked for.
@@ -315,7 +326,7 @@ def restore(
         verified = Verified(root, number, tuple(items), *verify(root, number, items, wanted))
         return Restored(number, verified.restore(targets), verified.files, verified.manifest)
 
-    return newest(root, step, say, read)
+    return newest(root, step, say, read, last)
 
 
 def _described(trees: Mapping[str, PyTree]) -> dict[str, dict[str, str]]:

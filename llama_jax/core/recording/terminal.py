@@ -111,7 +111,7 @@ class Terminal:
         if record.get("skipped_updates"):
             parts.append(f"skipped updates {record['skipped_updates']}")
         if self._step_seconds is not None and step < self._total:
-            parts.append(f"ETA {_duration((self._total - step) * self._step_seconds)}")
+            parts.append(f"ETA {duration((self._total - step) * self._step_seconds)}")
         return " | ".join(parts)
 
 
@@ -133,7 +133,8 @@ def _validation(record: MetricsRecord) -> str:
     return f"validation loss {record['validation_loss']:.4f}" + ("" if bits is None else f", {bits:.4f} bits/byte")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """How long something takes, in the unit that suits."""
     minutes, hours = math.ceil(seconds / 60), int(seconds / 3600)
     if seconds < 100:
         return f"{seconds:.0f} s"
