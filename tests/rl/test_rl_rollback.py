@@ -21,6 +21,7 @@ from llama_jax.rl.loop import Parts, Progress
 from llama_jax.rl.prompts import PromptData
 from llama_jax.rl.rollouts import Sampler
 from llama_jax.rl.running import _Run
+from llama_jax.runs.methods import all_parameters
 from llama_jax.runs.resuming import opened_run
 from llama_jax.training.config import RollbackConfig, TrainingConfig
 
@@ -76,7 +77,7 @@ class Toy(_Run):
         self._learner = Adding(jax.sharding.get_mesh(), killed)
         self._data: Any = Mock(spec=PromptData, fingerprint="prompts", held_out=())
         self._start: Any = Mock(files={"model/config.json": b"{}"}, base=None)
-        self._method: Any = Mock(files={})
+        self._method = all_parameters()
 
     def _parts(self, params: Any, stop_ids: Any) -> Parts:
         return Parts(self._config, self._data, Mock(spec=Sampler), Mock(spec=Judge), self._run.say)
