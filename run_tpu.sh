@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
 # Runs a command of llama_jax on every host of a Cloud TPU, or as several processes on this machine.
 #
-# Read it from top to bottom: what the options are, the steps on this side, the processes of --local, what happens on
-# each host of the TPU, and last the order of the steps. Only `gcloud` is needed here, and bash 4.4 or newer.
+# Read it from top to bottom: what the options are, the steps on this side, what keeps a job going, the processes of
+# --local, what happens on each host of the TPU, and last the order of the steps. Only `gcloud` is needed here, and bash
+# 4.4 or newer.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 POLL_SECONDS=30       # between two looks at a request that waits for a TPU
 RECONNECT_SECONDS=15  # before the log is asked for again after a lost connection
 STOP_SECONDS=600      # what `stop` leaves a job to save and end
+MOST_BACKOFF=900      # seconds before a restart: a minute at first, twice as long each time, at most so many
 LEAVE_SECONDS=${LEAVE_SECONDS:-10} # what the processes of --local have to end once one of them failed
 
 usage() {
   cat <<'USAGE'
 usage:
   ./run_tpu.sh --name NAME --type TYPE --zone ZONE --project PROJECT --bucket gs://BUCKET [options] -- COMMAND [ARGS]
-      Everything in order: create, install, run, follow. The exit code is that of the command on host 0.
+      Everything in order: create, install, run, follow. The exit code is that of the command on host 0. Where the
+      command runs already, it is followed.
   ./run_tpu.sh STEP --name NAME --zone ZONE --project PROJECT [options] [-- COMMAND [ARGS]]
       One step alone:
         create    ask for the TPU by a queued resource, and wait until it is there
@@ -36,7 +39,11 @@ options:
   --project PROJECT       the Google Cloud project that pays
   --bucket gs://BUCKET    looked for before anything is paid for; a command that trains gets --run_dir gs://BUCKET/NAME,
                           unless its arguments name another run directory
+  --slices N              several TPUs of this type in one job (default 1); each step has to be told
   --spot                  a spot TPU, which is cheaper and can be taken away; otherwise on demand
+  --keep_going            when the command fails or the TPU is taken away or loses a host, run the command again so that
+                          it resumes, on a new TPU if need be; not after 0, after 2 (a mistake) or after the step stop
+  --restarts N            with --keep_going, give up after so many in a row without a newer checkpoint (default 8)
   --wait_minutes N        how long the request may wait for a TPU (default 720)
   --runtime_version V     the image; by default the one that Google names for JAX on this type
   --source URL            what to install instead of this checkout, such as git+https://HOST/REPOSITORY@COMMIT
@@ -70,18 +77,20 @@ quoted() {
 # The options.
 
 # (+x: a variable of the same name in the environment stays the caller's and is not handed on changed.)
-declare +x STEP='' NAME='' TYPE='' ZONE='' PROJECT='' BUCKET='' RUNTIME_VERSION='' SOURCE='' LOCAL=''
-declare +x SPOT=false DELETE=false DRY_RUN=false WAIT_MINUTES=720
-declare +x COMMAND=()
+declare +x STEP='' NAME='' TYPE='' ZONE='' PROJECT='' BUCKET='' RUNTIME_VERSION='' SOURCE='' LOCAL='' RUN_DIR=''
+declare +x SPOT=false KEEP_GOING=false DELETE=false DRY_RUN=false WAIT_MINUTES=720 RESTARTS='' SLICES=1
+declare +x COMMAND=() SLICE_NAMES=() FOR_A_TPU='' # the last step or option that --local does not take
 
 read_options() {
   case ${1:-} in
-    create | install | run | follow | stop | delete) STEP=$1 && shift ;;
+    create | install | run | follow | stop | delete) STEP=$1 FOR_A_TPU=$1 && shift ;;
   esac
   while (($#)); do
     case $1 in
       --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
-      --name | --type | --zone | --project | --bucket | --wait_minutes | --runtime_version | --source | --local)
+      --*) [[ $1 =~ ^--(local|dry_run)?$ ]] || FOR_A_TPU=$1 ;;&
+      --name | --type | --zone | --project | --bucket | --slices | --restarts | --wait_minutes | --runtime_version | \
+        --source | --local)
         (($# > 1)) && [[ $2 && $2 != --* ]] || mistake "$1: needs a value"
         ;;&
       --name) NAME=$2 ;;
@@ -89,11 +98,14 @@ read_options() {
       --zone) ZONE=$2 ;;
       --project) PROJECT=$2 ;;
       --bucket) BUCKET=${2%/} ;;
+      --slices) SLICES=$2 ;;
+      --restarts) RESTARTS=$2 ;;
       --wait_minutes) WAIT_MINUTES=$2 ;;
       --runtime_version) RUNTIME_VERSION=$2 ;;
       --source) SOURCE=$2 ;;
       --local) LOCAL=$2 ;;
       --spot) SPOT=true && shift && continue ;;
+      --keep_going) KEEP_GOING=true && shift && continue ;;
       --delete) DELETE=true && shift && continue ;;
       --dry_run) DRY_RUN=true && shift && continue ;;
       -h | --help) usage && exit 0 ;;
@@ -114,19 +126,26 @@ check_command() {
     mistake "${COMMAND[0]}: not a command of llama_jax; there is none of this name in $ROOT/llama_jax"
 }
 
+check_number() { [[ $2 =~ ^[1-9][0-9]{0,5}$ ]] || mistake "$1: '$2' is not a positive number"; }
+
 # The TPU that was asked for: a mistake is found before anything is paid for.
 check_options() {
+  local index
   [[ $NAME ]] || mistake "--name: needed, the name of the TPU, such as llama-7b"
   [[ $NAME =~ ^[a-z]([a-z0-9-]{0,60}[a-z0-9])?$ ]] ||
     mistake "--name: '$NAME' must be lower-case letters, digits and hyphens, with a letter first and no hyphen last"
   [[ $PROJECT ]] || mistake "--project: needed, the Google Cloud project that pays"
   [[ $ZONE ]] || mistake "--zone: needed, such as us-central1-a"
   [[ $ZONE =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || mistake "--zone: '$ZONE' is not a zone, such as us-central1-a"
+  check_number --slices "$SLICES"
+  [[ -z $RESTARTS ]] || $KEEP_GOING || mistake "--restarts: does something only with --keep_going"
+  check_number --restarts "${RESTARTS:=8}"
+  check_number --wait_minutes "$WAIT_MINUTES"
+  ! $KEEP_GOING || [[ -z $STEP ]] || mistake "--keep_going: belongs to no step, it takes all of them"
   if asked create; then
     [[ $TYPE ]] || mistake "--type: needed, the accelerator type, such as v5litepod-256"
     [[ $TYPE =~ ^(v2|v3|v4|v5litepod|v5p|v6e)-[1-9][0-9]*$ ]] ||
       mistake "--type: '$TYPE' is not an accelerator type; there are v2-N, v3-N, v4-N, v5litepod-N (v5e), v5p-N, v6e-N"
-    [[ $WAIT_MINUTES =~ ^[1-9][0-9]*$ ]] || mistake "--wait_minutes: '$WAIT_MINUTES' is not a positive number"
   fi
   [[ -z $SOURCE || $SOURCE == *://* ]] ||
     mistake "--source: '$SOURCE' is not a URL that pip installs, such as git+https://HOST/REPOSITORY@COMMIT"
@@ -139,34 +158,48 @@ check_options() {
   ! $DELETE || [[ -z $STEP || $STEP == follow ]] || mistake "--delete: belongs to follow, or to no step at all"
   $DRY_RUN || command -v gcloud >/dev/null ||
     mistake "gcloud: not installed here; see https://cloud.google.com/sdk/docs/install"
+  SLICE_NAMES=("$NAME")
+  if ((SLICES > 1)); then # as Google names them
+    for index in $(seq 0 $((SLICES - 1))); do SLICE_NAMES[index]=$NAME-$index; done
+  fi
 }
 
 # All processes of a run share its directory, so on a TPU it lies in a bucket.
 check_run_dir() {
-  local index run_dir=
+  local index resume=auto
   for index in "${!COMMAND[@]}"; do
     case ${COMMAND[index]} in
-      --run_dir) run_dir=${COMMAND[index + 1]:-} ;;
-      --run_dir=*) run_dir=${COMMAND[index]#*=} ;;
+      --run_dir) RUN_DIR=${COMMAND[index + 1]:-} ;;
+      --run_dir=*) RUN_DIR=${COMMAND[index]#*=} ;;
+      --resume) resume=${COMMAND[index + 1]:-} ;;
+      --resume=*) resume=${COMMAND[index]#*=} ;;
     esac
   done
-  [[ -z $run_dir || $run_dir == gs://* ]] ||
-    mistake "--run_dir: '$run_dir' is not on every host; name a directory of a bucket, gs://BUCKET/…"
+  ! $KEEP_GOING || [[ $resume == auto ]] ||
+    mistake "--resume: with --keep_going '$resume' would hold for every restart; begin without --keep_going"
+  [[ -z $RUN_DIR || $RUN_DIR == gs://* ]] ||
+    mistake "--run_dir: '$RUN_DIR' is not on every host; name a directory of a bucket, gs://BUCKET/…"
   [[ -z $BUCKET || $BUCKET =~ ^gs://[a-z0-9][a-z0-9._-]+(/.*)?$ ]] ||
     mistake "--bucket: '$BUCKET' is not a bucket, such as gs://my-bucket"
   case ${COMMAND[0]} in
     pretrain | sft | lora | reward | dpo | kto | grpo | ppo)
-      if [[ -z $run_dir ]]; then
+      if [[ -z $RUN_DIR ]]; then
         [[ $BUCKET ]] || mistake "--bucket: needed, the gs://BUCKET that all hosts write the run to"
-        COMMAND+=(--run_dir "$BUCKET/$NAME")
+        RUN_DIR=$BUCKET/$NAME
+        COMMAND+=(--run_dir "$RUN_DIR")
       fi
       ;;
   esac
 }
 
-# The steps.
+# The steps. Each says what failed, and returns 1 then.
 
 COSTS='' # what exists of the TPU as far as is known: nothing, or the word that begins the sentence about it
+CREATED=false # whether it was asked for by this script
+DELETED=false # and since then deleted by it
+PACKED=false
+OUT_OF_REACH=false # whether the job may be running although nobody can look at it
+STOPPED=false # whether somebody else has stopped the job or deleted the TPU
 
 # Runs gcloud, or prints the call (to descriptor 3: this output, also from within $(…)).
 gcloud_() {
@@ -177,20 +210,40 @@ queued_resource() {
   gcloud_ compute tpus queued-resources "$1" "$NAME" --project="$PROJECT" --zone="$ZONE" "${@:2}"
 }
 
-# on_hosts all|0 COMMAND ARGUMENTS…: what the hosts are to do, by their own copy of this script.
-on_hosts() {
+# on_slice SLICE all|0 COMMAND ARGUMENTS…: what its hosts are to do, by their own copy of this script.
+on_slice() {
   # A connection that died is noticed within a minute and a half.
-  gcloud_ compute tpus tpu-vm ssh "$NAME" --project="$PROJECT" --zone="$ZONE" --worker="$1" --quiet \
-    --ssh-flag=-oServerAliveInterval=30 --command="$(quoted bash run_tpu.sh "${@:2}")"
+  gcloud_ compute tpus tpu-vm ssh "$1" --project="$PROJECT" --zone="$ZONE" --worker="$2" --quiet \
+    --ssh-flag=-oServerAliveInterval=30 --command="$(quoted bash run_tpu.sh "${@:3}")"
 }
 
-# A step failed; gcloud has said why.
+# shellcheck disable=SC2329 # called by on_all_slices
+copy_to_slice() {
+  gcloud_ compute tpus tpu-vm scp "${@:2}" "$1:" --project="$PROJECT" --zone="$ZONE" --worker=all --quiet
+}
+
+# on_all_slices FUNCTION ARGUMENTS…: calls it with the name of each slice before the arguments, for all of them at the
+# same time; fails if one does. (`gcloud … queued-resources ssh --node=all` succeeds without the slices that are gone.)
+on_all_slices() {
+  local slice pid pids=() status=0
+  for slice in "${SLICE_NAMES[@]}"; do
+    if $DRY_RUN; then
+      "$1" "$slice" "${@:2}"
+    else
+      (trap - INT && "$1" "$slice" "${@:2}") & # Ctrl-C ends them too
+      pids+=($!)
+    fi
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+  return "$status"
+}
+
+on_all_hosts() { on_all_slices on_slice all "$@"; }
+
+# For `failed … || return`; gcloud has said why.
 failed() {
   say "error: $*"
-  if $DELETE && [[ $COSTS ]]; then
-    delete_tpu
-  fi
-  exit 1
+  return 1
 }
 
 # However the script ends: what it leaves behind, and how to be rid of it.
@@ -226,20 +279,27 @@ check_bucket() {
 }
 
 create_tpu() {
-  local state options=()
-  state=$(state_of_tpu NOT_FOUND) || failed "create: cannot ask for the state of $NAME"
+  local state options=(--node-id="$NAME")
+  state=$(state_of_tpu NOT_FOUND) || failed "create: cannot ask for the state of $NAME" || return
+  if $KEEP_GOING && [[ $state =~ ^(FAILED|SUSPENDING|SUSPENDED)$ ]]; then
+    say "$NAME is $state; it still holds quota, and is deleted first"
+    delete_tpu || return
+    state=NOT_FOUND
+  fi
   if [[ $state == NOT_FOUND ]]; then
-    $SPOT && options+=(--spot)
+    ((SLICES == 1)) || options=(--node-count="$SLICES" --node-prefix="$NAME")
+    ! $SPOT || options+=(--spot)
     COSTS="$NAME may exist after all"
     # The request lapses when nobody waits for it any more.
-    queued_resource create --node-id="$NAME" --accelerator-type="$TYPE" \
-      --runtime-version="${RUNTIME_VERSION:-$(runtime_version)}" "${options[@]}" \
-      --valid-until-duration="${WAIT_MINUTES}m" --quiet >&2 || failed "create: gcloud could not ask for $NAME ($TYPE)"
+    queued_resource create --accelerator-type="$TYPE" --runtime-version="${RUNTIME_VERSION:-$(runtime_version)}" \
+      "${options[@]}" --valid-until-duration="${WAIT_MINUTES}m" --quiet >&2 ||
+      failed "create: gcloud could not ask for $NAME ($TYPE)" || return
+    CREATED=true DELETED=false
   else
     say "$NAME already exists ($state)"
   fi
   COSTS="$NAME is requested, and costs money from when it is ACTIVE"
-  wait_for_tpu
+  wait_for_tpu || return
   COSTS="$NAME still exists and costs money"
 }
 
@@ -259,17 +319,18 @@ wait_for_tpu() {
     if state=$(state_of_tpu ACTIVE); then
       misses=0
     else # hours of waiting need not end for a moment without network
-      ((++misses < 5)) || failed "create: cannot ask for the state of $NAME"
+      ((++misses < 5)) || failed "create: cannot ask for the state of $NAME" || return
       state=$last
     fi
     case $state in
       ACTIVE) return ;;
       FAILED | SUSPENDING | SUSPENDED | DELETING | NOT_FOUND)
         queued_resource describe >&2 || true
-        failed "create: $NAME is $state; delete it, then run the same command again"
+        failed "create: $NAME is $state; delete it, then run the same command again" || return
         ;;
     esac
-    ((waited < 60 * WAIT_MINUTES)) || failed "create: $NAME is still $state after $WAIT_MINUTES minutes"
+    ((waited < 60 * WAIT_MINUTES)) ||
+      failed "create: $NAME is still $state after $WAIT_MINUTES minutes" || return
     [[ $state == "$last" ]] || say "$NAME is $state; waiting at most $WAIT_MINUTES minutes"
     last=$state
     sleep "$POLL_SECONDS"
@@ -277,37 +338,67 @@ wait_for_tpu() {
   done
 }
 
-install_on_hosts() {
-  local folder=${XDG_CACHE_HOME:-$HOME/.cache}/llama_jax content=(configs)
+# This checkout as it is now: a job that is kept going for days goes on with the code that it began with.
+pack() {
+  local folder=$1 content=(configs)
   # Beside a package from elsewhere a second one in the working directory would be the one that runs.
   [[ $SOURCE ]] || content+=(llama_jax pyproject.toml README.md LICENSE)
   local archive=(tar -czf "$folder/llama_jax.tar.gz" -C "$ROOT" --exclude=__pycache__ "${content[@]}")
-  COSTS="$NAME still exists and costs money"
   if $DRY_RUN; then
     quoted mkdir -p "$folder" >&3
+    quoted cp "$ROOT/run_tpu.sh" "$folder" >&3
     quoted "${archive[@]}" >&3
   else
-    { mkdir -p "$folder" && "${archive[@]}"; } || failed "install: cannot pack the checkout into $folder"
+    mkdir -p "$folder" && cp "$ROOT/run_tpu.sh" "$folder" && "${archive[@]}"
   fi
-  gcloud_ compute tpus tpu-vm scp "$ROOT/run_tpu.sh" "$folder/llama_jax.tar.gz" "$NAME:" --project="$PROJECT" \
-    --zone="$ZONE" --worker=all --quiet >&2 || failed "install: cannot copy to the hosts of $NAME"
-  on_hosts all host_install ${SOURCE:+"$SOURCE"} >&2 || failed "install: not every host of $NAME has installed it"
+}
+
+install_on_hosts() {
+  local folder=${XDG_CACHE_HOME:-$HOME/.cache}/llama_jax/$NAME
+  COSTS="$NAME still exists and costs money"
+  $PACKED || pack "$folder" || failed "install: cannot pack the checkout into $folder" || return
+  PACKED=true
+  on_all_slices copy_to_slice "$folder/run_tpu.sh" "$folder/llama_jax.tar.gz" >&2 ||
+    failed "install: cannot copy to the hosts of $NAME" || return
+  on_all_hosts host_install ${SOURCE:+"$SOURCE"} >&2 || failed "install: not every host of $NAME has installed it"
 }
 
 run_on_hosts() {
   COSTS="$NAME still exists and costs money"
-  on_hosts all host_start "${COMMAND[@]}" >&2 || failed "run: not every host of $NAME has started ${COMMAND[0]}"
+  on_all_hosts host_start "${COMMAND[@]}" >&2 || failed "run: not every host of $NAME has started ${COMMAND[0]}"
 }
 
-# Shows the log of host 0 until the job ends; returns its exit code. Lines come numbered, so that whoever has to
-# connect again (gcloud does so by itself too) shows none of them twice.
+# Shows the log of host 0 until the job ends; returns its exit code.
 follow_log() {
-  local line number shown=0 misses=0 state outcome=
+  local outcome='' code=0
   COSTS="$NAME still exists and costs money"
+  OUT_OF_REACH=false
   trap 'say "the job on $NAME keeps running; the steps follow and stop find it again"; exit 130' INT
+  show_log || code=$?
+  trap 'exit 130' INT
+  if ((code != 0)) || $DRY_RUN; then return "$code"; fi
+  if [[ $outcome == *' stopped' ]]; then
+    STOPPED=true
+    outcome=${outcome% stopped}
+  fi
+  case $outcome in
+    0) return 0 ;;
+    none) failed "follow: no job was started on $NAME" || return ;;
+    75) say "the job on $NAME saved and ended after a signal; run the same command to resume" && return 75 ;;
+  esac
+  say "the job on $NAME failed on host 0 ($outcome); all hosts say:"
+  on_all_hosts host_status >&2 || true
+  [[ $outcome =~ ^[0-9]+$ ]] || outcome=1
+  return "$outcome"
+}
+
+# Sets `outcome` to how the job ended. Lines come numbered, so that whoever has to connect again (gcloud does so by
+# itself too) shows none of them twice.
+show_log() {
+  local line number shown=0 misses=0
   shopt -s lastpipe # the loop below is of this shell, and Ctrl-C ends gcloud too
   until [[ $outcome ]]; do
-    on_hosts 0 host_follow "$shown" | while IFS= read -r line; do
+    on_slice "${SLICE_NAMES[0]}" 0 host_follow "$shown" | while IFS= read -r line; do
       number=${line%% *} line=${line#* }
       if [[ $number == exit ]]; then
         outcome=$line
@@ -318,48 +409,99 @@ follow_log() {
     done || true
     if $DRY_RUN; then return 0; fi
     if [[ -z $outcome ]]; then
-      lost_connection $((++misses))
+      lost_connection $((++misses)) || return
       sleep "$RECONNECT_SECONDS"
     fi
   done
-  trap - INT
-  case $outcome in
-    0) return 0 ;;
-    none) failed "follow: no job was started on $NAME" ;;
-    75) say "the job on $NAME saved and ended after a signal; run the same command to resume" && return 75 ;;
-  esac
-  say "the job on $NAME failed on host 0 ($outcome); all hosts say:"
-  on_hosts all host_status >&2 || true
-  [[ $outcome =~ ^[0-9]+$ ]] || outcome=1
-  return "$outcome"
 }
 
 # The log broke off: only a TPU that is still there is worth another try.
 lost_connection() {
   local state
   if state=$(state_of_tpu ACTIVE) && [[ $state != ACTIVE ]]; then
-    failed "follow: $NAME is $state: it was taken away or deleted"
+    failed "follow: $NAME is $state: it was taken away or deleted" || return
   fi
   if (($1 == 20)); then
-    DELETE=false # the job may be running all the same
-    failed "follow: host 0 of $NAME cannot be reached; its job may still be running, and the step follow finds it again"
+    OUT_OF_REACH=true
+    failed "follow: host 0 of $NAME cannot be reached; its job may still be running, and the step follow finds it again" ||
+      return
   fi
   say "the connection to host 0 of $NAME is lost; connecting again"
 }
 
 stop_on_hosts() {
   COSTS="$NAME still exists and costs money"
-  on_hosts all host_stop >&2 || failed "stop: not every host of $NAME could be told"
+  on_all_hosts host_stop >&2 || failed "stop: not every host of $NAME could be told"
 }
 
 delete_tpu() {
   COSTS="$NAME may still exist and cost money"
-  queued_resource delete --force --quiet >&2 || {
-    say "error: delete: $NAME could not be deleted"
-    exit 1
-  }
-  COSTS=
+  DELETED=true
+  queued_resource delete --force --quiet >&2 || failed "delete: $NAME could not be deleted" || return
+  COSTS='' OUT_OF_REACH=false
   $DRY_RUN || say "$NAME and its queued resource are deleted"
+}
+
+# What keeps a job going.
+
+# Follows the job until it is done, is stopped, or makes no progress any more; returns its exit code.
+keep_going() {
+  local code=0 fruitless=0 newest reached seconds
+  newest=$(newest_checkpoint)
+  follow_log || code=$?
+  # 75 without the step stop: the machine had notice that it is taken away.
+  until ((code == 0 || code == 2)) || $STOPPED; do
+    reached=$(newest_checkpoint)
+    if ((reached > newest)); then newest=$reached fruitless=0; fi
+    if ((fruitless == RESTARTS)); then
+      failed "--keep_going: no newer checkpoint (restarts: $RESTARTS; newest: ${newest/#-1/none}); giving up" || break
+    fi
+    seconds=$((fruitless < 4 ? 60 << fruitless : MOST_BACKOFF))
+    say "restart $((++fruitless)) of at most $RESTARTS in $seconds s (newest checkpoint: ${newest/#-1/none})"
+    sleep "$seconds"
+    code=0
+    { start_again "$fruitless" && follow_log; } || code=$?
+  done
+  return "$code"
+}
+
+# The newest step that the run has saved, -1 if none can be seen. (Its manifest is what is written last.)
+newest_checkpoint() {
+  local path newest=-1
+  if [[ $RUN_DIR ]]; then
+    while IFS= read -r path; do
+      path=${path%/manifest.json} path=${path##*/}
+      if [[ $path =~ ^[0-9]{1,15}$ ]] && ((10#$path > newest)); then newest=$((10#$path)); fi
+    done < <(gcloud_ storage ls "$RUN_DIR/checkpoints/*/manifest.json" --project="$PROJECT" 2>/dev/null)
+  fi
+  echo "$newest"
+}
+
+# start_again FRUITLESS: brings the job to run again, whatever ended it. So many restarts have come to nothing.
+start_again() {
+  local state
+  state=$(state_of_tpu ACTIVE) || failed "--keep_going: cannot ask for the state of $NAME" || return
+  if [[ $state == NOT_FOUND ]] && ! $DELETED; then
+    COSTS='' STOPPED=true
+    failed "--keep_going: $NAME was deleted by somebody else; giving up" || return
+  fi
+  if [[ $state == ACTIVE ]]; then
+    if runs_already; then return; fi
+    # The same TPU, if all of its hosts answer; but what fails on it time and again may be due to a broken chip.
+    if (($1 <= 2)) && on_all_hosts host_stop >&2; then
+      start_job
+      return
+    fi
+    say "$NAME is not fit for the job any more; it holds quota, and is deleted first"
+    delete_tpu || return
+  fi
+  create_tpu && start_job
+}
+
+start_job() { install_on_hosts && run_on_hosts; }
+
+runs_already() {
+  on_all_hosts host_runs "${COMMAND[@]}" &>/dev/null && say "$NAME runs ${COMMAND[0]} already"
 }
 
 # Several processes on this machine.
@@ -444,6 +586,10 @@ say_as_host() { printf '[%s] %s\n' "$(hostname)" "$*"; }
 
 job_runs() { [[ -e $JOB/lock ]] && ! flock --nonblock "$JOB/lock" true; }
 
+is_the_job() { [[ $(cat "$JOB/command") == "$(quoted "$@")" ]]; }
+
+host_runs() { job_runs && is_the_job "$@"; }
+
 host_install() {
   if job_runs; then
     say_as_host "a job runs here: $(cat "$JOB/command"); follow it, or stop it first"
@@ -470,7 +616,7 @@ host_start() {
   mkdir -p "$JOB"
   exec 9>"$JOB/lock"
   if ! flock --nonblock 9; then
-    if [[ $(cat "$JOB/command") == "$(quoted "$@")" ]]; then
+    if is_the_job "$@"; then
       say_as_host "runs already" && return
     fi
     say_as_host "another job runs here: $(cat "$JOB/command"); stop it first"
@@ -488,6 +634,9 @@ host_start() {
 host_job() {
   local code=0
   cd "$HOME_ON_HOST"
+  # Which slice this is of how many is asked of the machine: a variable that an earlier slice left would win over that,
+  # and the job would wait for slices that are gone.
+  unset "${!MEGASCALE_@}"
   .venv/bin/python -u -m llama_jax "$@" 9>&- &
   echo $! >"$JOB/python_pid"
   wait $! || code=$?
@@ -496,7 +645,8 @@ host_job() {
 }
 
 # Prints "NUMBER LINE" for each line of the log after the first $1 (of 0: the last 100), waits for more while the job
-# runs, and ends with "exit CODE": a number, "none" if no job was started, "lost" if the host went down under it.
+# runs, and ends with "exit CODE": a number, "none" if no job was started, "lost" if the host went down under it; and
+# " stopped" if it was asked to end by the step stop.
 host_follow() {
   local shown=$1 line lines
   [[ -e $JOB/log ]] || { echo "exit none" && return; }
@@ -507,7 +657,7 @@ host_follow() {
   while IFS= read -r line || [[ $line ]]; do
     printf '%d %s\n' $((++shown)) "$line"
   done < <("${tail[@]}" "$JOB/log")
-  printf 'exit %s\n' "$(cat "$JOB/exit_code" 2>/dev/null || echo lost)"
+  printf 'exit %s%s\n' "$(cat "$JOB/exit_code" 2>/dev/null || echo lost)" "$([[ ! -e $JOB/stopping ]] || echo ' stopped')"
 }
 
 host_status() {
@@ -538,6 +688,14 @@ host_stop() {
 
 # The order of the steps.
 
+all_steps() {
+  create_tpu || return
+  if $CREATED || ! runs_already; then
+    start_job || return
+  fi
+  if $KEEP_GOING; then keep_going; else follow_log; fi
+}
+
 # Never returns: all of this file was read by then, and may be replaced while a job runs.
 main() {
   local code=0
@@ -546,26 +704,31 @@ main() {
     host_install) host_install "${2:-}"; exit ;;
     host_start) host_start "${@:2}"; exit ;;
     host_job) host_job "${@:2}"; exit ;;
+    host_runs) host_runs "${@:2}"; exit ;;
     host_follow) host_follow "$2"; exit ;;
     host_status) host_status; exit ;;
     host_stop) host_stop; exit ;;
   esac
   read_options "$@"
   if [[ $LOCAL ]]; then
-    [[ -z $STEP$NAME$TYPE$ZONE$PROJECT$BUCKET$SOURCE$RUNTIME_VERSION ]] ||
-      mistake "--local: takes no step and no option but --dry_run"
+    [[ -z $FOR_A_TPU ]] || mistake "--local: takes no step and no option but --dry_run, so not $FOR_A_TPU"
     run_locally
     exit
   fi
   check_options
   exec 3>&1
-  if asked run; then check_bucket; fi
-  if asked create; then create_tpu; fi
-  if asked install; then install_on_hosts; fi
-  if asked run; then run_on_hosts; fi
-  if asked follow; then follow_log || code=$?; fi
-  if [[ $STEP == stop ]]; then stop_on_hosts; fi
-  if [[ $STEP == delete ]] || $DELETE; then delete_tpu; fi
+  trap 'exit 130' INT
+  if asked run; then check_bucket || exit; fi
+  case $STEP in
+    create) create_tpu ;;
+    install) install_on_hosts ;;
+    run) run_on_hosts ;;
+    follow) follow_log ;;
+    stop) stop_on_hosts ;;
+    delete) delete_tpu ;;
+    *) all_steps ;;
+  esac || code=$?
+  if $DELETE && [[ $COSTS ]] && ! $OUT_OF_REACH; then delete_tpu || code=1; fi
   exit "$code"
 }
 

@@ -35,7 +35,7 @@ def main(name: str | None = None) -> NoReturn:
 
 def _code(name: str | None, interrupted: threading.Event) -> int:
     """Run a command; gives its exit code. What is imported is so once Ctrl-C is heard."""
-    from llama_jax.config import COMMANDS, DEFAULT_CONFIGS, PRESETS, check_paths
+    from llama_jax.config import COMMANDS, DEFAULT_CONFIGS, PRESETS, check_paths, supervised
     from llama_jax.core.errors import nearest
     from llama_jax.core.settings.command_line import run_command
     from llama_jax.core.settings.parser import command_for
@@ -66,6 +66,8 @@ def _code(name: str | None, interrupted: threading.Event) -> int:
 
     # The command's own file is imported once the command line is read: --help must not wait for JAX.
     def run(config: object) -> int | None:
+        if (code := supervised(config, [*name.split(), *sys.argv[1:]])) is not None:
+            return code
         check_paths(config)
         try:
             return getattr(importlib.import_module(f"llama_jax.{command}"), command)(config)

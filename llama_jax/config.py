@@ -1,6 +1,8 @@
 """Every command and what it can be told; the settings themselves lie with the parts they are about."""
 
-from collections.abc import Iterator
+import functools
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llama_jax.benchmarks.config import (
@@ -10,6 +12,7 @@ from llama_jax.benchmarks.config import (
 )
 from llama_jax.benchmarks.rl.config import GrpoBenchmarkConfig, PpoBenchmarkConfig
 from llama_jax.checkpoints.config import ConvertConfig
+from llama_jax.core.config import DistributedConfig
 from llama_jax.core.settings.parser import composed
 from llama_jax.data.config import (
     DataConfig,
@@ -27,7 +30,7 @@ from llama_jax.instruct.config import AskingConfig, ConversationsConfig, JudgeCo
 from llama_jax.model.config import sized
 from llama_jax.pipeline.config import RlhfConfig
 from llama_jax.pipeline.handing_down import stages_of
-from llama_jax.planning.config import PlannedConfig
+from llama_jax.planning.config import HardwareConfig, PlannedConfig, PlannedPipelineConfig
 from llama_jax.rl.config import GrpoConfig, PromptDataConfig
 from llama_jax.rl.ppo_config import PpoConfig
 from llama_jax.runs.config import RunConfig
@@ -64,6 +67,7 @@ COMMANDS: dict[str, type] = {
         f"plan {name}": composed(PlannedConfig, settings, f"Compile a run of {name} for hardware that is not here.")
         for name, settings in _FROM_A_MODEL.items()
     },
+    "plan rlhf": composed(PlannedPipelineConfig, RlhfConfig),
     "prepare": PrepareConfig,
     "preview": composed(ShownConfig, PretrainConfig),
     **{
@@ -110,7 +114,7 @@ def check_paths(config: Any) -> None:
 
     if isinstance(config, BenchmarkConfig) and config.weights is not None:
         check_model(config.weights, "--weights")
-    if isinstance(config, PlannedConfig | BenchmarkConfig) or getattr(config, "dry_run", False):
+    if isinstance(config, HardwareConfig | BenchmarkConfig) or getattr(config, "dry_run", False):
         return  # need no data, and need not have a model
     from llama_jax.core.files import check_directory
     from llama_jax.data.sources.opening import check_source
@@ -129,6 +133,33 @@ def check_paths(config: Any) -> None:
                 check_source(source, f"{name}.{setting}")
 
 
+def supervised(config: Any, arguments: Sequence[str]) -> int | None:
+    """Run a command that trains under a supervisor, if the config asks for one; gives the exit code. None: it does not,
+    or there is one.
+
+    Args:
+        arguments: of `llama-jax`.
+    """
+    asks = isinstance(config, RunConfig | RlhfConfig) and config.supervise.restarts > 0 and not config.dry_run
+    if not asks:
+        return None
+    from llama_jax.core.processes.supervisor import Supervisor  # here and below: not for --help
+    from llama_jax.core.processes.watchdog import is_supervised, report_fault
+    from llama_jax.core.run_directory import RunDirectory, saved_steps
+
+    if is_supervised():
+        return None
+    distributed = config.distributed if isinstance(config, RunConfig) else DistributedConfig()
+    supervisor = Supervisor(
+        [sys.executable, "-m", "llama_jax", *arguments],
+        config.supervise,
+        distributed.heartbeat_seconds,
+        saved=lambda: saved_steps(config.run_dir),
+        report=functools.partial(report_fault, RunDirectory(config.run_dir).faults),
+    )
+    return supervisor.run()
+
+
 def _named_data(config: Any) -> Iterator[tuple[str, str]]:
     """Settings that name data, with what they name, but for what comes with the package."""
     data = getattr(config, "data", None)
@@ -139,6 +170,7 @@ def _named_data(config: Any) -> Iterator[tuple[str, str]]:
         ("--data", data),
         ("--fewshot_data", getattr(config, "fewshot_data", None)),
         ("data.validation_source", getattr(data, "validation_source", None)),
+        ("text.source", getattr(getattr(config, "text", None), "source", None)),
     ):
         if isinstance(name, str):
             yield setting, name

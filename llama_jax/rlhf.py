@@ -5,15 +5,12 @@ if __name__ == "__main__":
 
     main("rlhf")
 
-from llama_jax.pipeline.beginning import with_merged_sft, with_toy_base
-from llama_jax.pipeline.comparison import judge_of
+from llama_jax import ppo, reward, sft
+from llama_jax.pipeline.beginning import check_last_stage, check_stages, with_merged_sft, with_toy_base
 from llama_jax.pipeline.config import RlhfConfig
 from llama_jax.pipeline.ending import finish
 from llama_jax.pipeline.handing_down import for_dry_run, stages_of
 from llama_jax.pipeline.stages import Stage, make_stages
-from llama_jax.ppo import ppo
-from llama_jax.reward import reward
-from llama_jax.sft import sft
 
 
 def rlhf(config: RlhfConfig) -> None:
@@ -21,15 +18,15 @@ def rlhf(config: RlhfConfig) -> None:
     a verdict."""
     config = with_toy_base(config)
     if not config.dry_run:
-        judge_of(config.comparison)  # which is to be there before hours of training
+        check_last_stage(config)
         config = with_merged_sft(config)
     told = stages_of(config)
     if config.dry_run:
         told = for_dry_run(config, told)
     stages = [
-        Stage("sft", told.sft, sft, config.sft_model),
-        Stage("reward", told.reward, reward, config.reward_model),
-        Stage("ppo", told.ppo, ppo, None),
+        Stage("sft", told.sft, sft.sft, config.sft_model),
+        Stage("reward", told.reward, reward.reward, config.reward_model),
+        Stage("ppo", told.ppo, ppo.ppo, None),
     ]
     if config.dry_run:
         for stage in stages:
@@ -37,5 +34,6 @@ def rlhf(config: RlhfConfig) -> None:
                 print(f"--- {stage.name}", flush=True)
                 stage.make(stage.config)
         return
+    check_stages(config, told, {"sft": sft.build, "reward": reward.build, "ppo": ppo.build})
     make_stages(config.run_dir, stages)
     finish(config, told.ppo, stages)

@@ -49,6 +49,19 @@ def test_commands_are_read_without_an_error(readme: Path) -> None:
             assert done.code == 0
 
 
+def test_the_errors_that_are_explained_are_those_of_the_code() -> None:
+    page = (ROOT / "llama_jax" / "runs" / "README.md").read_text(encoding="utf-8")
+    ours = page[page.index("| of a run | |") : page.index("| of JAX, XLA")]
+    code = (ROOT / "run_tpu.sh").read_text(encoding="utf-8") + "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "llama_jax").glob("**/*.py")
+    )
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a text over several lines
+    explained = re.findall(r"^\| `(.*?)` \|", ours, re.MULTILINE)
+    assert len(explained) > 20
+    parts = [part.removeprefix("error: ").strip(" ();:") for text in explained for part in text.split("…")]
+    assert [part for part in parts if part not in code] == []
+
+
 def test_every_command_is_on_the_first_page() -> None:
     assert {name.split()[0] for name in COMMANDS} == {command for command, *_ in commands_of(READMES[0])}
 

@@ -1,7 +1,6 @@
 """Opening a model to use it: whatever `--model` names becomes a model, its parameters on the mesh, and a tokenizer."""
 
 import dataclasses
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from llama_jax.core.arrays import Array, PyTree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
+from llama_jax.core.processes.signals import run_first
 from llama_jax.core.run_directory import newest_run
 from llama_jax.data.instructions.template_dates import with_date
 from llama_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer, tokenizer_from_files
@@ -100,6 +100,7 @@ def find_model(
 
     Raises:
         UserError: the adapter names no base, or the run that was to be trained did not finish.
+        SavedAfterSignal: a signal came, which that run was told of.
     """
     if path is not None:
         return path
@@ -118,7 +119,7 @@ def find_model(
     command = ["-m", "llama_jax.pretrain", "--config", "tiny/pretrain", "--run_dir", default]
     # Ten times the steps of the config: half a minute, after which it spells words.
     longer = ["--training.steps", "600", "--training.evaluate_every", "300", "--checkpoints.every", "300"]
-    if subprocess.run([sys.executable, *command, *longer]).returncode:
+    if run_first([sys.executable, *command, *longer]):
         raise UserError("--model: none given, and the default could not be trained; see above")
     return default
 

@@ -52,12 +52,38 @@ class DistributedConfig:
     """Rank of this process, from 0."""
     timeout_seconds: int = 300
     """How long to wait at start-up for the other processes."""
+    heartbeat_seconds: int = 60
+    """How long a process may be silent until the others take it for lost and leave."""
 
     def __post_init__(self) -> None:
+        for name in ("timeout_seconds", "heartbeat_seconds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"distributed.{name}: {getattr(self, name)} must be at least 1")
         if (self.coordinator is None) != (self.process_id is None):
             raise UserError("distributed.coordinator and distributed.process_id: set both, or neither")
         if self.coordinator is not None and self.num_processes is None:
             raise UserError("distributed.num_processes: needed when distributed.coordinator is set")
+
+
+@dataclass(frozen=True)
+class SuperviseConfig:
+    """What keeps a long run going without a person. See the README of `runs`."""
+
+    restarts: int = 0
+    """Times in a row that a command which failed is started again without a new checkpoint in between; 0: never. It
+    then runs under a process that waits for it."""
+    pause_seconds: float = 10.0
+    """Before it is started again, for the first time; doubled from one time to the next, up to five minutes."""
+    step_seconds: float = 1800.0
+    """A process whose step takes longer is stuck: it leaves, and says where it was. Not of the first two steps, nor of
+    the first two of a batch size, which compile. 0: no limit."""
+    other_seconds: float = 7200.0
+    """The same for whatever else takes time: opening data, restoring, compiling, an evaluation, a save."""
+
+    def __post_init__(self) -> None:
+        for name in ("restarts", "pause_seconds", "step_seconds", "other_seconds"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"supervise.{name}: {getattr(self, name)} must be at least 0 and finite")
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,14 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         """Folder of `jax.profiler` traces."""
         self.opened = time.time()
         """Unix time."""
+        self.faults = self.path / "faults"
+        """Folder of what each process reports of faults, a file a process."""
         self.is_main_process = is_main_process
         self._lock: WriterLock | None = None
         self._log: GrowingFile | None = None
         self._has_begun = False
         self._made: list[epath.Path] = []
+        self._provisional: list[epath.Path] = []
         self._held_files: dict[epath.Path, str | bytes] = {}
         self._held_lines: list[str] = []
 
@@ -106,6 +109,11 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         elif self.is_main_process:
             self._held_files[path] = content
 
+    def hold(self, folder: epath.Path) -> None:
+        """A folder of this directory that is about to be made, by other means, and that goes again unless the run
+        begins."""
+        self._provisional.append(folder)
+
     def say(self, text: str) -> None:
         """Print a line and add it to the log; only the main process does anything."""
         if not self.is_main_process:
@@ -124,6 +132,9 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
         if self._lock is not None:
             self._lock.close(as_found=not self._has_begun)
         if not self._has_begun:
+            for folder in self._provisional:
+                if folder.exists():
+                    folder.rmtree()
             remove_empty(self._made)
         self._log = self._lock = None
 
@@ -224,6 +235,13 @@ def newest_run(root: str | os.PathLike[str] = "runs", fits: Callable[[Path], boo
                 if any(manifest.exists() for manifest in finished):
                     started.append((str(json.loads(file.read_text())["started"]), file.parent))
     return next((run for _, run in sorted(started, reverse=True) if fits(run)), None)
+
+
+def saved_steps(path: epath.PathLike) -> frozenset[str]:
+    """Names of the finished checkpoints of a run, or of the runs in a directory."""
+    directory = epath.Path(path)
+    found = (directory.glob(f"{folder}checkpoints/*/manifest.json") for folder in ("", "*/"))
+    return frozenset(str(manifest) for each in found for manifest in each)
 
 
 def _steps(checkpoints: epath.Path) -> Iterator[epath.Path]:

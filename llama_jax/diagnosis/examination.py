@@ -119,7 +119,9 @@ def start_failure(why: str, has_peers: bool) -> Finding:
     for pattern, remedy in _START_REMEDIES.items():
         if re.search(pattern, why, re.IGNORECASE):
             return Finding("broken", f"JAX does not start: {why}", remedy)
-    if has_peers and re.search(r"no answer|deadline|timed out|failed to connect|unavailable", why, re.IGNORECASE):
+    if has_peers and re.search(
+        r"no answer|did not come|deadline|timed out|failed to connect|unavailable", why, re.IGNORECASE
+    ):
         remedy = (
             "start the same command on every host at the same time, as ./run_tpu.sh does, or: "
             "gcloud compute tpus tpu-vm ssh NAME --worker=all --command='…'"

@@ -89,7 +89,7 @@ class Engine:
         self._beginning: list[Slot] = []
         self._pending: _Pending | None = None
         self._rows = [Slot(number) for number in range(slots)]
-        self._chunks = [size for size in CHUNKS[platform()] if size <= self.length] or [self.length]
+        self._chunks = chunks_of(self.length)
         self._row_counts = _row_counts(slots, self._parts) if row_counts is None else row_counts
         self._no_masks: dict[int, Array] = {}
         dtype = jnp.dtype(cache_dtype or model.compute.dtype)
@@ -209,7 +209,8 @@ class Engine:
             self._reading = self._reading or self._admitted()
             if not self._reading:
                 return
-            size = self._chunk_size(max(slot.job.unread for slot in self._reading if slot.job is not None))
+            left = max(slot.job.unread for slot in self._reading if slot.job is not None)
+            size = chunk_size(self._chunks, left)
             chunk = self._chunk(self._reading, size)
             self._state = programs.prefill(self.model, self._layers, self._state, chunk)
             self.prompt_tokens_read += int(chunk.counts.sum())
@@ -246,11 +247,6 @@ class Engine:
             else:
                 admitted.append(target)
         return admitted
-
-    def _chunk_size(self, left: int) -> int:
-        """A program reads this many tokens: all that are left, unless too many of its tokens would be padding."""
-        fitting = (size for size in self._chunks if left <= size <= max(2 * left, self._chunks[0]))
-        return next(fitting, max((size for size in self._chunks if size <= left), default=self._chunks[0]))
 
     def _chunk(self, slots: Sequence[Slot], size: int) -> Chunk:
         tokens = np.zeros((self._readers, size), np.int32)
@@ -349,6 +345,17 @@ class Engine:
         """Leave nothing of what a slot has read."""
         self._state = programs.clear(self._state, np.int32(slot.number))
         slot.tokens = None
+
+
+def chunks_of(length: int) -> list[int]:
+    """Numbers of tokens that a program may read at a time, for slots of so many, on the mesh in use."""
+    return [size for size in CHUNKS[platform()] if size <= length] or [length]
+
+
+def chunk_size(chunks: Sequence[int], left: int) -> int:
+    """The one by which a program reads what is left of prompts: all of it, unless too much would be padding."""
+    fitting = (size for size in chunks if left <= size <= max(2 * left, chunks[0]))
+    return next(fitting, max((size for size in chunks if size <= left), default=chunks[0]))
 
 
 def _row_counts(slots: int, parts: int) -> list[int]:

@@ -57,6 +57,18 @@ def decoding_params(model: LanguageModel, params: PyTree, *, consume: bool = Fal
     return tree.unflatten(found)
 
 
+def in_layers(dtype: jnp.dtype, params: PyTree) -> PyTree:
+    """The same of all but a single CPU, as one function of the arrays, which can be traced; of no adapter or of one.
+
+    Args:
+        dtype: type of computation.
+    """
+    found = {}
+    for path, leaf in tree.flatten(params).items():
+        found |= _on_devices(path, leaf, computed_type(path, leaf.dtype, dtype))
+    return tree.unflatten(found)
+
+
 def _has_several_adapters(leaves: dict[str, Array]) -> bool:
     scales = (leaf for path, leaf in leaves.items() if paths.is_adapter(path) and paths.name_of(path) == "scale")
     return any(scale.ndim > 1 for scale in scales)

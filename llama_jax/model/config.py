@@ -151,6 +151,13 @@ class ComputeConfig:
     """Implementation of attention over whole rows: `splash` (TPU), `triton` (GPU), `blocked` (anywhere, a pair of
     blocks at a time), `xla` (anywhere, all scores at once). `auto` chooses, and the run says what it chose and why. A
     CPU interprets splash and triton, which is slow and for tests. Decoding with a cache is `xla`'s in any case."""
+    unroll: int = 1
+    """Layers in each turn of the loop over layers. All of them: what the backward pass needs is not copied into and out
+    of arrays of all layers, which on CPU takes a fifth of a step; the program compiles that much longer."""
+
+    def __post_init__(self) -> None:
+        if self.unroll < 1:
+            raise UserError(f"compute.unroll: {self.unroll} must be at least 1")
 
 
 ALL_LINEAR = "all-linear"

@@ -182,6 +182,7 @@ class Llama(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=config.num_layers,
+            unroll=compute.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, compute)
         self.final_norm = RMSNorm(config.norm_epsilon, dtype)

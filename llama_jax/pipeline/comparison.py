@@ -8,9 +8,8 @@ import jax
 import numpy as np
 
 from llama_jax.checkpoints.opening import ModelReference, OpenModel, open_model, open_params
-from llama_jax.checkpoints.reward_normalization import RewardNormalization, read_normalization
 from llama_jax.core.arrays import Float
-from llama_jax.core.errors import UserError
+from llama_jax.core.errors import CannotGoOnError, UserError
 from llama_jax.core.mesh import make_mesh
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.sources.opening import errors_of
@@ -18,10 +17,10 @@ from llama_jax.model.lora import merge
 from llama_jax.pipeline.config import ComparisonConfig
 from llama_jax.rl.learners.reward_model import OpenRewardModel
 from llama_jax.rl.ppo_config import PpoConfig
-from llama_jax.rl.prompts import Prompt, PromptData, arguments_of
+from llama_jax.rl.prompts import ARGUMENTS, Prompt, PromptData, arguments_of
 from llama_jax.rl.rewards.config import RewardFunctionConfig
 from llama_jax.rl.rewards.functions import RewardFunction
-from llama_jax.rl.rollouts import Rollouts, Sampler
+from llama_jax.rl.rollouts import Rollouts, Sampler, rollout_slots
 from llama_jax.runs.starting import stop_ids
 from llama_jax.runs.verdict import Verdict, mean_and_error
 
@@ -93,19 +92,17 @@ def compare(
         UserError: a model, the prompts or the judge cannot be opened.
         CannotGoOnError: the judge failed.
     """
-    judge = (
-        None
-        if config.judge is None
-        else RewardFunction(RewardFunctionConfig(config.judge, 1.0, config.timeout_seconds))
-    )
     with jax.set_mesh(make_mesh(ppo.mesh)):
         said: list[tuple[Rollouts, list[str]]] = []
-        prompts: list[Prompt] = []
+        prompts, fields, judge = list[Prompt](), list[str](), None
         for path in (str(ppo.model), tuned):
             if stopping():
                 return None
             opened = _open(path, ppo, say)
-            prompts = prompts or _held_out(config, ppo, opened, say)
+            if not prompts:
+                data = PromptData(ppo.data, Layout(ppo.data.template, opened.tokenizer), ppo.seed, say)
+                prompts, fields = _compared_of(config, data), data.fields
+                judge = judge_of(config, (*ARGUMENTS, *fields))
             rollouts = _answers(config, ppo, opened, prompts)
             said.append((rollouts, [opened.tokenizer.decode(ids) for ids in rollouts.completions]))
         del opened  # before the reward model is there as well
@@ -116,22 +113,28 @@ def compare(
     found = []
     for (rollouts, texts), by_model in zip(said, scores, strict=True):
         by = {REWARD_MODEL: _values(by_model)}
-        if judge is not None and config.judge is not None:
-            by[config.judge] = _values(judge(arguments_of(prompts, texts, rollouts.completions)))
+        if judge is not None:
+            arguments = arguments_of(prompts, texts, rollouts.completions, fields)
+            by[judge.config.function] = _values(_judged(judge, arguments))
         found.append(Answers(texts, rollouts.lengths.tolist(), by))
     return Comparison([_asked(prompt) for prompt in prompts], *found)
 
 
-def judge_of(config: ComparisonConfig) -> RewardFunction | None:
-    """The judge, whose process begins when it is first asked.
+def judge_of(config: ComparisonConfig, names: Sequence[str] | None = None) -> RewardFunction | None:
+    """The judge, opened.
+
+    Args:
+        names: See `RewardFunction.check`.
 
     Raises:
-        UserError: there is no such file.
+        UserError: it cannot be.
     """
     if config.judge is None:
         return None
-    with errors_of("comparison.judge", instead_of="rewards.function"):
-        return RewardFunction(RewardFunctionConfig(config.judge, timeout_seconds=config.timeout_seconds))
+    with errors_of("comparison.judge", instead_of="rewards.functions"):
+        judge = RewardFunction(RewardFunctionConfig(config.judge, timeout_seconds=config.timeout_seconds))
+        judge.check(names)
+    return judge
 
 
 def _open(path: str, ppo: PpoConfig, say: Callable[[str], None]) -> OpenModel:
@@ -139,9 +142,18 @@ def _open(path: str, ppo: PpoConfig, say: Callable[[str], None]) -> OpenModel:
     return open_model(ModelReference(path, step), ppo.compute, tokenizer=ppo.tokenizer, say=say)
 
 
-def _held_out(config: ComparisonConfig, ppo: PpoConfig, opened: OpenModel, say: Callable[[str], None]) -> list[Prompt]:
-    layout = Layout(ppo.data.template, opened.tokenizer)
-    found = PromptData(ppo.data, layout, ppo.seed, say).held_out[: config.prompts]
+def _judged(judge: RewardFunction, arguments: dict[str, Any]) -> Float[np.ndarray, "N"]:
+    try:
+        return judge(arguments)
+    except CannotGoOnError:
+        raise CannotGoOnError(
+            f"comparison.judge: {judge.config.function}: {judge.problem}; the stages are done: mend it, and "
+            "run the same command to compare them"
+        ) from None
+
+
+def _compared_of(config: ComparisonConfig, data: PromptData) -> list[Prompt]:
+    found = data.held_out[: config.prompts]
     if len(found) < (config.prompts or 2):
         raise UserError(f"comparison.prompts: only {len(found)} held-out prompts can be used; give no more")
     return found
@@ -152,7 +164,7 @@ def _answers(config: ComparisonConfig, ppo: PpoConfig, opened: OpenModel, prompt
     temperature = ppo.rollout.temperature if config.temperature is None else config.temperature
     sampling = replace(ppo.rollout, temperature=temperature or 1.0)
     length = max(len(prompt.ids) for prompt in prompts) + sampling.max_new_tokens
-    slots = min(ppo.rollout.slots, len(prompts))
+    slots = rollout_slots(ppo.rollout, len(prompts))
     sampler = Sampler(opened.model, opened.params, sampling, slots=slots, length=length, stop_ids=ends)
     asked = [prompt.ids for prompt in prompts]
     return sampler.sample(asked, 1, seed=ppo.seed, first=0, greedy=not temperature)
@@ -160,8 +172,7 @@ def _answers(config: ComparisonConfig, ppo: PpoConfig, opened: OpenModel, prompt
 
 def _reward_model(path: str, ppo: PpoConfig, say: Callable[[str], None]) -> OpenRewardModel:
     opened = open_params(ModelReference(path, ppo.reward_step), ppo.compute, identify=False, say=say)
-    normalization = read_normalization(opened.files, path) or RewardNormalization()
-    return OpenRewardModel(opened.model, merge(opened.params), normalization, None, "")
+    return OpenRewardModel.of(replace(opened, params=merge(opened.params)), path)
 
 
 def _values(scores: Float[np.ndarray, "N"]) -> list[float | None]:

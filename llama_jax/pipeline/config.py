@@ -1,8 +1,10 @@
 """What the whole of RLHF can be told."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llama_jax.core.config import SuperviseConfig
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import Template
 from llama_jax.rl.ppo_config import PpoConfig
@@ -33,7 +35,9 @@ class ComparisonConfig:
         for name, least in (("prompts", 2), ("samples", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise UserError(f"comparison.{name}: {value} must be at least {least}")
-        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
+        if not 0 < self.timeout_seconds < math.inf:
+            raise UserError(f"comparison.timeout_seconds: {self.timeout_seconds} must be above 0 and finite")
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
             raise UserError(f"comparison.temperature: {self.temperature} must be at least 0 and finite")
 
 
@@ -53,7 +57,7 @@ class RlhfConfig:
     seed: int | None = None
     """Seed of all stages; null: each has its own."""
     size: str | None = None
-    """Published size of the models of `sft` and `reward`, such as llama_7b; null: as each says."""
+    """Published size of the models of all stages, such as llama_7b; null: as each says."""
     tokenizer: str | None = None
     """Tokenizer file of all stages, for models that do not carry their own; null: as each says."""
     data: str | None = None
@@ -73,10 +77,12 @@ class RlhfConfig:
     """The third, as for the command `ppo`."""
     comparison: ComparisonConfig = field(default_factory=ComparisonConfig)
     """How its result is judged."""
+    supervise: SuperviseConfig = field(default_factory=SuperviseConfig)
+    """What is done about faults, in all stages."""
 
     def __post_init__(self) -> None:
-        if self.split and len(self.split) != 3:
-            raise UserError(f"--split {list(self.split)}: needs three shares, for sft, reward and ppo")
+        if self.split and (len(self.split) != 3 or not all(0 < share < math.inf for share in self.split)):
+            raise UserError(f"--split {list(self.split)}: needs three shares above 0, for sft, reward and ppo")
         held_out, asked = self.ppo.data.validation_examples, self.comparison.prompts
         if max(2, asked or 0) > held_out:
             raise UserError(

@@ -1,5 +1,6 @@
 """The end of a pipeline: what came of the stages is compared, told, and written down."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -8,8 +9,9 @@ from pathlib import Path
 from etils import epath
 
 from llama_jax.checkpoints.steps.folders import finished_steps
-from llama_jax.core.errors import SavedAfterSignal
+from llama_jax.core.errors import SavedAfterSignal, UserError
 from llama_jax.core.files import write_whole
+from llama_jax.core.json_files import read_json
 from llama_jax.core.processes.distributed import JobStopSignal
 from llama_jax.core.settings.command_line import to_yaml
 from llama_jax.pipeline.comparison import Comparison, compare
@@ -44,8 +46,10 @@ def _compared(config: RlhfConfig, ppo: PpoConfig, stages: Sequence[Stage], path:
     steps = [finished_steps(epath.Path(place) / "checkpoints")[-1:] for place in results]
     facts = [to_yaml(config.comparison), to_yaml(ppo), *results, *steps]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    if path.exists() and (kept := json.loads(path.read_text()))["of"] == digest:
-        return Comparison.from_json(kept["comparison"])
+    if path.exists():
+        with contextlib.suppress(UserError):  # damaged: compared again
+            if (kept := read_json(path, max_bytes=2**30))["of"] == digest:
+                return Comparison.from_json(kept["comparison"])
     print(f"comparing {ppo.run_dir} with {ppo.model}, by their answers to held-out prompts", flush=True)
     with JobStopSignal() as signal:
         found = compare(config.comparison, ppo, ppo.run_dir, lambda: signal.received, _say)

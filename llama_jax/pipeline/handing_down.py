@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from llama_jax.core.config import SuperviseConfig
 from llama_jax.core.errors import UserError
 from llama_jax.pipeline.config import REWARD, SFT, RlhfConfig
 from llama_jax.rl.ppo_config import PpoConfig
@@ -26,6 +27,7 @@ _SHARED = {
 _OWN = {
     "run_dir": "is a folder of --run_dir; give that",
     "dry_run": "is said once, as --dry_run",
+    **{f"supervise.{each.name}": f"is said once, as --supervise.{each.name}" for each in fields(SuperviseConfig)},
     "data.stage": "follows from --split; give that",
 }
 """Settings of the sections that nobody may set, and why."""
@@ -95,7 +97,7 @@ def _told(config: RlhfConfig, name: str, number: int, section: Section) -> Secti
             said = next(shared for shared, its in _SHARED.items() if its == path)
             raise UserError(f"{name}.{path}: {_shown(given)} contradicts --{said} {_shown(value)}; say one of them")
         section = _with(section, path, value, **({"stage": number} if path == "data.split" else {}))
-    return replace(section, run_dir=_run_dir(config, name))
+    return replace(section, run_dir=_run_dir(config, name), supervise=config.supervise)
 
 
 def _said(config: RlhfConfig) -> Iterator[tuple[str, Any]]:

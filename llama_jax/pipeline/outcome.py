@@ -20,7 +20,8 @@ _MEASURES = {
     "ppo": (("reward", ""), ("kl_per_completion", "nats"), ("completion_tokens_mean", "tokens")),
 }
 """By stage: the metrics that tell how it went, and their units."""
-_PHASES = ("generation", "scoring", "layout", "update")
+PHASES = ("generation", "scoring", "layout", "update")
+"""Of an iteration of PPO, as metrics name them."""
 
 
 class Measure(NamedTuple):
@@ -78,7 +79,7 @@ class StageOutcome:
     def phases(self) -> list[tuple[str, float, float | None]]:
         """(name, seconds of all iterations, tokens by second) of each phase of an iteration, of a run of PPO."""
         found = []
-        for phase in _PHASES:
+        for phase in PHASES:
             if spent := self.values(f"{phase}_seconds"):
                 speeds = self.values(f"{phase}_tokens_per_second")
                 tokens = sum(seconds * speed for seconds, speed in zip(spent, speeds, strict=True)) if speeds else None
@@ -137,13 +138,18 @@ class Outcome:
 
     @property
     def is_believed(self) -> bool:
-        """Whether every stage did what it is for, by more than chance, at a divergence that was allowed."""
+        """Whether every stage that was made is shown to have done what it is for, by more than chance, at a divergence
+        that was allowed."""
+        if any(stage.is_made and stage.verdict is None for stage in self.stages):
+            return False
         return all(each.is_believed for each in self.verdicts) and (self.spent is None or self.spent.is_within)
 
     def lines(self) -> list[str]:
         """For the terminal."""
         lines = [f"{stage.name}: {stage.verdict.line()}" for stage in self.stages if stage.verdict is not None]
         lines += [verdict.line() for verdict in self.win_rates.values()]
+        unknown = [judge for judge in self.comparison.judges if judge not in self.win_rates]
+        lines += [f"no win rate by {judge}: to no prompt did it score both answers" for judge in unknown]
         lines += [] if self.spent is None else [self.spent.line()]
         return [*lines, "answers of {:.1f} tokens before PPO, {:.1f} after".format(*self.tokens)]
 

@@ -28,9 +28,9 @@ def report_page(outcome: Outcome, samples: int) -> str:
         samples: Prompts whose answers it shows, the first of those that were compared.
     """
     name = html.escape(outcome.name)
-    believed = "Every stage did what it is for." if outcome.is_believed else "Not every stage did what it is for."
+    is_shown = "Every stage did what it is for." if outcome.is_believed else "Not every stage is shown to have worked."
     parts = [
-        f'<header><p class="eyebrow">RLHF report</p><h1>{name}</h1><p class="lead">{believed}</p></header>',
+        f'<header><p class="eyebrow">RLHF report</p><h1>{name}</h1><p class="lead">{is_shown}</p></header>',
         _section("Verdicts", f'<div class="cards">{"".join(_cards(outcome))}</div>', _threshold()),
         _section("Win rate over SFT", "".join(_bar(outcome, judge) for judge in outcome.win_rates), _how(outcome)),
         _section("Stages", _table(outcome.stages), _tenths()),

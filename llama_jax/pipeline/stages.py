@@ -12,6 +12,7 @@ from llama_jax.checkpoints.steps.folders import finished_steps
 from llama_jax.checkpoints.steps.manifest import verifies
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
+from llama_jax.core.json_files import read_json
 from llama_jax.core.settings.command_line import to_yaml
 from llama_jax.runs.config import RunConfig
 
@@ -29,11 +30,20 @@ class Stage(NamedTuple):
 
 class Done:
     """What was asked of the stages that are done, where they ended, and where those before them had: `done.json` of the
-    run directory."""
+    run directory.
+
+    Raises:
+        UserError: that file is damaged.
+    """
 
     def __init__(self, run_dir: str) -> None:
         self._path = epath.Path(run_dir) / "done.json"
-        self._stages: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._stages: dict[str, Any] = {}
+        if self._path.exists():
+            try:
+                self._stages = read_json(self._path, max_bytes=2**20)
+            except UserError as error:
+                raise UserError(f"{error}; remove it: the stages are looked at again without it") from None
 
     def step(self, stage: Stage, before: Mapping[str, int]) -> int | None:
         """The step at which a stage ended as it is asked for now, and whose files are still what was written.

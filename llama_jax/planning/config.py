@@ -9,9 +9,8 @@ from llama_jax.runs.config import RunConfig
 
 
 @dataclass(frozen=True)
-class PlannedConfig:
-    """Compile a run for hardware that is not here: whether it fits, what it sends, what bounds it. Takes every setting
-    of the command that it plans, so that its configs fit."""
+class HardwareConfig:
+    """What is compiled for."""
 
     topology: str = "v5e:2x4"
     """Hardware to compile for, which need not be here: chips of a TPU slice by dimension of its torus, such as
@@ -19,6 +18,19 @@ class PlannedConfig:
     h100:32x8."""
     num_slices: int = 1
     """TPU slices of that topology, joined by the data-centre network; they lie along `mesh.data`."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+    def __post_init__(self) -> None:
+        if self.num_slices < 1:
+            raise UserError(f"--num_slices {self.num_slices}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class PlannedConfig(HardwareConfig):
+    """Compile a run for hardware that is not here: whether it fits, what it sends, what bounds it. Takes every setting
+    of the command that it plans, so that its configs fit."""
+
     what: Literal["step", "decode"] = "step"
     """`step`: one step of training. `decode`: one token for each of `decode_rows` rows with the model of the config."""
     decode_rows: int = 8
@@ -34,8 +46,6 @@ class PlannedConfig:
     """Candidates of `search` to compile, the first of those that fit by the estimate."""
     shown: int = 12
     """Candidates of `search` to show."""
-    json: bool = False
-    """Print one JSON object as the last line."""
 
     @property
     def run(self) -> RunConfig:
@@ -43,8 +53,19 @@ class PlannedConfig:
         return cast(RunConfig, self)
 
     def __post_init__(self) -> None:
-        for name in ("num_slices", "decode_rows", "decode_slots", "compiled", "shown"):
+        super().__post_init__()
+        for name in ("decode_rows", "decode_slots", "compiled", "shown"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"--{name} {value}: must be at least 1")
         if self.search and self.what == "decode":
             raise UserError("--search: is for --what step; of decoding only the mesh could be searched")
+
+
+@dataclass(frozen=True)
+class PlannedPipelineConfig(HardwareConfig):
+    """Compile all that `rlhf` runs, for hardware that is not here: the steps of its stages, and each program of an
+    iteration of PPO beside what the others keep in memory; whether they fit, and how long an iteration takes at least.
+    Takes every setting of `rlhf`."""
+
+    measured: str | None = None
+    """Run of `ppo` whose times are shown beside what is planned."""

@@ -17,6 +17,7 @@ from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
 from llama_jax.model.attention.blocks import blocks_visited
 from llama_jax.model.attention.choice import Shapes, choose
+from llama_jax.model.llama import LanguageModel
 from llama_jax.planning.config import PlannedConfig
 from llama_jax.planning.decoding import lowered_decode
 from llama_jax.planning.estimates.layout import StepPlan, parameters, resolved
@@ -72,7 +73,11 @@ class Planner:
             report = self._compiled(*self._decode())
         else:
             report = self._step_and_remedies()
-        return {**report, **self._hardware, "versions": _versions(self.topology)}
+        return {**report, **self.facts()}
+
+    def facts(self) -> dict[str, Any]:
+        """What is compiled for, and by what."""
+        return {**self._hardware, "versions": _versions(self.topology)}
 
     @property
     def _hardware(self) -> dict[str, Any]:
@@ -84,7 +89,8 @@ class Planner:
         }
 
     @property
-    def _chip(self) -> Chip:
+    def chip(self) -> Chip:
+        """What the makers say of a device."""
         return CHIPS[self.devices[0].device_kind]
 
     @cached_property
@@ -109,7 +115,7 @@ class Planner:
                     "options": each.options,
                     "estimated": {"memory": each.memory_bytes, "seconds": each.seconds, "time_a_token": each.cost},
                 }
-                for each in remedies(estimated, self.topology, self._chip, report["memory"]["needed"])
+                for each in remedies(estimated, self.topology, self.chip, report["memory"]["needed"])
             ]
             self.say("\n".join(remedy_lines(report["remedies"])))
         return report
@@ -117,7 +123,7 @@ class Planner:
     def _search(self) -> dict[str, Any]:
         """Candidates by estimate, the best of them compiled."""
         plan = step_plan(self.config, self._undivided, self.topology)
-        found = candidates(plan, self.topology, self._chip, sequence=plan.mesh.sequence > 1)
+        found = candidates(plan, self.topology, self.chip, sequence=plan.mesh.sequence > 1)
         fitting = [each for each in found if each.fits]
         self.say(f"search:     {len(found):,} candidates on {self.topology.name}, {len(fitting):,} fit by the estimate")
         ranked = []
@@ -128,7 +134,7 @@ class Planner:
                 self.say(f"compiling {number} of {self.config.compiled}: {each.options}")
                 sections: dict[str, Any] = {name: getattr(each.plan, name) for name in ("mesh", "compute", "training")}
                 facts, lowered = self._step(self.build(replace(self.config, **sections), self.devices))
-                entry |= {"attention": facts["attention"], **compiled_report(lowered, self._chip)}
+                entry |= {"attention": facts["attention"], **compiled_report(lowered, self.chip)}
             ranked.append(entry)
         # What was compiled is known better: first those that fit, by the roofline of the program.
         compiled = [entry for entry in ranked if "compile_seconds" in entry]
@@ -141,40 +147,14 @@ class Planner:
     def _compiled(self, facts: dict[str, Any], lowered: Lowered) -> dict[str, Any]:
         facts |= {"mesh": dict(lowered.mesh.shape)}
         self.say("\n".join(heading_lines({**facts, **self._hardware})))
-        report = facts | compiled_report(lowered, self._chip)
+        report = facts | compiled_report(lowered, self.chip)
         self.say("\n".join(report_lines(report)))
         return report
 
     def _step(self, program: Program) -> tuple[dict[str, Any], Lowered]:
         """One step of training, as the command runs it."""
-        model, training, length = program.model, program.config, program.sequence_length
-        rows, state = training.batch_size, program.state_shapes
-        shapes = Shapes.of_whole_rows(model.config, model.compute, rows // training.microbatches, length)
-        with jax.set_mesh(program.mesh):
-            batch = program.batch_shapes(rows)
-            traced = program.step.trace(state, program.frozen_shapes, batch)  # pyright: ignore[reportFunctionMemberAccess]
-            attention = choose(model.compute.attention, shapes)
-            turns = blocks_visited(length) if attention.name == "blocked" else None
-        facts = {
-            "what": f"{self.command} step",
-            "model": _model_name(self.config),
-            "parameters": model.parameter_count(),
-            "trained": tree.size(state.trainable),
-            "rows": rows,
-            "sequence_length": length,
-            "microbatches": training.microbatches,
-            "dtype": model.compute.dtype,
-            "remat": model.compute.remat,
-            "attention": str(attention),
-        }
-        held = {
-            "parameters": state.trainable,
-            "frozen": program.frozen_shapes,
-            "optimizer": (state.optimizer_state, state.guard),
-            "batch": batch,
-        }
-        flops = program.flops_per_token * rows * length
-        return facts, Lowered(traced, program.mesh, held, flops, layout_minimum(program), turns)
+        facts, lowered = training_step(program)
+        return {"what": f"{self.command} step", "model": _model_name(self.config), **facts}, lowered
 
     def _decode(self) -> tuple[dict[str, Any], Lowered]:
         """One token for each row, with weights in the type of computation."""
@@ -190,6 +170,40 @@ class Planner:
         }
         sizes = (config.decode_rows, config.decode_slots)
         return facts, lowered_decode(model, mesh, *sizes, weights=config.decode_weights)
+
+
+def training_step(program: Program) -> tuple[dict[str, Any], Lowered]:
+    """One step of a program, and what is known of it before it is compiled."""
+    model, training, length = program.model, program.config, program.sequence_length
+    rows, state = training.batch_size, program.state_shapes
+    with jax.set_mesh(program.mesh):
+        batch = program.batch_shapes(rows)
+        traced = program.step.trace(state, program.frozen_shapes, batch)  # pyright: ignore[reportFunctionMemberAccess]
+        attention, turns = attention_of(model, rows // training.microbatches, length)
+    facts = {
+        "parameters": model.parameter_count(),
+        "trained": tree.size(state.trainable),
+        "rows": rows,
+        "sequence_length": length,
+        "microbatches": training.microbatches,
+        "dtype": model.compute.dtype,
+        "remat": model.compute.remat,
+        "attention": attention,
+    }
+    held = {
+        "parameters": state.trainable,
+        "frozen": program.frozen_shapes,
+        "optimizer": (state.optimizer_state, state.guard),
+        "batch": batch,
+    }
+    flops = program.flops_per_token * rows * length
+    return facts, Lowered(traced, program.mesh, held, flops, layout_minimum(program), turns)
+
+
+def attention_of(model: LanguageModel, rows: int, length: int) -> tuple[str, float | None]:
+    """What computes attention in whole rows on the mesh in use, and the turns of its loop, if it has one."""
+    chosen = choose(model.compute.attention, Shapes.of_whole_rows(model.config, model.compute, rows, length))
+    return str(chosen), blocks_visited(length) if chosen.name == "blocked" else None
 
 
 def _model_name(settings: Any) -> str:

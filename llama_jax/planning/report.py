@@ -33,6 +33,8 @@ class Lowered:
     """The exchanges that the layout cannot do without; empty: not known."""
     loop_turns: float | None = None
     """Turns of a loop whose number only a running program knows, on average."""
+    beside: int = 0
+    """Bytes on a device of what lies in memory meanwhile, and the program neither takes nor makes."""
 
 
 def compiled_report(program: Lowered, chip: Chip) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def compiled_report(program: Lowered, chip: Chip) -> dict[str, Any]:
         "flops": {
             "model": program.model_flops,
             "program": flops,
-            "recomputation": flops / program.model_flops,
+            "recomputation": flops / program.model_flops if program.model_flops else 1.0,
         }
     }
     started = time.perf_counter()
@@ -57,17 +59,19 @@ def compiled_report(program: Lowered, chip: Chip) -> dict[str, Any]:
     try:
         compiled = compile_without_devices(lowered)
     except DoesNotFitError as error:
-        memory = {"limit": error.available_bytes, "needed": error.needed_bytes, "shortfall": error.shortfall_bytes}
-        return {"fits": False, "memory": {**memory, "held": held}, **report, "compile_seconds": _since(started)}
+        return _refused(error.needed_bytes, error.available_bytes, program.beside, held) | report | _since(started)
     seconds = _since(started)
     hlo = compiled.as_text() or ""
     analysis: Any = compiled.memory_analysis()
     peak = analysis.peak_memory_in_bytes
+    if peak + program.beside > limit:
+        return _refused(peak, limit, program.beside, held) | report | seconds
     turns = None if program.loop_turns is None else round(program.loop_turns)
     sent = collectives(hlo, turns, program.mesh)
     traffic = memory_traffic(hlo, turns)
     bound = roofline(chip, program.mesh, flops / program.mesh.size, traffic, sent)
-    memory = {"limit": limit, "peak": peak, "headroom": limit - peak, "held": held}
+    memory = {"limit": limit, "peak": peak, "headroom": limit - peak - program.beside, "held": held}
+    memory |= {"beside": program.beside} if program.beside else {}
     memory |= {"temporary": peak - sum(held.values()), "updated_in_place": analysis.alias_size_in_bytes}
     return {
         "fits": True,
@@ -76,8 +80,15 @@ def compiled_report(program: Lowered, chip: Chip) -> dict[str, Any]:
         "communication": communication(sent, program.minimum),
         "roofline": _roofline(bound, program.model_flops / program.mesh.size / chip.flops),
         "memory_traffic": traffic,
-        "compile_seconds": seconds,
+        **seconds,
     }
+
+
+def _refused(needed: int, limit: int, beside: int, held: Mapping[str, int]) -> dict[str, Any]:
+    """What is said of a program that needs so much by itself, with what lies beside it."""
+    memory: dict[str, Any] = {"limit": limit, "needed": needed + beside, "shortfall": needed + beside - limit}
+    memory |= {"beside": beside} if beside else {}
+    return {"fits": False, "memory": {**memory, "held": dict(held)}}
 
 
 def _roofline(bound: Roofline, least: float) -> dict[str, Any]:
@@ -95,8 +106,8 @@ def _roofline(bound: Roofline, least: float) -> dict[str, Any]:
     }
 
 
-def _since(started: float) -> float:
-    return round(time.perf_counter() - started, 1)
+def _since(started: float) -> dict[str, float]:
+    return {"compile_seconds": round(time.perf_counter() - started, 1)}
 
 
 def communication(sent: Sequence[Collective], minimum: Sequence[Collective]) -> dict[str, Any]:

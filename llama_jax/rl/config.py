@@ -1,5 +1,6 @@
 """What learning from rewards can be told."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,7 +10,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.data.config import Template, check_stage
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.model.config import AdapterConfig
-from llama_jax.rl.rewards.config import RewardFunctionConfig
+from llama_jax.rl.rewards.config import LARGEST_FACTOR, RewardFunctionConfig
 from llama_jax.runs.config import ModelRunConfig
 from llama_jax.training.config import TrainingConfig
 
@@ -89,8 +90,8 @@ class RewardsConfig:
         if self.weights and len(self.weights) != len(self.functions):
             raise UserError(f"rewards.weights: {len(self.weights)} weights for {len(self.functions)} functions")
         for name in ("missing_end_penalty", "overlong_buffer", "overlong_penalty"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"rewards.{name}: {getattr(self, name)} must be at least 0 and finite")
+            if not 0 <= getattr(self, name) <= LARGEST_FACTOR:
+                raise UserError(f"rewards.{name}: {getattr(self, name)} must lie between 0 and {LARGEST_FACTOR:g}")
         _ = self.each  # whose own checks are of the other settings
 
     @property
@@ -132,7 +133,11 @@ class RolloutConfig(SamplingConfig):
     """Completions that are written at a time; the mesh divides them."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except UserError as error:
+            raise UserError(f"rollout.{error}") from None
+        check_sampling(self)
         _check_least(self, prompts=1, num_generations=1, slots=1)
 
     @property
@@ -154,6 +159,32 @@ class GroupRolloutConfig(RolloutConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_least(self, num_generations=2, resampled=0)
+
+
+_CHANGES_NOTHING = {
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
+def check_sampling(sampling: SamplingConfig) -> None:
+    """Refuse what makes the distribution that is sampled from another one than training computes.
+
+    Raises:
+        UserError: a filter or a penalty is asked for, or nothing is drawn at all.
+    """
+    for name, neutral in _CHANGES_NOTHING.items():
+        if (value := getattr(sampling, name)) != neutral:
+            raise UserError(
+                f"rollout.{name}: {value} must be {neutral}: it changes the distribution that is sampled from, which "
+                "has to be the one that training computes"
+            )
+    if not sampling.temperature > 0:
+        raise UserError(f"rollout.temperature: {sampling.temperature} must be above 0, as nothing is drawn without it")
 
 
 def _check_least(config: RolloutConfig, **bounds: int) -> None:
@@ -212,12 +243,14 @@ class RewardLearningConfig(ModelRunConfig):
     """Checkpoints, each after a whole iteration."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("row_length", "rollout_epochs", "minibatches"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"--{name} {value}: must be at least 1")
         for name, only in _OF_OTHER_LOSSES.items():
             if (value := getattr(self.training, name)) != only:
-                raise UserError(f"training.{name}: {value} must be {only or 0}; losses of policies lie around 0")
+                shown, only = json.dumps(value), json.dumps(only)
+                raise UserError(f"training.{name}: {shown} must be {only}; losses of policies lie around 0")
         if self.checkpoints.keep_best:
             raise UserError("checkpoints.keep_best: is of validation losses, of which learning from rewards has none")
         if self.method == "full" and self.model_dtype != "float32":
@@ -228,6 +261,13 @@ class RewardLearningConfig(ModelRunConfig):
             raise UserError(f"lora.dropout: {self.lora.dropout} must be 0: the policy that samples has none")
         if not 0 <= self.entropy_coefficient < math.inf:
             raise UserError(f"--entropy_coefficient {self.entropy_coefficient}: must be at least 0 and finite")
+        if self.most_divergence is not None and not self.most_divergence > 0:
+            raise UserError(f"--most_divergence {self.most_divergence}: must be above 0")
+        if self.rewards.overlong_buffer > self.rollout.max_new_tokens:
+            raise UserError(
+                f"rewards.overlong_buffer: {self.rewards.overlong_buffer} is more than the longest completion has, "
+                f"rollout.max_new_tokens {self.rollout.max_new_tokens}"
+            )
         low, high = self.correction_bounds
         if not 0 <= low <= 1 <= high:
             raise UserError(f"correction_bounds: {[low, high]} must have 1 between them, and be at least 0")

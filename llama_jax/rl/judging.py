@@ -10,7 +10,7 @@ from llama_jax.core.errors import CannotGoOnError
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.rl.config import RewardsConfig
 from llama_jax.rl.groups import weighted_sum
-from llama_jax.rl.prompts import Prompt, arguments_of
+from llama_jax.rl.prompts import ARGUMENTS, Prompt, arguments_of
 from llama_jax.rl.rewards.functions import RewardFunction, function_rewards
 from llama_jax.rl.rollouts import Rollouts
 from llama_jax.rl.scores import overlong_penalties, with_missing_end_penalty
@@ -39,17 +39,25 @@ class Judge:
 
     Args:
         longest: Tokens that a completion may have.
+        fields: Of the records, which functions are told.
         model: None: functions alone say what is good.
 
     Raises:
-        UserError: the file of a function is not there.
+        UserError: a function cannot be opened, or not be called with what there is.
     """
 
     def __init__(
-        self, config: RewardsConfig, tokenizer: Tokenizer, longest: int, model: RewardModel | None = None
+        self,
+        config: RewardsConfig,
+        tokenizer: Tokenizer,
+        longest: int,
+        fields: Sequence[str],
+        model: RewardModel | None = None,
     ) -> None:
         self._config, self._tokenizer, self._longest, self._model = config, tokenizer, longest, model
-        self._functions = [RewardFunction(each) for each in config.each]
+        self._fields, self._functions = fields, [RewardFunction(each) for each in config.each]
+        for function in self._functions:
+            function.check((*ARGUMENTS, *fields))
         self._penalized = bool(config.missing_end_penalty or config.overlong_buffer)
         self.names = (*[MODEL] * (model is not None), *config.functions, *[PENALTIES] * self._penalized)
         """Of what rewards are from."""
@@ -69,7 +77,8 @@ class Judge:
         texts = [self._tokenizer.decode(ids) for ids in rollouts.completions]
         columns = [] if self._model is None else [_checked(self._model.scores(rollouts))[:, None]]
         if self._functions:
-            columns.append(function_rewards(self._functions, arguments_of(prompts, texts, rollouts.completions)))
+            arguments = arguments_of(prompts, texts, rollouts.completions, self._fields)
+            columns.append(function_rewards(self._functions, arguments))
         rewards = np.concatenate(columns, axis=1)
         if self._penalized:
             # What nothing applies to has no penalty either: it is to teach nothing.

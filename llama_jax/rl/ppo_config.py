@@ -7,6 +7,7 @@ from typing import Literal
 from llama_jax.checkpoints.config import StepChoice
 from llama_jax.core.errors import UserError
 from llama_jax.rl.config import PromptDataConfig, RewardLearningConfig, RewardsConfig, RolloutConfig
+from llama_jax.rl.rewards.config import check_factor
 from llama_jax.training.config import TrainingConfig
 
 
@@ -32,8 +33,7 @@ class PpoRewardsConfig(RewardsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not math.isfinite(self.model_weight):
-            raise UserError(f"rewards.model_weight: {self.model_weight} must be a finite number")
+        check_factor("rewards.model_weight", self.model_weight)
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise UserError(f"rewards.clip: {self.clip} must be above 0 and finite")
 
@@ -179,6 +179,11 @@ class PpoConfig(RewardLearningConfig):
             raise UserError("--reward_model: none given, and no rewards.functions; one of them must say what is good")
         if self.lora.modules_to_save and self.method == "lora":
             raise UserError("lora.modules_to_save: must be empty, as the reference is the base without the adapter")
+        if self.critic.warmup_iterations >= self.training.steps:
+            raise UserError(
+                f"critic.warmup_iterations: {self.critic.warmup_iterations} leaves the policy none of the "
+                f"{self.training.steps} iterations (training.steps)"
+            )
         if self.reward_model is None and self.reward_step is not None:
             raise UserError(f"--reward_step {self.reward_step}: is of a --reward_model, and none is given")
 

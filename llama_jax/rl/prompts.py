@@ -17,11 +17,13 @@ from llama_jax.data.rows.packing import Row
 from llama_jax.data.sources.bad_records import BadRecords
 from llama_jax.data.sources.documents import BadRecordError, RecordSource, split_indices
 from llama_jax.data.sources.opening import open_records
-from llama_jax.data.sources.record_text import Record, good_text
+from llama_jax.data.sources.record_text import Record, good_text, kind_of
 from llama_jax.rl.config import PromptDataConfig
 
+ARGUMENTS = ("prompts", "completions", "completion_ids")
+"""Names of what reward functions are called with, beside the fields of the records."""
 _ASKED = ("prompt", "messages")
-_OWN = (*_ASKED, "completion", "completions", "prompts", "completion_ids")
+_OWN = (*_ASKED, "completion", *ARGUMENTS)
 """Fields that reward functions are not given as such: what is asked they get as `prompts`."""
 
 
@@ -55,6 +57,8 @@ class PromptData:
 
     training: list[Prompt]
     held_out: list[Prompt]
+    fields: list[str]
+    """Names of what rewards are told of any of them."""
     fingerprint: str
     """SHA-256 in hexadecimal of all that decides what is asked, and when."""
 
@@ -80,7 +84,9 @@ class PromptData:
                 f"data.source: none of the {len(records):,} records of {config.source} is left to train on; "
                 f"{self.too_long:,} have prompts of more than data.max_prompt_tokens ({config.max_prompt_tokens})"
             )
-        facts = [seed, [tuple(prompt) for prompt in (*self.training, *self.held_out)], len(self.training)]
+        every = (*self.training, *self.held_out)
+        self.fields = sorted({name for prompt in every for name in prompt.fields})
+        facts = [seed, [tuple(prompt) for prompt in every], len(self.training)]
         told = json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
         self.fingerprint = hashlib.sha256(told).hexdigest()
         self._bad = bad.total
@@ -154,14 +160,16 @@ def _records(config: PromptDataConfig, say: Callable[[str], None]) -> RecordSour
     return staged
 
 
-def arguments_of(prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
+def arguments_of(
+    prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[Sequence[int]], fields: Sequence[str]
+) -> dict[str, list[Any]]:
     """What reward functions are called with, as TRL calls them: completions of prompts that are turns are turns, too,
     and a field that a record lacks is None.
 
     Args:
         prompts: Of each completion.
+        fields: Of all the data: a function is always called with the same, whichever records are asked.
     """
-    names = sorted({name for prompt in prompts for name in prompt.fields})
     said = [
         text if isinstance(prompt.asked, str) else [{"role": "assistant", "content": text}]
         for prompt, text in zip(prompts, texts, strict=True)
@@ -170,7 +178,7 @@ def arguments_of(prompts: Sequence[Prompt], texts: Sequence[str], ids: Sequence[
         "prompts": [prompt.asked for prompt in prompts],
         "completions": said,
         "completion_ids": [list(each) for each in ids],
-        **{name: [prompt.fields.get(name) for prompt in prompts] for name in names},
+        **{name: [prompt.fields.get(name) for prompt in prompts] for name in fields},
     }
 
 
@@ -186,6 +194,10 @@ def _turns(record: Record) -> list[Turn]:
         raise BadRecordError("missing_field", record.place, f"has no field 'prompt' or 'messages'; it has {there}")
     if isinstance(record.values[field], str):
         return [Turn("user", good_text(record.values[field], field, record.place))]
+    if field == "prompt" and not isinstance(record.values[field], list | dict):
+        kind = kind_of(record.values[field])
+        message = f"field 'prompt' is of type {kind}; it must be a text or a list of turns"
+        raise BadRecordError("wrong_type", record.place, message)
     turns = listed_turns(record, field)
     if not turns or turns[-1].role != "user":
         raise BadRecordError("turns", record.place, f"field '{field}' does not end with a user's turn")

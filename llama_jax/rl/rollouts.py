@@ -9,23 +9,17 @@ import numpy as np
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Bool, Float, Int, PyTree
 from llama_jax.core.errors import CannotGoOnError, UserError
+from llama_jax.core.placing import indivisible_rows
 from llama_jax.core.sharding import size_of
 from llama_jax.inference.config import SamplingConfig
 from llama_jax.inference.engine import Engine, NewToken, Request
 from llama_jax.inference.layout import decoding_params
 from llama_jax.model import paths
 from llama_jax.model.llama import LanguageModel
+from llama_jax.rl.config import RolloutConfig, check_sampling
 
 _READERS = 16
 """Prompts that are read side by side, at the most: all of a rollout are there at once."""
-_CHANGES_NOTHING = {
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
 
 
 @dataclass(frozen=True)
@@ -65,20 +59,34 @@ class Rollouts:
         return Rollouts(prompts, completions, logprobs, ended)
 
 
-def check_sampling(sampling: SamplingConfig) -> None:
-    """Refuse what makes the distribution that is sampled from another one than training computes.
+def ending_before(rollouts: Rollouts, padding: int) -> Rollouts:
+    """The same texts up to their last id that is not padding, which is where transformers reads a score; of one that
+    has no other, its first is left."""
+    prompts, completions = [], []
+    for prompt, completion in zip(rollouts.prompts, rollouts.completions, strict=True):
+        ids = [*prompt, *completion]
+        end = 1 + max((place for place, each in enumerate(ids) if each != padding), default=0)
+        prompts.append(prompt[:end])
+        completions.append(ids[len(prompt) : end])
+    return replace(rollouts, prompts=prompts, completions=completions)
+
+
+def readers_of(slots: int) -> int:
+    """Prompts that each part of the mesh in use reads side by side."""
+    return max(1, min(_READERS, slots) // size_of("batch"))
+
+
+def rollout_slots(config: RolloutConfig, completions: int) -> int:
+    """Completions that are written at a time on the mesh in use, of so many in all: no more than are needed, in parts
+    that are equal.
 
     Raises:
-        UserError: a filter or a penalty is asked for, or nothing is drawn at all.
+        UserError: the mesh does not divide those of the config.
     """
-    for name, neutral in _CHANGES_NOTHING.items():
-        if (value := getattr(sampling, name)) != neutral:
-            raise UserError(
-                f"rollout.{name}: {value} must be {neutral}: it changes the distribution that is sampled from, which "
-                "has to be the one that training computes"
-            )
-    if not sampling.temperature > 0:
-        raise UserError(f"rollout.temperature: {sampling.temperature} must be above 0, as nothing is drawn without it")
+    parts = size_of("batch")
+    if problem := indivisible_rows(config.slots, parts):
+        raise UserError(f"rollout.slots: {problem}")
+    return min(config.slots, -(-completions // parts) * parts)
 
 
 class Sampler:
@@ -108,9 +116,11 @@ class Sampler:
         row_counts: Sequence[int] | None = None,
     ) -> None:
         check_sampling(sampling)
-        self._model, self._sampling, self._stop_ids = model, sampling, stop_ids
+        self._model, self._stop_ids = model, stop_ids
+        # All else changes nothing, and of a rollout the temperature must not be 0.
+        self._sampling = SamplingConfig(sampling.max_new_tokens, sampling.temperature)
         self._layers, self._base = decoding_params(model, params), _base_of(params)
-        readers = max(1, min(_READERS, slots) // size_of("batch"))
+        readers = readers_of(slots)
         self._side_by_side = readers * size_of("batch")
         self._engine = Engine(model, self._layers, slots=slots, length=length, row_counts=row_counts, readers=readers)
 

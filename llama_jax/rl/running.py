@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import Float, PyTree
 from llama_jax.core.errors import SavedAfterSignal, UserError
@@ -18,7 +17,7 @@ from llama_jax.core.processes.distributed import JobStopSignal, start_up
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.core.run_directory import RunDirectory
 from llama_jax.data.instructions.templates import Layout
-from llama_jax.model.config import LlamaConfig
+from llama_jax.model.config import SIZES, LlamaConfig
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.objective import Objective
 from llama_jax.rl.config import PromptDataConfig, RewardLearningConfig
@@ -26,7 +25,7 @@ from llama_jax.rl.learners.opened import Opened
 from llama_jax.rl.learners.trained import Role
 from llama_jax.rl.loop import Hooks, Learner, Parts, Progress, held_out_rewards, learn
 from llama_jax.rl.prompts import PromptData
-from llama_jax.rl.rollouts import Sampler
+from llama_jax.rl.rollouts import Sampler, rollout_slots
 from llama_jax.runs.config import FREE_ON_RESUME
 from llama_jax.runs.description import description, print_dry_run
 from llama_jax.runs.history import History
@@ -34,6 +33,7 @@ from llama_jax.runs.life import Life, summarize
 from llama_jax.runs.methods import Method, all_parameters, build_program, low_rank_adapter
 from llama_jax.runs.resuming import begun_config, begun_schedule, opened_run, restore_step
 from llama_jax.runs.starting import (
+    architecture_of,
     begun_date,
     check_restored,
     model_files,
@@ -69,7 +69,7 @@ class Recipe(NamedTuple):
 
 def build(config: RewardLearningConfig, recipe: Recipe, devices: Sequence[Any] | None = None) -> Program:
     """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
-    return _program(config, recipe, open_weights(path_of(config), step=config.step, say=print).config, devices)
+    return _program(config, recipe, architecture_of(config), devices)
 
 
 def learn_from_rewards(config: RewardLearningConfig, recipe: Recipe, *, command: str) -> None:
@@ -84,10 +84,10 @@ def learn_from_rewards(config: RewardLearningConfig, recipe: Recipe, *, command:
     if jax.process_count() > 1:
         raise UserError(f"distributed: {command} runs in one process, on all devices that it has")
     if config.dry_run:
-        path = path_of(config)
-        print_dry_run(who, program := build(config, recipe), path)
-        for name, other in recipe.others(program.model.config, None).items():
-            print_dry_run(name, other, path)
+        name = config.size or path_of(config)
+        print_dry_run(who, program := build(config, recipe), name)
+        for role, other in recipe.others(program.model.config, None).items():
+            print_dry_run(role, other, name)
         return
     with _opened(config, recipe, command, who) as run:
         run.live()
@@ -112,15 +112,16 @@ def iterations(config: RewardLearningConfig, recipe: Recipe, *, command: str) ->
     Raises:
         UserError: see there.
     """
+    config = replace(config, supervise=replace(config.supervise, other_seconds=0))  # none is marked as a step
     with _opened(config, recipe, command, start_up(config.distributed)) as run:
         yield run.iterations()
 
 
 @contextlib.contextmanager
 def _opened(config: RewardLearningConfig, recipe: Recipe, command: str, who: str) -> Iterator["_Run"]:
-    config = named_in_full(_with_toy_model(config))
+    config = named_in_full(with_toy_model(config, command))
     config = replace(config, data=replace(config.data, template_date=begun_date(config, config.data.template_date)))
-    config = _with_schedule(config)
+    config = with_schedule(config)
     with (
         opened_run(config, command, (*_free(config), *recipe.free_on_resume)) as run,
         jax.set_mesh(make_mesh(config.mesh)),
@@ -142,7 +143,7 @@ class _Run:
         self._data = PromptData(config.data, layout, config.seed, run.say)
         run.say(f"data: {self._data.description()}")
         longest = (self._data.longest, config.rollout.max_new_tokens)
-        _check_lengths(config, weights.config, longest)
+        check_lengths(config, weights.config, longest)
         self._program = _program(config, recipe, weights.config)
         run.say(description(self._program, weights.source))
         files = model_files(weights, method.architecture(weights.config), tokenizer, layout)
@@ -184,9 +185,10 @@ class _Run:
         with Life(config, run, first, self._start.files, self._hashes, self._data.fingerprint, history) as life:
             parts = self._parts(self._learner.result(state), self._stop_ids)
             if first == 0:
-                life.begin()  # there is no checkpoint to protect
-                with life.evaluating():
+                # Before anything is written: functions may not bear what they are told.
+                with history.goodput.spending("evaluation"):
                     progress = self._measured_before(parts, self._learner.result(state), progress)
+                life.begin()  # there is no checkpoint to protect
             run.say("compiling… (the first step may take minutes on large models)")
             hooks = self._hooks(parts, life, signal, history, after)
             state, progress, stopped = learn(self._learner, parts, state, progress, hooks)
@@ -219,7 +221,7 @@ class _Run:
     def _parts(self, params: PyTree, stop_ids: tuple[int, ...]) -> Parts:
         config = self._config
         length = self._data.longest + config.rollout.max_new_tokens
-        slots = min(config.rollout.slots, config.rollout.completions)
+        slots = rollout_slots(config.rollout, config.rollout.completions)
         sampler = Sampler(self._program.model, params, config.rollout, slots=slots, length=length, stop_ids=stop_ids)
         return Parts(config, self._data, sampler, self._learner.judge, self._run.say)
 
@@ -248,7 +250,7 @@ class _Run:
         def save(state: Any, progress: Progress, record: MetricsRecord) -> None:
             life.save(self._learner.items(state), progress.to_json(), record)
 
-        return Hooks(life.record, evaluate, save, signal.requested, life.profiler.step, history.left_out_after)
+        return Hooks(life.record, evaluate, save, signal.requested, life.before_step, history.left_out_after)
 
     def _say_result(self, progress: Progress, after: list[np.ndarray]) -> None:
         run = self._run
@@ -299,7 +301,12 @@ def _program(
     return build_program(counted, _method(config), recipe.objective, architecture, config.row_length, devices)
 
 
-def _check_lengths(config: RewardLearningConfig, architecture: LlamaConfig, longest: tuple[int, int]) -> None:
+def check_lengths(config: RewardLearningConfig, architecture: LlamaConfig, longest: tuple[int, int]) -> None:
+    """See to it that the model reads the longest prompt with the longest completion.
+
+    Raises:
+        UserError: it does not.
+    """
     if sum(longest) > architecture.context_length:
         raise UserError(
             f"rollout.max_new_tokens: {longest[1]} after a prompt of {longest[0]} tokens exceeds the model's context, "
@@ -307,17 +314,28 @@ def _check_lengths(config: RewardLearningConfig, architecture: LlamaConfig, long
         )
 
 
-def _with_schedule(config: AnyConfig) -> AnyConfig:
+def with_schedule(config: AnyConfig) -> AnyConfig:
     """With the end of the schedule, in updates: that of the run, if it has begun, else the last one."""
-    steps = config.training.schedule_steps or begun_schedule(config.run_dir)
-    steps = steps or config.training.steps * config.updates
-    return replace(config, training=replace(config.training, schedule_steps=steps))
+    training, updates = config.training, config.training.steps * config.updates
+    steps = training.schedule_steps or begun_schedule(config.run_dir) or updates
+    if training.schedule_steps is None and training.schedule != "constant" and steps != updates:
+        print(f"the learning-rate schedule still ends at update {steps}, as the run began", flush=True)
+    return replace(config, training=replace(training, schedule_steps=steps))
 
 
-def _with_toy_model(config: AnyConfig) -> AnyConfig:
-    """For the toy task, where no model is named, one that adds carelessly; it is trained if it is not there."""
+def with_toy_model(config: AnyConfig, command: str) -> AnyConfig:
+    """For the toy task, where no model is named, one that adds carelessly; it is trained if it is not there.
+
+    Raises:
+        UserError: the settings are those for other models.
+    """
     if config.model is not None or config.data.source != PromptDataConfig.source or begun_config(config.run_dir):
         return config
+    if config.row_length > (most := SIZES["tiny"].context_length):
+        raise UserError(
+            f"--model: none given, and with row_length {config.row_length} the toy task cannot be learned, whose model "
+            f"reads {most} tokens; name a model, or begin with the settings of that task: --config tiny/{command}"
+        )
     base, beginner = "runs/tiny", "runs/tiny_sums"
     trained_first("pretrain", "tiny/pretrain", base)
     trained_first("sft", "tiny/sums", beginner, "--model", base)

@@ -72,7 +72,7 @@ class Updates:
         beside: Other fields of each batch, by the number of the update in the run.
 
     Raises:
-        UserError: the rows of a batch may not hold the completions of an update, or these are not equally many.
+        UserError: see `check_rows`.
     """
 
     def __init__(
@@ -87,20 +87,7 @@ class Updates:
     ) -> None:
         self._program, self._plan, self._seed, self._beside = program, plan, seed, beside
         self._longest = longest[1]
-        if completions % plan.minibatches:
-            raise UserError(f"minibatches: {completions} completions are not divisible by {plan.minibatches}")
-        each = completions // plan.minibatches
-        a_row = program.sequence_length // (sum(longest) - 1)
-        rows = program.config.batch_size
-        if a_row * rows < each:
-            needed = -(-each // max(a_row, 1))
-            raise UserError(
-                f"training.batch_size: {rows} rows of {program.sequence_length} tokens may not hold the {each} "
-                f"completions of an update, of up to {sum(longest) - 1} tokens with their prompts; {needed} rows do"
-                if a_row
-                else f"row_length: {program.sequence_length} is less than the {sum(longest) - 1} tokens that a prompt "
-                "may have with its completion"
-            )
+        check_rows(program.config.batch_size, program.sequence_length, longest, completions, plan.minibatches)
 
     def __call__(
         self,
@@ -149,13 +136,38 @@ class Updates:
         return laid_rows(prompts, completions, self._longest, self._program.sequence_length, multiple=size)
 
 
+def check_rows(rows: int, row_length: int, longest: tuple[int, int], completions: int, minibatches: int) -> None:
+    """See to it that a batch of so many rows holds the completions of an update, however well they pack.
+
+    Args:
+        longest: Tokens of the longest prompt, and of the longest completion.
+        completions: Of a rollout.
+
+    Raises:
+        UserError: it may not, or the completions cannot be dealt evenly.
+    """
+    if completions % minibatches:
+        raise UserError(f"minibatches: {completions} completions are not divisible by {minibatches}")
+    each, tokens = completions // minibatches, sum(longest) - 1
+    a_row = row_length // tokens
+    if not a_row:
+        raise UserError(
+            f"row_length: {row_length} is less than the {tokens} tokens that a prompt may have with its completion"
+        )
+    if a_row * rows < each:
+        raise UserError(
+            f"training.batch_size: {rows} rows of {row_length} tokens may not hold the {each} completions of an "
+            f"update, of up to {tokens} tokens with their prompts; {-(-each // a_row)} rows do"
+        )
+
+
 def logprobs_by(program: Program, temperature: float, params: PyTree, rollouts: Rollouts) -> Float[np.ndarray, "N C"]:
     """log p of each token, in nats, 0 behind the ends, by a policy or a reference.
 
     Args:
         program: Of a model that the parameters fit, and whose rows it reads.
     """
-    found = functools.partial(_row_logprobs, program.model, temperature, params)
+    found = functools.partial(row_logprobs, program.model, temperature, params)
     return read(found, rollouts, program.mesh, program.config.batch_size, program.sequence_length)
 
 
@@ -190,7 +202,7 @@ def read(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _row_logprobs(model: LanguageModel, temperature: float, params: PyTree, batch: TokenBatch) -> Float[Array, "B T"]:
+def row_logprobs(model: LanguageModel, temperature: float, params: PyTree, batch: TokenBatch) -> Float[Array, "B T"]:
     """Whole on every process."""
     hidden = model.hidden(params, batch.tokens, batch.positions, batch.segment_ids)
     unembed, wanted = tempered(model, temperature), batch.loss_weights > 0

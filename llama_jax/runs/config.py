@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llama_jax.checkpoints.config import CheckpointConfig, StepChoice
-from llama_jax.core.config import DistributedConfig, MeshConfig, TrackingConfig
-from llama_jax.model.config import ComputeConfig
+from llama_jax.core.config import DistributedConfig, MeshConfig, SuperviseConfig, TrackingConfig
+from llama_jax.model.config import ComputeConfig, sized
 from llama_jax.training.config import TrainingConfig
 
 
@@ -34,6 +34,8 @@ class RunConfig:
     """The device mesh."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """Several processes."""
+    supervise: SuperviseConfig = field(default_factory=SuperviseConfig)
+    """What is done about faults."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class ModelRunConfig(RunConfig):
     that verifies."""
     tokenizer: str | None = None
     """Tokenizer file, for a model that does not carry its own."""
+    size: str | None = None
+    """Published size that the model must have, such as llama_7b; with it `dry_run` needs no model."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            sized(self.size)
 
 
 FREE_ON_RESUME = (
@@ -64,6 +72,7 @@ FREE_ON_RESUME = (
     "tracking",
     "mesh",
     "distributed",
+    "supervise",
     "compute",
     "data.bad_records",
     "data.max_bad_fraction",

@@ -14,6 +14,7 @@ from llama_jax.checkpoints.steps.folders import VALIDATION, best_step, delete_af
 from llama_jax.checkpoints.steps.saving import Checkpoints
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import SaveFailedError
+from llama_jax.core.processes import watchdog
 from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.core.recording.curves import draw_curves
 from llama_jax.core.recording.dashboards import TensorBoard, WeightsAndBiases
@@ -49,6 +50,7 @@ class Life:
         history: History,
     ) -> None:
         self._config, self._run, self._first, self._history = config, run, first, history
+        self._step, self._is_compiled = first, False
         self._open = contextlib.ExitStack()
         self._has_begun = False
         of_config = hashlib.sha256(files["model/config.json"]).hexdigest()
@@ -62,8 +64,7 @@ class Life:
         self._sinks: list[Sink] = []
         if config.tracking.wandb and is_main_process():  # which may refuse
             self._sinks.append(WeightsAndBiases(run.path, config.tracking.wandb, dataclasses.asdict(config)))
-        self.profiler = Profiler(run.profile, config.tracking)
-        """To be told of each step before it is made."""
+        self._profiler = Profiler(run.profile, config.tracking)
 
     def begin(self) -> None:
         """Take the directory over, once it is known that the run goes on: a resumed one has made a step by then. Drops
@@ -90,13 +91,27 @@ class Life:
         self._open.enter_context(self._history.goodput.training())
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        watchdog.raised(error)  # a save that is under way would wait for a process that is gone
+        watchdog.mark("closing the run")
         self._open.close()
-        self.profiler.close()
+        self._profiler.close()
         with self._history.goodput.spending("saving"):
             self._checkpoints.close()  # an error of the data is no reason to lose a save that is under way
         for sink in self._sinks:
             sink.close()
+
+    def before_step(self, step: int) -> None:
+        """To be called before each step."""
+        self._profiler.step(step)
+        self._step = step
+        compiled = max(self._first, *(start for start, _ in self._config.training.stages if start < step))
+        self._is_compiled = step > compiled + 2
+        watchdog.mark(f"step {step}", is_step=self._is_compiled)
+
+    def has_read(self) -> None:
+        """To be called in each step between what each process does by itself and what they do together."""
+        watchdog.mark(f"step {self._step}, computing", is_step=self._is_compiled)
 
     def record(self, record: MetricsRecord) -> None:
         """Write down a step; each once and in order, and before it is saved.
@@ -113,6 +128,7 @@ class Life:
     def evaluating(self) -> contextlib.AbstractContextManager[None]:
         """Within, time is that of an evaluation, which may write files of the run."""
         self.begin()
+        watchdog.mark(f"step {self._step}, evaluating")
         return self._history.goodput.spending("evaluation")
 
     def save(
@@ -133,13 +149,15 @@ class Life:
         Raises:
             SaveFailedError: too many saves in a row have failed.
         """
+        step = int(record["step"])
+        watchdog.mark(f"step {step}, saving")
         contents = {f"data/position-{jax.process_index():05}-of-{jax.process_count():05}.json": position}
         if is_main_process() and "validation_loss" in record:
             contents[VALIDATION] = {"validation_loss": record["validation_loss"]}
         files = {name: json.dumps(content).encode() for name, content in contents.items()}
         own = measured if is_main_process() else {}
         with self._history.goodput.spending("saving"):
-            self._checkpoints.save(int(record["step"]), items, {**self._files, **own, **files}, self._hashes)
+            self._checkpoints.save(step, items, {**self._files, **own, **files}, self._hashes)
 
     def is_best(self, record: MetricsRecord) -> bool:
         """Whether the step of a record is to be saved because its validation loss is the lowest so far."""
@@ -155,6 +173,7 @@ class Life:
         Raises:
             SaveFailedError: the step, the last, is not there.
         """
+        watchdog.mark(f"step {step}, saving")
         with self._history.goodput.spending("saving"):
             self._checkpoints.wait()
         if step not in self._checkpoints.steps():

@@ -1,13 +1,15 @@
 """The run directory of a configuration: opening it, what it says of a run that has begun, and the step to resume."""
 
+import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 from llama_jax.checkpoints.steps.restoring import Restored, restore
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
-from llama_jax.core.processes.distributed import is_main_process
+from llama_jax.core.processes.distributed import is_main_process, job_peers
+from llama_jax.core.processes.watchdog import Watchdog
 from llama_jax.core.run_directory import RunDirectory, load_config, open_run
 from llama_jax.runs.config import FREE_ON_RESUME, RunConfig
 from llama_jax.runs.history import History
@@ -15,8 +17,10 @@ from llama_jax.runs.history import History
 AnyRunConfig = TypeVar("AnyRunConfig", bound=RunConfig)
 
 
-def opened_run(config: RunConfig, command: str, free: Collection[str] = FREE_ON_RESUME) -> RunDirectory:
-    """Open the run of a configuration, new or to be resumed, in a `with` block. Every process calls this.
+@contextlib.contextmanager
+def opened_run(config: RunConfig, command: str, free: Collection[str] = FREE_ON_RESUME) -> Iterator[RunDirectory]:
+    """Open the run of a configuration, new or to be resumed, in a `with` block, in which a watchdog watches this
+    process. Every process calls this.
 
     Args:
         command: that reads such a configuration.
@@ -25,7 +29,7 @@ def opened_run(config: RunConfig, command: str, free: Collection[str] = FREE_ON_
     Raises:
         UserError: see `open_run`.
     """
-    return open_run(
+    opened = open_run(
         config.run_dir,
         config,
         command=command,
@@ -33,6 +37,9 @@ def opened_run(config: RunConfig, command: str, free: Collection[str] = FREE_ON_
         resume=config.resume,
         is_main_process=is_main_process(),
     )
+    heartbeat_seconds = config.distributed.heartbeat_seconds
+    with opened as run, Watchdog(config.supervise, heartbeat_seconds, job_peers(), run.faults):
+        yield run
 
 
 def with_schedule(config: AnyRunConfig) -> AnyRunConfig:

@@ -3,7 +3,6 @@ run is resumed that it is still the same. Independent of what is learned."""
 
 import functools
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,19 +16,22 @@ from llama_jax.checkpoints.adapters.adapter import BASE_FILE, BaseIdentity, chec
 from llama_jax.checkpoints.adapters.merged_weights import with_tokenizer
 from llama_jax.checkpoints.config import ConvertConfig, StepChoice
 from llama_jax.checkpoints.conversion import convert_model
+from llama_jax.checkpoints.conversion_target import REPORT
 from llama_jax.checkpoints.finding import find_format
 from llama_jax.checkpoints.formats.weights import Weights
 from llama_jax.checkpoints.opening import ModelReference, OpenParams, find_model, open_params, tokenizer_for
 from llama_jax.checkpoints.reward_normalization import without_normalization
+from llama_jax.checkpoints.steps.folders import finished_steps
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
+from llama_jax.core.processes.signals import run_first
 from llama_jax.core.run_directory import RunDirectory, keep_config
 from llama_jax.data.instructions.template_dates import today
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.tokenizers import Tokenizer, with_stop_ids
-from llama_jax.model.config import LlamaConfig
+from llama_jax.model.config import SIZES, LlamaConfig
 from llama_jax.runs.config import ModelRunConfig
 from llama_jax.runs.methods import Method
 from llama_jax.runs.resuming import begun_config
@@ -44,17 +46,24 @@ def path_of(config: ModelRunConfig) -> str:
     return find_model(config.model, lambda line: print(line, flush=True))
 
 
+def architecture_of(config: ModelRunConfig) -> LlamaConfig:
+    """That of the size that the settings name, for which no model need be there, or of the model."""
+    return SIZES[config.size] if config.size else open_weights(path_of(config), step=config.step, say=print).config
+
+
 def trained_first(command: str, name: str, folder: str, *more: str) -> None:
-    """Make a run of a bundled config, of a toy task for which no model is named, if it is not there.
+    """Make a run of a bundled config, of a toy task for which no model is named, or go on with it, if it has not ended.
 
     Raises:
         UserError: it did not end as it should.
+        SavedAfterSignal: a signal came, which that command was told of.
     """
-    if Path(folder, "curves.png").exists():  # which is drawn when a run has ended
+    last = begun_config(folder).get("training", {}).get("steps")
+    if last in finished_steps(epath.Path(folder) / "checkpoints")[-1:]:
         return
     print(f"no --model given: training one for the toy task first, {command} into {folder}", flush=True)
     line = [sys.executable, "-m", f"llama_jax.{command}", "--config", name, "--run_dir", folder, *more]
-    if subprocess.run(line).returncode:
+    if run_first(line):
         raise UserError("--model: none given, and the one of the toy task could not be trained; see above")
 
 
@@ -74,9 +83,13 @@ def begun_date(config: ModelRunConfig, given: str | None) -> str:
 
 
 def weights_of(config: ModelRunConfig, method: Method, run: RunDirectory) -> Weights:
-    """The model to begin with, of which nothing is read yet."""
+    """The model to begin with, of which nothing is read yet.
+
+    Raises:
+        UserError: there is none, or it is not of the size that the settings name.
+    """
     try:
-        return open_weights(str(config.model), step=config.step, say=run.say)
+        weights = open_weights(str(config.model), step=config.step, say=run.say)
     except UserError as error:
         if "model" not in method.free_on_resume or not run.has_progress():
             raise
@@ -84,11 +97,30 @@ def weights_of(config: ModelRunConfig, method: Method, run: RunDirectory) -> Wei
             f"--run_dir {run.path}: needs the base that it began with: {error}; an export or a copy of it, given as "
             "--model, serves as well"
         ) from None
+    _check_size(config, weights.config)
+    return weights
+
+
+def _check_size(config: ModelRunConfig, architecture: LlamaConfig) -> None:
+    """Raise a `UserError` if the model is not of the size that the config names."""
+    if config.size is None:
+        return
+    expected, found = SIZES[config.size].to_json(), architecture.to_json()
+    # Formats differ in what they keep of these, and none of them decides a shape.
+    of_no_shape = ("context_length", "vocab_multiple", "norm_epsilon", "rope_base", "rope_scaling", "scalar_head")
+    for name, value in expected.items():
+        if name not in of_no_shape and found[name] != value:
+            raise UserError(f"--size {config.size}: has {name} {value}, but {config.model} has {found[name]}")
 
 
 def with_merged_model(config: AnyModelRunConfig, run: RunDirectory) -> AnyModelRunConfig:
     """Where the model is an adapter, with the two merged in the run directory."""
-    model = merged(given := str(config.model), "--model", run.path / "base", run.say, step=config.step)
+    target = run.path / "base"
+    if not run.has_progress():
+        if target.exists():
+            target.rmtree()  # of an attempt that came to nothing, perhaps from another model
+        run.hold(target)
+    model = merged(given := str(config.model), "--model", target, run.say, step=config.step)
     return config if model == given else replace(config, model=model, step=None)
 
 
@@ -101,12 +133,21 @@ def merged(
     Args:
         flag: That names the model, for errors.
         target: The directory that the two are merged in.
+
+    Raises:
+        UserError: another adapter was merged there.
     """
+    source = json.loads((target / REPORT).read_text())["source"] if target.exists() else None
+    if source is not None and Path(source).resolve() == Path(model).resolve():
+        return str(target)
     if find_format(model, flag)[1] not in ("lora", "peft"):
         return model
-    if not target.exists():
-        say(f"{model} is an adapter: merging it into its base first, which is then kept in {target}")
-        convert_model(ConvertConfig(source=model, step=step, target=str(target)), say)
+    if source is not None:
+        raise UserError(f"{flag} {model}: {target} was made from {source}; give that, or another --run_dir")
+    if open_weights(model, step=step, say=say).config.scalar_head:
+        raise UserError(f"{flag} {model}: is a reward model, which has lost its output matrix; take a language model")
+    say(f"{model} is an adapter: merging it into its base first, which is then kept in {target}")
+    convert_model(ConvertConfig(source=model, step=step, target=str(target)), say)
     return str(target)
 
 

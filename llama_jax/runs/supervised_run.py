@@ -124,7 +124,7 @@ def _live(
         with history.goodput.spending("evaluation"):
             task.before_training(first, state, frozen)
         run.say("compiling… (the first step may take minutes on large models)")
-        batches = PlacedBatches(task, first, position, history.left_out_after)
+        batches = PlacedBatches(task, first, position, history.left_out_after, life.has_read)
         hooks, until = _hooks(task, batches, life, signal), task.data.tokens_before
         try:
             state, stopped = fit(task.program, state, frozen, batches, hooks, config.checkpoints.every, until)
@@ -162,20 +162,28 @@ def _hooks(task: Task, batches: "PlacedBatches", life: Life, signal: JobStopSign
     def save(state: TrainState, frozen: PyTree, position: Position, record: MetricsRecord) -> None:
         life.save(items(state, frozen), position.to_json(), record, task.measured_files(record))
 
-    return Hooks(life.record, evaluate, life.is_best, save, signal.requested, life.profiler.step)
+    return Hooks(life.record, evaluate, life.is_best, save, signal.requested, life.before_step)
 
 
 class PlacedBatches:
     """The batches of a task on its mesh, each with the position of the data after it."""
 
-    def __init__(self, task: Task, step: int, position: Position | None, left_out_after: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        step: int,
+        position: Position | None,
+        left_out_after: Callable[[int], int],
+        has_read: Callable[[], None],
+    ) -> None:
         """
         Args:
             step: the steps made before.
             position: given with the batch of that step; None: begin with the first batch.
             left_out_after: how many batches are read after a step, and thrown away.
+            has_read: called when a batch was read, before it is placed.
         """
-        self._task, self._left_out_after = task, left_out_after
+        self._task, self._left_out_after, self._has_read = task, left_out_after, has_read
         self._step, self._position = step, position
         self._loaded = iter(task.data.start(position))
 
@@ -186,6 +194,7 @@ class PlacedBatches:
         for _ in range(self._left_out_after(self._step)):
             _, self._position = next(self._loaded)
         rows, position = next(self._loaded)
+        self._has_read()
         before = 0 if self._position is None else self._position.row
         self._step, self._position = self._step + 1, position
         return self._task.program.place_batch(rows, position.row - before), position

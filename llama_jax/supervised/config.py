@@ -65,8 +65,6 @@ ALPACA_TRAINING = TrainingConfig(
 class FineTuningConfig(ModelRunConfig):
     """What all fine-tuning on given answers has in common."""
 
-    size: str | None = None
-    """Published size that the model must have, such as llama_7b; with it `dry_run` needs no model."""
     epochs: float | None = 3.0
     """Passes over the training examples, which set `training.steps`; null: `training.steps` decides."""
     data: ExampleDataConfig = field(default_factory=InstructionDataConfig)
@@ -77,10 +75,9 @@ class FineTuningConfig(ModelRunConfig):
     """Checkpoints."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UserError(f"--epochs {self.epochs}: must be a number greater than 0")
-        if self.size is not None:
-            sized(self.size)
 
 
 @dataclass(frozen=True)

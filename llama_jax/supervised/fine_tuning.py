@@ -11,10 +11,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 
-from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core import tree
 from llama_jax.core.arrays import PyTree
-from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
 from llama_jax.core.placing import local_rows
 from llama_jax.core.processes.distributed import start_up
@@ -25,7 +23,6 @@ from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.rows.streams import Rows
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.inference.samples import Samples
-from llama_jax.model.config import SIZES, LlamaConfig
 from llama_jax.model.llama import LanguageModel
 from llama_jax.objectives.objective import Objective
 from llama_jax.runs.config import FREE_ON_RESUME
@@ -33,6 +30,7 @@ from llama_jax.runs.description import description, print_dry_run
 from llama_jax.runs.methods import Method, build_program
 from llama_jax.runs.resuming import begun_schedule, opened_run, with_schedule
 from llama_jax.runs.starting import (
+    architecture_of,
     begun_date,
     check_restored,
     model_files,
@@ -102,9 +100,8 @@ def build(
     config: FineTuningConfig, method: Method, supervision: Supervision, devices: Sequence[Any] | None = None
 ) -> Program:
     """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
-    length, size = config.data.sequence_length, config.size
-    architecture = SIZES[size] if size else open_weights(path_of(config), step=config.step, say=print).config
-    return build_program(config, method, supervision.objective, architecture, length, devices)
+    length = config.data.sequence_length
+    return build_program(config, method, supervision.objective, architecture_of(config), length, devices)
 
 
 def fine_tune(config: FineTuningConfig, method: Method, supervision: Supervision, *, command: str) -> None:
@@ -133,7 +130,6 @@ def _fine_tune(
     """Everything between opening the run and closing it."""
     path, mesh = str(config.model), jax.sharding.get_mesh()
     weights = weights_of(config, method, run)
-    _check_size(config, weights.config, path)
     tokenizer = tokenizer_of(config, weights, path, config.data.template_date)
     data = supervision.open_data(tokenizer, functools.partial(local_rows, mesh), run.say)
     for line in data.description():
@@ -237,15 +233,3 @@ def _with_steps(config: FineTuningConfig, steps: int, say: Callable[[str], None]
         say(f"note: --epochs {config.epochs:g} takes {steps:,} steps, not the {asked:,} of --training.steps; {way_out}")
     schedule_steps = config.training.schedule_steps or steps
     return replace(config, training=replace(config.training, steps=steps, schedule_steps=schedule_steps))
-
-
-def _check_size(config: FineTuningConfig, architecture: LlamaConfig, path: str) -> None:
-    """Raise a `UserError` if the model is not of the size that the config names."""
-    if config.size is None:
-        return
-    expected, found = SIZES[config.size].to_json(), architecture.to_json()
-    # Formats differ in what they keep of these, and none of them decides a shape.
-    of_no_shape = ("context_length", "vocab_multiple", "norm_epsilon", "rope_base", "rope_scaling", "scalar_head")
-    for name, value in expected.items():
-        if name not in of_no_shape and found[name] != value:
-            raise UserError(f"--size {config.size}: has {name} {value}, but {path} has {found[name]}")

@@ -6,6 +6,18 @@ from typing import Literal
 
 from llama_jax.core.errors import UserError
 
+_RANGES = (
+    ("peak_learning_rate", 0, math.inf),
+    ("final_learning_rate_fraction", 0, math.inf),
+    ("beta1", 0, 1),
+    ("beta2", 0, 1),
+    ("weight_decay", 0, math.inf),
+    ("clip_norm", 0, math.inf),
+    ("z_loss", 0, math.inf),
+    ("spike_sigma", 0, math.inf),
+)
+"""Settings with the least value that each may have, and one that is too much."""
+
 
 @dataclass(frozen=True)
 class RollbackConfig:
@@ -97,8 +109,15 @@ class TrainingConfig:
                 f"training.warmup_steps: {self.warmup_steps} and training.warmup_fraction: {self.warmup_fraction} are "
                 "two ways to say one thing; set one of them, and the other to null".replace("None", "null")
             )
-        if not math.isfinite(self.peak_learning_rate):
-            raise UserError(f"training.peak_learning_rate: {self.peak_learning_rate} must be finite")
+        for name, low, high in _RANGES:
+            if not low <= (value := getattr(self, name)) < high:
+                limit = "finite" if high == math.inf else f"below {high:g}"
+                raise UserError(f"training.{name}: {value} must be at least {low:g} and {limit}")
+        if not 0 < self.epsilon < math.inf:
+            raise UserError(f"training.epsilon: {self.epsilon} must be above 0 and finite")
+        for name, least in (("warmup_steps", 0), ("schedule_steps", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"training.{name}: {value} must be at least {least}, or null")
         if self.warmup_fraction is not None and not 0 <= self.warmup_fraction < 1:
             raise UserError(f"training.warmup_fraction: {self.warmup_fraction} must be at least 0 and below 1")
         if self.fingerprint_every < 0:

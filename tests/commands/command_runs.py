@@ -93,14 +93,18 @@ def run(*line: object, folder: Path, devices: int = 1) -> Ended:
         return ended(process, output)
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 @contextmanager
 def two_started(
     *line: object, folder: Path, xla_flags: str = "", zones: Sequence[str | None] = (None, None)
 ) -> Iterator[list[tuple[subprocess.Popen, Path]]]:
     """Two processes of one job with four devices each, each in its time zone, and the files they print into."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     job = [*line, "--distributed.coordinator", address, "--distributed.num_processes", 2]
     outputs = [folder / f"printed_{rank}" for rank in range(2)]
     with ExitStack() as stack:

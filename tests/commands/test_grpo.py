@@ -184,7 +184,14 @@ MISTAKES = {
     "parts that do not divide": ({"minibatches": 3}, "minibatches: 32 completions are not divisible by 3"),
     "rows beyond the context": ({"row_length": 1024}, "row_length: 1024 exceeds the model's context, 512"),
     "rows too few": ({"training.batch_size": 8, "row_length": 16}, "training.batch_size: 8 rows of 16 tokens may not"),
-    "no such function": ({"rewards.functions": "[best]", "rewards.weights": "[]"}, "has no function 'best'; there are"),
+    "no such function": (
+        {"rewards.functions": "[best]", "rewards.weights": "[]"},
+        "'best' is neither FILE.py:NAME nor",
+    ),
+    "a field that no record has": (
+        {"rewards.functions": "[exact]", "rewards.weights": "[]"},
+        "rewards.functions: exact: missing a required argument: 'answer'; it is called with prompts,",
+    ),
     "a function that raises": (
         {"rewards.functions": "[FOLDER/rewards.py:raises]", "rewards.weights": "[]"},
         "rewards.py:raises: line 10: ZeroDivisionError",
@@ -206,6 +213,7 @@ def test_mistakes_are_named_in_one_line(mistake, small_run, tmp_path, capfd) -> 
     code = call("grpo", *arguments_of(small_run.run_dir, folder, **here), "--run_dir", tmp_path / "run")
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code in (1, 2) and len(lines) == 1 and told in lines[0], lines
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -271,6 +271,31 @@ def test_a_run_in_use_is_refused(small_run, folder, capfd) -> None:
     assert "run: in use by process 7 on another_host; wait for it to end, or choose another --run_dir" in said
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("ppo.minibatches", "stage ppo: training.batch_size: 8 rows of 256 tokens may not hold the 64 completions"),
+        ("reward.training.batch_size", "stage reward: training.batch_size: 1 rows are not divisible by the 8 devices"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_the_first(small_run, folder, capfd, setting, message):
+    rows = ("--sft.training.batch_size", 8)  # which the devices divide
+    said = refused(
+        capfd,
+        "rlhf",
+        "--config",
+        "tiny/rlhf",
+        "--sft.model",
+        small_run.run_dir,
+        "--run_dir",
+        "run",
+        *rows,
+        f"--{setting}",
+        1,
+    )
+    assert said.startswith(f"error: {message}") and not (folder / "run").exists()
+
+
 def test_a_mistake_ends_a_real_process_with_one_line(small_run, folder) -> None:
     command = ("pretrain", *small_run.arguments, "--mesh.tensor", 3, "--run_dir", "run")
     result = command_runs.run(*command, folder=folder)

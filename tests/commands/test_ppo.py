@@ -168,6 +168,23 @@ def test_mistakes_are_named_in_one_line(mistake, small_run, tmp_path, capfd) -> 
     assert call("ppo", *line, "--run_dir", tmp_path / "run") == 2
     (error,) = [each for each in capfd.readouterr().err.splitlines() if each.startswith("error: ")]
     assert told in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_adapter_is_merged_for_the_run_that_comes_of_it_alone(taught, small_run, tmp_path, capfd) -> None:
+    """What is refused leaves nothing; of an attempt that was killed the next one takes nothing."""
+    folder, run_dir = written(tmp_path), tmp_path / "run"
+    line = ["ppo", *arguments_of(taught[1], folder, **{"training.steps": 1}), "--run_dir", run_dir]
+    assert call(*line, "--row_length", 8) == 2 and not run_dir.exists()
+    assert call("convert", "--source", small_run.run_dir, "--target", run_dir / "base") == 0
+    assert call(*line) == 0
+    report = json.loads((run_dir / "base" / "conversion_report.json").read_text())
+    assert report["source"] == str(taught[1])
+    capfd.readouterr()
+    assert call(*line, "--training.steps", 2) == 0  # goes on over the same
+    assert call(*line, "--training.steps", 3, "--model", copy_until(taught[1], tmp_path / "other", [STEPS])) == 2
+    assert f"base was made from {taught[1]}; give that, or another --run_dir" in capfd.readouterr().err
 
 
 @pytest.mark.slow

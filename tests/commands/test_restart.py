@@ -95,6 +95,7 @@ def test_the_small_run_passes_an_epoch(small_run):
     assert 1.2 * epoch < trained
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_is_the_uninterrupted_run(small_run, tmp_path):
     assert len(kill_sweep(small_run, tmp_path, kills=2, seed=86)) == 2
 

@@ -11,12 +11,9 @@ from pathlib import Path
 
 import pytest
 from command_runs import ROOT
-from tpu_stand_in import HOSTS, SCRIPT, Cloud, cloud_in
+from tpu_stand_in import EVERYTHING, HOSTS, NEW, NEW_TPU, SCRIPT, TPU, Cloud, cloud_in, installed, option
 
-TPU = ("--name", "llama", "--zone", "us-central1-a", "--project", "mine")
-NEW_TPU = (*TPU, "--type", "v5litepod-16")
-EVERYTHING = (*NEW_TPU, "--bucket", "gs://bucket", "--", "pretrain", "--config", "tiny/pretrain")
-ALL_STAGES = ["bucket", "describe", "create", "describe", "scp", "host_install", "host_start", "host_follow"]
+ALL_STAGES = ["buckets", "describe", *NEW, "host_follow"]
 LEFT = (
     "llama still exists and costs money; to remove it: "
     "gcloud compute tpus queued-resources delete llama --project=mine --zone=us-central1-a --force --quiet\n"
@@ -27,19 +24,6 @@ LEFT = (
 def cloud(tmp_path):
     with cloud_in(tmp_path / "cloud") as stand_in:
         yield stand_in
-
-
-def option(call: list[str], name: str) -> str:
-    """The value of an option in a call of gcloud."""
-    return next(word.split("=", 1)[1] for word in call if word.startswith(f"--{name}="))
-
-
-def installed(cloud: Cloud) -> Cloud:
-    """The same cloud with a TPU on whose hosts all is installed."""
-    cloud.plan("ACTIVE")
-    assert cloud.run("install", *TPU).code == 0
-    (cloud.folder / "calls").unlink()
-    return cloud
 
 
 def test_shellcheck_finds_nothing():
@@ -119,7 +103,7 @@ def test_arguments_reach_every_host_as_they_were_written(cloud):
 
 
 FAILURES = {
-    "bucket": ("error: --bucket: gs://bucket cannot be opened; nothing was created\n", ""),
+    "buckets": ("error: --bucket: gs://bucket cannot be opened; nothing was created\n", ""),
     "describe": ("error: create: cannot ask for the state of llama\n", ""),
     "create": (
         "error: create: gcloud could not ask for llama (v5litepod-16)\n",
@@ -136,7 +120,10 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("stage", FAILURES)
+SLOW = {"host_follow": pytest.mark.slow}  # twenty tries
+
+
+@pytest.mark.parametrize("stage", [pytest.param(stage, marks=SLOW.get(stage, ())) for stage in FAILURES])
 def test_a_failure_of_gcloud_is_passed_on_with_what_is_left_behind(stage, cloud):
     cloud.plan(**{stage: ["fail"]})
     result = cloud.run(*EVERYTHING)
@@ -310,7 +297,7 @@ while :; do read -t 0.05 < <(tail -f /dev/null) || true; done
 
 def following(cloud: Cloud) -> subprocess.Popen:
     """`follow`, when it has shown the first line."""
-    command = [SCRIPT, "follow", *TPU]
+    command = [cloud.script, "follow", *TPU]
     process = subprocess.Popen(command, env=cloud.environment, stdout=-1, stderr=-1, text=True, start_new_session=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
@@ -334,7 +321,7 @@ def test_a_job_that_does_not_end_is_told_once_and_killed_at_last(tmp_path):
     with cloud_in(tmp_path / "cloud", job) as cloud:
         assert installed(cloud).run("run", *TPU, "--", "convert").code == 0
         follower = following(cloud)
-        command = [SCRIPT, "stop", *TPU]
+        command = [cloud.script, "stop", *TPU]
         first = subprocess.Popen(command, env=cloud.environment, stdout=-1, stderr=-1, text=True)
         while not cloud.on_host(0, "job", "stopping").exists():
             time.sleep(0.01)
@@ -365,6 +352,13 @@ MISTAKES = {
     "no project": (("--name", "llama", "--zone", "us-central1-a"), "--project: needed"),
     "no type": (TPU, "--type: needed"),
     "an unknown type": ((*TPU, "--type", "v5e-256"), "--type: 'v5e-256'"),
+    "slices that are no number": ((*NEW_TPU, "--slices", "0"), "--slices: '0'"),
+    "restarts without keeping going": ((*NEW_TPU, "--restarts", "2"), "--restarts: does something only with"),
+    "keeping a step going": (("follow", *TPU, "--keep_going"), "--keep_going: belongs to no step"),
+    "going back at every restart": (
+        (*NEW_TPU, "--keep_going", "--", "pretrain", "--resume", "100"),
+        "--resume: with --keep_going '100' would hold for every restart",
+    ),
     "no bucket": ((*NEW_TPU, "--", "pretrain"), "--bucket: needed"),
     "a bucket without its scheme": ((*NEW_TPU, "--bucket", "bucket", "--", "pretrain"), "--bucket: 'bucket'"),
     "a run directory on one host": ((*NEW_TPU, "--", "lora", "--run_dir", "runs/x"), "--run_dir: 'runs/x'"),
@@ -378,6 +372,7 @@ MISTAKES = {
     "a command for a step without": (("create", *NEW_TPU, "--", "pretrain"), "-- pretrain: create takes no command"),
     "deleting what was just started": (("run", *TPU, "--delete", "--", "convert"), "--delete: belongs to follow"),
     "processes that are no number": (("--local", "two", "--", "pretrain"), "--local: 'two'"),
+    "several slices for local processes": (("--slices=2", "--local=2", "--", "pretrain"), "--local: takes no step and"),
     "a TPU for local processes": (("--local", "2", *TPU, "--", "pretrain"), "--local: takes no step and no option"),
 }
 

@@ -55,14 +55,21 @@ def test_packed_documents_equal_separate_ones(model, params, packed_batch) -> No
         np.testing.assert_allclose(alone, packed[:, places], atol=2e-6)
 
 
-@pytest.mark.parametrize("remat", some(["full", "dots", "attention"], ["dots"]))
-def test_remat_changes_no_gradient(model, params, packed_batch, remat) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    some(
+        [{"remat": "full"}, {"remat": "dots"}, {"remat": "attention"}, {"unroll": 2}, {"remat": "dots", "unroll": 8}],
+        [{"remat": "dots", "unroll": 2}],
+    ),
+    ids=str,
+)
+def test_what_is_stored_and_unrolled_changes_no_gradient(model, params, packed_batch, changes) -> None:
     batch = packed_batch(2, 24, CONFIG.vocab_size)
 
     def gradient(which: LanguageModel):
         return jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(which.hidden(p, batch.tokens)))))(params)
 
-    other = language_model(CONFIG, ComputeConfig(remat=remat))
+    other = language_model(CONFIG, ComputeConfig(**changes))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), gradient(other), gradient(model))
 
 

@@ -28,10 +28,11 @@ def changed(section: Any, path: list[str], value: Any) -> Any:
 
 
 def test_what_is_said_once_reaches_every_stage():
-    config = told(seed=7, template="plain", split=(2.0, 4.0, 4.0), data="manners")
+    config = told(seed=7, template="plain", split=(2.0, 4.0, 4.0), data="manners", supervise__step_seconds=60.0)
     for number, (name, stage) in enumerate(stages_of(config)._asdict().items(), 1):
         assert (stage.run_dir, stage.seed, stage.data.template) == (f"R/{name}", 7, "plain")
         assert (stage.data.source, stage.data.split, stage.data.stage) == ("manners", (2.0, 4.0, 4.0), number)
+        assert stage.supervise == config.supervise
 
 
 def test_each_stage_begins_with_what_the_one_before_gave_or_with_a_model_of_elsewhere():
@@ -57,10 +58,12 @@ def test_a_dry_run_needs_no_result_of_a_stage():
         ({"template": "plain", "sft__data__template": "chatml"}, "sft.data.template: chatml contradicts --template"),
         ({"ppo__run_dir": "elsewhere"}, "ppo.run_dir: elsewhere is a folder of --run_dir"),
         ({"sft__dry_run": True}, "sft.dry_run: True is said once"),
+        ({"sft__supervise__restarts": 3}, "sft.supervise.restarts: 3 is said once, as --supervise.restarts"),
         ({"ppo__model": "other"}, "ppo.model: other must be sft"),
         ({"ppo__reward_model": "other"}, "give another as --reward_model"),
         ({"sft_model": "tuned"}, "--sft_model tuned: contradicts sft.model"),
-        ({"split": (1.0, 1.0)}, "--split [1.0, 1.0]: needs three shares"),
+        ({"split": (1.0, 1.0)}, "--split [1.0, 1.0]: needs three shares above 0"),
+        ({"split": (0.0, 1.0, 1.0)}, "--split [0.0, 1.0, 1.0]: needs three shares above 0"),
         ({"comparison__prompts": 101}, "100 prompts are held out, and the comparison needs 101"),
     ],
 )

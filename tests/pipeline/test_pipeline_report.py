@@ -87,6 +87,20 @@ def test_the_numbers_are_those_of_the_runs(outcome) -> None:
     assert "KL spent per answer 2.50 ± 0.50 nats, target 1: more than 2 times that" in outcome.lines()
 
 
+def test_a_stage_that_was_made_without_a_verdict_is_not_shown_to_have_worked(tmp_path, outcome) -> None:
+    better = Comparison(["Who?"] * 20, *(scored(["a"] * 20, [x] * 20, [x] * 20) for x in (0.0, 1.0)))
+    stages = [outcome.stages[0], outcome.stages[2]]
+    assert Outcome("x", stages, None, better).is_believed
+    unknown = stage_outcome("ppo", str(written(tmp_path / "unknown", [], None)), is_made=True)
+    assert not Outcome("x", [*stages, unknown], None, better).is_believed
+
+
+def test_a_judge_that_scored_nothing_is_named(outcome) -> None:
+    silent = scored(["a"], [0.0], [None])
+    lines = Outcome("x", outcome.stages, None, Comparison(["Who?"], silent, silent)).lines()
+    assert f"no win rate by {JUDGE}: to no prompt did it score both answers" in lines
+
+
 class Tags(HTMLParser):
     """Tags that are not the page's own kinds, addresses, and the text."""
 

@@ -64,6 +64,14 @@ def test_a_stage_is_made_again_where_it_is_damaged_or_asked_for_otherwise(made, 
     assert calls[3:] == ["sft", "ppo"]
 
 
+def test_a_damaged_record_of_what_is_done_is_named(made, tmp_path) -> None:
+    calls, stages = made
+    (tmp_path / "done.json").write_text("{")
+    with pytest.raises(UserError, match=r"done.json: is not JSON: .*; remove it: the stages are looked at again"):
+        make_stages(str(tmp_path), stages)
+    assert not calls
+
+
 def test_what_is_of_elsewhere_is_never_made(made, tmp_path, capsys) -> None:
     calls, stages = made
     make_stages(str(tmp_path), [stages[0]._replace(elsewhere="a/model"), *stages[1:]])

@@ -49,7 +49,7 @@ def table(plans: list[dict[str, Any]]) -> str:
         "| `plan` with | fits | peak of limit, GiB | FLOPs, program / formula | sent, GiB (x least) | "
         "by a model: bound, seconds, utilization | compiled |"
     )
-    return "\n".join([header, "|---" * 7 + "|", *map(_row, plans), "", _origin(plans)])
+    return "\n".join([header, "|---" * 7 + "|", *map(_row, plans), "", origin(plans)])
 
 
 def _row(plan: dict[str, Any]) -> str:
@@ -70,7 +70,8 @@ def _row(plan: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _origin(plans: list[dict[str, Any]]) -> str:
+def origin(plans: list[dict[str, Any]]) -> str:
+    """When and with what they were compiled."""
     versions = sorted({f"{name} {number}" for plan in plans for name, number in plan["versions"].items()})
     dates = sorted({plan["date"] for plan in plans})
     return f"Compiled {' to '.join(dict.fromkeys((dates[0], dates[-1])))} with {', '.join(versions)}."

@@ -1,7 +1,8 @@
-"""The plans that the README shows are those that were kept, and all fit."""
+"""The plans that READMEs show are those that were kept, and what is said to fit does."""
 
 import json
 
+import record_rlhf_plans as rlhf
 from record_plans import BEGIN, END, KEPT, PLANS, README, table
 
 GIB = 2**30
@@ -33,3 +34,20 @@ def test_a_step_of_decoding_moves_little_but_its_weights_and_caches() -> None:
         held = plan["memory"]["held"]
         assert plan["what"] == "decode step"
         assert plan["memory_traffic"] <= 1.1 * (held["parameters"] + held["caches"]), arguments
+
+
+def test_the_readme_of_rlhf_shows_what_was_kept() -> None:
+    kept = json.loads(rlhf.KEPT.read_text())
+    assert [plan["arguments"] for plan in kept] == list(rlhf.PLANS)
+    shown = rlhf.README.read_text(encoding="utf-8").partition(rlhf.BEGIN)[2].partition(rlhf.END)[0]
+    assert shown.strip() == rlhf.tables(kept)
+
+
+def test_rlhf_at_7b_fits_16_chips_and_but_for_sft_one_gpu() -> None:
+    on_chips, on_gpu = json.loads(rlhf.KEPT.read_text())
+    assert on_chips["fits"] and (on_chips["devices"], on_gpu["devices"]) == (16, 1)
+    assert {name: stage["fits"] for name, stage in on_gpu["stages"].items()} == {
+        "sft": False,
+        "reward": True,
+        "ppo": True,
+    }

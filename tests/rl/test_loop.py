@@ -11,12 +11,15 @@ import pytest
 from llama_jax.core.errors import UserError
 from llama_jax.data.instructions.templates import Layout
 from llama_jax.data.tokenizers import Tokenizer
+from llama_jax.rl import running
 from llama_jax.rl.config import GroupRolloutConfig, GrpoConfig, PromptDataConfig, RewardsConfig
 from llama_jax.rl.judging import Judge, Judged
-from llama_jax.rl.learners.grouped import with_contrast
+from llama_jax.rl.learners.grouped import Batch, learned_tokens, with_contrast
 from llama_jax.rl.loop import Clock, Parts, Progress
+from llama_jax.rl.ppo_config import PpoConfig
 from llama_jax.rl.prompts import Prompt, PromptData, arguments_of
 from llama_jax.rl.rollouts import Rollouts, Sampler
+from llama_jax.training.config import TrainingConfig
 
 
 def stand_in(kind: type, **what_it_has: Any) -> Any:
@@ -27,7 +30,7 @@ def stand_in(kind: type, **what_it_has: Any) -> Any:
 
 
 def sums(**settings: Any) -> PromptData:
-    config = PromptDataConfig(validation_examples=40, **settings)
+    config = PromptDataConfig(**{"validation_examples": 40} | settings)
     layout = stand_in(Layout, prompt_ids=lambda turns: [ord(letter) for turn in turns for letter in turn.content])
     return PromptData(config, layout, seed=3, say=lambda line: None)
 
@@ -62,11 +65,12 @@ def test_prompts_too_long_are_counted_and_some_must_be_left() -> None:
 def test_reward_functions_are_told_what_records_have_as_trl_tells_them() -> None:
     turns = [{"role": "user", "content": "b"}]
     prompts = [Prompt([1], "a", {"answer": 1}), Prompt([2], turns, {"level": "x"})]
-    assert arguments_of(prompts, ["y", "z"], [[5], [6, 7]]) == {
+    assert arguments_of(prompts, ["y", "z"], [[5], [6, 7]], ["answer", "hint", "level"]) == {
         "prompts": ["a", turns],
         "completions": ["y", [{"role": "assistant", "content": "z"}]],
         "completion_ids": [[5], [6, 7]],
         "answer": [1, None],
+        "hint": [None, None],  # of other records: a function is always called with the same
         "level": [None, "x"],
     }
 
@@ -74,7 +78,7 @@ def test_reward_functions_are_told_what_records_have_as_trl_tells_them() -> None
 def test_the_judge_adds_up_by_weight_and_penalizes_what_is_cut_or_long() -> None:
     config = RewardsConfig(("exact", "last_number"), (1.0, 0.5), missing_end_penalty=0.25, overlong_buffer=2)
     digits = stand_in(Tokenizer, decode=lambda ids: "".join(str(each % 10) for each in ids))
-    judge = Judge(config, digits, 4)
+    judge = Judge(config, digits, 4, ["answer"])
     rollouts = Rollouts([[1]] * 3, [[7], [1, 7, 3], [8, 8, 8, 8]], np.zeros((3, 4)), np.array([True, True, False]))
     prompts = [
         Prompt([1], "3+4=", {"answer": "7"}),
@@ -116,6 +120,33 @@ def test_groups_without_contrast_give_way_to_others(most: int, asked: int, left:
     numbers = [ids[0] for ids in batch.rollouts.completions]
     np.testing.assert_array_equal(judge(None, batch.rollouts).summed, batch.judged.summed)
     assert len({*numbers}) == 8 and [number // 10 for number in numbers] == [p[0] for p in batch.rollouts.prompts]
+
+
+def test_neither_a_completion_without_a_reward_nor_one_that_was_cut_is_learned_from() -> None:
+    rollouts = Rollouts([[1]] * 3, [[7], [1, 7], [8, 8]], np.zeros((3, 2)), np.array([True, True, False]))
+    rewards = np.array([np.nan, 0.0, 1.0])
+    batch = Batch(rollouts, Judged(rewards[:, None], rewards), 3, 5, {})
+    config = GrpoConfig()
+    np.testing.assert_array_equal(learned_tokens(config, batch), [[False, False], [True, True], [True, True]])
+    config = dataclasses.replace(config, learn_truncated=False)
+    np.testing.assert_array_equal(learned_tokens(config, batch), [[False, False], [True, True], [False, False]])
+
+
+def test_a_prompt_that_is_none_is_named(tmp_path) -> None:
+    (tmp_path / "asked.jsonl").write_text('{"prompt": 5}\n')
+    with pytest.raises(
+        UserError, match=r"asked.jsonl:1: field 'prompt' is of type number; it must be a text or a list"
+    ):
+        sums(source=str(tmp_path / "asked.jsonl"), validation_examples=0)
+
+
+def test_a_run_that_goes_on_says_where_its_learning_rate_has_ended(monkeypatch, capsys) -> None:
+    config = PpoConfig(training=TrainingConfig(steps=30, schedule="linear", spike_sigma=0.0), rollout_epochs=2)
+    monkeypatch.setattr(running, "begun_schedule", lambda run_dir: None)
+    assert running.with_schedule(config).training.schedule_steps == 60 and not capsys.readouterr().out
+    monkeypatch.setattr(running, "begun_schedule", lambda run_dir: 40)
+    assert running.with_schedule(config).training.schedule_steps == 40
+    assert "the learning-rate schedule still ends at update 40" in capsys.readouterr().out
 
 
 def test_progress_comes_back_from_json() -> None:

@@ -16,7 +16,7 @@ import asyncio, math, os, subprocess, sys, time
 import beside
 
 def call(mode, completions, **rest):
-    return list(MODES[mode[0]](completions, rest))
+    return MODES[mode[0]](completions, rest)
 
 async def later(completions, **rest):
     await asyncio.sleep(0.01)
@@ -51,6 +51,8 @@ MODES = {
     "large": lambda completions, rest: [1.0, 1e30, -math.inf],
     "text": lambda completions, rest: [1.0, "2", 3.0],
     "number": lambda completions, rest: 5,
+    "nothing": lambda completions, rest: None,
+    "names": lambda completions, rest: {0: 1.0, 1: 1.0, 2: 1.0},
     "memory": lambda completions, rest: bytearray(2**34),
 }
 """
@@ -78,7 +80,9 @@ def ask(function: RewardFunction, mode: str, count: int = 3) -> np.ndarray:
     [
         ("raise", [None] * 3, "raised", 1, "ValueError: of its own making"),
         ("leave", [None] * 3, "raised", 1, "SystemExit: 3"),
-        ("number", [None] * 3, "raised", 1, "TypeError: 'int' object is not iterable"),
+        ("number", [None] * 3, "raised", 1, "gives int 5, not a list with a reward for each completion"),
+        ("nothing", [None] * 3, "raised", 1, "gives None, not a list"),
+        ("names", [None] * 3, "raised", 1, "gives dict {0: 1.0, 1: 1.0, 2: 1.0}, not a list"),
         ("memory", [None] * 3, "raised", 1, "MemoryError"),
         ("die", [None] * 3, "died", 1, "its process ended"),
         ("hang", [None] * 3, "too_slow", 1, "takes longer than 1 s"),
@@ -151,17 +155,29 @@ def test_functions_are_called_as_trl_calls_them(file) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own.py:cal", "has no function 'cal'; there are call, later, refuse, start, told"),
+        ("own.py:cal", "own.py:cal: has no function 'cal'; there are call, later, refuse, start, told"),
         ("broken.py:call", "line 2: NameError: name 'nothing' is not defined"),
         ("missing.py:call", "there is no file"),
-        ("exakt", "has no function 'exakt'; there are exact, last_number"),
+        ("slow.py:call", "takes longer than 0.5 s to be opened"),
+        ("exakt", "'exakt' is neither FILE.py:NAME nor one of exact, last_number, phrases"),
+        ("own.py", "own.py' is neither FILE.py:NAME nor"),
+        ("exact", "missing a required argument: 'answer'; it is called with prompts, completions, wanted"),
+        ("own.py:told", "missing a required argument: 'completion_ids'"),
     ],
 )
-def test_what_cannot_be_opened_is_said(file, name, message) -> None:
+def test_what_cannot_be_opened_is_said_before_it_is_called(file, name, message) -> None:
     (file.parent / "broken.py").write_text("import sys\nnothing()\n")
-    name = f"{file.parent}/{name}" if ":" in name else name
-    with pytest.raises(UserError, match=f"rewards.function: .*{message}"):
-        ask(RewardFunction(RewardFunctionConfig(name)), "fine")
+    (file.parent / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    name = f"{file.parent}/{name}" if ".py" in name else name
+    with pytest.raises(UserError, match=rf"rewards.functions: .*{message}"):
+        RewardFunction(RewardFunctionConfig(name, timeout_seconds=0.5)).check(("prompts", "completions", "wanted"))
+
+
+def test_a_function_that_can_be_called_is_found_good(file) -> None:
+    function = RewardFunction(RewardFunctionConfig(f"{file}:call"))
+    function.check()
+    function.check(("mode", "prompts", "completions"))
+    np.testing.assert_array_equal(ask(function, "fine"), [1.0, 2.0, 1.0])
 
 
 def test_bundled_functions_check_answers() -> None:
@@ -176,7 +192,9 @@ def test_bundled_functions_check_answers() -> None:
     [
         ({"timeout_seconds": 0.0}, "rewards.timeout_seconds: 0.0 must be above 0 and finite"),
         ({"largest_reward": float("inf")}, "rewards.largest_reward: inf must be above 0 and finite"),
-        ({"weight": float("nan")}, "rewards.weight: nan must be a finite number"),
+        ({"weight": float("nan")}, "rewards.weights: nan must be a number between -1e\\+08 and 1e\\+08"),
+        ({"weight": -1e300}, "rewards.weights: -1e\\+300 must be a number between"),
+        ({"largest_reward": 1e30}, "rewards.largest_reward: 1e\\+30 must be a number between"),
         ({"failures_allowed": -1}, "rewards.failures_allowed: -1 must not be negative"),
     ],
 )

@@ -77,7 +77,7 @@ class Toy(_Run):
         self._learner = Adding(jax.sharding.get_mesh(), killed)
         self._data: Any = Mock(spec=PromptData, fingerprint="prompts", held_out=())
         self._start: Any = Mock(files={"model/config.json": b"{}"}, base=None)
-        self._method = all_parameters()
+        self._method: Any = all_parameters(None)
 
     def _parts(self, params: Any, stop_ids: Any) -> Parts:
         return Parts(self._config, self._data, Mock(spec=Sampler), Mock(spec=Judge), self._run.say)

@@ -18,8 +18,9 @@ from llama_jax.model.config import SIZES, AdapterConfig, ComputeConfig
 from llama_jax.model.llama import language_model
 from llama_jax.objectives.policy import tempered
 from llama_jax.objectives.token_logprobs import token_logprobs
+from llama_jax.rl.config import RolloutConfig
 from llama_jax.rl.correction import agreement
-from llama_jax.rl.rollouts import Rollouts, Sampler
+from llama_jax.rl.rollouts import Rollouts, Sampler, rollout_slots
 from llama_jax.rl.rows import laid_rows
 
 MODEL = language_model(dataclasses.replace(SIZES["tiny"], num_layers=1), ComputeConfig())
@@ -39,6 +40,14 @@ def params():
 def adapted(params):
     adapter = lora.init_adapter(AdapterConfig(rank=2), params, jax.random.key(0))
     return lora.with_adapter(params, adapter)
+
+
+def test_slots_are_no_more_than_are_needed_and_such_as_the_mesh_divides() -> None:
+    config = RolloutConfig(slots=64)
+    with jax.set_mesh(make_mesh(MeshConfig(1, 8))):
+        assert [rollout_slots(config, completions) for completions in (1, 20, 64, 1000)] == [8, 24, 64, 64]
+        with pytest.raises(UserError, match=r"rollout.slots: 12 rows are not divisible by the 8 devices"):
+            rollout_slots(RolloutConfig(slots=12), 1000)
 
 
 def changed(params):

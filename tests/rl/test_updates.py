@@ -2,11 +2,14 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 import pytest
 
+from llama_jax.checkpoints.opening import OpenParams
+from llama_jax.checkpoints.reward_normalization import NORMALIZATION_FILE, RewardNormalization, padding_file
 from llama_jax.core import tree
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
@@ -21,6 +24,7 @@ from llama_jax.objectives.value import clipped_value
 from llama_jax.rl import aggregation
 from llama_jax.rl.correction import agreement, importance_weights
 from llama_jax.rl.groups import group_advantages
+from llama_jax.rl.learners.reward_model import OpenRewardModel
 from llama_jax.rl.rollouts import Rollouts, Sampler
 from llama_jax.rl.updates import Experience, Plan, Updates, Valued, logprobs_by, values_by
 from llama_jax.runs.methods import all_parameters, low_rank_adapter, with_scalar_head
@@ -131,6 +135,28 @@ def test_rows_that_may_not_do_are_refused(program) -> None:
         updates(longest=LONGEST, completions=17)
     with pytest.raises(UserError, match="row_length: 24 is less than the 29 tokens"):
         updates(longest=(20, 10), completions=8)
+
+
+def test_a_reward_model_whose_padding_ends_completions_is_read_before_it(mesh) -> None:
+    """As one of transformers whose padding is its end token: the score is that of the text without it."""
+    end, files = 2, {**padding_file(2), NORMALIZATION_FILE: RewardNormalization(2.0, 1.0).to_json()}
+    prompts, completions = [[1, 40], [1, 40], [1, end], [end]], [[7, end, 8, end, end], [7, end, 8], [end], [end, end]]
+    read = [([1, 40], [7, end, 8])] * 2 + [([1], []), ([end], [])]
+
+    def told(pairs: Iterable[tuple[list[int], list[int]]]) -> Rollouts:
+        asked, said = map(list, zip(*pairs, strict=True))
+        return Rollouts(asked, said, np.zeros((len(asked), 8), np.float32), np.ones(len(asked), np.bool_))
+
+    with jax.set_mesh(mesh):
+        model = language_model(dataclasses.replace(MODEL.config, scalar_head=True), ComputeConfig())
+        opened = OpenParams(model, jax.jit(model.init)(KEY), files, "here", None)
+        reward = OpenRewardModel.of(opened, "here")
+        at_ends = dataclasses.replace(reward, padding=None)
+        rollouts = told(zip(prompts, completions, strict=True))
+        scores, expected = reward.scores(8, 24, rollouts), at_ends.scores(8, 24, told(read))
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+        difference = np.abs(scores - at_ends.scores(8, 24, rollouts))
+    assert difference[0] > 1e-3 and difference[2] > 1e-3 and difference[1] < 1e-5
 
 
 @pytest.mark.slow

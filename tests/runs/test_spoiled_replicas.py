@@ -20,6 +20,7 @@ def spoil(state: TrainState) -> None:
         flip_a_bit(tree.flatten(state.trainable)[PATH], device=1, byte=2)
 
 
+@pytest.mark.slow
 def test_a_run_ends_where_a_device_keeps_something_else(tmp_path) -> None:
     toy = Toy(tmp_path, training=TRAINING, replicas=2, when_evaluated=spoil)
     with pytest.raises(ReplicasDifferError, match=r"^step 6: .* from step 3 or before \(--resume N\)") as raised:

@@ -13,6 +13,7 @@ from llama_jax.checkpoints.config import CheckpointConfig
 from llama_jax.checkpoints.steps.folders import best_step
 from llama_jax.checkpoints.steps.manifest import CheckpointDamagedError
 from llama_jax.core.errors import SavedAfterSignal, UserError
+from llama_jax.core.processes import watchdog
 from llama_jax.core.recording.metrics import read_metrics
 from llama_jax.training.config import TrainingConfig
 
@@ -55,6 +56,17 @@ def test_a_run_that_is_killed_is_the_uninterrupted_run(uninterrupted, tmp_path, 
     assert spent.get("replayed", 0.0) == pytest.approx(lost, abs=0.01)
     assert spent.get("down", 0.0) > 0 or lives == [2]  # which recorded nothing
     assert toy.before_training == [0, *(3 * ((step - 1) // 3) for step in lives)]
+
+
+def test_steps_have_their_limit_once_their_batch_size_is_compiled(tmp_path):
+    seen = []
+    training = TrainingConfig(
+        steps=STEPS, batch_size=ROWS, batch_ramp=((0, ROWS), (4, ROWS)), warmup_steps=2, evaluate_every=2
+    )
+    data = Counted(before_batch=lambda step: seen.append(watchdog._watching._place[1:]))
+    assert Toy(tmp_path, training).train(data)
+    assert seen == [(f"step {step}", step in (3, 4, 7, 8)) for step in range(1, STEPS + 1)]
+    assert watchdog._watching is None
 
 
 def test_the_same_command_after_the_end_changes_nothing(uninterrupted, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The gradient step: bad updates leave no trace, microbatches add up, only what is selected trains."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -272,6 +273,27 @@ def test_the_warm_up_is_said_in_one_way_only() -> None:
     for steps, fraction, said in ((100, 0.03, "100 and training.warmup_fraction: 0.03"), (None, None, "null")):
         with pytest.raises(UserError, match=said):
             TrainingConfig(warmup_steps=steps, warmup_fraction=fraction)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("weight_decay", math.nan, "nan must be at least 0 and finite"),
+        ("weight_decay", -0.1, "-0.1 must be at least 0 and finite"),
+        ("clip_norm", math.inf, "inf must be at least 0 and finite"),
+        ("beta1", 1.0, "1.0 must be at least 0 and below 1"),
+        ("beta2", math.nan, "nan must be at least 0 and below 1"),
+        ("epsilon", 0.0, "0.0 must be above 0 and finite"),
+        ("final_learning_rate_fraction", -1.0, "-1.0 must be at least 0 and finite"),
+        ("spike_sigma", math.nan, "nan must be at least 0 and finite"),
+        ("z_loss", math.inf, "inf must be at least 0 and finite"),
+        ("warmup_steps", -1, "-1 must be at least 0, or null"),
+        ("schedule_steps", 0, "0 must be at least 1, or null"),
+    ],
+)
+def test_settings_by_which_no_update_could_be_made_are_refused(setting: str, value: float, message: str) -> None:
+    with pytest.raises(UserError, match=f"^training.{setting}: {message}"):
+        TrainingConfig(**{setting: value})
 
 
 def test_a_parameter_may_have_a_learning_rate_of_its_own() -> None:

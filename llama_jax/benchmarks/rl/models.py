@@ -10,7 +10,10 @@ from llama_jax.benchmarks.results import say
 from llama_jax.benchmarks.rl.config import RlBenchmarkConfig
 from llama_jax.core.errors import UserError
 
-_ONE_STEP = ("--training.steps", "1", "--training.warmup_steps", "0", "--training.peak_learning_rate", "1e-9")
+_ONE_STEP = (
+    *("--training.steps", "1", "--training.warmup_steps", "0", "--training.warmup_fraction", "null"),
+    *("--training.peak_learning_rate", "1e-9"),
+)
 """Of which nothing is learned."""
 
 

@@ -1,6 +1,7 @@
 """Start-up of a job of several processes, and what they must agree on."""
 
 import contextlib
+import glob
 import itertools
 import os
 import signal
@@ -17,10 +18,15 @@ from jax.experimental import multihost_utils
 from llama_jax.core.config import DistributedConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import all_devices
+from llama_jax.core.processes.joining import await_all
+from llama_jax.core.processes.memory import keep_freed_memory
+from llama_jax.core.processes.peers import Peers
 from llama_jax.core.processes.signals import StopSignal, let_work_tidy_up
 
-_CLUSTER_VARIABLES = ("MEGASCALE_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri")
-"""Set where JAX itself finds the other processes: several TPU slices, Slurm, Open MPI."""
+_CLUSTER_VARIABLES = ("MEGASCALE_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
+"""Set where JAX itself finds the other processes: several TPU slices, what `srun` starts, Open MPI."""
+_ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
+"""Devices of TPUs and GPUs."""
 
 
 def start_up(config: DistributedConfig) -> str:
@@ -28,9 +34,12 @@ def start_up(config: DistributedConfig) -> str:
 
     Raises:
         UserError: another number of processes joined than was asked for.
-        CannotGoOnError: see `all_devices`.
+        CannotGoOnError: see `all_devices` and `await_all`.
     """
     _keep_compiled_programs()
+    # (JAX itself cannot be asked: that would start its threads.)
+    if os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(glob.glob, _ACCELERATORS)):
+        keep_freed_memory()
     in_cluster = any(name in os.environ for name in _CLUSTER_VARIABLES) or in_tpu_pod()
     if config.coordinator is not None or (in_cluster and config.num_processes != 1):
         # Only the CPU backend looks at this; without it several CPU processes could not exchange anything.
@@ -41,12 +50,14 @@ def start_up(config: DistributedConfig) -> str:
                 f"(at most {config.timeout_seconds} s)",
                 flush=True,
             )
+            await_all(config.coordinator, config.process_id or 0, config.num_processes or 1, config.timeout_seconds)
         jax.distributed.initialize(
             config.coordinator,
             config.num_processes,
             config.process_id,
             initialization_timeout=config.timeout_seconds,
-            heartbeat_timeout_seconds=60,
+            # After the watchdog, which says more: what is set here is when JAX aborts the process.
+            heartbeat_timeout_seconds=5 + 3 * config.heartbeat_seconds // 2,
         )
     platform = all_devices()[0].platform
     let_work_tidy_up()
@@ -119,6 +130,17 @@ def gathered(content: bytes) -> list[bytes]:
     padded = np.frombuffer(content.ljust(int(sizes.max()), b"\0"), np.uint8)
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [row.tobytes()[:size] for row, size in zip(rows, sizes.tolist(), strict=True)]
+
+
+def job_peers() -> Peers:
+    """The processes of this job, by what they post where collectives play no part."""
+    client: Any = distributed.global_state.client
+    rank, folder = jax.process_index(), "llama_jax/notices/"
+
+    def read() -> dict[int, str]:
+        return {int(key.removeprefix(folder)): text for key, text in client.key_value_dir_get(folder)}
+
+    return Peers(rank, jax.process_count(), lambda text: client.key_value_set(f"{folder}{rank}", text, True), read)
 
 
 _calls = itertools.count()

@@ -2,14 +2,17 @@
 `answer(request)`, which gives a dictionary.
 
 Reads one JSON object a line: `request`, `seconds`, the processor time that the answer may take, and `memory`, the bytes
-of address space. Writes an answer a line. Whoever started it bounds the wall time and ends it."""
+of address space. Writes an answer a line. Whoever started it bounds the wall time and ends it; it ends by itself, with
+all that it has started, when nobody is left to do so."""
 
 import contextlib
 import importlib.util
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -37,8 +40,16 @@ def _program(file: str) -> Callable[[Any], dict[str, Any]]:
     return module.answer
 
 
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.killpg(0, signal.SIGKILL)
+
+
 def main() -> None:
     """Answer until there is nothing more to read."""
+    # What is asked may never end, and whoever would end it may be killed.
+    threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
     # What the program reads and prints must not get between requests and answers.
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDWR)

@@ -5,11 +5,14 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from llama_jax.core.errors import SavedAfterSignal
 
 _SECONDS_IN_A_LIBRARY = 1.0
 _SECONDS_OF_ONE_REQUEST = 0.1
@@ -89,13 +92,46 @@ class StopSignal(contextlib.ExitStack):
             if self.received:
                 if time.monotonic() - first < _SECONDS_OF_ONE_REQUEST:
                     continue
-                _end("ended at once; nothing more is saved", 128 + number[0])
+                end_at_once("ended at once; nothing more is saved", 128 + number[0])
             first = time.monotonic()
             self._received.set()
             # Whole: between the two writes of `print` the main thread may end the process.
             sys.stderr.write(f"{self._says}\n")
             sys.stderr.flush()
             self._on_request()
+
+
+def run_first(command: Sequence[str]) -> int:
+    """Run another command to its end, and tell it of a signal to this process; returns its exit code.
+
+    Raises:
+        SavedAfterSignal: a signal came.
+    """
+    process = subprocess.Popen(command)
+    with StopSignal(on_request=process.terminate, says="stopping it; again ends at once") as signal:
+        code = process.wait()
+    if signal.received:
+        raise SavedAfterSignal("interrupted; run the same command to go on")
+    return code
+
+
+@contextlib.contextmanager
+def passed_on(pass_on: Callable[[int], None]) -> Iterator[None]:
+    """Pass on in this block whatever asks this process to end, but for what it ignores, such as Ctrl-C where a shell
+    started it in the background.
+
+    Args:
+        pass_on: takes the number of the signal, in a thread of its own.
+    """
+
+    def listen(signals: socket.socket) -> None:
+        while number := signals.recv(1):
+            pass_on(number[0])
+
+    asking = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    heard = [number for number in asking if signal.getsignal(number) is not signal.SIG_IGN]
+    with _heard(dict.fromkeys(heard, lambda *_: None), listen):
+        yield
 
 
 _tidies_up = threading.Event()
@@ -123,7 +159,7 @@ def ending_on_interrupt() -> Iterator[threading.Event]:
 
     def interrupt(*_: object) -> None:
         if not _tidies_up.is_set():
-            _end("interrupted", 130)
+            end_at_once("interrupted", 130)
         raised.set()
         raise KeyboardInterrupt
 
@@ -139,13 +175,13 @@ def ending_on_interrupt() -> Iterator[threading.Event]:
             except TimeoutError:
                 if not raised.is_set():
                     break
-        _end("interrupted", 130)
+        end_at_once("interrupted", 130)
 
     def went_no_further(what: Any) -> None:
         if not raised.is_set():
             otherwise(what)
         elif issubclass(what.exc_type, KeyboardInterrupt):
-            _end("interrupted", 130)
+            end_at_once("interrupted", 130)
         # The others are of what was left half made: there is nothing to say of it.
 
     # What a shell starts in the background ignores Ctrl-C.
@@ -200,7 +236,7 @@ class Interruptions(contextlib.ExitStack):
                 noted.set()
             elif time.monotonic() - self._first > _SECONDS_IN_A_LIBRARY:
                 self._tidy_up()
-                _end("interrupted", 130)
+                end_at_once("interrupted", 130)
 
 
 def remove_at_a_sudden_end(directory: os.PathLike[str]) -> None:
@@ -211,7 +247,8 @@ def remove_at_a_sudden_end(directory: os.PathLike[str]) -> None:
 _unfinished: set[str] = set()
 
 
-def _end(line: str, code: int) -> None:
+def end_at_once(line: str, code: int) -> NoReturn:
+    """End this process with a line. Nothing is waited for, and only what `remove_at_a_sudden_end` names removed."""
     for directory in _unfinished:
         shutil.rmtree(directory, ignore_errors=True)
     os.write(2, f"{line}\n".encode())  # not by `print`, which may wait for the main thread

@@ -91,7 +91,8 @@ class ActorCriticLearner:
             scores = functools.partial(reward.scores, size, config.row_length)
             judges = RewardModel(scores, config.rewards.model_weight)
             fingerprints["reward_model"] = reward.fingerprint
-        self.judge = Judge(config.judged_by, opened.tokenizer, config.rollout.max_new_tokens, judges)
+        longest, fields = config.rollout.max_new_tokens, opened.data.fields
+        self.judge = Judge(config.judged_by, opened.tokenizer, longest, fields, judges)
         self._critic = open_critic(opened, reward)
         self._reference = _reference(opened) if config.kl.coefficient else None
         if config.method == "full" and self._reference is not None:

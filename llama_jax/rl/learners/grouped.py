@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llama_jax.core.arrays import Float, PyTree
+from llama_jax.core.arrays import Bool, Float, PyTree
 from llama_jax.core.recording.metrics import MetricsRecord
 from llama_jax.model.lora import without_adapter
 from llama_jax.rl.aggregation import Aggregation
@@ -45,7 +45,7 @@ class GroupLearner:
             completions=config.rollout.completions,
             seed=config.seed,
         )
-        self.judge = Judge(config.rewards, opened.tokenizer, config.rollout.max_new_tokens)
+        self.judge = Judge(config.rewards, opened.tokenizer, config.rollout.max_new_tokens, opened.data.fields)
 
     def fresh(self) -> Trained:
         """See `Learner`."""
@@ -82,7 +82,7 @@ class GroupLearner:
                 base, _ = without_adapter(params)
                 reference = logprobs_by(program, config.rollout.temperature, base, rollouts)
         weights, of_sampler = compared(config, old, rollouts)
-        learned = rollouts.mask & (rollouts.ended[:, None] | config.learn_truncated)
+        learned = learned_tokens(config, batch)
         with clock.timing("update"):
             experience = Experience(old, reference, weights, self._advantages_of(parts, batch))
             del params  # of which the updates take the memory
@@ -136,6 +136,13 @@ def with_contrast(config: GrpoConfig, parts: Parts, first: int, clock: Clock) ->
         dull = without_contrast(judged.summed, size)
     record |= {"resampled_groups": replaced, "groups_without_contrast": int(dull.sum())}
     return Batch(rollouts, judged, number, tokens, record)
+
+
+def learned_tokens(config: GrpoConfig, batch: Batch) -> Bool[np.ndarray, "N C"]:
+    """The tokens that are learned from: not those of completions without a reward, nor, if the config says so, of those
+    that no end token ended."""
+    learned = ~np.isnan(batch.judged.summed) & (batch.rollouts.ended | config.learn_truncated)
+    return batch.rollouts.mask & learned[:, None]
 
 
 def _of_groups(judged: Judged, size: int) -> MetricsRecord:

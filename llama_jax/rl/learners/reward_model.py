@@ -13,18 +13,18 @@ from llama_jax.checkpoints.adapters.adapter import Adapter, check_base
 from llama_jax.checkpoints.config import StepChoice
 from llama_jax.checkpoints.finding import find_format
 from llama_jax.checkpoints.opening import ModelReference, OpenParams, open_params, with_adapters
-from llama_jax.checkpoints.reward_normalization import RewardNormalization, read_normalization
+from llama_jax.checkpoints.reward_normalization import RewardNormalization, read_normalization, read_padding
 from llama_jax.checkpoints.weight_reading import open_adapter
 from llama_jax.core import tree
 from llama_jax.core.arrays import Float, PyTree
 from llama_jax.core.errors import UserError
-from llama_jax.data.tokenizers import has_tokenizer, tokenizer_from_files
+from llama_jax.data.tokenizers import Tokenizer, has_tokenizer, tokenizer_from_files
 from llama_jax.model.config import AdapterConfig
 from llama_jax.model.llama import LanguageModel
 from llama_jax.model.lora import merge
 from llama_jax.rl.learners.opened import Opened
 from llama_jax.rl.ppo_config import PpoConfig
-from llama_jax.rl.rollouts import Rollouts
+from llama_jax.rl.rollouts import Rollouts, ending_before
 from llama_jax.rl.updates import read, row_scores
 
 
@@ -36,10 +36,25 @@ class OpenRewardModel:
     params: PyTree
     """Of an adapter over the base of the policy, the arrays of that base are those of the policy."""
     normalization: RewardNormalization
-    adapter: AdapterConfig | None
+    padding: int | None
+    """The id before which it is read where a completion ends with it, see `read_padding`."""
+    adapter: AdapterConfig | None = None
     """That of such an adapter; None: the model is one of its own."""
-    fingerprint: str
-    """Of what was trained: the adapter and its head, or the whole model."""
+    fingerprint: str = ""
+    """Of what was trained: the adapter and its head, or the whole model; empty: it was not asked for."""
+
+    @classmethod
+    def of(
+        cls, found: OpenParams, path: str, adapter: AdapterConfig | None = None, fingerprint: str = ""
+    ) -> "OpenRewardModel":
+        """One that was opened, with what travels with its weights.
+
+        Args:
+            path: For messages.
+        """
+        normalization = read_normalization(found.files, path) or RewardNormalization()
+        padding = read_padding(found.files, path)
+        return cls(found.model, found.params, normalization, padding, adapter, fingerprint)
 
     def scores(self, size: int, row_length: int, rollouts: Rollouts) -> Float[np.ndarray, "N"]:
         """What it gives where each completion ends, on the scale that its run has measured.
@@ -47,6 +62,8 @@ class OpenRewardModel:
         Args:
             size: Rows that are read at a time.
         """
+        if self.padding is not None:
+            rollouts = ending_before(rollouts, self.padding)
         of_rows = functools.partial(row_scores, self.model, self.params)
         found = read(of_rows, rollouts, jax.sharding.get_mesh(), size, row_length, reads_end=True)
         ends = np.take_along_axis(found, rollouts.lengths[:, None], axis=1)[:, 0]
@@ -73,13 +90,20 @@ def open_reward_model(opened: Opened[PpoConfig], path: str) -> OpenRewardModel:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
         say(f"reward model: {path}, a model of its own beside the policy's, {size:,} bytes")
     _check(opened, found, path)
-    return OpenRewardModel(
-        model=found.model,
-        params=found.params,
-        normalization=read_normalization(found.files, path) or RewardNormalization(),
-        adapter=None if adapter is None else adapter.config,
-        fingerprint=fingerprint_of(trained),
-    )
+    return OpenRewardModel.of(found, path, None if adapter is None else adapter.config, fingerprint_of(trained))
+
+
+def check_reads_ends(row_length: int, longest: tuple[int, int]) -> None:
+    """See to it that a row holds the longest prompt with the longest completion, whose last token is read too.
+
+    Raises:
+        UserError: it does not.
+    """
+    if sum(longest) > row_length:
+        raise UserError(
+            f"row_length: {row_length} is less than the {sum(longest)} tokens that a prompt may have with its "
+            "completion, all of which the reward model reads"
+        )
 
 
 def fingerprint_of(params: PyTree) -> str:
@@ -110,16 +134,19 @@ def _check(opened: Opened[PpoConfig], found: OpenParams, path: str) -> None:
         raise UserError(f"{said}: is a language model, which gives no score; take a run of reward")
     if config.context_length < longest:
         raise UserError(f"row_length: {longest} exceeds the context of the reward model, {config.context_length}")
-    if sum(opened.longest) > longest:
-        raise UserError(
-            f"row_length: {longest} is less than the {sum(opened.longest)} tokens that a prompt may have with its "
-            "completion, all of which the reward model reads"
-        )
+    check_reads_ends(longest, opened.longest)
     if not has_tokenizer(found.files):
         return
     theirs = tokenizer_from_files(found.files, path)
-    if theirs.fingerprint != opened.tokenizer.fingerprint:
+    if not _reads_as(theirs, opened.tokenizer):
         raise UserError(f"{said}: has another vocabulary than {opened.config.model}; take one trained from that")
     template = found.files.get("chat_template.jinja")
     if template is not None and template.decode() != opened.layout.chat_template:
         opened.run.say("note: the reward model was taught with another template than the policy is asked with")
+
+
+def _reads_as(theirs: Tokenizer, ours: Tokenizer) -> bool:
+    """Whether what ours writes is the same to theirs, in whichever format the two are: each id, and each name of a
+    control token. Theirs may have more, such as one for padding."""
+    tokens, names = ours.token_bytes(), ours.special_tokens.items()
+    return theirs.token_bytes()[: len(tokens)] == tokens and names <= theirs.special_tokens.items()

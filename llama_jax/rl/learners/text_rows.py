@@ -9,7 +9,7 @@ from llama_jax.core.batches import TokenBatch
 from llama_jax.core.errors import UserError
 from llama_jax.data.rows.packing import validation_rows
 from llama_jax.data.sources.documents import SelectedDocuments
-from llama_jax.data.sources.opening import open_source
+from llama_jax.data.sources.opening import errors_of, open_source
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.rl.ppo_config import TextConfig
 
@@ -26,7 +26,8 @@ class TextRows:
 
     def __init__(self, config: TextConfig, tokenizer: Tokenizer, row_length: int, size: int, seed: int) -> None:
         self._size, self._seed = size, seed
-        documents = open_source(str(config.source))
+        with errors_of("text.source"):
+            documents = open_source(str(config.source))
         some = SelectedDocuments(documents, np.arange(min(len(documents), config.max_documents)), "first")
         rows = list(validation_rows(some, tokenizer, row_length))
         if not rows:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from llama_jax.core.errors import UserError
 
+LARGEST_FACTOR = 1e8
+"""Of a reward, a weight or a penalty: the sum of the squares of a million products of two of them is in float32."""
+
 
 @dataclass(frozen=True)
 class RewardFunctionConfig:
@@ -28,7 +31,13 @@ class RewardFunctionConfig:
         for name in ("timeout_seconds", "memory_bytes", "largest_reward"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"rewards.{name}: {getattr(self, name)} must be above 0 and finite")
-        if not math.isfinite(self.weight):
-            raise UserError(f"rewards.weight: {self.weight} must be a finite number")
+        check_factor("rewards.weights", self.weight)
+        check_factor("rewards.largest_reward", self.largest_reward)
         if self.failures_allowed < 0:
             raise UserError(f"rewards.failures_allowed: {self.failures_allowed} must not be negative")
+
+
+def check_factor(setting: str, value: float) -> None:
+    """Refuse a factor of rewards, or a bound on them, with which their squares would leave float32."""
+    if not abs(value) <= LARGEST_FACTOR:
+        raise UserError(f"{setting}: {value} must be a number between {-LARGEST_FACTOR:g} and {LARGEST_FACTOR:g}")

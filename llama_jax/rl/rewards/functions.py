@@ -1,5 +1,6 @@
 """Python functions as the source of rewards, each in a process of its own with bounds on time and memory."""
 
+import inspect
 import json
 import math
 from collections import Counter
@@ -13,10 +14,12 @@ import numpy as np
 from llama_jax.core.arrays import Float
 from llama_jax.core.errors import CannotGoOnError, UserError
 from llama_jax.core.processes.guarded import GuardedProcess, Request
+from llama_jax.rl.rewards import bundled
 from llama_jax.rl.rewards.config import RewardFunctionConfig
 
-_FOLDER = Path(__file__).parent
-_WORKER = _FOLDER / "function_worker.py"
+BUNDLED = [name for name, value in vars(bundled).items() if inspect.isfunction(value) and name[0] != "_"]
+"""Functions that come with llama_jax."""
+_WORKER = Path(__file__).with_name("function_worker.py")
 _BYTES_AN_ANSWER, _BYTES_A_REWARD = 4096, 512
 
 
@@ -24,17 +27,20 @@ class RewardFunction:
     """A function that is called with keywords `prompts`, `completions`, `completion_ids` and the other fields of the
     records, a list each, and gives a number for each completion, or None where it does not apply; it may be `async`.
 
-    What it prints goes nowhere. Its process is started when first called, and anew after it was killed.
+    What it prints goes nowhere. Its process is started when first checked or called, and anew after it was killed.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or no such function among those that come with llama_jax.
     """
 
     def __init__(self, config: RewardFunctionConfig) -> None:
         file, colon, self.name = config.function.rpartition(":")
-        path = Path(file).expanduser().resolve() if colon else _FOLDER / "bundled.py"
+        path = Path(file).expanduser().resolve() if colon else Path(bundled.__file__)
+        if not colon and self.name not in BUNDLED:
+            known = ", ".join(BUNDLED)
+            raise UserError(f"rewards.functions: '{config.function}' is neither FILE.py:NAME nor one of {known}")
         if not path.is_file():
-            raise UserError(f"rewards.function: {config.function}: there is no file {path}")
+            raise UserError(f"rewards.functions: {config.function}: there is no file {path}")
         self.config = config
         self.counts: Counter[str] = Counter()
         """So far: calls that failed (`raised`, `too_slow`, `died`, `wrong_number`), rewards that cannot be used
@@ -46,6 +52,27 @@ class RewardFunction:
         self._process = GuardedProcess(
             _WORKER, Request(opening, config.timeout_seconds, config.memory_bytes, _BYTES_AN_ANSWER)
         )
+
+    def check(self, names: Sequence[str] | None = None) -> None:
+        """Open it, before anything else is done for nothing.
+
+        Args:
+            names: Of the arguments that it will be called with; None: they are not known yet.
+
+        Raises:
+            UserError: it cannot be opened, or not be called so.
+        """
+        config = self.config
+        asked = {"names": None if names is None else list(names)}
+        request = Request(asked, config.timeout_seconds, config.memory_bytes, _BYTES_AN_ANSWER)
+        try:
+            answer = self._process.ask(request)
+        except TimeoutError:
+            raise self._unopened(f"takes longer than {config.timeout_seconds:g} s to be opened") from None
+        except EOFError:
+            raise self._unopened("its process ended when it was opened; it may need more memory") from None
+        if "unopened" in answer:
+            raise self._unopened(answer["unopened"])
 
     def __call__(self, arguments: Mapping[str, Sequence[Any]]) -> Float[np.ndarray, "N"]:
         """The reward of each completion, NaN where there is none.
@@ -80,12 +107,15 @@ class RewardFunction:
         except EOFError:
             return self._failed("died", "its process ended; it asks for too much memory or time, or ends it itself")
         if "unopened" in answer:
-            raise UserError(f"rewards.function: {config.function}: {answer['unopened']}")
+            raise self._unopened(answer["unopened"])
         if "error" in answer:
             return self._failed("raised", answer["error"])
         if (found := len(answer["rewards"])) != count:
             return self._failed("wrong_number", f"gives {found} rewards for {count} completions")
         return answer["rewards"]
+
+    def _unopened(self, why: str) -> UserError:
+        return UserError(f"rewards.functions: {self.config.function}: {why}")
 
     def _failed(self, kind: str, problem: str) -> None:
         self.counts[kind] += 1

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
-from llama_jax.core.processes.distributed import in_tpu_pod
+from llama_jax.core.config import DistributedConfig
+from llama_jax.core.processes.distributed import in_tpu_pod, start_up
 
 
 @contextlib.contextmanager
@@ -68,3 +69,8 @@ def test_hosts_that_kubernetes_started_are_listed_in_the_environment(monkeypatch
     assert in_tpu_pod()
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
     assert not in_tpu_pod()
+
+
+def test_a_slurm_job_whose_script_runs_the_command_without_srun_is_one_process(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert start_up(DistributedConfig()).startswith("process 0 of 1, ")

@@ -1,6 +1,11 @@
 """What is not trusted runs in a process that is killed when it asks for too much, and is there again for the next."""
 
+import os
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +82,38 @@ def test_threads_get_their_own_answers(process) -> None:
     for thread in threads:
         thread.join()
     assert answers == {number: number for number in range(8)}
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from llama_jax.core.processes.guarded import GuardedProcess, Request
+GuardedProcess(Path(sys.argv[1])).ask(Request(sys.argv[2], 600.0, 2**29, 1000))
+"""
+SLEEPER = """
+import os, time
+
+def answer(file):
+    with open(file + ".part", "w") as opened:
+        opened.write(str(os.getpid()))
+    os.rename(file + ".part", file)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_it_ends_when_whoever_would_end_it_was_killed(tmp_path) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "sleeper.py"), str(tmp_path / "pid")]
+    parent = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])})
+    deadline = time.monotonic() + 30
+    try:
+        while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        parent.kill()
+        parent.wait()
+    state = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
+    while state.exists() and " Z " not in state.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert time.monotonic() < deadline

@@ -55,6 +55,28 @@ print("saved", flush=True)
 """
 
 
+FIRST = """
+from llama_jax.core.errors import SavedAfterSignal
+from llama_jax.core.processes.signals import run_first
+assert run_first([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+child = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('told')));"
+child += "print('ready', flush=True); signal.pause()"
+try:
+    run_first([sys.executable, "-c", child])
+except SavedAfterSignal as stopped:
+    print(stopped)
+"""
+
+
+def test_what_is_run_first_is_told_of_a_signal() -> None:
+    """Else it would go on by itself, and hold what the same command needs."""
+    with started(FIRST) as process:
+        process.send_signal(signal.SIGTERM)
+        code, output, errors = ended(process)
+    assert (code, output) == (0, "told\ninterrupted; run the same command to go on\n")
+    assert errors == "stopping it; again ends at once\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_request_to_stop_is_answered_at_once_and_granted(number) -> None:
     with started(STOPPING) as process:

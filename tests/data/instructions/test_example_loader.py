@@ -242,6 +242,7 @@ def test_what_is_made_ahead_can_fail_and_be_closed(make):
         make(source="nowhere.json")
 
 
+@pytest.mark.slow
 def test_the_starter_set_needs_no_file(byte_tokenizer):
     loader = ExampleLoader(InstructionDataConfig(), byte_tokenizer, 0, batch_size_at=lambda step: 8)
     assert len(loader.data.training) > 280 and loader.layout.name == "alpaca"
