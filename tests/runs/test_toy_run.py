@@ -53,7 +53,8 @@ def test_a_run_that_is_killed_is_the_uninterrupted_run(uninterrupted, tmp_path, 
     assert toy.train()
     assert_same(toy, uninterrupted)
     spent = read_metrics(tmp_path / "metrics.jsonl")[-1]["wall_seconds"]
-    assert spent.get("replayed", 0.0) == pytest.approx(lost, abs=0.01) and spent["down"] > 0
+    assert spent.get("replayed", 0.0) == pytest.approx(lost, abs=0.01)
+    assert spent.get("down", 0.0) > 0 or lives == [2]  # which recorded nothing
     assert toy.before_training == [0, *(3 * ((step - 1) // 3) for step in lives)]
 
 
