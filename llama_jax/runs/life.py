@@ -23,7 +23,7 @@ from llama_jax.core.recording.profiling import Profiler
 from llama_jax.core.recording.terminal import Terminal
 from llama_jax.core.run_directory import RunDirectory
 from llama_jax.runs.config import RunConfig
-from llama_jax.runs.history import History
+from llama_jax.runs.history import History, SkippedTooOftenError
 
 
 class Life:
@@ -92,7 +92,8 @@ class Life:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        watchdog.raised(error)  # a save that is under way would wait for a process that is gone
+        if not isinstance(error, SkippedTooOftenError):  # which all processes raise
+            watchdog.raised(error)  # a save that is under way would wait for a process that is gone
         watchdog.mark("closing the run")
         self._open.close()
         self._profiler.close()

@@ -35,6 +35,9 @@ _WORDS_SECONDS = 2.0
 """In which an error waits for that silence, and those that are stuck for what the others say."""
 _REPORT_SECONDS = 10.0
 
+_OF_ALL = (UserError, SavedAfterSignal)
+"""Errors that all processes raise."""
+
 SUPERVISOR = "LLAMA_JAX_SUPERVISOR"
 """Environment variable with the pipe to the process that supervises this one."""
 
@@ -60,7 +63,7 @@ def mark(place: str, *, is_step: bool = False) -> None:
 def raised(error: BaseException | None) -> None:
     """To be called at the end of a block, with the error that ends it if there is one, before anything is closed that
     takes the other processes. Where one of them is gone, that is why it was raised: says who, and leaves."""
-    if _watching is not None and error is not None and not isinstance(error, UserError | SavedAfterSignal):
+    if _watching is not None and error is not None and not isinstance(error, _OF_ALL):
         _watching.raised(error)
 
 
@@ -83,7 +86,8 @@ class Watchdog:
         self._config, self._heartbeat, self._peers, self._faults = config, heartbeat_seconds, peers, faults
         self._place = _Place(0, "starting", False)
         self._last_words: Notice | None = None
-        self._failed = False
+        self._error: BaseException | None = None
+        self._has_failed = False
         self._closed = threading.Event()
         self._leaving = threading.Lock()
         self._threads = [threading.Thread(target=self._watch, name="watchdog", daemon=True)]
@@ -99,6 +103,7 @@ class Watchdog:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         global _watching
         raised(error)
+        self._has_failed = error is not None and not isinstance(error, _OF_ALL)
         _watching = None
         self._closed.set()
         for thread in self._threads:
@@ -112,9 +117,9 @@ class Watchdog:
 
     def raised(self, error: BaseException) -> None:
         """See the function."""
-        if self._failed or self._peers.count == 1:
+        if error is self._error or self._peers.count == 1:
             return
-        self._failed = True
+        self._error = error
         deadline = time.monotonic() + _WORDS_SECONDS
         while time.monotonic() < deadline:
             if silent := self._peers.silent(_SILENCE_SECONDS):
@@ -144,7 +149,7 @@ class Watchdog:
             beat, place = beat + 1, self._place
             with contextlib.suppress(Exception):  # then nothing is heard of process 0, and that counts
                 self._peers.exchange(self._last_words or Notice(place.marks, place.name, beat))
-        if not self._failed:
+        if not self._has_failed:  # else the others are to notice
             with contextlib.suppress(Exception):
                 self._peers.exchange(None)
 
