@@ -179,5 +179,5 @@ def test_two_processes_go_back_together(tmp_path):
     assert found.code == 1, found
     assert found.output.count(" of at most 2)\n") == 2 and found.output.count("going on from step ") == 2
     assert "after 2 rollbacks (training.rollback.times)" in found.errors
-    assert [record["rollbacks"] for record in metrics(tmp_path / "run")][-1] == 2
+    assert metrics(tmp_path / "run")[-1]["rollbacks"] == 2
     assert not (tmp_path / "run" / "faults").exists()
