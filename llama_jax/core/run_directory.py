@@ -110,8 +110,7 @@ class RunDirectory(contextlib.AbstractContextManager["RunDirectory"]):
             self._held_files[path] = content
 
     def hold(self, folder: epath.Path) -> None:
-        """A folder of this directory that is about to be made, by other means, and that goes again unless the run
-        begins."""
+        """A folder of this directory that was made by other means, and that goes again unless the run begins."""
         self._provisional.append(folder)
 
     def say(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What a pipeline begins with: the base of the toy task, which is trained where none is named, prompts and functions
+"""What a pipeline begins with: the base of the toy task, which is trained where none is named, prompts and a judge
 that are there, an adapter that is taken as the result of SFT, merged, and a look at all stages before hours go into the
 first."""
 
@@ -12,13 +12,13 @@ from etils import epath
 
 from llama_jax.checkpoints.weight_reading import open_weights
 from llama_jax.core.errors import UserError
-from llama_jax.data.sources.opening import MANNERS, errors_of
+from llama_jax.data.sources.opening import MANNERS
 from llama_jax.pipeline.comparison import judge_of
 from llama_jax.pipeline.config import RlhfConfig
 from llama_jax.pipeline.handing_down import Stages, for_dry_run
 from llama_jax.rl.beforehand import check_beforehand
 from llama_jax.rl.config import PromptDataConfig
-from llama_jax.rl.rewards.functions import RewardFunction
+from llama_jax.rl.prompts import ARGUMENTS
 from llama_jax.runs.resuming import begun_config
 from llama_jax.runs.starting import merged, path_of, tokenizer_of, trained_first
 
@@ -35,10 +35,10 @@ def with_toy_base(config: RlhfConfig) -> RlhfConfig:
 
 
 def check_last_stage(config: RlhfConfig) -> None:
-    """Look at what is needed after hours of training only: that there are prompts, and functions that say what is good.
+    """Look at what is needed after hours of training only, and needs no model: that there are prompts, and a judge.
 
     Raises:
-        UserError: no prompts are named, or a function cannot be opened.
+        UserError: no prompts are named, or the judge cannot be opened.
     """
     if config.data is None and config.ppo.data.source == PromptDataConfig.source:
         raise UserError(
@@ -46,9 +46,6 @@ def check_last_stage(config: RlhfConfig) -> None:
             "toy task: --config tiny/rlhf"
         )
     judge_of(config.comparison)
-    with errors_of("ppo.rewards.functions", instead_of="rewards.functions"):
-        for each in config.ppo.rewards.each:
-            RewardFunction(each).check()
 
 
 def with_merged_sft(config: RlhfConfig) -> RlhfConfig:
@@ -64,7 +61,8 @@ def with_merged_sft(config: RlhfConfig) -> RlhfConfig:
 
 def check_stages(config: RlhfConfig, stages: Stages, builds: Mapping[str, Callable[[Any], object]]) -> None:
     """Refuse before the first stage what a later one would refuse when it begins: rows, meshes and contexts that do not
-    fit the model, and prompts that do not fit the rows of PPO. Of runs that have begun nothing is asked.
+    fit the model, prompts that do not fit the rows of PPO, a reward model of elsewhere that does not read what is
+    written, and functions that cannot be called. Of runs that have begun nothing is asked.
 
     Args:
         builds: That of each command, by the name of its stage.
@@ -87,7 +85,8 @@ def check_stages(config: RlhfConfig, stages: Stages, builds: Mapping[str, Callab
             path = path_of(ppo)
             weights = open_weights(path, step=ppo.step, say=lambda line: None)
             tokenizer = tokenizer_of(ppo, weights, path, ppo.data.template_date)
-            check_beforehand(ppo, weights.config, tokenizer, template)
+            data = check_beforehand(ppo, weights.config, tokenizer, template, config.reward_model)
+        judge_of(config.comparison, (*ARGUMENTS, *data.fields))
 
 
 @contextlib.contextmanager

@@ -115,17 +115,24 @@ def _check_size(config: ModelRunConfig, architecture: LlamaConfig) -> None:
 
 def with_merged_model(config: AnyModelRunConfig, run: RunDirectory) -> AnyModelRunConfig:
     """Where the model is an adapter, with the two merged in the run directory."""
-    target = run.path / "base"
-    if not run.has_progress():
-        if target.exists():
-            target.rmtree()  # of an attempt that came to nothing, perhaps from another model
+    target, begins = run.path / "base", not run.has_progress()
+    # Of an attempt that came to nothing there may be one that was made from another model.
+    model = merged(given := str(config.model), "--model", target, run.say, step=config.step, anew=begins)
+    if model == given:
+        return config
+    if begins:
         run.hold(target)
-    model = merged(given := str(config.model), "--model", target, run.say, step=config.step)
-    return config if model == given else replace(config, model=model, step=None)
+    return replace(config, model=model, step=None)
 
 
 def merged(
-    model: str, flag: str, target: epath.Path, say: Callable[[str], None], *, step: StepChoice | None = None
+    model: str,
+    flag: str,
+    target: epath.Path,
+    say: Callable[[str], None],
+    *,
+    step: StepChoice | None = None,
+    anew: bool = False,
 ) -> str:
     """The model itself, or, if it is an adapter, where the two are merged, once, as the base of another adapter: an
     adapter over an adapter is none that others could open.
@@ -133,11 +140,12 @@ def merged(
     Args:
         flag: That names the model, for errors.
         target: The directory that the two are merged in.
+        anew: Whether to merge again what was merged there.
 
     Raises:
-        UserError: another adapter was merged there.
+        UserError: another adapter was merged there, or something else is there.
     """
-    source = json.loads((target / REPORT).read_text())["source"] if target.exists() else None
+    source = None if anew or not target.exists() else json.loads((target / REPORT).read_text())["source"]
     if source is not None and Path(source).resolve() == Path(model).resolve():
         return str(target)
     if find_format(model, flag)[1] not in ("lora", "peft"):
@@ -147,7 +155,7 @@ def merged(
     if open_weights(model, step=step, say=say).config.scalar_head:
         raise UserError(f"{flag} {model}: is a reward model, which has lost its output matrix; take a language model")
     say(f"{model} is an adapter: merging it into its base first, which is then kept in {target}")
-    convert_model(ConvertConfig(source=model, step=step, target=str(target)), say)
+    convert_model(ConvertConfig(source=model, step=step, target=str(target), overwrite=anew), say)
     return str(target)
 
 

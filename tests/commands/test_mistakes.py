@@ -296,6 +296,37 @@ def test_what_a_later_stage_would_refuse_is_refused_before_the_first(small_run, 
     assert said.startswith(f"error: {message}") and not (folder / "run").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("reward_model", "MODEL", "stage ppo: --reward_model MODEL: is a language model, which gives no score"),
+        ("comparison.judge", "exact", "comparison.judge: exact: missing a required argument: 'answer'; it is called"),
+        (
+            "ppo.rewards.functions",
+            "exact",
+            "stage ppo: rewards.functions: exact: missing a required argument: 'answer'",
+        ),
+    ],
+)
+def test_who_could_not_judge_in_the_last_stage_is_refused_before_the_first(
+    small_run, folder, capfd, setting, value, message
+) -> None:
+    value, message = (text.replace("MODEL", str(small_run.run_dir)) for text in (value, message))
+    line = (
+        "--config",
+        "tiny/rlhf",
+        "--sft.model",
+        small_run.run_dir,
+        "--run_dir",
+        "run",
+        "--sft.training.batch_size",
+        8,
+    )
+    said = refused(capfd, "rlhf", *line, f"--{setting}", value)
+    assert said.startswith(f"error: {message}") and not (folder / "run").exists()
+
+
 def test_a_mistake_ends_a_real_process_with_one_line(small_run, folder) -> None:
     command = ("pretrain", *small_run.arguments, "--mesh.tensor", 3, "--run_dir", "run")
     result = command_runs.run(*command, folder=folder)

@@ -2,6 +2,7 @@
 interruption changes nothing."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,10 @@ def test_an_adapter_is_merged_for_the_run_that_comes_of_it_alone(taught, small_r
     folder, run_dir = written(tmp_path), tmp_path / "run"
     line = ["ppo", *arguments_of(taught[1], folder, **{"training.steps": 1}), "--run_dir", run_dir]
     assert call(*line, "--row_length", 8) == 2 and not run_dir.exists()
+    (run_dir / "base").mkdir(parents=True)
+    (run_dir / "base" / "mine").touch()
+    assert call(*line) == 2 and (run_dir / "base" / "mine").exists()
+    shutil.rmtree(run_dir)
     assert call("convert", "--source", small_run.run_dir, "--target", run_dir / "base") == 0
     assert call(*line) == 0
     report = json.loads((run_dir / "base" / "conversion_report.json").read_text())

@@ -29,11 +29,12 @@ STUCK = 76
 """Exit code of a process that its watchdog has ended."""
 
 _POLL_SECONDS = 0.5
-_SILENCE_SECONDS = 1.5
-"""After which a process is taken for gone when an error was raised."""
-_WORDS_SECONDS = 2.0
-"""In which an error waits for that silence, and those that are stuck for what the others say."""
+_NOTICE_SECONDS = 0.25
+"""From a notice to the next, in a job of up to 64 processes; in larger ones more, as process 0 is asked by all."""
 _REPORT_SECONDS = 10.0
+
+_OF_ALL = (UserError, SavedAfterSignal)
+"""Errors that all processes raise."""
 
 SUPERVISOR = "LLAMA_JAX_SUPERVISOR"
 """Environment variable with the pipe to the process that supervises this one."""
@@ -60,7 +61,7 @@ def mark(place: str, *, is_step: bool = False) -> None:
 def raised(error: BaseException | None) -> None:
     """To be called at the end of a block, with the error that ends it if there is one, before anything is closed that
     takes the other processes. Where one of them is gone, that is why it was raised: says who, and leaves."""
-    if _watching is not None and error is not None and not isinstance(error, UserError | SavedAfterSignal):
+    if _watching is not None and error is not None and not isinstance(error, _OF_ALL):
         _watching.raised(error)
 
 
@@ -83,7 +84,11 @@ class Watchdog:
         self._config, self._heartbeat, self._peers, self._faults = config, heartbeat_seconds, peers, faults
         self._place = _Place(0, "starting", False)
         self._last_words: Notice | None = None
-        self._failed = False
+        self._error: BaseException | None = None
+        self._has_failed = False
+        self._pause = _NOTICE_SECONDS * max(1.0, peers.count / 64)
+        self._silence = 4 * self._pause  # after which a process is taken for gone when an error was raised
+        self._patience = 2 * self._silence  # of an error for that silence, and of the stuck for each other's notices
         self._closed = threading.Event()
         self._leaving = threading.Lock()
         self._threads = [threading.Thread(target=self._watch, name="watchdog", daemon=True)]
@@ -99,10 +104,11 @@ class Watchdog:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         global _watching
         raised(error)
+        self._has_failed = error is not None and not isinstance(error, _OF_ALL)
         _watching = None
         self._closed.set()
         for thread in self._threads:
-            thread.join(_WORDS_SECONDS)
+            thread.join(self._patience)
         faulthandler.cancel_dump_traceback_later()
         tell_supervisor()
 
@@ -112,12 +118,12 @@ class Watchdog:
 
     def raised(self, error: BaseException) -> None:
         """See the function."""
-        if self._failed or self._peers.count == 1:
+        if error is self._error or self._peers.count == 1:
             return
-        self._failed = True
-        deadline = time.monotonic() + _WORDS_SECONDS
+        self._error = error
+        deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
-            if silent := self._peers.silent(_SILENCE_SECONDS):
+            if silent := self._peers.silent(self._silence):
                 self._leave(type(error).__name__, silent, "".join(traceback.format_exception(error)))
             time.sleep(0.1)
 
@@ -138,13 +144,12 @@ class Watchdog:
                 self._leave(f"no answer for {self._heartbeat:g} s (distributed.heartbeat_seconds)", silent)
 
     def _exchange(self) -> None:
-        pause = _POLL_SECONDS * max(1.0, self._peers.count / 32)  # process 0 is asked by all
         beat = 0
-        while not self._closed.wait(pause):
+        while not self._closed.wait(self._pause):
             beat, place = beat + 1, self._place
             with contextlib.suppress(Exception):  # then nothing is heard of process 0, and that counts
                 self._peers.exchange(self._last_words or Notice(place.marks, place.name, beat))
-        if not self._failed:
+        if not self._has_failed:  # else the others are to notice
             with contextlib.suppress(Exception):
                 self._peers.exchange(None)
 
@@ -181,7 +186,7 @@ class Watchdog:
         frame = _main_frame()
         waits = frame.f_globals.get("__name__", "").partition(".")[0] == "jax"
         self._last_words = Notice(self._place.marks, self._place.name, -1, waits, _stack(frame))
-        deadline, rounds = time.monotonic() + _WORDS_SECONDS, self._peers.rounds
+        deadline, rounds = time.monotonic() + self._patience, self._peers.rounds
         while time.monotonic() < deadline:
             if self._peers.rounds > rounds + 1 and all(notice.stack for notice in self._peers.notices.values()):
                 return

@@ -3,7 +3,7 @@ model of its own."""
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import jax
@@ -19,7 +19,7 @@ from llama_jax.core import tree
 from llama_jax.core.arrays import Float, PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.data.tokenizers import Tokenizer, has_tokenizer, tokenizer_from_files
-from llama_jax.model.config import AdapterConfig
+from llama_jax.model.config import AdapterConfig, LlamaConfig
 from llama_jax.model.llama import LanguageModel
 from llama_jax.model.lora import merge
 from llama_jax.rl.learners.opened import Opened
@@ -106,6 +106,29 @@ def check_reads_ends(row_length: int, longest: tuple[int, int]) -> None:
         )
 
 
+def check_reads(
+    architecture: LlamaConfig, files: Mapping[str, bytes], path: str, config: PpoConfig, tokenizer: Tokenizer
+) -> None:
+    """See to it that a model gives scores, and of what the policy writes.
+
+    Args:
+        architecture: Of the model at the path.
+        files: Beside its weights.
+        config: Of the run.
+        tokenizer: Of the policy.
+
+    Raises:
+        UserError: it is a language model, has another vocabulary, or a shorter context than the rows of the run.
+    """
+    said, longest = f"--reward_model {path}", config.row_length
+    if not architecture.scalar_head:
+        raise UserError(f"{said}: is a language model, which gives no score; take a run of reward")
+    if architecture.context_length < longest:
+        raise UserError(f"row_length: {longest} exceeds the context of the reward model, {architecture.context_length}")
+    if has_tokenizer(files) and not _reads_as(tokenizer_from_files(files, path), tokenizer):
+        raise UserError(f"{said}: has another vocabulary than {config.model}; take one trained from that")
+
+
 def fingerprint_of(params: PyTree) -> str:
     """SHA-256 in hexadecimal of the values of parameters, wherever they lie."""
     leaves = jax.tree.leaves(jax.jit(tree.fingerprints)(params))
@@ -129,17 +152,8 @@ def _adapter_over(base: OpenParams, path: str, step: StepChoice | None, say: Cal
 
 
 def _check(opened: Opened[PpoConfig], found: OpenParams, path: str) -> None:
-    config, longest, said = found.model.config, opened.config.row_length, f"--reward_model {path}"
-    if not config.scalar_head:
-        raise UserError(f"{said}: is a language model, which gives no score; take a run of reward")
-    if config.context_length < longest:
-        raise UserError(f"row_length: {longest} exceeds the context of the reward model, {config.context_length}")
-    check_reads_ends(longest, opened.longest)
-    if not has_tokenizer(found.files):
-        return
-    theirs = tokenizer_from_files(found.files, path)
-    if not _reads_as(theirs, opened.tokenizer):
-        raise UserError(f"{said}: has another vocabulary than {opened.config.model}; take one trained from that")
+    check_reads(found.model.config, found.files, path, opened.config, opened.tokenizer)
+    check_reads_ends(opened.config.row_length, opened.longest)
     template = found.files.get("chat_template.jinja")
     if template is not None and template.decode() != opened.layout.chat_template:
         opened.run.say("note: the reward model was taught with another template than the policy is asked with")

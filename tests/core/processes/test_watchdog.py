@@ -67,6 +67,24 @@ time.sleep(1.6)
     assert not (tmp_path / "faults").exists()
 
 
+@pytest.mark.parametrize(("beat", "code"), [("1", 76), ("next(beats)", 1)], ids=["gone", "there"])
+def test_an_error_ends_the_process_at_once_where_another_is_gone(beat, code, tmp_path) -> None:
+    program = f"""
+import itertools
+beats = itertools.count()
+peers = Peers(0, 2, lambda text: None, lambda: {{1: '{{"marks": 3, "place": "step 3", "beat": %d}}' % {beat}}})
+with Watchdog(SuperviseConfig(), 60, peers, pathlib.Path(sys.argv[1])):
+    time.sleep(0.5)
+    raise RuntimeError("connection closed")
+"""
+    ended, errors = run(program, tmp_path)
+    assert ended == code
+    assert "RuntimeError: connection closed\n" in errors
+    said = "process 0 of 2, starting: RuntimeError; process 1, step 3, is silent\n"
+    assert errors.startswith(said) == (code == 76)
+    assert (tmp_path / "faults").exists() == (code == 76)
+
+
 def test_what_holds_pythons_lock_is_ended_too(tmp_path) -> None:
     code, errors = run("with watched(1.0, 1.0, 2):\n    time.sleep(0.6)\n    ctypes.PyDLL(None).sleep(60)", tmp_path)
     assert code == 1
