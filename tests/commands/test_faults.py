@@ -32,16 +32,15 @@ SUPERVISED = (
 
 
 @contextmanager
-def job(processes: int, *command: object, folder: Path, fault: str = "") -> Iterator[subprocess.Popen]:
-    """`run_tpu.sh --local` with a command, in which one process fails."""
+def job(processes: int, *command: object, folder: Path, **faults: str) -> Iterator[subprocess.Popen]:
+    """`run_tpu.sh --local` with a command, in which processes fail as `faulty/sitecustomize.py` is told to."""
     environment = os.environ | {
         "PYTHON": sys.executable,
         "PYTHONPATH": f"{Path(__file__).parent / 'faulty'}:{ROOT}",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
         "TMPDIR": str(folder),
+        **faults,
     }
-    if fault:
-        environment["FAULT"] = f"{fault}:{folder / 'failed'}"
     arguments = [SCRIPT, "--local", str(processes), "--", *map(str, command)]
     with (folder / "printed").open("w") as output, (folder / "printed.errors").open("w") as errors:
         process = subprocess.Popen(arguments, env=environment, stdout=output, stderr=errors, start_new_session=True)
@@ -55,7 +54,8 @@ def job(processes: int, *command: object, folder: Path, fault: str = "") -> Iter
 
 
 def job_ended(processes: int, *command: object, folder: Path, fault: str = "") -> Ended:
-    with job(processes, *command, folder=folder, fault=fault) as process:
+    faults = {"FAULTS": f"{fault}:{folder / 'failed'}"} if fault else {}
+    with job(processes, *command, folder=folder, **faults) as process:
         return ended(process, folder / "printed")
 
 
