@@ -69,7 +69,11 @@ def soaked(soak: Soak, command: list[object], folder: Path, **unfailing: str) ->
     at least four fifths of the steps having been made once."""
     run_dir, faults = folder / "run", soak.faults()
     marks = [folder / f"{fault.step}.{fault.how}" for fault in faults]
-    specified = [f"{each.how}:{each.rank}:{each.step}:{mark}" for each, mark in zip(faults, marks, strict=True)]
+    specified = [
+        f"{fault.how}:{rank}:{fault.step}:{mark}"
+        for fault, mark in zip(faults, marks, strict=True)
+        for rank in ([fault.rank] if fault.how != "full" else range(soak.processes))  # they share a disk
+    ]
     environment = {"FAULTS": " ".join(specified), "BEGUN": str(folder / "begun"), **unfailing}
     line = (*command, *soak.limits, "--run_dir", run_dir)
     stops: list[str] = []
@@ -125,7 +129,7 @@ def soak_of_pretrain(soak: Soak, save_every: int, small_run, folder: Path) -> No
     corpus.write_text(BAD_RECORDS + small_run.corpus.read_text())
     settings = {
         "data.source": corpus,
-        "data.max_bad_fraction": 0.1,
+        "data.max_bad_fraction": 0.5,
         "training.steps": soak.steps,
         "training.evaluate_every": soak.steps,  # one that is due as a run is asked to end would be left out
         "checkpoints.every": save_every,

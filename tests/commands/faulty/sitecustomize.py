@@ -16,13 +16,13 @@ from typing import Any
 
 
 def fill_disk(life: Any) -> None:
-    """For the next save of this process: no file of it can grow."""
+    """For the next save of this process: no file of it can grow beyond a size that those of arrays have, and logs not."""
     save = life.save
 
     def failing(*arguments: Any) -> None:
         del life.save
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
         try:
             save(*arguments)
             life._checkpoints.close()
