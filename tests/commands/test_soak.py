@@ -67,15 +67,13 @@ class Soak:
 def soaked(soak: Soak, command: list[object], folder: Path, **unfailing: str) -> Path:
     """Make the run with its faults, and print a table of them; gives its directory, each fault having been seen, and
     at least four fifths of the steps having been made once."""
-    run_dir, faults = folder / "run", soak.faults()
-    marks = [folder / f"{fault.step}.{fault.how}" for fault in faults]
     specified = [
-        f"{fault.how}:{rank}:{fault.step}:{mark}"
-        for fault, mark in zip(faults, marks, strict=True)
+        f"{fault.how}:{rank}:{fault.step}:{mark_of(fault, folder)}"
+        for fault in soak.faults()
         for rank in ([fault.rank] if fault.how != "full" else range(soak.processes))  # they share a disk
     ]
     environment = {"FAULTS": " ".join(specified), "BEGUN": str(folder / "begun"), **unfailing}
-    line = (*command, *soak.limits, "--run_dir", run_dir)
+    line = (*command, *soak.limits, "--run_dir", folder / "run")
     stops: list[str] = []
     while True:
         with job(soak.processes, *line, folder=folder, **environment) as process:
@@ -84,23 +82,37 @@ def soaked(soak: Soak, command: list[object], folder: Path, **unfailing: str) ->
             break
         stops.append(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} exit code 75, the same command again")
     assert result.code == 0, result
-    assert len(stops) == sum(fault.how == "asked" for fault in faults)
+    assert len(stops) == sum(fault.how == "asked" for fault in soak.faults())
+    assert productive(soak, folder, stops) >= 0.8
+    return folder / "run"
+
+
+def mark_of(fault: Fault, folder: Path) -> Path:
+    """The file that is made when a fault happens."""
+    return folder / f"{fault.step}.{fault.how}"
+
+
+def productive(soak: Soak, folder: Path, stops: list[str]) -> float:
+    """The share of the steps that were begun which are part of the run. Prints how each fault was seen, which it must
+    be, and the longest pause between two new steps from there to the next fault."""
+    run_dir, faults = folder / "run", soak.faults()
     begun = [(int(step), float(at)) for step, at in map(str.split, (folder / "begun").read_text().splitlines())]
+    first = dict(reversed(begun))
     said = said_at([reports(run_dir), (run_dir / "log.txt").read_text(), *stops])
-    print(f"\n{'step':>5} {'fault':<10} {'process':>7} {'seconds':>8}  seen")
-    for fault, mark in zip(faults, marks, strict=True):
-        at = mark.stat().st_mtime
-        # The step after that of the fault is begun once that of the fault was made, a second time if need be.
-        seconds = next(time for step, time in begun if time > at and step > fault.step) - at
-        seen = next((text for time, text in said if time >= int(at) and re.search(SEEN[fault.how], text)), None)
-        print(f"{fault.step:>5} {fault.how:<10} {fault.rank:>7} {seconds:>8.1f}  {seen}", flush=True)
+    print(f"\n{'step':>5} {'fault':<10} {'process':>7} {'pause':>7}  seen")
+    for fault, end in zip(faults, [*(fault.step for fault in faults[1:]), soak.steps], strict=True):
+        # Process 0, whose steps these are, may be one behind that which fails.
+        pause = max(first[step + 1] - first[step] for step in range(fault.step - 1, end - 1))
+        at = int(mark_of(fault, folder).stat().st_mtime)
+        seen = next((text for time, text in said if time >= at and re.search(SEEN[fault.how], text)), None)
+        rank = fault.rank if fault.how != "full" else "all"
+        print(f"{fault.step:>5} {fault.how:<10} {rank:>7} {pause:>5.1f} s  {seen}", flush=True)
         assert seen is not None, fault
     share = soak.steps / len(begun)
     print(f"{soak.steps} steps, {len(faults)} faults, {len(begun)} steps begun in all: {share:.1%} were productive")
-    goodput = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["wall_seconds"]
-    print("seconds by cause:", ", ".join(f"{cause} {seconds:.1f}" for cause, seconds in goodput.items()))
-    assert share >= 0.8
-    return run_dir
+    seconds = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["wall_seconds"]
+    print("seconds by cause:", ", ".join(f"{cause} {of_it:.1f}" for cause, of_it in seconds.items()))
+    return share
 
 
 def said_at(texts: Iterable[str]) -> list[tuple[float, str]]:

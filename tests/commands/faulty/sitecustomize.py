@@ -16,7 +16,7 @@ from typing import Any
 
 
 def fill_disk(life: Any) -> None:
-    """For the next save of this process: no file of it can grow beyond a size that those of arrays have, and logs not."""
+    """For the next save of this process: no file of it can grow beyond what those of arrays have, and logs do not."""
     save = life.save
 
     def failing(*arguments: Any) -> None:
@@ -61,6 +61,13 @@ def own_rank() -> str:
     return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else "0"
 
 
+def imported(module: str, name: str) -> Any:
+    """Wait for a class to be there."""
+    while not hasattr(sys.modules.get(module), name):
+        time.sleep(0.005)
+    return getattr(sys.modules[module], name)
+
+
 def wait_and_patch() -> None:
     faults: dict[int, tuple[str, Path]] = {}
     for fault in os.environ.get("FAULTS", "").split():
@@ -70,9 +77,7 @@ def wait_and_patch() -> None:
     bad_losses = {int(step) for step in os.environ.get("BAD_LOSSES", "").split()}
     begun = os.environ.get("BEGUN") if own_rank() == "0" else None
 
-    while not hasattr(sys.modules.get("llama_jax.runs.life"), "Life"):
-        time.sleep(0.005)
-    life, program = sys.modules["llama_jax.runs.life"].Life, sys.modules["llama_jax.training.program"].Program
+    life, program = imported("llama_jax.runs.life", "Life"), imported("llama_jax.training.program", "Program")
     before_step, place_batch = life.before_step, program.place_batch
     now = 0
 
