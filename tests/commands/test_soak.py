@@ -175,7 +175,7 @@ def test_a_thousand_steps_in_which_everything_fails(small_run, tmp_path):
 def test_a_run_of_grpo_in_which_everything_fails(small_run, tmp_path):
     kinds = ("killed", "asked", "stuck", "corrupted")
     limits = ("--supervise.restarts", 4, "--supervise.pause_seconds", 0.5, "--supervise.step_seconds", 20)
-    soak = Soak(steps=30, processes=1, every=6, kinds=kinds, seed=0, limits=limits)
+    soak = Soak(steps=24, processes=1, every=5, kinds=kinds, seed=0, limits=limits)
     changes = {"training.steps": soak.steps, "training.evaluate_every": soak.steps, "checkpoints.every": 1}
     command = ["grpo", *arguments_of(small_run.run_dir, written(tmp_path), **changes)]
     run_dir, expected = soaked(soak, command, tmp_path), unfailing(soak, command, tmp_path / "unfailing")

@@ -33,10 +33,10 @@ def fill_disk(life: Any) -> None:
 
 
 def flip_a_bit_and_die(life: Any) -> None:
-    """Of the newest checkpoint, in the biggest file of its parameters."""
+    """Of the newest checkpoint, in the biggest file of its moments."""
     folder = life._run.checkpoints
     newest = max(sys.modules["llama_jax.checkpoints.steps.folders"].acknowledged_steps(folder))
-    files = [path for path in Path(folder / str(newest) / "params").rglob("*") if path.is_file()]
+    files = [path for path in Path(folder / str(newest) / "optimizer").rglob("*") if path.is_file()]
     biggest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(biggest.read_bytes())
     content[len(content) // 2] ^= 8
