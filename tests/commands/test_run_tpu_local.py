@@ -158,3 +158,26 @@ def test_a_dry_run_prints_the_processes_and_starts_none(tmp_path):
         f"true -m llama_jax pretrain --run_dir 'my run' {coordinator} --distributed.process_id {rank}"
         for rank in range(2)
     ]
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_together(tmp_path):
+    """With a learning rate at which everything diverges, until they may no more; replicas are compared meanwhile."""
+    rollback = {"skipped_updates": 3, "window": 10, "steps_before": 2, "batches": 20, "times": 2}
+    settings = {
+        "training.peak_learning_rate": 30,
+        "training.warmup_steps": 20,
+        "training.fingerprint_every": 5,
+        "checkpoints.every": 10,
+        "mesh.data": 2,
+        **{f"training.rollback.{name}": value for name, value in rollback.items()},
+    }
+    line = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    command = ("pretrain", "--config", "tiny/pretrain", "--run_dir", tmp_path / "run", *line)
+    with started(2, *command, folder=tmp_path, devices=2) as process:
+        found = ended(process, tmp_path)
+    assert found.code == 1, found
+    assert found.output.count(" of at most 2)\n") == 2 and found.output.count("going on from step ") == 2
+    assert "after 2 rollbacks (training.rollback.times)" in found.errors
+    assert metrics(tmp_path / "run")[-1]["rollbacks"] == 2
+    assert not (tmp_path / "run" / "faults").exists()
