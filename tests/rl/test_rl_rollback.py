@@ -114,5 +114,6 @@ def test_the_prompts_of_skipped_updates_are_left_out(tmp_path: Path) -> None:
     assert learn(tmp_path / "killed") == whole
 
 
+@pytest.mark.slow
 def test_without_it_the_run_goes_on_past_what_it_skipped(tmp_path: Path) -> None:
     assert learn(tmp_path, skipped_updates=0)[-1]["skipped_updates"] == 2

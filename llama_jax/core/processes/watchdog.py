@@ -178,7 +178,7 @@ class Watchdog:
         os.write(2, "\n".join([head, *(stacks or [own])]).encode())
         report_fault(self._faults, peers.rank, "\n".join([head, *stacks, own, *self._other_stacks()]))
         if peers.rank == 0:
-            time.sleep(1)  # where the others read; without it they go at once, and have not reported
+            time.sleep(0.5)  # where the others read; without it they go at once, and have not reported
         end_at_once(f"exit code {STUCK}; see {self._faults}", STUCK)
 
     def _hear_last_words(self) -> None:

@@ -22,7 +22,7 @@ def check(tmp_path: Path, phase: str, seed: int, trials: int) -> None:
     directories = [tmp_path / str(trial) for trial in range(trials)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(SCRIPT.parents[2])}
     command = [sys.executable, SCRIPT, phase, str(seed), *directories]
-    subprocess.run(command, check=True, timeout=60 + 20 * trials, env=environment)
+    subprocess.run(command, check=True, timeout=60 + 120 * trials, env=environment)
     found = Counter(Path(f"{directory}.phase").read_text() for directory in directories)
     newest = Counter(check_one(directory) for directory in directories)
     print(f"{phase}: killed in {dict(found)}; newest step afterwards: {dict(newest)}")
