@@ -2,6 +2,7 @@
 nothing did, and most of its steps were made once."""
 
 import json
+import math
 import random
 import re
 from collections.abc import Iterable
@@ -100,18 +101,20 @@ def productive(soak: Soak, folder: Path, stops: list[str]) -> float:
     first = dict(reversed(begun))
     said = said_at([reports(run_dir), (run_dir / "log.txt").read_text(), *stops])
     print(f"\n{'step':>5} {'fault':<10} {'process':>7} {'pause':>7}  seen")
-    for fault, end in zip(faults, [*(fault.step for fault in faults[1:]), soak.steps], strict=True):
+    happened = [mark_of(fault, folder).stat().st_mtime for fault in faults] + [math.inf]
+    ends = [fault.step for fault in faults[1:]] + [soak.steps]
+    for number, (fault, end) in enumerate(zip(faults, ends, strict=True)):
         # Process 0, whose steps these are, may be one behind that which fails.
         pause = max(first[step + 1] - first[step] for step in range(fault.step - 1, end - 1))
-        at = int(mark_of(fault, folder).stat().st_mtime)
-        seen = next((text for time, text in said if time >= at and re.search(SEEN[fault.how], text)), None)
+        of_it = [text for time, text in said if int(happened[number]) <= time <= happened[number + 1]]
+        seen = next((text[:120] for text in of_it if re.search(SEEN[fault.how], text)), None)
         rank = fault.rank if fault.how != "full" else "all"
         print(f"{fault.step:>5} {fault.how:<10} {rank:>7} {pause:>5.1f} s  {seen}", flush=True)
         assert seen is not None, fault
     share = soak.steps / len(begun)
     print(f"{soak.steps} steps, {len(faults)} faults, {len(begun)} steps begun in all: {share:.1%} were productive")
     seconds = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["wall_seconds"]
-    print("seconds by cause:", ", ".join(f"{cause} {of_it:.1f}" for cause, of_it in seconds.items()))
+    print("seconds by cause:", ", ".join(f"{cause} {took:.1f}" for cause, took in seconds.items()))
     return share
 
 
@@ -175,7 +178,7 @@ def test_a_thousand_steps_in_which_everything_fails(small_run, tmp_path):
 def test_a_run_of_grpo_in_which_everything_fails(small_run, tmp_path):
     kinds = ("killed", "asked", "stuck", "corrupted")
     limits = ("--supervise.restarts", 4, "--supervise.pause_seconds", 0.5, "--supervise.step_seconds", 20)
-    soak = Soak(steps=24, processes=1, every=5, kinds=kinds, seed=0, limits=limits)
+    soak = Soak(steps=40, processes=1, every=8, kinds=kinds, seed=0, limits=limits)
     changes = {"training.steps": soak.steps, "training.evaluate_every": soak.steps, "checkpoints.every": 1}
     command = ["grpo", *arguments_of(small_run.run_dir, written(tmp_path), **changes)]
     run_dir, expected = soaked(soak, command, tmp_path), unfailing(soak, command, tmp_path / "unfailing")
