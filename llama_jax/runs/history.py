@@ -134,11 +134,10 @@ class History:
 
     def _go_back(self, skipped: SkippedTooOftenError) -> None:
         config, made = self._config, len(self._rollbacks)
-        what = f"step {skipped.step}: {skipped.count} updates were skipped from step {skipped.first} on"
         if made >= config.times:
             raise CannotGoOnError(
-                f"{what}, after {made} rollbacks (training.rollback.times); lower training.peak_learning_rate, or look "
-                "at the data and the losses before"
+                f"{skipped}, after {made} rollbacks (training.rollback.times); lower training.peak_learning_rate, or "
+                "look at the data and the losses before"
             )
         steps = from_first(acknowledged_steps(self._run.checkpoints))
         # Not behind an earlier rollback: the batches at which that was made would be read again.
@@ -150,7 +149,7 @@ class History:
         self._write()
         self._records = read_metrics(self._run.metrics)
         self._run.say(
-            f"{what}: going back to step {back_to}, and leaving out {rollback.batches} batches after step "
+            f"{skipped}: going back to step {back_to}, and leaving out {rollback.batches} batches after step "
             f"{rollback.after} (rollback {made + 1} of at most {config.times})"
         )
 

@@ -4,17 +4,15 @@ import json
 import math
 import random
 import shutil
-import signal
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_runs import call, checkpoint, ended, metrics, run, run_two, started
+from command_runs import call, checkpoint, metrics, run, run_two
 from learnable_preferences import WORDS, pair, write
 from made_once import made_once
 from sweeps import some
-from test_restart import wait_for_steps
+from test_restart import finish_though_killed
 
 STEPS = 12
 BETA = 0.5
@@ -117,16 +115,10 @@ def test_a_run_that_stops_goes_on_with_the_log_probs_that_it_keeps(tuned, tmp_pa
 
 @pytest.mark.parametrize("kills", some([1, 3], []))
 def test_a_run_that_is_killed_is_the_uninterrupted_run(kills, tuned, tmp_path):
-    chance, output, run_dir = random.Random(kills), tmp_path / "printed", tmp_path / "run"
-    line = (tuned.command, *tuned.arguments, "--run_dir", run_dir)
-    for _ in range(kills):
-        with started(*line, output=output, devices=8) as process:
-            if wait_for_steps(run_dir, output, process, count=chance.randint(2, 4)):
-                time.sleep(chance.uniform(0, 0.2))
-            process.kill()
-            assert ended(process, output).code in (0, -signal.SIGKILL)
-    result = run(*line, folder=tmp_path, devices=8)
-    assert result.code == 0, result
+    run_dir = tmp_path / "run"
+    finish_though_killed(
+        kills, tuned.command, *tuned.arguments, run_dir=run_dir, folder=tmp_path, counts=(2, 4), pause=0.2, devices=8
+    )
     assert_same_run(tuned, run_dir)
 
 

@@ -4,17 +4,15 @@ nothing."""
 import json
 import random
 import shutil
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from command_runs import TIMING, call, checkpoint, copy_until, ended, metrics, run, started
+from command_runs import TIMING, call, checkpoint, copy_until, metrics, run
 from made_once import made_once
 from sweeps import some
-from test_restart import wait_for_steps
+from test_restart import finish_though_killed
 
 STEPS = 4
 REWARDS = '''
@@ -110,16 +108,8 @@ def assert_goes_on_from_the_middle(command: str, arguments: list[object], run_di
 
 
 def assert_survives(kills: int, command: str, arguments: list[object], run_dir: Path, folder: Path) -> None:
-    chance, output, target = random.Random(kills), folder / "printed", folder / "run"
-    line = (command, *arguments, "--run_dir", target)
-    for _ in range(kills):
-        with started(*line, output=output, devices=8) as process:
-            if wait_for_steps(target, output, process, count=chance.randint(1, 3)):
-                time.sleep(chance.uniform(0, 1))
-            process.kill()
-            assert ended(process, output).code in (0, -signal.SIGKILL)
-    result = run(*line, folder=folder, devices=8)
-    assert result.code == 0, result
+    target = folder / "run"
+    finish_though_killed(kills, command, *arguments, run_dir=target, folder=folder, counts=(1, 3), pause=1, devices=8)
     assert_same_run(run_dir, target)
 
 

@@ -40,6 +40,26 @@ def wait_for_steps(run_dir: Path, output: Path, process, count: int = 1) -> bool
     return False
 
 
+def finish_though_killed(
+    kills: int, *line: object, run_dir: Path, folder: Path, counts: tuple[int, int], pause: float, devices: int
+) -> None:
+    """Kill a command so many times, at random, and let it end.
+
+    Args:
+        counts: fewest and most steps that it makes before.
+        pause: seconds between the last of these and its end, at the most.
+    """
+    chance, output, line = random.Random(kills), folder / "printed", (*line, "--run_dir", run_dir)
+    for _ in range(kills):
+        with started(*line, output=output, devices=devices) as process:
+            if wait_for_steps(run_dir, output, process, count=chance.randint(*counts)):
+                time.sleep(chance.uniform(0, pause))
+            process.kill()
+            assert ended(process, output).code in (0, -signal.SIGKILL)
+    result = run(*line, folder=folder, devices=devices)
+    assert result.code == 0, result
+
+
 def assert_same_run(run_dir: Path, reference: Path) -> None:
     assert metrics(run_dir) == metrics(reference)
     assert checkpoint(run_dir, SMALL_STEPS) == checkpoint(reference, SMALL_STEPS)

@@ -3,17 +3,15 @@
 import itertools
 import json
 import random
-import signal
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_runs import call, checkpoint, copy_until, ended, metrics, run, run_two, started
+from command_runs import call, checkpoint, copy_until, metrics, run, run_two
 from learnable_preferences import THANKS, WORDS, answer, pair, write
 from made_once import made_once
 from sweeps import some
-from test_restart import wait_for_steps
+from test_restart import finish_though_killed
 
 STEPS = 40
 
@@ -90,16 +88,8 @@ def assert_same_run(expected: Rewarded, run_dir: Path) -> None:
 
 @pytest.mark.parametrize("kills", some([1, 3], []))
 def test_a_run_that_is_killed_is_the_uninterrupted_run(kills, rewarded, tmp_path):
-    chance, output, run_dir = random.Random(kills), tmp_path / "printed", tmp_path / "run"
-    line = ("reward", *rewarded.arguments, "--run_dir", run_dir)
-    for _ in range(kills):
-        with started(*line, output=output) as process:
-            if wait_for_steps(run_dir, output, process, count=chance.randint(2, 4)):
-                time.sleep(chance.uniform(0, 0.2))
-            process.kill()
-            assert ended(process, output).code in (0, -signal.SIGKILL)
-    result = run(*line, folder=tmp_path)
-    assert result.code == 0, result
+    line, run_dir = ("reward", *rewarded.arguments), tmp_path / "run"
+    finish_though_killed(kills, *line, run_dir=run_dir, folder=tmp_path, counts=(2, 4), pause=0.2, devices=1)
     assert_same_run(rewarded, run_dir)
 
 

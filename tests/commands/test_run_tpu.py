@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_runs import ROOT
-from tpu_stand_in import EVERYTHING, HOSTS, NEW, NEW_TPU, SCRIPT, TPU, Cloud, cloud_in, installed, option
+from tpu_stand_in import EVERYTHING, HOSTS, NEW, NEW_TPU, SCRIPT, TPU, cloud_in, following, installed, option
 
 ALL_STAGES = ["buckets", "describe", *NEW, "host_follow"]
 LEFT = (
@@ -260,7 +260,7 @@ def test_a_job_whose_host_went_down_has_failed(tmp_path):
         assert installed(cloud).run("run", *TPU, "--", "convert").code == 0
         assert cloud.run("follow", *TPU).code == 3
         assert cloud.run("run", *TPU, "--", "convert").code == 0
-        follower = following(cloud)
+        follower = following(cloud, "follow", *TPU)
         os.killpg(int(cloud.on_host(0, "job", "pid").read_text()), signal.SIGKILL)
         result = cloud.ended(follower)
     assert result.code == 1, result
@@ -295,19 +295,11 @@ while :; do read -t 0.05 < <(tail -f /dev/null) || true; done
 """
 
 
-def following(cloud: Cloud) -> subprocess.Popen:
-    """`follow`, when it has shown the first line."""
-    command = [cloud.script, "follow", *TPU]
-    process = subprocess.Popen(command, env=cloud.environment, stdout=-1, stderr=-1, text=True, start_new_session=True)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    return process
-
-
 @pytest.mark.slow
 def test_stop_lets_the_job_save_and_whoever_follows_hears_of_it(tmp_path):
     with cloud_in(tmp_path / "cloud", SAVES) as cloud:
         assert installed(cloud).run("run", *TPU, "--", "convert").code == 0
-        follower = following(cloud)
+        follower = following(cloud, "follow", *TPU)
         stopped = cloud.run("stop", *TPU)
         result = cloud.ended(follower)
     assert stopped.code == 0 and "[host-1] ended with exit code 75\n" in stopped.errors, stopped
@@ -320,7 +312,7 @@ def test_a_job_that_does_not_end_is_told_once_and_killed_at_last(tmp_path):
     job = "trap 'echo told' TERM; echo ready; while :; do read -t 0.05 < <(tail -f /dev/null) || true; done"
     with cloud_in(tmp_path / "cloud", job) as cloud:
         assert installed(cloud).run("run", *TPU, "--", "convert").code == 0
-        follower = following(cloud)
+        follower = following(cloud, "follow", *TPU)
         command = [cloud.script, "stop", *TPU]
         first = subprocess.Popen(command, env=cloud.environment, stdout=-1, stderr=-1, text=True)
         while not cloud.on_host(0, "job", "stopping").exists():
@@ -335,7 +327,7 @@ def test_a_job_that_does_not_end_is_told_once_and_killed_at_last(tmp_path):
 def test_whoever_stops_following_is_told_that_the_job_goes_on(tmp_path):
     with cloud_in(tmp_path / "cloud", SAVES) as cloud:
         assert installed(cloud).run("run", *TPU, "--", "convert").code == 0
-        follower = following(cloud)
+        follower = following(cloud, "follow", *TPU)
         os.killpg(follower.pid, signal.SIGINT)  # as Ctrl-C on a terminal does
         result = cloud.ended(follower)
         assert result.code == 130

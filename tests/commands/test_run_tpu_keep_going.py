@@ -3,12 +3,11 @@ lost, a command that fails, and when it gives up."""
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 from command_runs import Ended
-from tpu_stand_in import EVERYTHING, NEW, TPU, Cloud, cloud_in
+from tpu_stand_in import EVERYTHING, NEW, TPU, Cloud, cloud_in, following
 
 STARTED = ["buckets", "describe", *NEW, "ls"]
 """What comes before the log is followed for the first time."""
@@ -110,18 +109,10 @@ def test_a_job_that_only_the_log_was_lost_of_is_left_running(tmp_path):
 WAITS = "echo ready; until [[ -e $CLOUD/go ]]; do read -t 0.05 < <(tail -f /dev/null) || true; done"
 
 
-def following(cloud: Cloud) -> subprocess.Popen:
-    """A job kept going, when its log has shown the first line."""
-    command = [cloud.script, "--keep_going", *EVERYTHING]
-    process = subprocess.Popen(command, env=cloud.environment, stdout=-1, stderr=-1, text=True, start_new_session=True)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    return process
-
-
 @pytest.mark.slow
 def test_the_step_stop_ends_it(tmp_path):
     with cloud_in(tmp_path / "cloud", f"trap 'exit 75' TERM; {WAITS}") as cloud:
-        process = following(cloud)
+        process = following(cloud, "--keep_going", *EVERYTHING)
         assert cloud.run("stop", *TPU).code == 0
         result = cloud.ended(process)
     assert (result.code, len(cloud.jobs(0)), waits(cloud)) == (75, 1, []), result
@@ -130,10 +121,10 @@ def test_the_step_stop_ends_it(tmp_path):
 @pytest.mark.slow
 def test_the_same_command_again_follows_what_runs(tmp_path):
     with cloud_in(tmp_path / "cloud", WAITS) as cloud:
-        first = following(cloud)
+        first = following(cloud, "--keep_going", *EVERYTHING)
         os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C on a terminal does
         assert cloud.ended(first).code == 130
-        second = following(cloud)
+        second = following(cloud, "--keep_going", *EVERYTHING)
         (cloud.folder / "go").touch()
         result = cloud.ended(second)
     assert (result.code, len(cloud.jobs(0))) == (0, 1), result

@@ -110,6 +110,14 @@ def installed(cloud: Cloud) -> Cloud:
     return cloud
 
 
+def following(cloud: Cloud, *arguments: str) -> subprocess.Popen:
+    """The script with arguments that show a log, when it has shown the first line, "ready"."""
+    command = [cloud.script, *arguments]
+    process = subprocess.Popen(command, env=cloud.environment, stdout=-1, stderr=-1, text=True, start_new_session=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
 @contextmanager
 def cloud_in(folder: Path, job: str = "echo first; echo second") -> Iterator[Cloud]:
     """A cloud where a TPU is there once it was asked for, and all goes well; jobs end with the block."""

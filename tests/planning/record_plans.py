@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,24 +78,25 @@ def origin(plans: list[dict[str, Any]]) -> str:
     return f"Compiled {' to '.join(dict.fromkeys((dates[0], dates[-1])))} with {', '.join(versions)}."
 
 
-def write_readme(plans: list[dict[str, Any]]) -> None:
-    """Put the table between its marks."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    README.write_text(f"{before}{BEGIN}\n{table(plans)}\n{END}{after}", encoding="utf-8")
+def record(
+    all_plans: Sequence[str], keep_in: Path, readme: Path, begin: str, shown: Callable[[list[dict[str, Any]]], str]
+) -> None:
+    """Make the plans that the command line asks for by number, or all; those that are kept already stay.
 
-
-def main() -> None:
-    """Plan the rows asked for, or all; rows that are kept already stay."""
-    kept = {plan["arguments"]: plan for plan in json.loads(KEPT.read_text())} if KEPT.exists() else {}
-    chosen = [PLANS[int(number) - 1] for number in sys.argv[1:]] or list(PLANS)
-    for arguments in chosen:
+    Args:
+        all_plans: arguments of `llama_jax.plan`.
+        readme: shows them between the lines `begin` and `END`.
+    """
+    kept = {plan["arguments"]: plan for plan in json.loads(keep_in.read_text())} if keep_in.exists() else {}
+    for arguments in [all_plans[int(number) - 1] for number in sys.argv[1:]] or all_plans:
         print(arguments, flush=True)
         kept[arguments] = planned(arguments)
-        plans = [kept[each] for each in PLANS if each in kept]
-        KEPT.write_text(json.dumps(plans, indent=1) + "\n")
-        write_readme(plans)
+        plans = [kept[each] for each in all_plans if each in kept]
+        keep_in.write_text(json.dumps(plans, indent=1) + "\n")
+        before, _, rest = readme.read_text(encoding="utf-8").partition(begin)
+        after = rest.partition(END)[2]
+        readme.write_text(f"{before}{begin}\n{shown(plans)}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    record(PLANS, KEPT, README, BEGIN, table)

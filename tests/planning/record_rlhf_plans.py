@@ -2,15 +2,13 @@
 llama_jax/pipeline/README.md: `python tests/planning/record_rlhf_plans.py`, with both extras `plan` and `plan-gpu`.
 Takes about a quarter of an hour on two cores; arguments choose plans by their number."""
 
-import json
-import sys
 from typing import Any
 
-from record_plans import FOLDER, GIB, origin, planned
+from record_plans import FOLDER, GIB, origin, record
 
 KEPT = FOLDER / "rlhf_plans.json"
 README = FOLDER.parents[1] / "llama_jax" / "pipeline" / "README.md"
-BEGIN, END = "<!-- plans: made by tests/planning/record_rlhf_plans.py -->", "<!-- plans end -->"
+BEGIN = "<!-- plans: made by tests/planning/record_rlhf_plans.py -->"
 
 PLANS = (
     "--config rlhf_7b --topology v5e-16 --ppo.mesh.fsdp 1 --ppo.mesh.tensor 16",
@@ -58,23 +56,5 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def write_readme(plans: list[dict[str, Any]]) -> None:
-    """Put the tables between their marks."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    README.write_text(f"{before}{BEGIN}\n{tables(plans)}\n{END}{after}", encoding="utf-8")
-
-
-def main() -> None:
-    """Make the plans asked for, or all; those that are kept already stay."""
-    kept = {plan["arguments"]: plan for plan in json.loads(KEPT.read_text())} if KEPT.exists() else {}
-    for arguments in [PLANS[int(number) - 1] for number in sys.argv[1:]] or list(PLANS):
-        print(arguments, flush=True)
-        kept[arguments] = planned(arguments)
-        plans = [kept[each] for each in PLANS if each in kept]
-        KEPT.write_text(json.dumps(plans, indent=1) + "\n")
-        write_readme(plans)
-
-
 if __name__ == "__main__":
-    main()
+    record(PLANS, KEPT, README, BEGIN, tables)

@@ -39,7 +39,7 @@ def test_a_step_of_decoding_moves_little_but_its_weights_and_caches() -> None:
 def test_the_readme_of_rlhf_shows_what_was_kept() -> None:
     kept = json.loads(rlhf.KEPT.read_text())
     assert [plan["arguments"] for plan in kept] == list(rlhf.PLANS)
-    shown = rlhf.README.read_text(encoding="utf-8").partition(rlhf.BEGIN)[2].partition(rlhf.END)[0]
+    shown = rlhf.README.read_text(encoding="utf-8").partition(rlhf.BEGIN)[2].partition(END)[0]
     assert shown.strip() == rlhf.tables(kept)
 
 
