@@ -306,6 +306,7 @@ def at():
     time.tzset()
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_date_that_it_began_with(tuned_lora, tmp_path, at, capfd):
     run_dir = copy_until(tuned_lora.run_dir, tmp_path / "run", [9])
     line = ("lora", *tuned_lora.arguments, "--run_dir", run_dir, "--training.steps", 9)

@@ -51,6 +51,7 @@ def test_a_tpu_that_was_taken_away_is_deleted_and_created_until_that_succeeds_an
     assert packed.stat().st_mtime_ns < (cloud.folder / "sleeps").stat().st_mtime_ns  # the code that it began with
 
 
+@pytest.mark.slow
 def test_a_tpu_that_lost_a_host_is_deleted_and_created(tmp_path):
     cloud, result = kept_going(tmp_path, '((N == 1)) || exit 0; echo host-1 > "$CLOUD/unreachable"; exit 1')
     assert result.code == 0, result

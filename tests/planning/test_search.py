@@ -87,6 +87,7 @@ def test_rows_are_split_where_it_is_asked_for():
     assert {each.plan.mesh.sequence for each in candidates(tiny, four, V5E, sequence=True)} == {1, 2, 4}
 
 
+@pytest.mark.slow
 def test_slices_lie_along_data_and_tensor_within_a_host_of_gpus():
     slices = candidates(changed(FEW, mesh={"data": 2}), parse_topology("v5e-32", 2), V5E)
     assert min(each.plan.mesh.data for each in slices) == 2

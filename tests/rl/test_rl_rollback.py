@@ -102,6 +102,7 @@ def learn(path: Path, killed: int = 0, skipped_updates: int = 2) -> list[dict[st
     return [{name: each[name] for name in each if name not in times} for each in read_metrics(path / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 def test_the_prompts_of_skipped_updates_are_left_out(tmp_path: Path) -> None:
     """Rollouts 6 and 7 are bad: back to iteration 4, and after 5 three rollouts are left out, 6 to 8."""
     whole = learn(tmp_path / "whole")

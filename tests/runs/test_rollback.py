@@ -79,6 +79,7 @@ def without_rollbacks(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("rollbacks", "left_out_batches")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", some([[n] for n in range(2, 24)] + [[7, 5], [13, 4, 9]], [[13]]), ids=str)
 def test_a_run_that_is_killed_around_it_is_the_same(gone_back, tmp_path, killed):
     toy = toy_of(tmp_path)

@@ -137,6 +137,7 @@ def run_to_the_end(folder, data: Counted) -> dict:
     return json.loads((folder / "checkpoints" / "4" / "manifest.json").read_text())["leaves"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_head_of_one_that_was_not(tmp_path) -> None:
     whole = run_to_the_end(tmp_path / "whole", Pairs())
     with pytest.raises(KilledError):

@@ -58,6 +58,7 @@ def test_a_run_that_is_killed_is_the_uninterrupted_run(uninterrupted, tmp_path, 
     assert toy.before_training == [0, *(3 * ((step - 1) // 3) for step in lives)]
 
 
+@pytest.mark.slow
 def test_steps_have_their_limit_once_their_batch_size_is_compiled(tmp_path):
     seen = []
     training = TrainingConfig(

@@ -109,7 +109,9 @@ def test_a_process_reads_the_streams_of_its_rows_only(byte_tokenizer):
     assert sorted(map(int, json.loads(states[0])["streams"])) == list(range(32, 64))
 
 
-@pytest.mark.parametrize(("batch_size", "steps"), [(8, range(1, 12)), (128, [1, 3])])
+@pytest.mark.parametrize(
+    ("batch_size", "steps"), [(8, range(1, 12)), pytest.param(128, [1, 3], marks=pytest.mark.slow)]
+)
 def test_a_run_resumes_at_any_batch(byte_tokenizer, batch_size, steps):
     # An epoch is about 400 tokens, 50 rows of 8: it ends within the first batches of 8 and several times in one of 128.
     batches, states = taken(loader(byte_tokenizer, batch_size), max(steps) + 2)
@@ -119,7 +121,10 @@ def test_a_run_resumes_at_any_batch(byte_tokenizer, batch_size, steps):
         assert after == states[step : step + 2]
 
 
-@pytest.mark.parametrize(("batch_size", "counts"), [(8, (4, 3, 4)), (128, (1, 1, 1)), (ramp, (2, 3, 3))])
+@pytest.mark.parametrize(
+    ("batch_size", "counts"),
+    [(8, (4, 3, 4)), pytest.param(128, (1, 1, 1), marks=pytest.mark.slow), (ramp, (2, 3, 3))],
+)
 def test_a_run_goes_on_with_another_number_of_processes(byte_tokenizer, batch_size, counts):
     expected, _ = taken(loader(byte_tokenizer, batch_size), sum(counts))
     got, state = [], None
