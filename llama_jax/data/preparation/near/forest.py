@@ -6,7 +6,7 @@ import numpy as np
 
 from llama_jax.core.arrays import Integer
 
-_MAPPED = 2**28  # numbers from which on they are kept in a temporary file, a gigabyte
+_MAPPED = 2**31  # bytes from which on an array is kept in a temporary file
 
 
 class Forest:
@@ -16,7 +16,10 @@ class Forest:
     """
 
     def __init__(self, count: int) -> None:
-        self._above = numbers_below(count)
+        self.dtype = np.dtype(np.uint32 if count < 2**32 else np.uint64)
+        self._above = zeros(count, self.dtype)
+        for start in range(0, count, 2**24):
+            self._above[start : start + 2**24] = np.arange(start, min(count, start + 2**24))
 
     def join(self, left: Integer[np.ndarray, "pairs"], right: Integer[np.ndarray, "pairs"]) -> None:
         """Make one group of the groups of each pair."""
@@ -37,12 +40,8 @@ class Forest:
         return roots
 
 
-def numbers_below(count: int) -> Integer[np.ndarray, "count"]:
-    """0, 1, 2, … in the smallest type of at least 32 bits; in a temporary file where they are many."""
-    dtype = np.uint32 if count < 2**32 else np.uint64
-    if count < _MAPPED:
-        return np.arange(count, dtype=dtype)
-    numbers = np.memmap(tempfile.TemporaryFile(), dtype, "w+", shape=(count,))  # noqa: SIM115 - mapped until the end
-    for start in range(0, count, _MAPPED // 16):
-        numbers[start : start + _MAPPED // 16] = np.arange(start, min(count, start + _MAPPED // 16), dtype=dtype)
-    return numbers
+def zeros(count: int, dtype: np.typing.DTypeLike) -> Integer[np.ndarray, "count"]:
+    """An array of zeros, in a temporary file where it is large."""
+    if count * np.dtype(dtype).itemsize < _MAPPED:
+        return np.zeros(count, dtype)
+    return np.memmap(tempfile.TemporaryFile(), dtype, "w+", shape=(count,))  # noqa: SIM115 - mapped until the end

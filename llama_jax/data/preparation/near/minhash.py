@@ -1,7 +1,9 @@
 """MinHash signatures of texts (Broder 1997) and the keys of their bands. Knows nothing of files or duplicates."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,20 +26,24 @@ class MinHash:
     bands: int = 14
     rows: int = 8
 
+    nothing: ClassVar[int] = 2**32 - 1
+    """Each value in the signature of a text without words."""
+
     @property
     def permutations(self) -> int:
+        """Values in a signature."""
         return self.bands * self.rows
 
     def signatures(self, texts: Sequence[str]) -> UInt32[np.ndarray, "texts permutations"]:
-        """Of each text the least value of its shingles under each permutation; the largest 32-bit number in each place
-        for a text without words.
+        """Of each text the least value of its shingles under each permutation; `nothing` in each place for a text
+        without words.
 
         Two texts agree in a share of the places that estimates the Jaccard similarity of their shingles. A shingle x of 32
         bits becomes the upper half of a x + b modulo 2^64, with random 64-bit a and b for each permutation: strongly
         universal (Dietzfelbinger 1996; Thorup 2015, arXiv:1504.06804, section 3.3).
         """
         shingles, counts = self._shingles(texts)
-        result = np.full((len(texts), self.permutations), 2**32 - 1, np.uint32)
+        result = np.full((len(texts), self.permutations), self.nothing, np.uint32)
         some = np.flatnonzero(counts)
         for first, last in _tiles(counts[some]):
             starts = np.cumsum(counts[some[first:last]])
@@ -85,7 +91,7 @@ def _tiles(counts: Integer[np.ndarray, "texts"]) -> Iterator[tuple[int, int]]:
     """Consecutive ranges of texts with about a tile of shingles in each."""
     numbers = np.cumsum(counts) // _TILE
     cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(counts)]
-    return ((first, last) for first, last in zip(cuts, cuts[1:], strict=False) if first < last)
+    return ((first, last) for first, last in itertools.pairwise(cuts) if first < last)
 
 
 def _least(

@@ -1,17 +1,19 @@
-"""Which documents of some buckets are similar, by their signatures. A bucket is all documents with one band's key."""
+"""Which documents of some buckets are similar, by their signatures. A bucket is all documents with one key of a band."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from llama_jax.core.arrays import Integer, UInt32
-from llama_jax.data.preparation.near.slices import gathered
+from llama_jax.core.arrays import Integer, Shaped, UInt32
+
+BANDED = np.dtype([("key", "<u8"), ("signature", "<u8"), ("document", "<i8")])
+"""A band of a document: the band's key, a hash of the whole signature, and the document's number."""
 
 NEIGHBOURS = 64
-"""Each document is compared with so many that follow it in its bucket and as many before it: with all in a bucket of up
-to 129 different signatures."""
+"""Each document is compared with so many behind it in its bucket and as many before it: with all in a bucket of up to
+129 different signatures."""
 _LOADED = 2**15  # signatures, 15 MB of the default ones
 _COMPARED = 2**12  # pairs at once
 
@@ -27,39 +29,46 @@ class Pairs(NamedTuple):
 
 @dataclass
 class Compared:
-    """What was compared to find them."""
+    """What was compared."""
 
     pairs: int = 0
+    """Of documents; one that shares several buckets counts as often."""
     left_out: int = 0
-    """Pairs in one bucket that were not, since it is large."""
+    """Pairs in one bucket that were not compared, since it is large."""
     large_buckets: int = 0
 
 
-@dataclass(frozen=True)
-class Buckets:
+class Buckets(NamedTuple):
     """Different signatures that share a bucket with another, in an order that does not depend on that of the documents:
-    by the bucket's key, then by a hash of the signature."""
+    by the bucket's key, then by the hash of the signature."""
 
     documents: Integer[np.ndarray, "members"]
     sizes: Integer[np.ndarray, "buckets"]
-    identical: Pairs = field(repr=False)
-    """Documents with the same signature as another, which are no members: each with the one before it."""
+    identical: Pairs
+    """Documents with the signature of another, which are no members: each with the one before it."""
 
 
-def buckets_of(records: Integer[np.ndarray, "records 3"], permutations: int) -> Buckets:
+def buckets_of(bands: Shaped[np.ndarray, "bands"], permutations: int) -> Buckets:
     """Bring together what has the same key.
 
     Args:
-        records: Of each band of each document the band's key, a hash of the signature, and the document's number.
+        bands: Of type `BANDED`, in any order.
         permutations: Values in a signature.
     """
-    keys, hashes, documents = gathered(records).T
-    same = np.zeros(len(keys), bool)
-    same[1:] = (keys[1:] == keys[:-1]) & (hashes[1:] == hashes[:-1])
+    order = np.argsort(bands["key"])
+    keys = bands["key"][order]
+    shared = np.zeros(len(keys), bool)
+    np.equal(keys[1:], keys[:-1], out=shared[1:])
+    shared[:-1] |= shared[1:]
+    bands = bands[order[shared]]
+    bands = bands[np.lexsort((bands["document"], bands["signature"], bands["key"]))]
+    keys, documents = bands["key"], bands["document"]
+    same = np.zeros(len(bands), bool)
+    same[1:] = (keys[1:] == keys[:-1]) & (bands["signature"][1:] == bands["signature"][:-1])
     again = np.flatnonzero(same)
     identical = Pairs(documents[again - 1], documents[again], np.full(len(again), permutations))
-    _, places, sizes = np.unique(keys[~same], return_inverse=True, return_counts=True)
-    return Buckets(documents[~same][sizes[places] > 1], sizes[sizes > 1], identical)
+    _, buckets, sizes = np.unique(keys[~same], return_inverse=True, return_counts=True)
+    return Buckets(documents[~same][sizes[buckets] > 1], sizes[sizes > 1], identical)
 
 
 def similar_pairs(
@@ -68,13 +77,12 @@ def similar_pairs(
     least: int,
     compared: Compared,
 ) -> Iterator[Pairs]:
-    """Every compared pair whose signatures agree in at least `least` places; a pair that shares several buckets comes as
-    often.
+    """Every compared pair whose signatures agree in at least `least` places.
 
-    In a bucket of more than 129 members each is compared with the 64 before and the 64 behind it in the order of a hash,
-    in a circle: a random sample that depends on the members alone, connects a bucket that is one group, and costs as many
-    comparisons for each member as a smaller bucket. Documents that are similar and far from each other there meet in
-    other bands.
+    In a bucket of more than 129 members each is compared with the 64 before it and the 64 behind it in a circle in the
+    order of a hash. That is a random sample which depends on the members alone, joins a bucket that is one group, and
+    costs each member as much as in a smaller bucket. Documents that are similar but far apart in that circle are found
+    by their other bands.
 
     Args:
         signatures: Loads those of documents, given in ascending order.
@@ -85,8 +93,6 @@ def similar_pairs(
     large = buckets.sizes[buckets.sizes > 2 * NEIGHBOURS + 1]
     compared.large_buckets += len(large)
     compared.left_out += int((large * (large - 1) // 2 - large * NEIGHBOURS).sum())
-    if not len(buckets.sizes):
-        return
     for members, sizes in _batches(buckets.sizes):
         documents, places = np.unique(buckets.documents[members], return_inverse=True)
         loaded = signatures(documents)
@@ -123,7 +129,7 @@ def _circles(
     starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
     length = np.repeat(sizes, sizes)
     places = np.arange(len(length)) - starts
-    for step in range(1, min(NEIGHBOURS, int(sizes.max()) // 2) + 1):
+    for step in range(1, min(NEIGHBOURS, int(sizes.max(initial=0)) // 2) + 1):
         # Half way round a circle, members meet those that have met them.
         left = np.flatnonzero((2 * step < length) | ((2 * step == length) & (places < step)))
         yield left, starts[left] + (places[left] + step) % length[left]
