@@ -6,6 +6,12 @@ from typing import Any, Literal
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import DataConfig
+from llama_jax.data.preparation.rules.config import (
+    ContaminationConfig,
+    LanguagesConfig,
+    PerplexityConfig,
+    QualityConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,14 @@ class PrepareConfig:
     """Text in a shard, about. Work that is stopped loses the shards it was at."""
     vocab_size: int = 2048
     """Pieces of the tokenizer that is trained on the text where `data.tokenizer` names none."""
+    languages: LanguagesConfig = field(default_factory=LanguagesConfig)
+    """Which languages are kept."""
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    """Heuristic rules of quality."""
+    perplexity: PerplexityConfig = field(default_factory=PerplexityConfig)
+    """A model of ours as a measure of quality."""
+    contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
+    """Documents that hold a part of an evaluation."""
     data: DataConfig = field(default_factory=DataConfig)
     """The text and the tokenizer; `source`, `text_field`, `tokenizer`, `bad_records`, `max_bad_fraction` are used."""
 
