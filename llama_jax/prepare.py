@@ -13,8 +13,8 @@ from llama_jax.core.files import absolute, write_whole
 from llama_jax.core.processes.signals import StopSignal
 from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.config import PrepareConfig
-from llama_jax.data.preparation.duplicates import ExactDuplicates
-from llama_jax.data.preparation.job import Job, Runner, Search
+from llama_jax.data.preparation.job import Job, Runner
+from llama_jax.data.preparation.near.making import searches_of
 from llama_jax.data.preparation.resuming import Plan, plan_to_resume, remove_progress, settings_of, sole_writer
 from llama_jax.data.preparation.runners.local import LocalRunner
 from llama_jax.data.preparation.shards import sampled_texts, shard_bounds
@@ -61,15 +61,10 @@ def _prepare(config: PrepareConfig, directory: epath.Path, documents: Documents)
             directory=directory,
             fail_on_bad=config.data.bad_records == "fail",
             rules=(),
-            searches=_searches(config),
+            searches=searches_of(config),
         )
         write_shards(config, job, _runner(config, job), stop)
         write_manifest(config, job, plan)
-
-
-def _searches(config: PrepareConfig) -> tuple[Search, ...]:
-    """What repeats is looked for in this order."""
-    return (ExactDuplicates(),) if config.deduplicate else ()
 
 
 def _runner(config: PrepareConfig, job: Job) -> Runner:

@@ -15,6 +15,7 @@ from llama_jax.core.processes.lock import WriterLock
 from llama_jax.data.preparation.cleaning import CLEANING_VERSION
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.job import PROGRESS
+from llama_jax.data.preparation.near.making import search_settings
 from llama_jax.data.sources.documents import Documents
 from llama_jax.data.sources.prepared import DROPPED, FOUND, MANIFEST, Shard, read_manifest
 from llama_jax.data.tokenizers import load_tokenizer
@@ -85,6 +86,7 @@ def settings_of(config: PrepareConfig) -> dict[str, Any]:
         "minimum_characters": config.minimum_characters,
         "maximum_characters": config.maximum_characters,
         "shard_megabytes": config.shard_megabytes,
+        **search_settings(config),
     }
 
 

@@ -196,9 +196,7 @@ def _choose(job: Job, number: int, count: Count) -> None:
     count(1, 0, 0)
 
 
-def _signatures(
-    job: Job, documents: Integer[np.ndarray, "documents"]
-) -> UInt32[np.ndarray, "documents permutations"]:
+def _signatures(job: Job, documents: Integer[np.ndarray, "documents"]) -> UInt32[np.ndarray, "documents permutations"]:
     """Those of documents, in ascending order, from the files of their shards."""
     loaded = np.empty((len(documents), _search(job).minhash.permutations), np.uint32)
     cuts = np.searchsorted(documents, job.bounds)
