@@ -85,7 +85,7 @@ def _compared_path(job: Job, part: int) -> epath.Path:
 
 
 class _Signatures:
-    """The signatures of a shard's documents, made for many texts at a time. Takes about a kilobyte for each document."""
+    """The signatures of a shard's documents, made for many texts at a time: about a kilobyte for each document."""
 
     def __init__(self, search: NearDuplicates, job: Job, shard: int) -> None:
         self._search, self._job, self._shard = search, job, shard
