@@ -1,6 +1,8 @@
 """Settings of `prepare`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import DataConfig
@@ -18,6 +20,11 @@ class PrepareConfig:
 
     output: str = "prepared"
     """Directory to write; name it as `data.source` to train on it."""
+    runner: Literal["local", "beam"] = "local"
+    """Who does the work: processes of this machine, or Apache Beam, which knows clusters. What is written is the
+    same."""
+    beam: Mapping[str, Any] = field(default_factory=dict)
+    """Options of Apache Beam by their own names, as `--beam.runner DataflowRunner`; for `--runner beam`."""
     workers: int | None = None
     """Processes; None: one for each processor, 0: a thread of this process. What is written is the same."""
     deduplicate: bool = False
