@@ -6,6 +6,8 @@ if __name__ == "__main__":
     main("prepare")
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
@@ -16,9 +18,13 @@ from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.duplicates import ExactDuplicates
 from llama_jax.data.preparation.job import Job, Runner, Search
 from llama_jax.data.preparation.resuming import Plan, plan_to_resume, remove_progress, settings_of, sole_writer
+from llama_jax.data.preparation.rules.config import PerplexityConfig
+from llama_jax.data.preparation.rules.making import rule_settings, rules_of
+from llama_jax.data.preparation.rules.perplexity import PerplexityOf
+from llama_jax.data.preparation.rules.rule import Rule
 from llama_jax.data.preparation.runners.local import LocalRunner
 from llama_jax.data.preparation.shards import sampled_texts, shard_bounds
-from llama_jax.data.preparation.writing import described, write_manifest, write_shards
+from llama_jax.data.preparation.writing import described, described_contamination, write_manifest, write_shards
 from llama_jax.data.sources.documents import Documents
 from llama_jax.data.sources.opening import open_source
 from llama_jax.data.sources.prepared import MANIFEST, open_prepared
@@ -32,22 +38,32 @@ def prepare(config: PrepareConfig) -> None:
     """Write the token ids of a source below `output`: shards, the tokenizer, what was dropped, and a manifest."""
     directory = absolute(epath.Path(config.output).expanduser())
     documents = open_source(config.data.source, config.data.text_field)
+    perplexity = _perplexity(config.perplexity)
+    settings = settings_of(config) | rule_settings(config, perplexity)
     if (directory / MANIFEST).exists():
-        plan_to_resume(directory, config, documents)
+        plan_to_resume(directory, config, settings, documents)
         remove_progress(directory)
         print(f"{config.output} is prepared already: {described(open_prepared(directory).manifest)}")
         return
     with sole_writer(directory, config):
-        _prepare(config, directory, documents)
+        _prepare(config, directory, documents, settings, rules_of(config, perplexity))
+    for line in described_contamination(directory, config.contamination):
+        print(line)
     print(f"{config.output}: {described(open_prepared(directory).manifest)}")
     print(f"train on it: python -m llama_jax.pretrain --data.source {config.output}")
 
 
-def _prepare(config: PrepareConfig, directory: epath.Path, documents: Documents) -> None:
-    plan = plan_to_resume(directory, config, documents)
+def _prepare(
+    config: PrepareConfig,
+    directory: epath.Path,
+    documents: Documents,
+    settings: Mapping[str, Any],
+    rules: tuple[Rule, ...],
+) -> None:
+    plan = plan_to_resume(directory, config, settings, documents)
     tokenizer = _tokenizer(config, directory, documents, resumes=plan is not None)
     bounds = plan.bounds if plan else shard_bounds(documents, config.shard_megabytes)
-    plan = plan or Plan(documents.identity(), tokenizer.fingerprint, settings_of(config), bounds)
+    plan = plan or Plan(documents.identity(), tokenizer.fingerprint, dict(settings), bounds)
     with StopSignal() as stop:
         plan.write(directory)
         for name, content in tokenizer.files().items():
@@ -60,11 +76,19 @@ def _prepare(config: PrepareConfig, directory: epath.Path, documents: Documents)
             bounds=bounds,
             directory=directory,
             fail_on_bad=config.data.bad_records == "fail",
-            rules=(),
+            rules=rules,
             searches=_searches(config),
         )
         write_shards(config, job, _runner(config, job), stop)
         write_manifest(config, job, plan)
+
+
+def _perplexity(config: PerplexityConfig) -> PerplexityOf | None:
+    if config.model is None:
+        return None
+    from llama_jax.evals.document_perplexity import DocumentPerplexity  # with it comes JAX, of no use otherwise
+
+    return DocumentPerplexity(config.model, config.tokens)
 
 
 def _searches(config: PrepareConfig) -> tuple[Search, ...]:

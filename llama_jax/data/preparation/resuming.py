@@ -4,7 +4,7 @@ for each shard that was examined or is whole a small file. All of it is deleted 
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -75,7 +75,8 @@ class Plan(NamedTuple):
 
 
 def settings_of(config: PrepareConfig) -> dict[str, Any]:
-    """All that decides what is written, but for the documents and the tokenizer; `source` is only for people."""
+    """All that decides what is written, but for the documents, the tokenizer and the rules; `source` is only for
+    people."""
     trained = config.data.tokenizer is None
     return {
         "source": config.data.source,
@@ -106,15 +107,18 @@ def find_plan(directory: epath.Path, config: PrepareConfig) -> Plan | None:
     return None
 
 
-def check_unchanged(plan: Plan, config: PrepareConfig, documents: Documents) -> None:
+def check_unchanged(plan: Plan, config: PrepareConfig, settings: Mapping[str, Any], documents: Documents) -> None:
     """Refuse to resume work that another command began.
+
+    Args:
+        settings: all that decides what is written; see `settings_of` and `rule_settings`.
 
     Raises:
         UserError: a setting, the documents or the tokenizer is another.
     """
     where = f"--output {config.output}"
-    for name, value in settings_of(config).items():
-        if name != "source" and (was := plan.settings.get(name)) != value:
+    for name in dict.fromkeys((*settings, *plan.settings)):
+        if name != "source" and (was := plan.settings.get(name)) != (value := settings.get(name)):
             raise UserError(
                 f"{where}: {name} was {json.dumps(was)} when it was begun and is {json.dumps(value)} now; give the "
                 "same value, or another --output"
@@ -131,9 +135,14 @@ def check_unchanged(plan: Plan, config: PrepareConfig, documents: Documents) -> 
         )
 
 
-def plan_to_resume(directory: epath.Path, config: PrepareConfig, documents: Documents) -> Plan | None:
+def plan_to_resume(
+    directory: epath.Path, config: PrepareConfig, settings: Mapping[str, Any], documents: Documents
+) -> Plan | None:
     """The plan of work that was begun or finished in the directory and that this command goes on with. A plan that led
     to no document binds nobody: if it is another, what it left is removed.
+
+    Args:
+        settings: all that decides what is written; see `settings_of` and `rule_settings`.
 
     Raises:
         UserError: the directory holds something else, or work that another command began.
@@ -142,7 +151,7 @@ def plan_to_resume(directory: epath.Path, config: PrepareConfig, documents: Docu
     if plan is None:
         return None
     try:
-        check_unchanged(plan, config, documents)
+        check_unchanged(plan, config, settings, documents)
     except UserError:
         if _holds_documents(directory):
             raise
