@@ -22,7 +22,7 @@ from llama_jax.data.preparation.runners.beam import BeamRunner
 from llama_jax.data.preparation.runners.beam_options import BeamOptions, beam_options
 from llama_jax.data.preparation.runners.local import LocalRunner
 from llama_jax.data.preparation.shards import sampled_texts, shard_bounds
-from llama_jax.data.preparation.writing import described, write_manifest, write_shards
+from llama_jax.data.preparation.writing import described, described_contamination, write_manifest, write_shards
 from llama_jax.data.sources.documents import Documents
 from llama_jax.data.sources.opening import open_source
 from llama_jax.data.sources.prepared import MANIFEST, open_prepared
@@ -62,6 +62,8 @@ def prepare(config: PrepareConfig) -> None:
         )
         _make(config, plan, job, _runner(config, job, beam))
     print(f"{config.output}: {described(open_prepared(directory).manifest)}")
+    for line in described_contamination(directory, config.contamination):
+        print(line)
     print(f"train on it: python -m llama_jax.pretrain --data.source {config.output}")
 
 
