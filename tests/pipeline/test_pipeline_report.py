@@ -1,10 +1,10 @@
 """The report: its numbers are those that the runs have written, and nothing that a model wrote becomes markup."""
 
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from page_tags import Tags
 
 from llama_jax.pipeline.comparison import REWARD_MODEL, Answers, Comparison
 from llama_jax.pipeline.outcome import Outcome, spent_by, stage_outcome
@@ -99,24 +99,6 @@ def test_a_judge_that_scored_nothing_is_named(outcome) -> None:
     silent = scored(["a"], [0.0], [None])
     lines = Outcome("x", outcome.stages, None, Comparison(["Who?"], silent, silent)).lines()
     assert f"no win rate by {JUDGE}: to no prompt did it score both answers" in lines
-
-
-class Tags(HTMLParser):
-    """Tags that are not the page's own kinds, addresses, and the text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.addresses: list[str | None] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.addresses += [value for name, value in attrs if name in ("src", "href") or name.startswith("on")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_what_a_model_wrote_stays_text_and_nothing_is_fetched(outcome) -> None:

@@ -11,7 +11,7 @@ from llama_jax.data.sources.opening import FileDocuments
 
 def count(tally: Tally, number: int) -> None:
     """One of many different documents, of which every fourth is kept."""
-    place, text = Place(number, f"part{number % 3}"), f"text {number % 40}\né"
+    place, text = Place(number, f"part{number % 3}", number % 4), f"text {number % 40}\né"
     tally.read(place, text)
     tally.tagged(place, text, {"language": "de" if number % 5 else "en"}, is_dropped=number % 5 == 0)
     tally.measured({"perplexity": 1.3**number % 1e9})
@@ -81,7 +81,7 @@ def test_an_excerpt_shows_the_beginning_the_place_and_the_end():
 def test_records_without_a_text_are_sampled_one_by_one():
     tally = Tally()
     for number in range(3):
-        tally.dropped(Place(number, "a"), "", {"reason": "not_utf8", "where": f"a:{number}", "message": "m" * 999})
+        tally.dropped(Place(number, "a", 0), "", {"reason": "not_utf8", "where": f"a:{number}", "message": "m" * 999})
     samples = tally.to_json()["samples"]["not_utf8"]
     assert {each["document"] for each in samples} == {0, 1, 2}
     assert all(len(each["measured"]["message"]) == 301 for each in samples)

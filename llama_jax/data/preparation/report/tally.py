@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-SAMPLES = 8
+SAMPLES = 6
 """Documents that are shown of what a rule drops, and of what is kept."""
 MEASURE_BOUNDS = tuple(float(f"{10 ** (step / 20):.3g}") for step in range(-80, 181))
 """Where the bins of a distribution begin, 20 a decade from 0.0001 to 10^9. Rounded, so that no two machines differ in
 the last bit of one. What is smaller is counted from 0."""
 
 _KEPT = "kept"
+_COUNTED = ("steps", "sources", "measures", "overlaps")
 _BEGINNING, _AROUND, _END = 480, 240, 160  # characters of an excerpt
 _HASHED_CHARACTERS = 1000
 _LONGEST_VALUE = 300  # characters
@@ -30,6 +31,8 @@ class Place(NamedTuple):
     """Its number."""
     source: str
     """The part of the corpus to count it by; see `origins`."""
+    step: int
+    """How far it is: what is taken earlier is shown first."""
 
 
 class Sample(NamedTuple):
@@ -69,6 +72,7 @@ class Tally:
             lines: How many lines, or paragraphs, it took out, by the reason for it.
             size: Bytes that it took out.
         """
+        self._counts["steps", str(place.step), "edited", rule] += 1
         where = ("sources", place.source, "edited", rule)
         self._add(where, size)
         for name, count in lines.items():
@@ -99,6 +103,7 @@ class Tally:
             why: Its `reason`, and what was measured; `at`, if it is there, is the character to look at.
         """
         reason = why["reason"]
+        self._counts["steps", str(place.step), "dropped", reason] += 1
         self._add(("sources", place.source, "dropped", reason), _size(text))
         self._sample(reason, place, text, {name: value for name, value in why.items() if name != "reason"})
 
@@ -119,7 +124,8 @@ class Tally:
         if len(chosen) == SAMPLES and (key, place.document) > chosen[-1][:2]:
             return
         shown = {name: _clipped(value) for name, value in measured.items()}
-        sample = Sample(key, *place, len(text), excerpt(text, measured.get("at")), shown)
+        shown_text = excerpt(text, measured.get("at"))
+        sample = Sample(key, place.document, place.source, len(text), shown_text, shown)
         self._samples[reason] = _smallest([*chosen, sample])
 
     @classmethod
@@ -134,7 +140,7 @@ class Tally:
 
     def to_json(self) -> dict[str, Any]:
         """The counts as nested objects, in the order of their names, and the `samples` by reason."""
-        values: dict[str, Any] = {"sources": {}, "measures": {}, "overlaps": {}}
+        values: dict[str, Any] = {name: {} for name in _COUNTED}
         for path, count in sorted(self._counts.items()):
             inner = values
             for name in path[:-1]:
@@ -147,7 +153,7 @@ class Tally:
     def from_json(cls, values: Mapping[str, Any]) -> "Tally":
         """What `to_json` gave."""
         tally = cls()
-        tally._counts.update(dict(_leaves({name: values[name] for name in ("sources", "measures", "overlaps")}, ())))
+        tally._counts.update(dict(_leaves({name: values[name] for name in _COUNTED}, ())))
         for reason, samples in values["samples"].items():
             tally._samples[reason] = [Sample(**each) for each in samples]
         return tally
