@@ -21,7 +21,8 @@ h2 { font-size: 1.2em; margin: 44px 0 6px } h3 { font-size: 1em; margin: 0 } h4 
   color: var(--soft); font-weight: 600 }
 p { margin: 0 } .eyebrow { color: var(--blue); font-weight: 600 } .lead { color: var(--soft); font-size: 1.1em;
   margin-top: 6px }
-.note { color: var(--soft); margin-bottom: 14px; max-width: 46em } small { color: var(--soft); font-size: .85em }
+.none, .note { color: var(--soft) } .note { margin-bottom: 14px; max-width: 46em } small { color: var(--soft);
+  font-size: .85em }
 .charts { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)) }
 .card, .bar, figure, .sample, .wide { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
   padding: 14px 16px; margin: 0 }
@@ -69,10 +70,12 @@ def section(title: str, content: str, note: str = "") -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts, which scrolls by itself where it is wider than the page."""
+    """A table of texts, which scrolls by itself where it is wider than the page; `none` if it has no row."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
     lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
+    if not body:
+        return '<p class="none">none</p>'
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 

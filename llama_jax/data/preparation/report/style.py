@@ -26,7 +26,7 @@ details + details { margin-top: 14px } summary { cursor: pointer; font-weight: 6
 .sample { min-width: 0; contain: paint } .sample p { color: var(--soft); font-size: .85em; overflow-wrap: anywhere }
 .sample pre { max-height: 17em; overflow: auto; scrollbar-width: thin; scrollbar-color: var(--gray) transparent;
   margin: 8px 0 0; font-size: .92em; unicode-bidi: plaintext;
-  line-height: 1.45 } .none { color: var(--soft) }
+  line-height: 1.45 }
 @media (max-width: 640px) { .steps li { grid-template-columns: 1fr 1fr } .steps .name { grid-column: 1 / -1 }
   .steps .name:empty { display: none } .numbers th:first-child, .numbers td:first-child { min-width: 7em }
   .amount { grid-template-columns: 1fr; gap: 3px } .amount span { text-align: left } }
