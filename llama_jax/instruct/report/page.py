@@ -8,7 +8,7 @@ from llama_jax.instruct.pool import Candidate
 
 _STYLE = """
 main { max-width: 1180px } td { white-space: pre-wrap; overflow-wrap: anywhere; vertical-align: top; min-width: 7em }
-.picture { background: #fff; border-radius: 12px; margin-top: 28px } .picture text { fill: #17202b }
+.picture { background: #fff; border-radius: 12px; margin-top: 28px; overflow: hidden } .picture text { fill: #17202b }
 .half { max-width: 620px }
 """
 _EXAMPLES, _DROPPED_EACH = 20, 3

@@ -58,16 +58,14 @@ def funnel_of(told: Mapping[str, Any]) -> Funnel:
     kept = {name: _amount(source.get("kept")) for name, source in sources.items()}
     order = sorted(read, key=lambda name: (-read[name].bytes, name))
     left, steps = _sum(read.values()), []
-    for number in sorted(told["steps"], key=int):
-        for kind in ("edited", "dropped"):  # as each rule does it
-            for name in sorted(told["steps"][number].get(kind, ())):
-                by_source = {each: _amount(sources[each].get(kind, {}).get(name)) for each in order}
-                if kind == "edited":
-                    by_source = {each: Amount(0, amount.bytes) for each, amount in by_source.items()}
-                taken = _sum(by_source.values())
-                left = left.minus(taken)
-                found = {each: amount for each, amount in by_source.items() if any(amount)}
-                steps.append(Step(name, kind == "edited", taken, left, found))
+    for kind, name in _in_order(told["steps"]):
+        by_source = {each: _amount(sources[each].get(kind, {}).get(name)) for each in order}
+        if kind == "edited":  # a document without some of its lines is still there
+            by_source = {each: Amount(0, amount.bytes) for each, amount in by_source.items()}
+        taken = _sum(by_source.values())
+        left = left.minus(taken)
+        found = {each: amount for each, amount in by_source.items() if any(amount)}
+        steps.append(Step(name, kind == "edited", taken, left, found))
     return Funnel(
         _sum(read.values()),
         _sum(kept.values()),
@@ -75,6 +73,17 @@ def funnel_of(told: Mapping[str, Any]) -> Funnel:
         {name: kept[name] for name in order},
         steps,
     )
+
+
+def _in_order(steps: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[tuple[str, str]]:
+    """(`edited` or `dropped`, name) of each thing that took something, once, edits of a step before what it drops."""
+    found = [
+        (kind, name)
+        for number in sorted(steps, key=int)
+        for kind in ("edited", "dropped")
+        for name in sorted(steps[number].get(kind, ()))
+    ]
+    return list(dict.fromkeys(found))
 
 
 def funnel_lines(funnel: Funnel) -> list[str]:
