@@ -13,8 +13,8 @@ from llama_jax.core.files import absolute, write_whole
 from llama_jax.core.processes.signals import StopSignal
 from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.config import PrepareConfig
-from llama_jax.data.preparation.duplicates import ExactDuplicates
-from llama_jax.data.preparation.job import Job, Runner, Search
+from llama_jax.data.preparation.job import Job, Runner
+from llama_jax.data.preparation.near.making import searches_of
 from llama_jax.data.preparation.resuming import Plan, plan_to_resume, remove_progress, settings_of, sole_writer
 from llama_jax.data.preparation.rules.making import rules_of
 from llama_jax.data.preparation.rules.perplexity import PerplexityOf
@@ -55,7 +55,7 @@ def prepare(config: PrepareConfig) -> None:
             directory=directory,
             fail_on_bad=config.data.bad_records == "fail",
             rules=rules_of(config, perplexity),
-            searches=_searches(config),
+            searches=searches_of(config),
         )
         _make(config, plan, job)
     print(f"{config.output}: {described(open_prepared(directory).manifest)}")
@@ -78,11 +78,6 @@ def _perplexity(config: PrepareConfig) -> PerplexityOf | None:
     from llama_jax.evals.document_perplexity import DocumentPerplexity  # JAX is for those who need it
 
     return DocumentPerplexity(config.perplexity.model, config.perplexity.tokens)
-
-
-def _searches(config: PrepareConfig) -> tuple[Search, ...]:
-    """What repeats is looked for in this order."""
-    return (ExactDuplicates(),) if config.deduplicate else ()
 
 
 def _runner(config: PrepareConfig, job: Job) -> Runner:

@@ -15,6 +15,7 @@ from llama_jax.core.processes.lock import WriterLock
 from llama_jax.data.preparation.cleaning import CLEANING_VERSION
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.job import PROGRESS
+from llama_jax.data.preparation.near.making import search_settings
 from llama_jax.data.preparation.rules.making import rule_settings
 from llama_jax.data.preparation.rules.perplexity import PerplexityOf
 from llama_jax.data.sources.documents import Documents
@@ -95,6 +96,7 @@ def settings_of(config: PrepareConfig, perplexity: PerplexityOf | None = None) -
         "maximum_characters": config.maximum_characters,
         "shard_megabytes": config.shard_megabytes,
         **rule_settings(config, perplexity),
+        **search_settings(config),
     }
 
 
