@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llama_jax.core.arrays import Int
+from llama_jax.core.arrays import Int, Integer
 from llama_jax.core.errors import UserError, nearest
 from llama_jax.data.preparation.rules.rule import KEPT, Judgement, Rule
 from llama_jax.data.sources.bad_records import BadRecords
@@ -58,7 +58,7 @@ class Overlap(NamedTuple):
 class _Ngrams(NamedTuple):
     """All n-grams of one length; 16 bytes each."""
 
-    hashes: Int[np.ndarray, "ngrams"]
+    hashes: Integer[np.ndarray, "ngrams"]
     """Ascending, of type uint64."""
     starts: Int[np.ndarray, "ngrams"]
     """Where each begins in `Evaluations.ids`."""
@@ -133,7 +133,7 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _hashes(ids: Int[np.ndarray, "words"], length: int) -> Int[np.ndarray, "ngrams"]:
+def _hashes(ids: Int[np.ndarray, "words"], length: int) -> Integer[np.ndarray, "ngrams"]:
     """A hash of each run of so many words, as uint64."""
     mixed = (ids.astype(np.uint64) + np.uint64(1)) * _MULTIPLIER
     mixed ^= mixed >> np.uint64(29)
