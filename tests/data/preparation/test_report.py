@@ -7,10 +7,12 @@ from etils import epath
 from page_tags import Tags
 
 from llama_jax.core.recording.pages import visible
+from llama_jax.data.preparation.report.asked import Asked
 from llama_jax.data.preparation.report.distribution import distribution_svg, quantile
 from llama_jax.data.preparation.report.funnel import Amount, funnel_lines, funnel_of, in_bytes
 from llama_jax.data.preparation.report.tally import Place, Tally
-from llama_jax.data.preparation.report.writing import PAGE, REPORT, write_report
+from llama_jax.data.preparation.report.writing import write_report
+from llama_jax.data.sources.prepared import PAGE, REPORT
 
 HOSTILE = '</pre><script>alert("x")</script><img src=x onerror=alert(1)> \u202e\x1b[31m' + "x" * 500
 
@@ -34,7 +36,7 @@ def tally() -> Tally:
         tally.edited(place._replace(step=2), "c4", {"javascript": 2}, 3)
         kept = text[3:]
         if number < 4:
-            tally.dropped(place._replace(step=2), kept, {"reason": "c4_braces", "at": 5})
+            tally.dropped(place._replace(step=2), kept, {"reason": "c4_braces", "value": "script alert"})
             tally.found([{"file": "gsm8k<i>.jsonl"}])
         else:
             tally.kept(place, kept)
@@ -78,7 +80,8 @@ def test_the_funnel_is_told_with_a_column_for_each_source(tally):
 
 
 def test_what_a_document_holds_stays_text_and_nothing_is_fetched(tally, tmp_path):
-    write_report(epath.Path(tmp_path), "corpus <i>", tally, {"perplexity": [50.0]}, ["Whether it is true."])
+    asked = Asked("corpus <i>", {"perplexity": [50.0]}, ["gsm8k<i>.jsonl", "other"], ["Whether it is true."])
+    write_report(epath.Path(tmp_path), asked, tally)
     page = (tmp_path / PAGE).read_text()
     found = Tags(page)
     assert not found.tags & {"script", "img", "link", "iframe", "object", "i>"}
@@ -94,7 +97,7 @@ def test_what_a_document_holds_stays_text_and_nothing_is_fetched(tally, tmp_path
 def test_the_report_is_the_same_from_tallies_of_any_cut(tally, tmp_path):
     for name, tallies in (("a", [tally]), ("b", [Tally(), Tally.from_json(tally.to_json())])):
         (tmp_path / name).mkdir()
-        write_report(epath.Path(tmp_path) / name, "corpus", Tally.merged(tallies), {}, [])
+        write_report(epath.Path(tmp_path) / name, Asked("corpus", {}, [], []), Tally.merged(tallies))
     for name in (REPORT, PAGE):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     values = json.loads((tmp_path / "a" / REPORT).read_bytes())
@@ -105,7 +108,7 @@ def test_a_corpus_of_which_all_is_kept_has_a_report(tmp_path):
     tally = Tally()
     tally.read(place := Place(0, "a", 0), "text")
     tally.kept(place, "text")
-    write_report(epath.Path(tmp_path), "a", tally, {}, [])
+    write_report(epath.Path(tmp_path), Asked("a", {}, [], []), tally)
     assert "100.0 % of the documents" in (tmp_path / PAGE).read_text()
 
 

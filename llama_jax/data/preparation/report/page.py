@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llama_jax.core.recording.pages import few_digits, html_page, section, table, visible
+from llama_jax.data.preparation.report.asked import Asked
 from llama_jax.data.preparation.report.distribution import distribution_svg, quantile
 from llama_jax.data.preparation.report.funnel import Amount, Funnel, Step, in_bytes, titled
 from llama_jax.data.preparation.report.style import STYLE
@@ -14,16 +15,11 @@ _SHOWN_TAGS, _TAG_COLUMNS = 30, 10
 _NAME = 40  # characters
 
 
-def preparation_page(
-    name: str, funnel: Funnel, told: Mapping[str, Any], bounds: Mapping[str, Sequence[float]], unlooked: Sequence[str]
-) -> str:
+def preparation_page(asked: Asked, funnel: Funnel, told: Mapping[str, Any]) -> str:
     """The page.
 
     Args:
-        name: Of the corpus.
         told: The tally, as `Tally.to_json` gives it.
-        bounds: Of each measure, the values at which rules drop a document.
-        unlooked: What nobody looked at, in sentences.
     """
     sampled = [each for each in told["samples"] if each != "kept"]
     places = {reason: number for number, reason in enumerate(_by_step(sampled, funnel.steps))}
@@ -32,13 +28,13 @@ def preparation_page(
         section("By source", _sources(funnel), "Documents and text that each step took. Shares: of what was read."),
         *_edits(told["sources"]),
         *(section(_title(kind), _tags(kind, told["sources"]), _of_tags()) for kind in _kinds(told["sources"])),
-        *_distributions(told["measures"], bounds),
-        *_overlaps(told["overlaps"]),
+        *_distributions(told["measures"], asked.bounds),
+        *_overlaps(told["overlaps"], asked.evaluations),
         section("What was dropped", _samples(told["samples"], [*places], funnel, places), _chosen()),
         section("What was kept", _articles(told["samples"].get("kept", []))),
-        section("What nobody looked at", _list(unlooked)),
+        section("What nobody looked at", _list(asked.unlooked)),
     ]
-    return html_page(name, "Preparation report", _lead(funnel), parts, STYLE)
+    return html_page(asked.corpus, "Preparation report", _lead(funnel), parts, STYLE)
 
 
 def _lead(funnel: Funnel) -> str:
@@ -194,6 +190,8 @@ def _tags_by_source(kind: str, sources: Mapping[str, Any], values: Sequence[str]
 def _distributions(measures: Mapping[str, Mapping[str, int]], bounds: Mapping[str, Sequence[float]]) -> Iterable[str]:
     figures = []
     for name, bins in measures.items():
+        if set(bins) == {"0"}:
+            continue  # nothing to see
         title = html.escape(name.replace("_", " "))
         tenth, half, most = (few_digits(quantile(bins, share)) for share in (0.1, 0.5, 0.9))
         svg = distribution_svg(name, bins, bounds.get(name, ()))
@@ -204,8 +202,11 @@ def _distributions(measures: Mapping[str, Mapping[str, int]], bounds: Mapping[st
         yield section("Distributions", f'<div class="charts">{"".join(figures)}</div>', note)
 
 
-def _overlaps(overlaps: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
-    rows = [[visible(file), f"{each['documents']:,}", f"{each['overlaps']:,}"] for file, each in overlaps.items()]
+def _overlaps(overlaps: Mapping[str, Mapping[str, int]], files: Sequence[str]) -> Iterable[str]:
+    rows = []
+    for file in files:
+        counts = overlaps.get(file, {"documents": 0, "overlaps": 0})
+        rows.append([visible(file), f"{counts['documents']:,}", f"{counts['overlaps']:,}"])
     if rows:
         yield section("Overlaps with evaluation files", table(("file", "documents", "overlaps"), rows))
 
@@ -236,7 +237,7 @@ def _article(sample: Mapping[str, Any]) -> str:
     facts += [
         f"{name.replace('_', ' ')} {_value(value)}"
         for name, value in sample["measured"].items()
-        if name not in ("characters", "at")
+        if name != "characters"
     ]
     told = html.escape(visible(" · ".join(facts)))
     text = html.escape(visible(sample["excerpt"]))

@@ -5,6 +5,7 @@ Tallies merge in any order and grouping to the same bytes, so each process may f
 import hashlib
 import heapq
 import json
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -92,15 +93,15 @@ class Tally:
 
     def found(self, findings: Iterable[Mapping[str, Any]]) -> None:
         """Count a document's overlaps with evaluation files, each of which has the name of the `file`."""
-        for file, overlaps in Counter(str(finding["file"]) for finding in findings).items():
+        for file, records in Counter(str(finding["file"]) for finding in findings).items():
             self._counts["overlaps", file, "documents"] += 1
-            self._counts["overlaps", file, "overlaps"] += overlaps
+            self._counts["overlaps", file, "overlaps"] += records
 
     def dropped(self, place: Place, text: str, why: Mapping[str, Any]) -> None:
         """Count a document that is left out, and perhaps take it as a sample.
 
         Args:
-            why: Its `reason`, and what was measured; `at`, if it is there, is the character to look at.
+            why: Its `reason`, and what was measured.
         """
         reason = why["reason"]
         self._counts["steps", str(place.step), "dropped", reason] += 1
@@ -124,7 +125,7 @@ class Tally:
         if len(chosen) == SAMPLES and (key, place.document) > chosen[-1][:2]:
             return
         shown = {name: _clipped(value) for name, value in measured.items()}
-        shown_text = excerpt(text, measured.get("at"))
+        shown_text = excerpt(text, _place_of(measured, text))
         sample = Sample(key, place.document, place.source, len(text), shown_text, shown)
         self._samples[reason] = _smallest([*chosen, sample])
 
@@ -167,6 +168,13 @@ def excerpt(text: str, at: int | None = None) -> str:
     if at is not None and _BEGINNING <= at < len(text) - _END:
         pieces.insert(1, text[max(_BEGINNING, at - _AROUND // 2) : at + _AROUND // 2])
     return "\n[…]\n".join(pieces)
+
+
+def _place_of(measured: Mapping[str, Any], text: str) -> int | None:
+    """Where the words are for which a document is dropped, if it is for words."""
+    words = next((value for value in map(measured.get, ("ngram", "value")) if isinstance(value, str)), "").split()
+    found = re.search(r"[\W_]+".join(map(re.escape, words)), text, re.IGNORECASE) if words else None
+    return found and found.start()
 
 
 def _smallest(samples: Iterable[Sample]) -> list[Sample]:
