@@ -73,7 +73,9 @@ class NearDuplicates(Search):
         count = sum(_path(job, "near", shard).stat().length for shard in range(job.shards)) // _JOINED.itemsize
         total = self.compared(job)
         line = f"{count:,} documents are almost the same as another; {total.pairs:,} pairs were compared"
-        return f"{line}, {total.left_out:,} in {total.large_buckets:,} large buckets were not" if total.left_out else line
+        return (
+            f"{line}, {total.left_out:,} in {total.large_buckets:,} large buckets were not" if total.left_out else line
+        )
 
 
 def _path(job: Job, name: str, number: int) -> epath.Path:
