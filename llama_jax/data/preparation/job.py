@@ -63,7 +63,7 @@ class Pass(NamedTuple):
     """What is done, as it is shown, such as `writing`."""
     work: Callable[[Job, int, Count], None]
     """Makes an element, by its number: whole files that depend on the job and files of earlier passes alone, that of
-    `done` last. A function of a module, or a partial of one, since it is pickled."""
+    `done` last. A function of a module, or a partial of one without the job, since it is pickled."""
     amounts: Sequence[int]
     """Of each element, how much there is of it, in `unit`, which `work` counts as documents."""
     done: Callable[[int], epath.Path]

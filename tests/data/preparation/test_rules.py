@@ -247,10 +247,10 @@ def test_contamination_finds_words_in_a_row_and_whole_short_texts(exam):
 
 
 def test_the_report_says_how_many_records_are_touched(exam):
-    found = _contamination(exam).judged(PROSE).found * 2
-    assert contamination_report(found, (str(exam),), (), 13) == [
-        {"file": str(exam), "records": 3, "touched": 1, "too_short": 1}
-    ]
+    found = [{"document": number, **each} for number in (3, 7) for each in _contamination(exam).judged(PROSE).found]
+    assert contamination_report(found, (str(exam),), (), 13) == {
+        str(exam): {"records": 3, "touched": 1, "too_short": 1, "documents": 2}
+    }
 
 
 def test_equal_hashes_alone_are_no_overlap(monkeypatch):

@@ -1,5 +1,5 @@
-"""Near-duplicates of a corpus: signatures of the documents of a shard; by parts of the keys of bands, which documents are
-similar; and the groups that this makes of all, of each of which one document stays."""
+"""Near-duplicates of a corpus: signatures of the documents of a shard; by parts of the keys of bands, which documents
+are similar; and the groups that this makes of all, of each of which one document stays."""
 
 import functools
 import hashlib
@@ -70,9 +70,10 @@ class NearDuplicates(Search):
         return total
 
     def summary(self, job: Job) -> str:
+        count = sum(_path(job, "near", shard).stat().length for shard in range(job.shards)) // _JOINED.itemsize
         total = self.compared(job)
-        left_out = f"; {total.left_out:,} in {total.large_buckets:,} large buckets were not" if total.left_out else ""
-        return f"{total.pairs:,} pairs with a band in common were compared{left_out}"
+        left_out = f", {total.left_out:,} in {total.large_buckets:,} large buckets were not" if total.left_out else ""
+        return f"{count:,} documents are almost the same as another; {total.pairs:,} pairs were compared{left_out}"
 
 
 def _path(job: Job, name: str, number: int) -> epath.Path:
@@ -107,7 +108,7 @@ class _Signatures:
         job, minhash, parts = self._job, self._search.minhash, self._search.parts(self._job)
         write_whole(_path(job, "signatures", self._shard), self._signatures.astype("<u4", copy=False).tobytes())
         write_whole(_path(job, "ranks", self._shard), self._ranks.tobytes())
-        some = np.flatnonzero(self._ranks & (self._signatures != minhash.nothing).any(axis=1))
+        some = np.flatnonzero((self._ranks > 0) & (self._signatures != minhash.nothing).any(axis=1))
         bands = np.empty((len(some), minhash.bands), BANDED)
         bands["key"] = minhash.band_keys(self._signatures[some])
         bands["signature"] = signature_keys(self._signatures[some])[:, None]
@@ -136,7 +137,7 @@ def _find_similar(job: Job, part: int, count: Count) -> None:
         count(0, 0, 0)
     buckets = buckets_of(np.concatenate(pieces), search.minhash.permutations)
     del pieces
-    # Documents go by their places among those that are in a bucket with others: memory is for a part, not for the corpus.
+    # Documents go by their places among those in a bucket with others: memory is for a part, not for the corpus.
     documents = np.unique(np.concatenate([buckets.documents, *buckets.identical[:2]]))
     forest, most, compared = Forest(len(documents)), np.zeros(len(documents), np.int32), Compared()
     for pairs in similar_pairs(buckets, functools.partial(_signatures, job), search.least, compared):
@@ -155,11 +156,11 @@ def _find_similar(job: Job, part: int, count: Count) -> None:
 
 
 def _choose(job: Job, number: int, count: Count) -> None:
-    """Write, for each shard, which documents of groups do not stay: each with the one that stays and the places in which
-    its signature agrees with the most similar one.
+    """Write, for each shard, which documents of groups do not stay: each with the one that stays and the places in
+    which its signature agrees with the most similar one.
 
-    Of a group stays the longest text, of several that one with the largest hash, and of equal ones the first. Memory: 17
-    bytes for each document of the corpus, in files where that is much.
+    Of a group stays the longest text, of several that one with the largest hash, and of equal ones the first. Memory:
+    17 bytes for each document of the corpus, in files where that is much.
     """
     search, documents = _search(job), job.bounds[-1]
     forest, most = Forest(documents), zeros(documents, np.min_scalar_type(_search(job).minhash.permutations))

@@ -4,7 +4,7 @@ import functools
 import itertools
 import re
 from array import array
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -188,18 +188,27 @@ def evaluations(sources: tuple[str, ...], fields: tuple[str, ...], ngram: int) -
 
 def contamination_report(
     found: Iterable[Mapping[str, Any]], sources: tuple[str, ...], fields: tuple[str, ...], ngram: int
-) -> list[dict[str, Any]]:
+) -> dict[str, dict[str, int]]:
     """For each source how many of its records the documents hold a part of.
 
     Args:
-        found: all findings of the rule.
+        found: all findings of the rule, with their `document`.
 
     Returns:
-        `file`, `records`, `touched`, and `too_short`: records without a text of enough words to be found.
+        By source `records`, `touched` of those, `too_short`: records without a text of enough words to be found, and
+        `documents` that touch one.
     """
-    touched = {(each["file"], each["record"]) for each in found}
-    counts = Counter(source for source, _ in touched)
-    return [
-        {"file": source, "records": total, "touched": counts[source], "too_short": too_short}
+    records: defaultdict[str, set[str]] = defaultdict(set)
+    documents: defaultdict[str, set[int]] = defaultdict(set)
+    for each in found:
+        records[each["file"]].add(each["record"])
+        documents[each["file"]].add(each["document"])
+    return {
+        source: {
+            "records": total,
+            "touched": len(records[source]),
+            "too_short": too_short,
+            "documents": len(documents[source]),
+        }
         for source, (total, too_short) in evaluations(sources, fields, ngram).counts.items()
-    ]
+    }
