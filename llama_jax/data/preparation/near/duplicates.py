@@ -85,19 +85,22 @@ def _compared_path(job: Job, part: int) -> epath.Path:
 
 
 class _Signatures:
-    """The signatures of a shard's documents, made for many texts at a time."""
+    """The signatures of a shard's documents, made for many texts at a time: about a kilobyte for each document."""
 
     def __init__(self, search: NearDuplicates, job: Job, shard: int) -> None:
         self._search, self._job, self._shard = search, job, shard
-        count = len(job.documents_of(shard))
-        self._signatures = np.zeros((count, search.minhash.permutations), np.uint32)
+        count, minhash = len(job.documents_of(shard)), search.minhash
+        self._signatures = np.zeros((count, minhash.permutations), "<u4")
+        self._keys = np.zeros((count, minhash.bands), np.uint64)
+        self._hashes = np.zeros(count, np.uint64)
         self._ranks = np.zeros(count, _RANK)
         self._texts: dict[int, str] = {}
         self._characters = 0
 
     def add(self, document: int, text: str) -> None:
         place = document - self._job.bounds[self._shard]
-        self._ranks[place] = (len(text) << 32) | int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
+        digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
+        self._ranks[place] = (len(text) << 32) | int.from_bytes(digest, "big")
         self._texts[place] = text
         self._characters += len(text)
         if self._characters >= _SIGNED_CHARACTERS:
@@ -105,22 +108,23 @@ class _Signatures:
 
     def write(self) -> None:
         self._sign()
-        job, minhash, parts = self._job, self._search.minhash, self._search.parts(self._job)
-        write_whole(_path(job, "signatures", self._shard), self._signatures.astype("<u4", copy=False).tobytes())
-        write_whole(_path(job, "ranks", self._shard), self._ranks.tobytes())
-        some = np.flatnonzero((self._ranks > 0) & (self._signatures != minhash.nothing).any(axis=1))
-        bands = np.empty((len(some), minhash.bands), BANDED)
-        bands["key"] = minhash.band_keys(self._signatures[some])
-        bands["signature"] = signature_keys(self._signatures[some])[:, None]
-        bands["document"] = (some + job.bounds[self._shard])[:, None]
-        bands = bands.reshape(-1)
-        half = np.uint64(32)
+        job, shard, parts = self._job, self._shard, self._search.parts(self._job)
+        write_whole(_path(job, "signatures", shard), self._signatures.reshape(-1).view(np.uint8).data)
+        write_whole(_path(job, "ranks", shard), self._ranks.tobytes())
+        some = np.flatnonzero((self._ranks > 0) & (self._signatures != self._search.minhash.nothing).any(axis=1))
+        del self._signatures  # which is most of what is held
+        bands = np.empty((len(some), self._keys.shape[1]), BANDED)
+        bands["key"], bands["signature"] = self._keys[some], self._hashes[some, None]
+        bands["document"] = (some + job.bounds[shard])[:, None]
+        bands, half = bands.reshape(-1), np.uint64(32)
         belongs = ((bands["key"] >> half) * np.uint64(parts) >> half).astype(np.int64)
-        write_partitioned(_path(job, "bands", self._shard), bands, belongs, parts)
+        write_partitioned(_path(job, "bands", shard), bands, belongs, parts)
 
     def _sign(self) -> None:
         if self._texts:
-            self._signatures[list(self._texts)] = self._search.minhash.signatures(list(self._texts.values()))
+            places, minhash = list(self._texts), self._search.minhash
+            self._signatures[places] = signatures = minhash.signatures(list(self._texts.values()))
+            self._keys[places], self._hashes[places] = minhash.band_keys(signatures), signature_keys(signatures)
         self._texts, self._characters = {}, 0
 
 
