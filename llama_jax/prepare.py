@@ -77,7 +77,7 @@ def _perplexity(config: PrepareConfig) -> PerplexityOf | None:
     """The model that measures, if one is to."""
     if config.perplexity.model is None:
         return None
-    from llama_jax.evals.document_perplexity import DocumentPerplexity  # JAX is for those who need it
+    from llama_jax.evals.perplexity import DocumentPerplexity  # JAX is for those who need it
 
     return DocumentPerplexity(config.perplexity.model, config.perplexity.tokens)
 
