@@ -18,6 +18,10 @@ from llama_jax.core.processes.signals import StopSignal
 from llama_jax.core.recording.terminal import LiveLine
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.job import Job, Pass, Runner
+from llama_jax.data.preparation.report.asked import asked_of
+from llama_jax.data.preparation.report.counting import summing_passes, tally_of
+from llama_jax.data.preparation.report.funnel import Funnel
+from llama_jax.data.preparation.report.writing import write_report
 from llama_jax.data.preparation.resuming import Plan, acknowledged, acknowledgement_path
 from llama_jax.data.preparation.rules.config import ContaminationConfig
 from llama_jax.data.preparation.rules.contamination import contamination_report
@@ -50,8 +54,9 @@ def write_shards(config: PrepareConfig, job: Job, runner: Runner, stop: StopSign
                 for _ in _made(task, runner, stop):
                     pass
             _say(search.summary(job))
-        for _ in _made(written, runner, stop):
-            pass
+        for task in (written, *summing_passes(job)):
+            for _ in _made(task, runner, stop):
+                pass
 
 
 def _made(task: Pass, runner: Runner, stop: StopSignal) -> Iterator[int]:
@@ -115,9 +120,9 @@ class _Progress:
         return line
 
 
-def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Manifest:
-    """Write which documents were dropped, what was found in others, and then the manifest, with which the directory is
-    finished.
+def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Funnel:
+    """Write which documents were dropped, what was found in others, the report, and then the manifest, with which the
+    directory is finished.
 
     Raises:
         UserError: no document is left.
@@ -150,8 +155,9 @@ def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Manifest:
     )
     if manifest.documents == 0:
         raise UserError(f"--output {config.output}: no document is left: {counted(manifest.dropped)}")
+    funnel = write_report(job.directory, asked_of(config, job, plan.settings), tally_of(job))
     write_whole(job.directory / MANIFEST, manifest.to_json())
-    return manifest
+    return funnel
 
 
 @contextlib.contextmanager

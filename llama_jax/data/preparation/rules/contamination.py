@@ -33,6 +33,8 @@ class Contamination(Rule):
         drop: whether such documents are dropped.
     """
 
+    name = "contamination"
+
     def __init__(self, files: Sequence[str], fields: Sequence[str], ngram: int, *, drop: bool) -> None:
         self._evaluations = tuple(files), tuple(fields), ngram
         self._drop = drop
