@@ -130,7 +130,7 @@ class ShardWork:
                 if bad is not None:
                     dropped.append({"document": index, **bad})
                     continue
-                ids = job.tokenizer.encode(text, bos=True, eos=True)
+                ids = job.tokenizer.encode_document(text)
                 shard_file.write(ids, len(text.encode()))
                 self._tokens += len(ids)
             shard = shard_file.finish(name)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_bytes, json_object
 from llama_jax.data.tokenizers.added_tokens import MOST_TOKENS, tokens_beside
+from llama_jax.data.tokenizers.byte_pair_core import BytePairCore, core_of
 from llama_jax.data.tokenizers.byte_pairs import BYTE_CUT, byte_characters
 from llama_jax.data.tokenizers.guard.guarded_tokenizer import GuardedTokenizer
 from llama_jax.data.tokenizers.guard.parts import is_bounded
@@ -25,7 +26,7 @@ from llama_jax.data.tokenizers.sentencepiece_model import (
     piece_bytes,
 )
 from llama_jax.data.tokenizers.settings import Settings
-from llama_jax.data.tokenizers.tokenizer import Tokenizer
+from llama_jax.data.tokenizers.tokenizer import Tokenizer, names_pattern
 
 if TYPE_CHECKING:
     import tokenizers
@@ -124,6 +125,24 @@ class HuggingFaceTokenizer(Tokenizer):
     def _encode_ordinary(self, text: str) -> list[int]:
         with _one_line_errors():
             return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _encode_document(self, text: str) -> list[int]:
+        ids = None
+        if self._core is not None and not self._added.search(text):
+            ids = self._core.encode(text)
+        return self._encode_ordinary(text) if ids is None else ids
+
+    @cached_property
+    def _core(self) -> BytePairCore | None:
+        """A fraction of a second and tens of megabytes, which only many texts are worth."""
+        return core_of(self.content()) if self._unbounded is None else None
+
+    @cached_property
+    def _added(self) -> re.Pattern[str]:
+        """Finds tokens that are taken from text before it is split into words."""
+        return names_pattern(
+            {name: token for name, token in self.whole_tokens.items() if name not in self.special_tokens}
+        )
 
     def _encode_special(self, text: str) -> list[int]:
         with _one_line_errors():
