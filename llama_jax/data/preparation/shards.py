@@ -22,7 +22,7 @@ from llama_jax.data.preparation.cleaning import Cleaning, cleaned, text_hash
 from llama_jax.data.preparation.duplicates import Duplicates
 from llama_jax.data.preparation.resuming import acknowledgement_path, hashes_path
 from llama_jax.data.sources.bad_records import BadRecords
-from llama_jax.data.sources.documents import BadRecordError, Documents
+from llama_jax.data.sources.documents import BadRecordError, Documents, in_order
 from llama_jax.data.sources.prepared import ShardWriter, id_dtype, shard_name
 from llama_jax.data.tokenizers import Tokenizer
 
@@ -66,8 +66,11 @@ def as_text(document: Any) -> str:
     """The document, which must be a text.
 
     Raises:
+        BadRecordError: it is this error.
         UserError: it is one of token ids.
     """
+    if isinstance(document, BadRecordError):
+        raise document
     if not isinstance(document, str):
         raise UserError("data.source: holds token ids; it has been prepared already, and prepare takes text")
     return document
@@ -148,10 +151,10 @@ class ShardWork:
             first: For the numbers of documents to leave out as duplicates, what they are the same as.
         """
         documents = text_bytes = self._tokens = 0
-        for index in range(start, stop):
+        for index, document in enumerate(in_order(self._job.documents, start, stop), start):
             text, bad = "", None
             try:
-                text = cleaned(as_text(self._job.documents[index]))
+                text = cleaned(as_text(document))
                 text_bytes += len(text.encode())
                 if reason := cleaning.reason_to_drop(text):
                     bad = {"reason": reason, "characters": len(text)}

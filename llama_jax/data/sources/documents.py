@@ -182,10 +182,13 @@ def read_one_by_one(documents: RecordSource[_T], indices: Sequence[int]) -> Sequ
     return found
 
 
-def in_order(documents: Documents) -> Iterator[str | np.ndarray | BadRecordError]:
-    """All documents, with the error in place of those that cannot be used."""
-    for start in range(0, len(documents), _READ_CHUNK):
-        yield from read_many(documents, range(start, min(start + _READ_CHUNK, len(documents))))
+def in_order(
+    documents: Documents, start: int = 0, stop: int | None = None
+) -> Iterator[str | np.ndarray | BadRecordError]:
+    """All documents, or those from `start` to before `stop`, with the error in place of those that cannot be used."""
+    stop = len(documents) if stop is None else stop
+    for first in range(start, stop, _READ_CHUNK):
+        yield from read_many(documents, range(first, min(first + _READ_CHUNK, stop)))
 
 
 def hold_out(documents: Documents, fraction: float) -> tuple[Documents, Documents]:

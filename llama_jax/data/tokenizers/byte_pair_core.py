@@ -72,13 +72,13 @@ def core_of(content: Mapping[str, Any]) -> BytePairCore | None:
 def _ids_by_bytes(content: Mapping[str, Any]) -> dict[bytes, int] | None:
     """The tokens with which tiktoken merges as the file says; None where it would not.
 
-    The file lists pairs to merge, in order. tiktoken merges any two neighbours that together are a token, those with the
-    least id first. Say two neighbours x, y that together are the token t come up in a text. No merge crossed the ends
-    of t before, so what happened between them happens to the text t alone as well: it comes to x, y, too. Hence it is
-    one pair for each t, and it is listed exactly if the text t merges into one token. So without the tokens that their
-    own text does not merge into, both always have the same pairs to choose from, and choose alike if ids ascend in the
-    order of merges. With `ignore_merges` a word that is such a token becomes it all the same, as in tiktoken, which is
-    right as long as its text does not end as two neighbours, which tiktoken would join within longer words.
+    The file lists pairs to merge, in order. tiktoken merges any two neighbours that together are a token, the one with
+    the least id first. Say two neighbours x, y that together are the token t come up in a text. No merge crossed the
+    ends of t before, so what happened between them happens to the text t alone as well: it comes to x, y, too. Hence it
+    is one pair for each t, and it is listed exactly if the text t merges into one token. So without the tokens that
+    their own text does not merge into, both always have the same pairs to choose from, and choose alike if ids ascend
+    in the order of merges. With `ignore_merges` a word that is such a token becomes it all the same, as in tiktoken,
+    which is right as long as its text does not end as two neighbours, which tiktoken would join within longer words.
     """
     import tokenizers
 

@@ -26,7 +26,7 @@ from llama_jax.data.tokenizers.sentencepiece_model import (
     piece_bytes,
 )
 from llama_jax.data.tokenizers.settings import Settings
-from llama_jax.data.tokenizers.tokenizer import Tokenizer, names_pattern
+from llama_jax.data.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -127,9 +127,8 @@ class HuggingFaceTokenizer(Tokenizer):
             return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _encode_document(self, text: str) -> list[int]:
-        ids = None
-        if self._core is not None and not self._added.search(text):
-            ids = self._core.encode(text)
+        core = self._core
+        ids = None if core is None or any(name in text for name in self._added) else core.encode(text)
         return self._encode_ordinary(text) if ids is None else ids
 
     @cached_property
@@ -138,11 +137,9 @@ class HuggingFaceTokenizer(Tokenizer):
         return core_of(self.content()) if self._unbounded is None else None
 
     @cached_property
-    def _added(self) -> re.Pattern[str]:
-        """Finds tokens that are taken from text before it is split into words."""
-        return names_pattern(
-            {name: token for name, token in self.whole_tokens.items() if name not in self.special_tokens}
-        )
+    def _added(self) -> list[str]:
+        """Names that the library takes from text before it is split into words."""
+        return sorted(self.whole_tokens.keys() - self.special_tokens.keys())
 
     def _encode_special(self, text: str) -> list[int]:
         with _one_line_errors():
