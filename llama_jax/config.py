@@ -10,6 +10,7 @@ from llama_jax.benchmarks.config import (
     DpoBenchmarkConfig,
     RougeConfig,
 )
+from llama_jax.benchmarks.preparing.config import PrepareBenchmarkConfig
 from llama_jax.benchmarks.rl.config import GrpoBenchmarkConfig, PpoBenchmarkConfig
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.core.config import DistributedConfig
@@ -56,6 +57,7 @@ COMMANDS: dict[str, type] = {
     "benchmark dpo": composed(DpoBenchmarkConfig, DpoConfig),
     "benchmark grpo": composed(GrpoBenchmarkConfig, GrpoConfig),
     "benchmark ppo": composed(PpoBenchmarkConfig, PpoConfig),
+    "benchmark prepare": PrepareBenchmarkConfig,
     "benchmark rouge": RougeConfig,
     "chat": ChatConfig,
     "convert": ConvertConfig,

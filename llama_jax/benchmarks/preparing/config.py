@@ -1,0 +1,76 @@
+"""Settings of `benchmark prepare`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llama_jax.core.errors import UserError
+
+Task = Literal["tokenization", "near_duplicates"]
+
+
+@dataclass(frozen=True)
+class MadeDocuments:
+    """Documents that are made to measure with: words of the documentation of Python's standard library."""
+
+    documents: int = 20_000
+    """How many."""
+    words: int = 300
+    """Words of a document, on average."""
+    near_duplicates: float = 0.1
+    """Share of documents that are another one with some words changed."""
+    changed: float = 0.01
+    """Share of the words of such a document that are changed, at least one."""
+    seed: int = 0
+    """Seed of all of them."""
+
+    def __post_init__(self) -> None:
+        for name in ("documents", "words"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"--made.{name} {value}: must be at least 1")
+        for name in ("near_duplicates", "changed"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise UserError(f"--made.{name} {value}: must be from 0 to 1")
+
+
+@dataclass(frozen=True)
+class PrepareBenchmarkConfig:
+    """Measure `prepare` on documents that are made: the rate of each of its steps on one core; or the whole command
+    beside datatrove doing the same."""
+
+    against: Literal["datatrove"] | None = None
+    """Compare with datatrove (pip install 'datatrove[processing,io]==0.10.1', in the same environment): each side a
+    command of its own, in alternating turns, on `workers` processes."""
+    tasks: tuple[Task, ...] = ("tokenization", "near_duplicates")
+    """What is compared. `tokenization`: from JSON lines to ids. `near_duplicates`: from JSON lines to documents without
+    near-duplicates by MinHash, which are written as JSON there and tokenized as well here."""
+    tokenizer: str | None = None
+    """The tokenizer of both sides, a `tokenizer.json`; None: one is trained on some of the documents, without
+    `--against`."""
+    workers: int = 2
+    """Processes of each side, with `--against`."""
+    turns: int = 3
+    """Turns of each side; the result is their median."""
+    made: MadeDocuments = field(default_factory=MadeDocuments)
+    """The documents."""
+    folder: str | None = None
+    """Folder for the documents and for what is made of them, which is removed again; None: a temporary one."""
+    output: str = "runs/benchmark"
+    """Directory for the result, `NAME.json`."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+    is_in_turns = True
+
+    @property
+    def name(self) -> str:
+        """Of the result."""
+        return "prepare" if self.against is None else f"prepare_against_{self.against}"
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "turns"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"--{name} {value}: must be at least 1")
+        if not self.tasks:
+            raise UserError("--tasks []: needs at least one of tokenization, near_duplicates")
+        if self.against is not None and self.tokenizer is None:
+            raise UserError(f"--against {self.against}: both sides need the same tokenizer; --tokenizer tokenizer.json")
