@@ -5,14 +5,19 @@ if __name__ == "__main__":
 
     main("prepare")
 
+import os
+
 from etils import epath
 
 from llama_jax.core.files import absolute, write_whole
 from llama_jax.core.processes.signals import StopSignal
 from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.config import PrepareConfig
+from llama_jax.data.preparation.duplicates import ExactDuplicates
+from llama_jax.data.preparation.job import Job, Runner, Search
 from llama_jax.data.preparation.resuming import Plan, plan_to_resume, remove_progress, settings_of, sole_writer
-from llama_jax.data.preparation.shards import Job, sampled_texts, shard_bounds
+from llama_jax.data.preparation.runners.local import LocalRunner
+from llama_jax.data.preparation.shards import sampled_texts, shard_bounds
 from llama_jax.data.preparation.writing import described, write_manifest, write_shards
 from llama_jax.data.sources.documents import Documents
 from llama_jax.data.sources.opening import open_source
@@ -48,9 +53,29 @@ def _prepare(config: PrepareConfig, directory: epath.Path, documents: Documents)
         for name, content in tokenizer.files().items():
             write_whole(directory / name, content)
         cleaning = Cleaning(config.minimum_characters, config.maximum_characters)
-        job = Job(documents, tokenizer, cleaning, bounds, directory, config.data.bad_records == "fail")
-        write_shards(config, job, stop)
+        job = Job(
+            documents=documents,
+            tokenizer=tokenizer,
+            cleaning=cleaning,
+            bounds=bounds,
+            directory=directory,
+            fail_on_bad=config.data.bad_records == "fail",
+            rules=(),
+            searches=_searches(config),
+        )
+        write_shards(config, job, _runner(config, job), stop)
         write_manifest(config, job, plan)
+
+
+def _searches(config: PrepareConfig) -> tuple[Search, ...]:
+    """What repeats is looked for in this order."""
+    return (ExactDuplicates(),) if config.deduplicate else ()
+
+
+def _runner(config: PrepareConfig, job: Job) -> Runner:
+    processes = (os.cpu_count() or 1) if config.workers is None else config.workers
+    # One process more would start up for longer than it takes to write a single shard.
+    return LocalRunner(job, 0 if job.shards == 1 and config.workers is None else processes)
 
 
 def _tokenizer(config: PrepareConfig, directory: epath.Path, documents: Documents, *, resumes: bool) -> Tokenizer:

@@ -139,7 +139,7 @@ def count(folder: Path, pattern: str) -> int:
 def test_preparing_that_is_killed_again_and_again_writes_the_same(arguments, reference, tmp_path) -> None:
     folder, output = tmp_path / "out", tmp_path / "printed"
     places = [
-        lambda: count(folder, "progress/hashes-*.npy") >= 3,
+        lambda: count(folder, "progress/examined-*.json") >= 3,
         lambda: count(folder, "progress/shard-*.json") >= 2,
         lambda: count(folder, "progress/shard-*.json") >= 7,
     ]
@@ -166,10 +166,10 @@ def test_preparing_that_is_killed_at_many_points_writes_the_same(arguments, refe
         runs += 1
         folder = tmp_path / f"out_{runs}"
         while True:
-            done = count(folder, "progress/shard-*.json") + count(folder, "progress/hashes-*.npy")
+            done = count(folder, "progress/shard-*.json") + count(folder, "progress/examined-*.json")
             more = chance.randint(0, 6)
             ready = lambda wanted=done + more, folder=folder: (  # noqa: E731
-                count(folder, "progress/shard-*.json") + count(folder, "progress/hashes-*.npy") >= wanted
+                count(folder, "progress/shard-*.json") + count(folder, "progress/examined-*.json") >= wanted
             )
             if not kill_when(ready, arguments, folder, output, chance.uniform(0, 0.2)):
                 break
@@ -260,8 +260,8 @@ def test_too_many_bad_records_end_the_work(arguments, corpus, tmp_path, capfd) -
         f"1 empty), more than {3 / 360:g} of them; such as {corpus}:11: no field 'text' (data.text_field); it has "
         "body; repair the source, or allow more\n"
     )
-    # The last shard was the one too many: nothing is left to do but to refuse again.
-    assert count(tmp_path / "out", "progress/shard-*.json") == SHARDS
+    # The last shard was the one too many: nothing is left to examine but to refuse again.
+    assert count(tmp_path / "out", "progress/examined-*.json") == SHARDS
     assert command_runs.call("prepare", *ask, 3 / 360) == 2
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert command_runs.call("prepare", *ask, 4 / 360) == 0
@@ -326,7 +326,7 @@ def test_what_was_killed_before_its_first_document_binds_nobody(words, capfd) ->
 def test_two_at_a_time_are_refused(arguments, tmp_path) -> None:
     folder, output = tmp_path / "out", tmp_path / "printed"
     with command_runs.started("prepare", *arguments, "--output", folder, output=output) as process:
-        while process.poll() is None and not count(folder, "progress/hashes-*.npy"):
+        while process.poll() is None and not count(folder, "progress/examined-*.json"):
             time.sleep(0.005)
         process.send_signal(signal.SIGSTOP)
         second = command_runs.run("prepare", *arguments, "--output", folder, folder=tmp_path)

@@ -1,5 +1,5 @@
 """What is kept while a corpus is prepared, so that the same command may resume it: what was settled when it began, and
-for each shard that is whole a small file and the hashes of its documents. All of it is deleted at the end."""
+for each shard that was examined or is whole a small file. All of it is deleted at the end."""
 
 import contextlib
 import itertools
@@ -14,23 +14,26 @@ from llama_jax.core.files import missing_folders, remove_empty, write_whole
 from llama_jax.core.processes.lock import WriterLock
 from llama_jax.data.preparation.cleaning import CLEANING_VERSION
 from llama_jax.data.preparation.config import PrepareConfig
+from llama_jax.data.preparation.job import PROGRESS
 from llama_jax.data.sources.documents import Documents
-from llama_jax.data.sources.prepared import DROPPED, MANIFEST, Shard, read_manifest
+from llama_jax.data.sources.prepared import DROPPED, FOUND, MANIFEST, Shard, read_manifest
 from llama_jax.data.tokenizers import load_tokenizer
 from llama_jax.data.tokenizers.loading import MODEL_FILES
 from llama_jax.data.tokenizers.settings import SETTINGS_FILES
 
-PROGRESS = "progress"
-"""The folder, within the prepared directory."""
 _PLAN = "plan.json"
+_SHARD_FILES = ("shard", "examined")
 
 
 class Acknowledged(NamedTuple):
-    """A shard that is whole."""
+    """What is known of a shard that was examined or written."""
 
-    shard: Shard
+    shard: Shard | None
+    """None where it is not written yet."""
     dropped: list[dict[str, Any]]
     """Documents left out, in order: `document`, `reason`, and what else is known."""
+    found: list[dict[str, Any]]
+    """What rules found in documents, in order: `document`, and what is worth saying of it."""
 
     @property
     def bad(self) -> list[dict[str, Any]]:
@@ -38,9 +41,9 @@ class Acknowledged(NamedTuple):
         return [each for each in self.dropped if "where" in each]
 
 
-def hashes_path(directory: epath.Path, number: int) -> epath.Path:
-    """Where the hashes of a shard's documents are."""
-    return directory / PROGRESS / f"hashes-{number:05}.npy"
+def examined_path(directory: epath.Path, number: int) -> epath.Path:
+    """The file that says what becomes of the documents of a shard, as far as each by itself decides that."""
+    return directory / PROGRESS / f"examined-{number:05}.json"
 
 
 def acknowledgement_path(directory: epath.Path, number: int) -> epath.Path:
@@ -48,10 +51,11 @@ def acknowledgement_path(directory: epath.Path, number: int) -> epath.Path:
     return directory / PROGRESS / f"shard-{number:05}.json"
 
 
-def acknowledged(directory: epath.Path, number: int) -> Acknowledged:
-    """What the acknowledgement of a shard says."""
-    values = json.loads(acknowledgement_path(directory, number).read_bytes())
-    return Acknowledged(Shard(**values["shard"]), values["dropped"])
+def acknowledged(path: epath.Path) -> Acknowledged:
+    """What a file of either kind says."""
+    values = json.loads(path.read_bytes())
+    shard = values.get("shard")
+    return Acknowledged(shard and Shard(**shard), values["dropped"], values["found"])
 
 
 class Plan(NamedTuple):
@@ -171,14 +175,16 @@ def sole_writer(directory: epath.Path, config: PrepareConfig) -> Iterator[None]:
 
 
 def _holds_documents(directory: epath.Path) -> bool:
-    """Whether the work is finished, or a whole shard has a document in it: it is worth resuming."""
-    whole = (json.loads(path.read_bytes()) for path in (directory / PROGRESS).glob("shard-*.json"))
-    return (directory / MANIFEST).exists() or any(each["shard"]["documents"] for each in whole)
+    """Whether the work is finished, or a shard that is whole or examined has a document to keep: it is worth
+    resuming."""
+    paths = itertools.chain.from_iterable((directory / PROGRESS).glob(f"{kind}-*.json") for kind in _SHARD_FILES)
+    whole = (json.loads(path.read_bytes()) for path in paths)
+    return (directory / MANIFEST).exists() or any(each.get("shard", each)["documents"] for each in whole)
 
 
 def _discard(directory: epath.Path) -> None:
     """Remove what work that came to nothing has written, but for its lock."""
-    names = (*MODEL_FILES, *SETTINGS_FILES, DROPPED)
+    names = (*MODEL_FILES, *SETTINGS_FILES, DROPPED, FOUND)
     made = (directory.glob("shard-*-of-*.array_record"), directory.glob("*.tmp"), (directory / PROGRESS).iterdir())
     for path in itertools.chain((directory / name for name in names), *made):
         if path.name != "lock":

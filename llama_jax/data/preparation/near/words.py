@@ -1,0 +1,122 @@
+"""Texts as numbers: each letter as what is compared of it, and each word as a hash. Vectorised, for many texts at once.
+
+What makes no difference: upper and lower case, accents, compatibility forms (as of full width), punctuation, symbols and
+white space. In the scripts that put no spaces between words, a character is a word."""
+
+import functools
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from llama_jax.core.arrays import Bool, Int, Integer
+
+_SEPARATOR, _REMOVED = 0, 1
+_CODES = 0x110000
+_ALONE = (
+    *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF)),  # Thai and Lao, Burmese, Khmer
+    *((0x3040, 0x30FF), (0x31F0, 0x31FF)),  # Kana
+    *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF)),  # Han
+)
+
+
+def mixed(numbers: Integer[np.ndarray, "numbers"]) -> Integer[np.ndarray, "numbers"]:
+    """64 bits that look random for each number: the output of SplitMix64 (Steele, Lea, Flood 2014) at that place."""
+    z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def random_numbers(name: str, count: int) -> Integer[np.ndarray, "count"]:
+    """The fixed random 64-bit numbers of a hash function: SplitMix64 from a seed made of its name (8 letters)."""
+    seed = np.frombuffer(name.encode().rjust(8)[-8:], "<u8")
+    return mixed(mixed(seed) + np.arange(count, dtype=np.uint64))
+
+
+def codes_of(text: str) -> Integer[np.ndarray, "characters"]:
+    """The Unicode numbers of a text's characters."""
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+
+
+class Alphabet(NamedTuple):
+    """What is compared of each character, by its Unicode number."""
+
+    letters: Integer[np.ndarray, "codes"]
+    """The number of the character without its case, accents and compatibility form (such as full width); itself where
+    that would be several characters, as of a ligature."""
+    categories: np.ndarray
+    """The first letter of the general category as a byte: Letter, Mark, Number, Punctuation, Symbol, Z (separator), C
+    (other)."""
+
+
+@functools.cache
+def alphabet() -> Alphabet:
+    """That of this Python's version of Unicode. Takes a sixth of a second, once a process."""
+    letters = np.arange(_CODES, dtype=np.uint32)
+    categories = np.full(_CODES, b"C", "S1")
+    for code in range(0x40000):  # beyond are only tags, variation selectors and private use
+        character = chr(code)
+        categories[code] = category = unicodedata.category(character)[0]
+        if category in "LN":
+            plain = unicodedata.normalize("NFKD", character).lower()
+            bare = [each for each in plain if unicodedata.category(each)[0] != "M"] if len(plain) > 1 else plain
+            if len(bare) == 1:
+                letters[code] = ord(bare[0])
+    return Alphabet(letters, categories)
+
+
+@functools.cache
+def _word_letters() -> Integer[np.ndarray, "codes"]:
+    """For each Unicode number that of the letter it is compared as, or that it is removed or separates words."""
+    letters, categories = alphabet()
+    table = np.where(np.isin(categories, (b"L", b"N")), letters, np.uint32(_SEPARATOR))
+    table[categories == b"M"] = _REMOVED
+    return table
+
+
+@functools.cache
+def _alone() -> Bool[np.ndarray, "codes"]:
+    """Whether a letter is a word."""
+    table = np.zeros(_CODES, bool)
+    for first, last in _ALONE:
+        table[first : last + 1] = True
+    return table
+
+
+class Words(NamedTuple):
+    """The words of some texts, one text after the other."""
+
+    hashes: Integer[np.ndarray, "words"]
+    """32 bits of each, in 64."""
+    counts: Int[np.ndarray, "texts"]
+
+
+def words_of(texts: Sequence[str]) -> Words:
+    """The words of texts, as hashes.
+
+    The hash is the upper half of the sum over a word's letters of letter times a random number for their place, modulo
+    2^64: two words share one with a probability of 2^-32 (multilinear hashing, Lemire and Kaser 2014, arXiv:1202.4961).
+    """
+    letters = np.take(_word_letters(), codes_of("\n".join(texts)))
+    ends = np.cumsum([len(text) + 1 for text in texts])
+    if (letters == _REMOVED).any():
+        kept = np.flatnonzero(letters != _REMOVED)
+        letters, ends = letters[kept], np.searchsorted(kept, ends)
+    within = letters != _SEPARATOR
+    begins = within.copy()
+    begins[1:] &= ~within[:-1]
+    if letters.size and letters.max() >= _ALONE[0][0]:
+        alone = _alone()[letters]
+        begins |= alone
+        begins[1:] |= within[1:] & alone[:-1]
+    starts = np.flatnonzero(begins)
+    counts = np.diff(np.searchsorted(starts, ends), prepend=0)
+    if not len(starts):
+        return Words(np.zeros(0, np.uint64), counts)
+    # A word is summed with the separators behind it, which are zeros.
+    lengths = np.diff(starts, append=len(letters))
+    places = np.arange(starts[0], len(letters)) - np.repeat(starts, lengths)
+    products = random_numbers("letters", int(lengths.max()))[places] * letters[starts[0] :]
+    return Words(np.add.reduceat(products, starts - starts[0]) >> np.uint64(32), counts)
