@@ -77,7 +77,12 @@ def _compared(config: PrepareBenchmarkConfig, task: Task, folder: Path, text_byt
             shutil.rmtree(written)
         rates = [config.made.documents / each[-1].seconds for each in taken.values()]
         ratio = rates[0] / rates[1]
-        say(config, f"{task}, turn {number + 1}: {rates[0]:,.0f} and {rates[1]:,.0f} documents/s, ratio {ratio:.2f}")
+        worked = " and ".join(f"{each[-1].processor_seconds:.1f}" for each in taken.values())
+        say(
+            config,
+            f"{task}, turn {number + 1}: {rates[0]:,.0f} and {rates[1]:,.0f} documents/s, ratio {ratio:.2f}; {worked} "
+            "processor seconds",
+        )
     for name, each in taken.items():
         seconds = [turn.seconds for turn in each]
         middle, peak = statistics.median(seconds), max(turn.peak_bytes for turn in each)
@@ -86,6 +91,7 @@ def _compared(config: PrepareBenchmarkConfig, task: Task, folder: Path, text_byt
             "documents_per_second": config.made.documents / middle,
             "megabytes_per_second": text_bytes / middle / 1e6,
             "tokens_per_second": result["tokens"] / middle,
+            "processor_seconds": turns.summary([turn.processor_seconds for turn in each]),
             "peak_bytes": peak,
         }
         say(

@@ -1,5 +1,6 @@
 """A command with all processes that it starts: how long it takes, and how much memory they hold together. Linux."""
 
+import os
 import subprocess
 import threading
 import time
@@ -20,6 +21,8 @@ class Measured(NamedTuple):
     peak_bytes: int
     """The most memory that its processes held at a time, what they share counted once (proportional set size), looked
     at four times a second."""
+    processor_seconds: float
+    """What all of its processors were at work for it, as seen when its processes were looked at last."""
 
 
 def measured(command: Sequence[str], log: Path) -> Measured:
@@ -31,12 +34,14 @@ def measured(command: Sequence[str], log: Path) -> Measured:
     """
     if not Path("/proc/self/smaps_rollup").exists():
         raise UserError("benchmark prepare: asks /proc for the memory of processes, which is there on Linux alone")
-    peak, ended = 0, threading.Event()
+    peak, worked, ended = 0, dict[int, float](), threading.Event()
 
     def watch(number: int) -> None:
         nonlocal peak
         while not ended.wait(_SECONDS_BETWEEN):
-            peak = max(peak, sum(map(_proportional_bytes, _tree(number))))
+            processes = list(_tree(number))
+            peak = max(peak, sum(map(_proportional_bytes, processes)))
+            worked.update((each, seconds) for each in processes if (seconds := _processor_seconds(each)))
 
     started = time.perf_counter()
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
@@ -50,7 +55,7 @@ def measured(command: Sequence[str], log: Path) -> Measured:
             watching.join()
     if code:
         raise RuntimeError(f"{command[-1]} ended with code {code}:\n{log.read_text(errors='replace')[-2000:]}")
-    return Measured(seconds, peak)
+    return Measured(seconds, peak, sum(worked.values()))
 
 
 def _tree(process: int) -> Iterator[int]:
@@ -71,3 +76,11 @@ def _proportional_bytes(process: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def _processor_seconds(process: int) -> float:
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # in user and in system mode
