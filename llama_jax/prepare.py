@@ -13,9 +13,11 @@ from llama_jax.core.files import absolute, write_whole
 from llama_jax.core.processes.signals import StopSignal
 from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.config import PrepareConfig
-from llama_jax.data.preparation.duplicates import ExactDuplicates
-from llama_jax.data.preparation.job import Job, Runner, Search
+from llama_jax.data.preparation.job import Job, Runner
+from llama_jax.data.preparation.near.making import searches_of
 from llama_jax.data.preparation.resuming import Plan, plan_to_resume, remove_progress, settings_of, sole_writer
+from llama_jax.data.preparation.rules.making import rules_of
+from llama_jax.data.preparation.rules.perplexity import PerplexityOf
 from llama_jax.data.preparation.runners.local import LocalRunner
 from llama_jax.data.preparation.shards import sampled_texts, shard_bounds
 from llama_jax.data.preparation.writing import described, write_manifest, write_shards
@@ -32,44 +34,50 @@ def prepare(config: PrepareConfig) -> None:
     """Write the token ids of a source below `output`: shards, the tokenizer, what was dropped, and a manifest."""
     directory = absolute(epath.Path(config.output).expanduser())
     documents = open_source(config.data.source, config.data.text_field)
+    perplexity = _perplexity(config)
+    settings = settings_of(config, perplexity)
     if (directory / MANIFEST).exists():
-        plan_to_resume(directory, config, documents)
+        plan_to_resume(directory, config, settings, documents)
         remove_progress(directory)
         print(f"{config.output} is prepared already: {described(open_prepared(directory).manifest)}")
         return
     with sole_writer(directory, config):
-        _prepare(config, directory, documents)
+        plan = plan_to_resume(directory, config, settings, documents)
+        tokenizer = _tokenizer(config, directory, documents, resumes=plan is not None)
+        if plan is None:
+            bounds = shard_bounds(documents, config.shard_megabytes)
+            plan = Plan(documents.identity(), tokenizer.fingerprint, settings, bounds)
+        job = Job(
+            documents=documents,
+            tokenizer=tokenizer,
+            cleaning=Cleaning(config.minimum_characters, config.maximum_characters),
+            bounds=plan.bounds,
+            directory=directory,
+            fail_on_bad=config.data.bad_records == "fail",
+            rules=rules_of(config, perplexity),
+            searches=searches_of(config),
+        )
+        _make(config, plan, job)
     print(f"{config.output}: {described(open_prepared(directory).manifest)}")
     print(f"train on it: python -m llama_jax.pretrain --data.source {config.output}")
 
 
-def _prepare(config: PrepareConfig, directory: epath.Path, documents: Documents) -> None:
-    plan = plan_to_resume(directory, config, documents)
-    tokenizer = _tokenizer(config, directory, documents, resumes=plan is not None)
-    bounds = plan.bounds if plan else shard_bounds(documents, config.shard_megabytes)
-    plan = plan or Plan(documents.identity(), tokenizer.fingerprint, settings_of(config), bounds)
+def _make(config: PrepareConfig, plan: Plan, job: Job) -> None:
     with StopSignal() as stop:
-        plan.write(directory)
-        for name, content in tokenizer.files().items():
-            write_whole(directory / name, content)
-        cleaning = Cleaning(config.minimum_characters, config.maximum_characters)
-        job = Job(
-            documents=documents,
-            tokenizer=tokenizer,
-            cleaning=cleaning,
-            bounds=bounds,
-            directory=directory,
-            fail_on_bad=config.data.bad_records == "fail",
-            rules=(),
-            searches=_searches(config),
-        )
+        plan.write(job.directory)
+        for name, content in job.tokenizer.files().items():
+            write_whole(job.directory / name, content)
         write_shards(config, job, _runner(config, job), stop)
         write_manifest(config, job, plan)
 
 
-def _searches(config: PrepareConfig) -> tuple[Search, ...]:
-    """What repeats is looked for in this order."""
-    return (ExactDuplicates(),) if config.deduplicate else ()
+def _perplexity(config: PrepareConfig) -> PerplexityOf | None:
+    """The model that measures, if one is to."""
+    if config.perplexity.model is None:
+        return None
+    from llama_jax.evals.document_perplexity import DocumentPerplexity  # JAX is for those who need it
+
+    return DocumentPerplexity(config.perplexity.model, config.perplexity.tokens)
 
 
 def _runner(config: PrepareConfig, job: Job) -> Runner:

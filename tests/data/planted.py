@@ -3,7 +3,6 @@
 import random
 import re
 
-
 _WORDS = re.compile(r"[^\W_]+")
 VOCABULARY = [a + b + c for a in "bdfglmnprstvz" for b in ("a", "e", "i", "o", "u", "ai") for c in "bdfglmnprstvz"]
 

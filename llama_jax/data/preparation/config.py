@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.config import DataConfig
+from llama_jax.data.preparation.near.config import NearDuplicatesConfig
 from llama_jax.data.preparation.rules.config import (
     ContaminationConfig,
     LanguagesConfig,
@@ -29,6 +30,11 @@ class PrepareConfig:
     """Processes; None: one for each processor, 0: a thread of this process. What is written is the same."""
     deduplicate: bool = False
     """Leave out every document that differs from an earlier one in nothing but white space. Reads the source twice."""
+    near_duplicates: NearDuplicatesConfig = field(default_factory=NearDuplicatesConfig)
+    """Leave out documents that are almost the same as another."""
+    paragraphs: Literal["none", "shard", "source"] = "none"
+    """Leave out paragraphs (lines) that are like an earlier one, in case, accents, digits and punctuation too: of the
+    same shard or of the whole source."""
     minimum_characters: int = 1
     """Documents with fewer characters are left out; white space at both ends does not count."""
     maximum_characters: int | None = None

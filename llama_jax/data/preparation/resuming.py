@@ -4,7 +4,7 @@ for each shard that was examined or is whole a small file. All of it is deleted 
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -15,6 +15,9 @@ from llama_jax.core.processes.lock import WriterLock
 from llama_jax.data.preparation.cleaning import CLEANING_VERSION
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.job import PROGRESS
+from llama_jax.data.preparation.near.making import search_settings
+from llama_jax.data.preparation.rules.making import rule_settings
+from llama_jax.data.preparation.rules.perplexity import PerplexityOf
 from llama_jax.data.sources.documents import Documents
 from llama_jax.data.sources.prepared import DROPPED, FOUND, MANIFEST, Shard, read_manifest
 from llama_jax.data.tokenizers import load_tokenizer
@@ -74,8 +77,15 @@ class Plan(NamedTuple):
         write_whole(directory / PROGRESS / _PLAN, json.dumps(self._asdict()))
 
 
-def settings_of(config: PrepareConfig) -> dict[str, Any]:
-    """All that decides what is written, but for the documents and the tokenizer; `source` is only for people."""
+def settings_of(config: PrepareConfig, perplexity: PerplexityOf | None = None) -> dict[str, Any]:
+    """All that decides what is written, but for the documents and the tokenizer; `source` is only for people.
+
+    Args:
+        perplexity: The model that the settings name, if they do.
+
+    Raises:
+        UserError: a file that a rule needs cannot be read.
+    """
     trained = config.data.tokenizer is None
     return {
         "source": config.data.source,
@@ -85,6 +95,8 @@ def settings_of(config: PrepareConfig) -> dict[str, Any]:
         "minimum_characters": config.minimum_characters,
         "maximum_characters": config.maximum_characters,
         "shard_megabytes": config.shard_megabytes,
+        **rule_settings(config, perplexity),
+        **search_settings(config),
     }
 
 
@@ -106,17 +118,18 @@ def find_plan(directory: epath.Path, config: PrepareConfig) -> Plan | None:
     return None
 
 
-def check_unchanged(plan: Plan, config: PrepareConfig, documents: Documents) -> None:
+def check_unchanged(plan: Plan, config: PrepareConfig, settings: Mapping[str, Any], documents: Documents) -> None:
     """Refuse to resume work that another command began.
 
     Raises:
         UserError: a setting, the documents or the tokenizer is another.
     """
     where = f"--output {config.output}"
-    for name, value in settings_of(config).items():
-        if name != "source" and (was := plan.settings.get(name)) != value:
+    for name in dict.fromkeys([*settings, *plan.settings]):
+        was, now = plan.settings.get(name), settings.get(name)
+        if name != "source" and was != now:
             raise UserError(
-                f"{where}: {name} was {json.dumps(was)} when it was begun and is {json.dumps(value)} now; give the "
+                f"{where}: {name} was {json.dumps(was)} when it was begun and is {json.dumps(now)} now; give the "
                 "same value, or another --output"
             )
     if plan.source != documents.identity():
@@ -131,9 +144,14 @@ def check_unchanged(plan: Plan, config: PrepareConfig, documents: Documents) -> 
         )
 
 
-def plan_to_resume(directory: epath.Path, config: PrepareConfig, documents: Documents) -> Plan | None:
+def plan_to_resume(
+    directory: epath.Path, config: PrepareConfig, settings: Mapping[str, Any], documents: Documents
+) -> Plan | None:
     """The plan of work that was begun or finished in the directory and that this command goes on with. A plan that led
     to no document binds nobody: if it is another, what it left is removed.
+
+    Args:
+        settings: See `settings_of`.
 
     Raises:
         UserError: the directory holds something else, or work that another command began.
@@ -142,7 +160,7 @@ def plan_to_resume(directory: epath.Path, config: PrepareConfig, documents: Docu
     if plan is None:
         return None
     try:
-        check_unchanged(plan, config, documents)
+        check_unchanged(plan, config, settings, documents)
     except UserError:
         if _holds_documents(directory):
             raise

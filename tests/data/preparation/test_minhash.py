@@ -32,13 +32,11 @@ def test_agreement_of_signatures_estimates_jaccard_without_bias(pairs):
     assert 0.9 < np.sqrt((errors**2).mean() / (expected**2).mean()) < 1.1
 
 
-@pytest.mark.parametrize(("bands", "rows"), [(14, 8), (9, 13)])
+@pytest.mark.parametrize(("bands", "rows"), [(14, 8), (7, 16)])
 def test_pairs_share_a_band_as_often_as_the_formula_says(pairs, bands, rows):
     similarities = pairs[1]
     minhash = MinHash(5, bands, rows)
-    keys = minhash.band_keys(np.ascontiguousarray(pairs[0][:, : bands * rows]))
-    if bands * rows > MINHASH.permutations:
-        pytest.fail("the fixture has too few permutations")
+    keys = minhash.band_keys(pairs[0])
     share = (keys[::2] == keys[1::2]).any(axis=1)
     expected = 1 - (1 - similarities**rows) ** bands
     assert abs(share.sum() - expected.sum()) < 3 * np.sqrt((expected * (1 - expected)).sum())
@@ -54,10 +52,11 @@ def test_signatures_do_not_depend_on_what_else_is_signed():
 
 
 def test_signatures_stay_what_they_are():
-    assert MINHASH.signatures(["The quick brown fox jumps over the lazy dog."])[0, :3].tolist() == PINNED
-
-
-PINNED = [0, 0, 0]
+    assert MINHASH.signatures(["The quick brown fox jumps over the lazy dog."])[0, :3].tolist() == [
+        483638463,
+        154686833,
+        1084506819,
+    ]
 
 
 @pytest.mark.parametrize(

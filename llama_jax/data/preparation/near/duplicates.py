@@ -70,9 +70,10 @@ class NearDuplicates(Search):
         return total
 
     def summary(self, job: Job) -> str:
+        count = sum(_path(job, "near", shard).stat().length for shard in range(job.shards)) // _JOINED.itemsize
         total = self.compared(job)
-        left_out = f"; {total.left_out:,} in {total.large_buckets:,} large buckets were not" if total.left_out else ""
-        return f"{total.pairs:,} pairs with a band in common were compared{left_out}"
+        line = f"{count:,} documents are almost the same as another; {total.pairs:,} pairs were compared"
+        return f"{line}, {total.left_out:,} in {total.large_buckets:,} large buckets were not" if total.left_out else line
 
 
 def _path(job: Job, name: str, number: int) -> epath.Path:
@@ -107,7 +108,7 @@ class _Signatures:
         job, minhash, parts = self._job, self._search.minhash, self._search.parts(self._job)
         write_whole(_path(job, "signatures", self._shard), self._signatures.astype("<u4", copy=False).tobytes())
         write_whole(_path(job, "ranks", self._shard), self._ranks.tobytes())
-        some = np.flatnonzero(self._ranks & (self._signatures != minhash.nothing).any(axis=1))
+        some = np.flatnonzero((self._ranks > 0) & (self._signatures != minhash.nothing).any(axis=1))
         bands = np.empty((len(some), minhash.bands), BANDED)
         bands["key"] = minhash.band_keys(self._signatures[some])
         bands["signature"] = signature_keys(self._signatures[some])[:, None]

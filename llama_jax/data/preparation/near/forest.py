@@ -44,4 +44,4 @@ def zeros(count: int, dtype: np.typing.DTypeLike) -> Integer[np.ndarray, "count"
     """An array of zeros, in a temporary file where it is large."""
     if count * np.dtype(dtype).itemsize < _MAPPED:
         return np.zeros(count, dtype)
-    return np.memmap(tempfile.TemporaryFile(), dtype, "w+", shape=(count,))  # noqa: SIM115 - mapped until the end
+    return np.memmap(tempfile.TemporaryFile(), dtype, "w+", shape=(count,))

@@ -47,8 +47,8 @@ class Alphabet(NamedTuple):
     """The number of the character without its case, accents and compatibility form (such as full width); itself where
     that would be several characters, as of a ligature."""
     categories: np.ndarray
-    """The first letter of the general category as a byte: Letter, Mark, Number, Punctuation, Symbol, Z (separator), C
-    (other)."""
+    """The first letter of the general category as a byte: Letter, Mark, Number, Punctuation, Symbol, Z (separator) and C
+    (other). Formatting characters, such as soft hyphens, show nothing by themselves and count as marks."""
 
 
 @functools.cache
@@ -58,8 +58,9 @@ def alphabet() -> Alphabet:
     categories = np.full(_CODES, b"C", "S1")
     for code in range(0x40000):  # beyond are only tags, variation selectors and private use
         character = chr(code)
-        categories[code] = category = unicodedata.category(character)[0]
-        if category in "LN":
+        category = unicodedata.category(character)
+        categories[code] = "M" if category == "Cf" else category[0]
+        if category[0] in "LN":
             plain = unicodedata.normalize("NFKD", character).lower()
             bare = [each for each in plain if unicodedata.category(each)[0] != "M"] if len(plain) > 1 else plain
             if len(bare) == 1:

@@ -1,1 +1,1 @@
-"""Rules that judge a document by itself: what language it is in, whether it is prose, whether an evaluation holds it."""
+"""Rules that judge a document by itself: its language, whether it is prose, whether an evaluation is in it."""

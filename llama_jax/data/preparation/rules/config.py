@@ -45,8 +45,8 @@ class QualityConfig:
     """The rules to apply: `gopher`, `gopher_repetition`, `c4`, or single ones such as `gopher_word_count`; each is
     counted by its name. They are for English, and for languages that write spaces at best."""
     bad_words: str | None = None
-    """Text file of words and phrases, one a line, for the rule `c4_bad_words`: a page with one is dropped. None: the set
-    `c4` goes without it."""
+    """Text file of words and phrases, one a line, for the rule `c4_bad_words`: a page with one is dropped. None: the
+    set `c4` goes without it."""
 
     def __post_init__(self) -> None:
         known = (*SETS, *(name for names in SETS.values() for name in names))

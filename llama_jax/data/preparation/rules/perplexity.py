@@ -1,10 +1,11 @@
 """How well a language model predicts a document, with bounds on it. Knows no model: it is given a function."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from llama_jax.data.preparation.rules.rule import KEPT, Judgement, Rule
 
 
+@runtime_checkable
 class PerplexityOf(Protocol):
     """A language model as a measure of texts. Picklable; says the same of a text in every process."""
 
