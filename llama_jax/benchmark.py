@@ -20,8 +20,7 @@ from llama_jax.benchmarks.decoding.dry_run import describe_decoding
 from llama_jax.benchmarks.decoding.engine_side import engine_turn
 from llama_jax.benchmarks.dpo.comparison import compare_dpo
 from llama_jax.benchmarks.dpo.own_side import dpo_turn
-from llama_jax.benchmarks.preparing.comparison import compare_preparation
-from llama_jax.benchmarks.preparing.config import PrepareBenchmarkConfig
+from llama_jax.benchmarks.preparing.measuring import PrepareBenchmarkConfig, measure_preparation
 from llama_jax.benchmarks.results import AnyBenchmarkConfig, keep, say
 from llama_jax.benchmarks.rl.comparison import compare_rl
 from llama_jax.benchmarks.rl.config import RlBenchmarkConfig
@@ -41,10 +40,8 @@ _OWN_SIDE = "llama_jax.benchmark:own_side"
 
 def benchmark(config: AnyBenchmarkConfig | RougeConfig) -> None:
     """Print what was measured, and write it to `WHAT.json` in `output`; `scaling` draws `scaling.png` beside it."""
-    if isinstance(config, RougeConfig):
-        measure_rouge(config)
-    elif isinstance(config, PrepareBenchmarkConfig):
-        keep(config, config.name, compare_preparation(config))
+    if isinstance(config, RougeConfig | PrepareBenchmarkConfig):
+        (measure_rouge if isinstance(config, RougeConfig) else measure_preparation)(config)
     elif isinstance(config, DpoBenchmarkConfig):
         keep(config, config.name, compare_dpo(config, _OWN_SIDE))
     elif isinstance(config, RlBenchmarkConfig):

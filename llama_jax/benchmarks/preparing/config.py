@@ -12,9 +12,9 @@ Task = Literal["tokenization", "near_duplicates"]
 class MadeDocuments:
     """Documents that are made to measure with: words of the documentation of Python's standard library."""
 
-    documents: int = 20_000
+    documents: int = 10_000
     """How many."""
-    words: int = 300
+    words: int = 600
     """Words of a document, on average."""
     near_duplicates: float = 0.1
     """Share of documents that are another one with some words changed."""
@@ -50,6 +50,10 @@ class PrepareBenchmarkConfig:
     """Processes of each side, with `--against`."""
     turns: int = 3
     """Turns of each side; the result is their median."""
+    machines: int | None = None
+    """Also plan the corpus of LLaMA (arXiv:2302.13971, table 1) on so many machines, by the rates of the steps."""
+    cores: int = 32
+    """Cores of each of these machines."""
     made: MadeDocuments = field(default_factory=MadeDocuments)
     """The documents."""
     folder: str | None = None
@@ -67,9 +71,13 @@ class PrepareBenchmarkConfig:
         return "prepare" if self.against is None else f"prepare_against_{self.against}"
 
     def __post_init__(self) -> None:
-        for name in ("workers", "turns"):
-            if (value := getattr(self, name)) < 1:
+        for name in ("workers", "turns", "machines", "cores"):
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name} {value}: must be at least 1")
+        if self.machines is not None and self.against is not None:
+            raise UserError(
+                f"--machines {self.machines}: plans by the rates of steps, which --against does not measure"
+            )
         if not self.tasks:
             raise UserError("--tasks []: needs at least one of tokenization, near_duplicates")
         if self.against is not None and self.tokenizer is None:
