@@ -54,9 +54,8 @@ def benchmark(config: AnyBenchmarkConfig | RougeConfig) -> None:
     else:
         say(config, start_up(config.run.distributed))
         scaling = functools.partial(measure_scaling, build=build)
-        result = {"train": measure_step, "lora": measure_step, "data": measure_data, "scaling": scaling}[config.what](
-            config
-        )
+        measures = {"train": measure_step, "lora": measure_step, "data": measure_data, "scaling": scaling}
+        result = measures[config.what](config)
         if is_main_process():
             keep(config, config.name, result)
 

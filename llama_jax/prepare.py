@@ -15,15 +15,19 @@ from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.job import Job, Runner
 from llama_jax.data.preparation.near.making import searches_of
+from llama_jax.data.preparation.report.funnel import Funnel, funnel_lines
+from llama_jax.data.preparation.report.origins import origins_of
 from llama_jax.data.preparation.resuming import Plan, plan_to_resume, remove_progress, settings_of, sole_writer
 from llama_jax.data.preparation.rules.making import rules_of
 from llama_jax.data.preparation.rules.perplexity import PerplexityOf
+from llama_jax.data.preparation.runners.beam import BeamRunner
+from llama_jax.data.preparation.runners.beam_options import BeamOptions, beam_options
 from llama_jax.data.preparation.runners.local import LocalRunner
 from llama_jax.data.preparation.shards import sampled_texts, shard_bounds
-from llama_jax.data.preparation.writing import described, write_manifest, write_shards
+from llama_jax.data.preparation.writing import described, described_contamination, write_manifest, write_shards
 from llama_jax.data.sources.documents import Documents
 from llama_jax.data.sources.opening import open_source
-from llama_jax.data.sources.prepared import MANIFEST, open_prepared
+from llama_jax.data.sources.prepared import MANIFEST, PAGE, open_prepared
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from llama_jax.data.tokenizers.loading import MODEL_FILES
 
@@ -33,6 +37,7 @@ _TRAINING_BYTES = 2**25  # of text: the trainer of tokenizers holds it in memory
 def prepare(config: PrepareConfig) -> None:
     """Write the token ids of a source below `output`: shards, the tokenizer, what was dropped, and a manifest."""
     directory = absolute(epath.Path(config.output).expanduser())
+    beam = beam_options(config.beam, config.workers) if config.runner == "beam" else None
     documents = open_source(config.data.source, config.data.text_field)
     perplexity = _perplexity(config)
     settings = settings_of(config, perplexity)
@@ -54,21 +59,27 @@ def prepare(config: PrepareConfig) -> None:
             bounds=plan.bounds,
             directory=directory,
             fail_on_bad=config.data.bad_records == "fail",
+            origins=origins_of(documents, config.data.source),
             rules=rules_of(config, perplexity),
             searches=searches_of(config),
         )
-        _make(config, plan, job)
+        funnel = _make(config, plan, job, _runner(config, job, beam))
     print(f"{config.output}: {described(open_prepared(directory).manifest)}")
+    for line in described_contamination(directory, config.contamination):
+        print(line)
+    if funnel.steps:
+        print("\n".join(funnel_lines(funnel)))
+        print(f"what each step took, with samples: {directory / PAGE}")
     print(f"train on it: python -m llama_jax.pretrain --data.source {config.output}")
 
 
-def _make(config: PrepareConfig, plan: Plan, job: Job) -> None:
+def _make(config: PrepareConfig, plan: Plan, job: Job, runner: Runner) -> Funnel:
     with StopSignal() as stop:
         plan.write(job.directory)
         for name, content in job.tokenizer.files().items():
             write_whole(job.directory / name, content)
-        write_shards(config, job, _runner(config, job), stop)
-        write_manifest(config, job, plan)
+        write_shards(config, job, runner, stop)
+        return write_manifest(config, job, plan)
 
 
 def _perplexity(config: PrepareConfig) -> PerplexityOf | None:
@@ -80,7 +91,9 @@ def _perplexity(config: PrepareConfig) -> PerplexityOf | None:
     return DocumentPerplexity(config.perplexity.model, config.perplexity.tokens)
 
 
-def _runner(config: PrepareConfig, job: Job) -> Runner:
+def _runner(config: PrepareConfig, job: Job, options: BeamOptions | None) -> Runner:
+    if options is not None:
+        return BeamRunner(job, options.arguments, is_local=options.is_local)
     processes = (os.cpu_count() or 1) if config.workers is None else config.workers
     # One process more would start up for longer than it takes to write a single shard.
     return LocalRunner(job, 0 if job.shards == 1 and config.workers is None else processes)

@@ -12,6 +12,7 @@ from llama_jax.checkpoints.opening import ModelReference, open_model
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
+from llama_jax.data.sources.opening import errors_of
 from llama_jax.data.tokenizers import Tokenizer
 from llama_jax.evals.perplexity import windows
 from llama_jax.evals.scoring import Scorer
@@ -72,7 +73,7 @@ def _open(path: str) -> _Opened:
     if multiprocessing.parent_process() is not None:
         jax.config.update("jax_platforms", "cpu")  # many processes cannot share an accelerator, nor need it here
     mesh = make_mesh(MeshConfig(), jax.devices("cpu")[:1])
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), errors_of("--perplexity.model", instead_of="--model"):
         opened = open_model(ModelReference(path), ComputeConfig(dtype="float32"), say=print)
         length = opened.model.config.context_length
         scorer = Scorer(opened.model, opened.params, rows=1, context_length=length)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from llama_jax.benchmarks import turns
 from llama_jax.benchmarks.preparing.config import PrepareBenchmarkConfig, Task
-from llama_jax.benchmarks.preparing.documents import write_documents
+from llama_jax.benchmarks.preparing.documents import small_tokenizer, write_documents
 from llama_jax.benchmarks.preparing.measured import Measured, measured
 from llama_jax.benchmarks.results import gigabytes, say
 from llama_jax.core.errors import UserError
@@ -49,6 +49,8 @@ def compare_preparation(config: PrepareBenchmarkConfig) -> dict[str, Any]:
         folder = Path(made)
         (folder / "source").mkdir()
         text_bytes = write_documents(config.made, folder / "source", config.workers)
+        small = small_tokenizer(folder / "source")
+        (folder / small.file_name).write_bytes(small.to_bytes())
         say(config, f"{config.made.documents:,} documents, {text_bytes / 1e6:,.1f} MB of text")
         version = importlib.metadata.version("datatrove")
         result: dict[str, Any] = {
@@ -110,7 +112,7 @@ def _compared(config: PrepareBenchmarkConfig, task: Task, folder: Path, text_byt
 def _own_side(config: PrepareBenchmarkConfig, task: Task, folder: Path, text_bytes: int) -> _Side:
     settings = {
         "data.source": folder / "source" / "*.jsonl",
-        "data.tokenizer": config.tokenizer,
+        "data.tokenizer": config.tokenizer if task == "tokenization" else folder / "tokenizer.model",
         "workers": config.workers,
         # Shards enough for all workers to end at about the same time; no larger than by default.
         "shard_megabytes": min(PrepareConfig.shard_megabytes, text_bytes / 1e6 / (_SHARDS_PER_WORKER * config.workers)),
@@ -131,23 +133,29 @@ def _own_side(config: PrepareBenchmarkConfig, task: Task, folder: Path, text_byt
 
 
 def _other_side(config: PrepareBenchmarkConfig, task: Task, folder: Path) -> _Side:
-    tokenizer = load_tokenizer(str(config.tokenizer))
-    if tokenizer.file_name != "tokenizer.json":
-        raise UserError(f"--tokenizer {config.tokenizer}: is a {tokenizer.file_name}; datatrove takes a tokenizer.json")
-    given = folder / "tokenizer.json"
-    given.write_bytes(tokenizer.to_bytes())
     told = {
         "task": task,
         "source": os.fspath(folder / "source"),
         "documents": config.made.documents,
         "workers": config.workers,
-        "tokenizer": os.fspath(given),
-        "eos": next(name for name, token in tokenizer.special_tokens.items() if token == tokenizer.eos_id),
         "shingle": _SHINGLE,
         "bands": _BANDS,
         "rows": _ROWS,
     }
+    if task == "tokenization":
+        told |= _as_datatrove_takes_it(config, folder)
     return _Side(
         lambda written: [sys.executable, "-c", _DATATROVE_SIDE, json.dumps(told | {"output": os.fspath(written)})],
         lambda _, log: json.loads(log.read_text().splitlines()[-1])["dropped"],
     )
+
+
+def _as_datatrove_takes_it(config: PrepareBenchmarkConfig, folder: Path) -> dict[str, str]:
+    """The tokenizer: its file, and the name of the token that ends documents."""
+    tokenizer = load_tokenizer(str(config.tokenizer))
+    if tokenizer.file_name != "tokenizer.json":
+        raise UserError(f"--tokenizer {config.tokenizer}: is a {tokenizer.file_name}; datatrove takes a tokenizer.json")
+    file = folder / tokenizer.file_name
+    file.write_bytes(tokenizer.to_bytes())
+    names = {token: name for name, token in tokenizer.special_tokens.items()}
+    return {"tokenizer": os.fspath(file), "eos": names[tokenizer.eos_id]}

@@ -42,10 +42,9 @@ class PrepareBenchmarkConfig:
     command of its own, in alternating turns, on `workers` processes."""
     tasks: tuple[Task, ...] = ("tokenization", "near_duplicates")
     """What is compared. `tokenization`: from JSON lines to ids. `near_duplicates`: from JSON lines to documents without
-    near-duplicates by MinHash, which are written as JSON there and tokenized as well here."""
+    near-duplicates by MinHash, which are written as JSON there, and as ids of a small tokenizer here."""
     tokenizer: str | None = None
-    """The tokenizer of both sides, a `tokenizer.json`; None: one is trained on some of the documents, without
-    `--against`."""
+    """The tokenizer, with `--against` a `tokenizer.json`. None: a small one is trained on some of the documents."""
     workers: int = 2
     """Processes of each side, with `--against`."""
     turns: int = 3
@@ -80,5 +79,5 @@ class PrepareBenchmarkConfig:
             )
         if not self.tasks:
             raise UserError("--tasks []: needs at least one of tokenization, near_duplicates")
-        if self.against is not None and self.tokenizer is None:
+        if self.against is not None and "tokenization" in self.tasks and self.tokenizer is None:
             raise UserError(f"--against {self.against}: both sides need the same tokenizer; --tokenizer tokenizer.json")

@@ -21,9 +21,9 @@ SOURCES: Mapping[str, float] = {
 def planned(config: PrepareBenchmarkConfig, measured: Mapping[str, Any], machines: int) -> dict[str, Any]:
     """Machine-hours, hours and bytes of every step for the whole corpus.
 
-    All of the text goes through every step; documents, and what rules and near-duplicates make of them, are as measured;
-    every core is as fast as the one that was measured, and storage keeps up. A step that one process does takes as long
-    on many machines as on one.
+    All of the text goes through every step; documents, and how many are near-duplicates, are as measured; every core is
+    as fast as the one that was measured, and storage keeps up. A step that one process does takes as long on many
+    machines as on one.
 
     Args:
         measured: What `measure_steps` gives.

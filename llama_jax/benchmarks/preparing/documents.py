@@ -10,9 +10,12 @@ import numpy as np
 from llama_jax.benchmarks.preparing.config import MadeDocuments
 from llama_jax.data.sources.documents import in_order
 from llama_jax.data.sources.opening import open_source
+from llama_jax.data.tokenizers import Tokenizer, train_tokenizer
 
 _BLOCK = 4096  # documents that are drawn at once; those that are nearly the same are in one block
 _LINE_WORDS = 12
+_VOCABULARY = 2048
+_TRAINED_DOCUMENTS = 500
 
 
 def write_documents(made: MadeDocuments, folder: Path, files: int) -> int:
@@ -31,6 +34,13 @@ def write_documents(made: MadeDocuments, folder: Path, files: int) -> int:
                 text_bytes += len(text.encode())
                 opened[number % files].write(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
     return text_bytes
+
+
+def small_tokenizer(source: Path) -> Tokenizer:
+    """One trained on some of the documents that were written to a folder."""
+    documents = open_source(f"{source}/*.jsonl")
+    some = range(min(_TRAINED_DOCUMENTS, len(documents)))
+    return train_tokenizer((str(documents[number]) for number in some), _VOCABULARY)
 
 
 def _block(made: MadeDocuments, start: int, vocabulary: int) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from etils import epath
 
 from llama_jax.benchmarks import turns
 from llama_jax.benchmarks.preparing.config import PrepareBenchmarkConfig
-from llama_jax.benchmarks.preparing.documents import write_documents
+from llama_jax.benchmarks.preparing.documents import small_tokenizer, write_documents
 from llama_jax.benchmarks.results import say
 from llama_jax.data.config import DataConfig
 from llama_jax.data.preparation.cleaning import Cleaning
@@ -28,10 +28,7 @@ from llama_jax.data.preparation.rules.rule import Rule
 from llama_jax.data.preparation.shards import shard_bounds
 from llama_jax.data.sources.opening import open_source
 from llama_jax.data.sources.prepared import ShardWriter, id_dtype
-from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-
-_VOCABULARY = 8192  # of the tokenizer that is trained where none is named
-_TRAINED_DOCUMENTS = 500
+from llama_jax.data.tokenizers import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -55,28 +52,16 @@ def measure_steps(config: PrepareBenchmarkConfig) -> dict[str, Any]:
         (folder / "source").mkdir()
         text_bytes = write_documents(config.made, folder / "source", files=1)
         say(config, f"{config.made.documents:,} documents, {text_bytes / 1e6:,.1f} MB of text; one core")
-        tokenizer = _tokenizer(config, folder)
+        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else small_tokenizer(folder / "source")
         by_turn = [list(_steps(folder / "source", tokenizer, folder / str(turn))) for turn in range(config.turns)]
     steps = []
     for taken in zip(*by_turn, strict=True):
         seconds = turns.summary([step.seconds for step in taken])
         step = replace(taken[0], seconds=seconds["median"])
-        say(
-            config,
-            f"{step.name:<32}{text_bytes / step.seconds / 1e6:>9,.1f} MB/s {config.made.documents / step.seconds:>11,.0f}"
-            f" documents/s  ±{seconds['noise']:.0%}",
-        )
-        steps.append({**vars(step), "megabytes_per_second": text_bytes / step.seconds / 1e6})
+        megabytes, documents = text_bytes / step.seconds / 1e6, config.made.documents / step.seconds
+        say(config, f"{step.name:<26}{megabytes:>9,.1f} MB/s {documents:>11,.0f} documents/s  ±{seconds['noise']:.0%}")
+        steps.append({**vars(step), "megabytes_per_second": megabytes, "documents_per_second": documents})
     return {"documents": config.made.documents, "text_bytes": text_bytes, "steps": steps}
-
-
-def _tokenizer(config: PrepareBenchmarkConfig, folder: Path) -> Tokenizer:
-    if config.tokenizer is not None:
-        return load_tokenizer(config.tokenizer)
-    say(config, f"training a tokenizer of {_VOCABULARY:,} pieces")
-    documents = open_source(f"{folder}/source/*.jsonl", "text")
-    count = min(_TRAINED_DOCUMENTS, len(documents))
-    return train_tokenizer((str(documents[number]) for number in range(count)), _VOCABULARY)
 
 
 def _steps(source: Path, tokenizer: Tokenizer, output: Path) -> Iterator[Step]:

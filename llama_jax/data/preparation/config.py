@@ -57,6 +57,8 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if self.data.mixture:
             raise UserError("data.mixture: prepare takes one source; prepare each by itself and mix the directories")
+        if self.beam and self.runner != "beam":
+            raise UserError(f"--beam.{next(iter(self.beam))}: needs --runner beam")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"--workers {self.workers}: must be at least 0")
         if not 0 < self.shard_megabytes < 1e6:

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from llama_jax.data.preparation.cleaning import text_hash
-from llama_jax.data.preparation.job import Count, Job, Notes, Pass, Search
+from llama_jax.data.preparation.job import PROGRESS, Count, Job, Notes, Pass, Search
 from llama_jax.data.preparation.partitions import read_part, rows_in, write_partitioned
 
 _DOCUMENTS_AT_ONCE = 2**22  # a quarter of a gigabyte, sorted
@@ -26,17 +26,19 @@ class ExactDuplicates(Search):
 
     def passes(self, job: Job) -> Iterator[Pass]:
         parts = _parts(job)
-        yield Pass("comparing", _compare, [1] * parts, functools.partial(_pairs_path, job), "parts of the hashes")
+        yield Pass(
+            "comparing", _compare, [1] * parts, functools.partial(_pairs_path, job.directory), "parts of the hashes"
+        )
 
     def dropped(self, job: Job, shard: int) -> Mapping[int, Mapping[str, Any]]:
         found: dict[int, Mapping[str, Any]] = {}
         for part in range(_parts(job)):
-            for document, first in read_part(_pairs_path(job, part), shard, job.shards, _PAIR).tolist():
+            for document, first in read_part(_pairs_path(job.directory, part), shard, job.shards, _PAIR).tolist():
                 found[document] = {"reason": self.name, "of": first}
         return found
 
     def summary(self, job: Job) -> str:
-        count = sum(rows_in(_pairs_path(job, part), job.shards) for part in range(_parts(job)))
+        count = sum(rows_in(_pairs_path(job.directory, part), job.shards) for part in range(_parts(job)))
         return f"{count:,} documents are the same as an earlier one"
 
 
@@ -49,8 +51,8 @@ def _hashes_path(job: Job, shard: int) -> epath.Path:
     return job.progress / f"hashes-{shard:05}.bin"
 
 
-def _pairs_path(job: Job, part: int) -> epath.Path:
-    return job.progress / f"duplicates-{part:05}.bin"
+def _pairs_path(directory: epath.Path, part: int) -> epath.Path:
+    return directory / PROGRESS / f"duplicates-{part:05}.bin"
 
 
 class _Hashes:
@@ -89,5 +91,5 @@ def _compare(job: Job, part: int, count: Count) -> None:
     pairs["of"] = rows["document"][~same][np.cumsum(~same)[same] - 1]
     pairs.sort(order="document")
     shards = np.searchsorted(np.asarray(job.bounds), pairs["document"], side="right") - 1
-    write_partitioned(_pairs_path(job, part), pairs, shards, job.shards)
+    write_partitioned(_pairs_path(job.directory, part), pairs, shards, job.shards)
     count(1, 0, 0)

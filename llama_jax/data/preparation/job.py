@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from etils import epath
 
 from llama_jax.data.preparation.cleaning import Cleaning
+from llama_jax.data.preparation.report.origins import Origins
 from llama_jax.data.preparation.rules.rule import Rule
 from llama_jax.data.sources.documents import Documents
 from llama_jax.data.tokenizers import Tokenizer
@@ -34,6 +35,8 @@ class Job:
     directory: epath.Path
     fail_on_bad: bool
     """A bad record ends the work instead of being left out."""
+    origins: Origins
+    """The parts of the corpus by which its report counts documents."""
     rules: tuple[Rule, ...] = ()
     """In the order in which they see a document; the first that drops it ends this."""
     searches: tuple["Search", ...] = ()
@@ -60,7 +63,7 @@ class Pass(NamedTuple):
     """What is done, as it is shown, such as `writing`."""
     work: Callable[[Job, int, Count], None]
     """Makes an element, by its number: whole files that depend on the job and files of earlier passes alone, that of
-    `done` last. A function of a module, or a partial of one, since it is pickled."""
+    `done` last. A function of a module, or a partial of one without the job, since it is pickled."""
     amounts: Sequence[int]
     """Of each element, how much there is of it, in `unit`, which `work` counts as documents."""
     done: Callable[[int], epath.Path]
@@ -118,8 +121,8 @@ class Search:
         raise NotImplementedError
 
 
-def dropped_before(job: Job, search: Search | None, shard: int) -> dict[int, Mapping[str, Any]]:
-    """By number, the documents of a shard that the searches before this one leave out; None: all searches."""
+def dropped_before(job: Job, search: Search, shard: int) -> dict[int, Mapping[str, Any]]:
+    """By number, the documents of a shard that the searches before this one leave out."""
     found: dict[int, Mapping[str, Any]] = {}
     for each in job.searches:
         if each is search:

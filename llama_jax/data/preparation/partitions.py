@@ -21,7 +21,7 @@ def write_partitioned(
     """
     order = np.argsort(parts, kind="stable")
     bounds = np.searchsorted(parts[order], np.arange(count + 1)).astype(_BOUND)
-    write_whole(path, bounds.tobytes() + rows[order].tobytes())
+    write_whole(path, b"".join([bounds.tobytes(), rows[order].view(np.uint8).data]))
 
 
 def read_part(path: epath.Path, part: int, count: int, dtype: np.dtype) -> Shaped[np.ndarray, "rows"]:

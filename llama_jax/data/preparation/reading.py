@@ -2,7 +2,7 @@
 
 Depends on the documents and the settings alone. Writes nothing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from llama_jax.core.errors import UserError
@@ -22,6 +22,8 @@ class Edit(NamedTuple):
     """How many lines or paragraphs went, by the name of the reason."""
     size: int
     """Bytes that went."""
+    step: int
+    """See `Examined.step`."""
 
 
 class Examined(NamedTuple):
@@ -35,6 +37,8 @@ class Examined(NamedTuple):
     """What is left of that after all edits."""
     dropped: Mapping[str, Any] | None = None
     """Why it is left out: `reason`, and what else is known."""
+    step: int = 0
+    """How far it came: 0 if it cannot be used, 1 by its length, then by the rules in their order, and the searches."""
     edits: tuple[Edit, ...] = ()
     judgements: tuple[Judgement, ...] = ()
     """What rules said of it."""
@@ -58,13 +62,13 @@ def examined(job: Job, shard: int, count: Count) -> Iterator[Examined]:
 
 
 def _judged(job: Job, document: int, read: str) -> Examined:
-    dropped = _length_reason(job, read)
+    step, dropped = 1, _length_reason(job, read)
     text, edits, judgements = read, [], []
-    for rule in job.rules if dropped is None else ():
+    for step, rule in enumerate(job.rules if dropped is None else (), start=2):
         before = text
         text, lines = rule.edited(before)
         if text != before:
-            edits.append(Edit(type(rule).__name__, lines, len(before.encode()) - len(text.encode())))
+            edits.append(_edit(rule.name, lines, before, text, step))
         judgement = rule.judged(text)
         judgements.append(judgement)
         if judgement.dropped is not None:
@@ -72,17 +76,21 @@ def _judged(job: Job, document: int, read: str) -> Examined:
             break
     if dropped is None and edits:
         dropped = _length_reason(job, text)
-    return Examined(document, read, text, dropped, tuple(edits), tuple(judgements))
+    return Examined(document, read, text, dropped, step, tuple(edits), tuple(judgements))
 
 
-def kept(job: Job, shard: int, dropped: Mapping[int, Mapping[str, Any]], count: Count) -> Iterator[Examined]:
-    """The documents of a shard that was examined but for those that are known to be dropped, in order, after all
-    edits, some of which may leave nothing; counts all documents.
+def examined_again(job: Job, shard: int, dropped: Container[int], count: Count) -> Iterator[Examined]:
+    """The documents of a shard that was examined but for those that were dropped then, in order: with what the searches
+    drop, or after all edits, some of which may leave nothing; counts all documents.
 
     Raises:
         UserError: a document is no longer what it was when it was examined.
     """
-    edits_of = [(search.name, edit) for search in job.searches if (edit := search.edits(job, shard)) is not None]
+    searches = list(enumerate(job.searches, start=2 + len(job.rules)))
+    edits_of = [(step, search.name, edit) for step, search in searches if (edit := search.edits(job, shard))]
+    repeated = {
+        document: (why, step) for step, search in searches for document, why in search.dropped(job, shard).items()
+    }
     numbers = [document for document in job.documents_of(shard) if document not in dropped]
     count(len(job.documents_of(shard)) - len(numbers), 0, 0)
     for document, record in zip(numbers, in_order(job.documents, numbers), strict=True):
@@ -92,14 +100,18 @@ def kept(job: Job, shard: int, dropped: Mapping[int, Mapping[str, Any]], count: 
             raise UserError(f"{error}; it was good when it was examined; do not change the source meanwhile") from None
         for rule in job.rules:
             text, _ = rule.edited(text)
+        count(1, len(read.encode()), 0)
+        if document in repeated:
+            yield Examined(document, read, text, *repeated[document])
+            continue
         edits = []
-        for name, edit in edits_of:
+        for step, name, edit in edits_of:
             before = text
             text, lines = edit(document, before)
             if text != before:
-                edits.append(Edit(name, lines, len(before.encode()) - len(text.encode())))
-        yield Examined(document, read, text, _length_reason(job, text) if edits else None, tuple(edits))
-        count(1, len(read.encode()), 0)
+                edits.append(_edit(name, lines, before, text, step))
+        why = _length_reason(job, text) if edits else None
+        yield Examined(document, read, text, why, 2 + len(job.rules) + len(job.searches), tuple(edits))
 
 
 def _text(record: object, document: int) -> str:
@@ -116,6 +128,10 @@ def _text(record: object, document: int) -> str:
         message = f"holds an unpaired surrogate at character {error.start}"
         raise BadRecordError("surrogate", f"document {document}", message) from None
     return text
+
+
+def _edit(by: str, lines: Mapping[str, int], before: str, after: str, step: int) -> Edit:
+    return Edit(by, lines, len(before.encode()) - len(after.encode()), step)
 
 
 def _length_reason(job: Job, text: str) -> Mapping[str, Any] | None:

@@ -19,7 +19,7 @@ from llama_jax.data.preparation.near.making import search_settings
 from llama_jax.data.preparation.rules.making import rule_settings
 from llama_jax.data.preparation.rules.perplexity import PerplexityOf
 from llama_jax.data.sources.documents import Documents
-from llama_jax.data.sources.prepared import DROPPED, FOUND, MANIFEST, Shard, read_manifest
+from llama_jax.data.sources.prepared import DROPPED, FOUND, MANIFEST, PAGE, REPORT, Shard, read_manifest
 from llama_jax.data.tokenizers import load_tokenizer
 from llama_jax.data.tokenizers.loading import MODEL_FILES
 from llama_jax.data.tokenizers.settings import SETTINGS_FILES
@@ -202,7 +202,7 @@ def _holds_documents(directory: epath.Path) -> bool:
 
 def _discard(directory: epath.Path) -> None:
     """Remove what work that came to nothing has written, but for its lock."""
-    names = (*MODEL_FILES, *SETTINGS_FILES, DROPPED, FOUND)
+    names = (*MODEL_FILES, *SETTINGS_FILES, DROPPED, FOUND, REPORT, PAGE)
     made = (directory.glob("shard-*-of-*.array_record"), directory.glob("*.tmp"), (directory / PROGRESS).iterdir())
     for path in itertools.chain((directory / name for name in names), *made):
         if path.name != "lock":

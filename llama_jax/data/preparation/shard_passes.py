@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from llama_jax.core.files import is_remote, write_whole
-from llama_jax.data.preparation.job import Count, Job, Pass, dropped_before
-from llama_jax.data.preparation.reading import Examined, examined, kept
+from llama_jax.data.preparation.job import Count, Job, Pass
+from llama_jax.data.preparation.reading import Examined, examined, examined_again
+from llama_jax.data.preparation.report.counting import ShardTally
 from llama_jax.data.preparation.resuming import acknowledged, acknowledgement_path, examined_path
 from llama_jax.data.sources.prepared import ShardWriter, id_dtype, shard_name
 
@@ -43,9 +44,11 @@ def _over_shards(
 def _examine(job: Job, shard: int, count: Count) -> None:
     """Write what becomes of the documents of a shard, and the notes on those that no rule drops."""
     notes = [search.notes(job, shard) for search in job.searches]
+    tally = ShardTally(job, shard, is_first=True, is_last=False)
     dropped, found = [], []
     documents = 0
     for each in examined(job, shard, count):
+        tally.add(each)
         found += _findings(each)
         if each.dropped is not None:
             dropped.append({"document": each.document, **each.dropped})
@@ -55,6 +58,7 @@ def _examine(job: Job, shard: int, count: Count) -> None:
             note.add(each.document, each.text)
     for note in notes:
         note.write()
+    tally.write()
     content = {"documents": documents, "dropped": dropped, "found": found}
     write_whole(examined_path(job.directory, shard), json.dumps(content, ensure_ascii=False))
 
@@ -68,14 +72,14 @@ def _write_examined(job: Job, shard: int, count: Count) -> None:
     """Write a shard that was examined, and its acknowledgement."""
     first = acknowledged(examined_path(job.directory, shard))
     dropped = {each["document"]: each for each in first.dropped}
-    for document, why in dropped_before(job, None, shard).items():
-        dropped[document] = {"document": document, **why}
-    _write(job, shard, kept(job, shard, dropped, count), _Known(dropped, first.found), count)
+    known = _Known(is_examined=True, dropped=dropped, found=first.found)
+    _write(job, shard, examined_again(job, shard, dropped, count), known, count)
 
 
 class _Known(NamedTuple):
     """What an earlier pass says of the documents of a shard."""
 
+    is_examined: bool = False
     dropped: Mapping[int, Mapping[str, Any]] = {}
     found: Sequence[Mapping[str, Any]] = ()
 
@@ -88,9 +92,11 @@ def _write(job: Job, shard: int, documents: Iterable[Examined], known: _Known, c
     """
     name = shard_name(shard, job.shards)
     dropped, found = dict(known.dropped), list(known.found)
+    tally = ShardTally(job, shard, is_first=not known.is_examined, is_last=True)
     final = job.directory / name
     with _local_file(final) as path, ShardWriter(path, id_dtype(job.tokenizer.vocab_size)) as shard_file:
         for each in documents:
+            tally.add(each)
             found += _findings(each)
             if each.dropped is not None:
                 dropped[each.document] = {"document": each.document, **each.dropped}
@@ -100,6 +106,7 @@ def _write(job: Job, shard: int, documents: Iterable[Examined], known: _Known, c
             count(0, 0, len(ids))
         written = shard_file.finish(name)
         _move(path, final)
+    tally.write()
     content = {"shard": asdict(written), "dropped": [dropped[document] for document in sorted(dropped)], "found": found}
     write_whole(acknowledgement_path(job.directory, shard), json.dumps(content, ensure_ascii=False))
 

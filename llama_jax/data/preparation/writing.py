@@ -18,7 +18,13 @@ from llama_jax.core.processes.signals import StopSignal
 from llama_jax.core.recording.terminal import LiveLine
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.job import Job, Pass, Runner
+from llama_jax.data.preparation.report.asked import asked_of
+from llama_jax.data.preparation.report.counting import summing_passes, tally_of
+from llama_jax.data.preparation.report.funnel import Funnel
+from llama_jax.data.preparation.report.writing import write_report
 from llama_jax.data.preparation.resuming import Plan, acknowledged, acknowledgement_path
+from llama_jax.data.preparation.rules.config import ContaminationConfig
+from llama_jax.data.preparation.rules.contamination import contamination_report
 from llama_jax.data.preparation.shard_passes import examine_pass, write_pass
 from llama_jax.data.sources.bad_records import BadRecords, counted
 from llama_jax.data.sources.documents import BadRecordError
@@ -48,8 +54,9 @@ def write_shards(config: PrepareConfig, job: Job, runner: Runner, stop: StopSign
                 for _ in _made(task, runner, stop):
                     pass
             _say(search.summary(job))
-        for _ in _made(written, runner, stop):
-            pass
+        for task in (written, *summing_passes(job)):
+            for _ in _made(task, runner, stop):
+                pass
 
 
 def _made(task: Pass, runner: Runner, stop: StopSignal) -> Iterator[int]:
@@ -113,9 +120,9 @@ class _Progress:
         return line
 
 
-def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Manifest:
-    """Write which documents were dropped, what was found in others, and then the manifest, with which the directory is
-    finished.
+def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Funnel:
+    """Write which documents were dropped, what was found in others, the report, and then the manifest, with which the
+    directory is finished.
 
     Raises:
         UserError: no document is left.
@@ -148,8 +155,9 @@ def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Manifest:
     )
     if manifest.documents == 0:
         raise UserError(f"--output {config.output}: no document is left: {counted(manifest.dropped)}")
+    funnel = write_report(job.directory, asked_of(config, job, plan.settings), tally_of(job))
     write_whole(job.directory / MANIFEST, manifest.to_json())
-    return manifest
+    return funnel
 
 
 @contextlib.contextmanager
@@ -157,6 +165,21 @@ def _lines_of(path: epath.Path) -> Iterator[Callable[[Iterable[Any]], None]]:
     """Gives what adds lines of JSON to a file, which is there, whole, when the block ends."""
     with path.open("wb") if is_remote(path) else replacing(path) as file:
         yield lambda lines: file.writelines(json.dumps(each, ensure_ascii=False).encode() + b"\n" for each in lines)
+
+
+def described_contamination(directory: epath.Path, wanted: ContaminationConfig) -> Iterator[str]:
+    """How many records of each evaluation the documents hold a part of, a line each, by what was found in them."""
+    if not wanted.files:
+        return
+    path = directory / FOUND
+    found = (json.loads(line) for line in path.open()) if path.exists() else ()
+    report = contamination_report(found, wanted.files, wanted.fields, wanted.ngram)
+    for name, counts in report.items():
+        touched = f"{counts['touched']:,} of {counts['records']:,} records"
+        line = f"{name}: {touched} share words with {counts['documents']:,} documents"
+        if counts["too_short"]:
+            line += f"; {counts['too_short']:,} are too short to be found"
+        yield f"{line}; see {FOUND}" if counts["touched"] else line
 
 
 def described(manifest: Manifest) -> str:

@@ -10,8 +10,8 @@ class NearDuplicatesConfig:
     """Documents that are almost the same, by MinHash (arXiv:2107.06499)."""
 
     threshold: float | None = None
-    """Documents with a Jaccard similarity of at least this, as their signatures estimate it, are one group, of which the
-    longest stays; 0.75 is a good value. None: nobody looks."""
+    """Documents with at least this Jaccard similarity, as their signatures estimate it, are joined in a group, of which
+    the longest stays; 0.75 is a good value. None: nobody looks."""
     shingle: int = 5
     """Words in a shingle; documents are compared as sets of shingles."""
     bands: int = 14

@@ -1,5 +1,5 @@
-"""Near-duplicates of a corpus: signatures of the documents of a shard; by parts of the keys of bands, which documents are
-similar; and the groups that this makes of all, of each of which one document stays."""
+"""Near-duplicates of a corpus: signatures of the documents of a shard; by parts of the keys of bands, which documents
+are similar; and the groups that this makes of all, of each of which one document stays."""
 
 import functools
 import hashlib
@@ -72,8 +72,8 @@ class NearDuplicates(Search):
     def summary(self, job: Job) -> str:
         count = sum(_path(job, "near", shard).stat().length for shard in range(job.shards)) // _JOINED.itemsize
         total = self.compared(job)
-        line = f"{count:,} documents are almost the same as another; {total.pairs:,} pairs were compared"
-        return f"{line}, {total.left_out:,} in {total.large_buckets:,} large buckets were not" if total.left_out else line
+        left_out = f", {total.left_out:,} in {total.large_buckets:,} large buckets were not" if total.left_out else ""
+        return f"{count:,} documents are almost the same as another; {total.pairs:,} pairs were compared{left_out}"
 
 
 def _path(job: Job, name: str, number: int) -> epath.Path:
@@ -85,19 +85,22 @@ def _compared_path(job: Job, part: int) -> epath.Path:
 
 
 class _Signatures:
-    """The signatures of a shard's documents, made for many texts at a time."""
+    """The signatures of a shard's documents, made for many texts at a time: about a kilobyte for each document."""
 
     def __init__(self, search: NearDuplicates, job: Job, shard: int) -> None:
         self._search, self._job, self._shard = search, job, shard
-        count = len(job.documents_of(shard))
-        self._signatures = np.zeros((count, search.minhash.permutations), np.uint32)
+        count, minhash = len(job.documents_of(shard)), search.minhash
+        self._signatures = np.zeros((count, minhash.permutations), "<u4")
+        self._keys = np.zeros((count, minhash.bands), np.uint64)
+        self._hashes = np.zeros(count, np.uint64)
         self._ranks = np.zeros(count, _RANK)
         self._texts: dict[int, str] = {}
         self._characters = 0
 
     def add(self, document: int, text: str) -> None:
         place = document - self._job.bounds[self._shard]
-        self._ranks[place] = (len(text) << 32) | int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
+        digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
+        self._ranks[place] = (len(text) << 32) | int.from_bytes(digest, "big")
         self._texts[place] = text
         self._characters += len(text)
         if self._characters >= _SIGNED_CHARACTERS:
@@ -105,22 +108,23 @@ class _Signatures:
 
     def write(self) -> None:
         self._sign()
-        job, minhash, parts = self._job, self._search.minhash, self._search.parts(self._job)
-        write_whole(_path(job, "signatures", self._shard), self._signatures.astype("<u4", copy=False).tobytes())
-        write_whole(_path(job, "ranks", self._shard), self._ranks.tobytes())
-        some = np.flatnonzero((self._ranks > 0) & (self._signatures != minhash.nothing).any(axis=1))
-        bands = np.empty((len(some), minhash.bands), BANDED)
-        bands["key"] = minhash.band_keys(self._signatures[some])
-        bands["signature"] = signature_keys(self._signatures[some])[:, None]
-        bands["document"] = (some + job.bounds[self._shard])[:, None]
-        bands = bands.reshape(-1)
-        half = np.uint64(32)
+        job, shard, parts = self._job, self._shard, self._search.parts(self._job)
+        write_whole(_path(job, "signatures", shard), self._signatures.reshape(-1).view(np.uint8).data)
+        write_whole(_path(job, "ranks", shard), self._ranks.tobytes())
+        some = np.flatnonzero((self._ranks > 0) & (self._signatures != self._search.minhash.nothing).any(axis=1))
+        del self._signatures  # which is most of what is held
+        bands = np.empty((len(some), self._keys.shape[1]), BANDED)
+        bands["key"], bands["signature"] = self._keys[some], self._hashes[some, None]
+        bands["document"] = (some + job.bounds[shard])[:, None]
+        bands, half = bands.reshape(-1), np.uint64(32)
         belongs = ((bands["key"] >> half) * np.uint64(parts) >> half).astype(np.int64)
-        write_partitioned(_path(job, "bands", self._shard), bands, belongs, parts)
+        write_partitioned(_path(job, "bands", shard), bands, belongs, parts)
 
     def _sign(self) -> None:
         if self._texts:
-            self._signatures[list(self._texts)] = self._search.minhash.signatures(list(self._texts.values()))
+            places, minhash = list(self._texts), self._search.minhash
+            self._signatures[places] = signatures = minhash.signatures(list(self._texts.values()))
+            self._keys[places], self._hashes[places] = minhash.band_keys(signatures), signature_keys(signatures)
         self._texts, self._characters = {}, 0
 
 
@@ -137,7 +141,7 @@ def _find_similar(job: Job, part: int, count: Count) -> None:
         count(0, 0, 0)
     buckets = buckets_of(np.concatenate(pieces), search.minhash.permutations)
     del pieces
-    # Documents go by their places among those that are in a bucket with others: memory is for a part, not for the corpus.
+    # Documents go by their places among those in a bucket with others: memory is for a part, not for the corpus.
     documents = np.unique(np.concatenate([buckets.documents, *buckets.identical[:2]]))
     forest, most, compared = Forest(len(documents)), np.zeros(len(documents), np.int32), Compared()
     for pairs in similar_pairs(buckets, functools.partial(_signatures, job), search.least, compared):
@@ -156,11 +160,11 @@ def _find_similar(job: Job, part: int, count: Count) -> None:
 
 
 def _choose(job: Job, number: int, count: Count) -> None:
-    """Write, for each shard, which documents of groups do not stay: each with the one that stays and the places in which
-    its signature agrees with the most similar one.
+    """Write, for each shard, which documents of groups do not stay: each with the one that stays and the places in
+    which its signature agrees with the most similar one.
 
-    Of a group stays the longest text, of several that one with the largest hash, and of equal ones the first. Memory: 17
-    bytes for each document of the corpus, in files where that is much.
+    Of a group stays the longest text, of several that one with the largest hash, and of equal ones the first. Memory:
+    17 bytes for each document of the corpus, in files where that is much.
     """
     search, documents = _search(job), job.bounds[-1]
     forest, most = Forest(documents), zeros(documents, np.min_scalar_type(_search(job).minhash.permutations))

@@ -18,8 +18,8 @@ _HALF = np.uint64(32)
 class MinHash:
     """How texts are made comparable: by the sets of their shingles, runs of `shingle` words.
 
-    A text with fewer words is one shingle, whole; one without words is like nothing. Two texts whose sets have a Jaccard
-    similarity of s share a band with a probability of 1 - (1 - s^rows)^bands (arXiv:2107.06499, appendix A).
+    A text with fewer words is one shingle, whole; one without words is like nothing. Two texts whose sets have a
+    Jaccard similarity of s share a band with a probability of 1 - (1 - s^rows)^bands (arXiv:2107.06499, appendix A).
     """
 
     shingle: int = 5
@@ -38,8 +38,8 @@ class MinHash:
         """Of each text the least value of its shingles under each permutation; `nothing` in each place for a text
         without words.
 
-        Two texts agree in a share of the places that estimates the Jaccard similarity of their shingles. A shingle x of 32
-        bits becomes the upper half of a x + b modulo 2^64, with random 64-bit a and b for each permutation: strongly
+        Two texts agree in a share of the places that estimates the Jaccard similarity of their shingles. A shingle x of
+        32 bits becomes the upper half of a x + b modulo 2^64, with random 64-bit a and b for each permutation: strongly
         universal (Dietzfelbinger 1996; Thorup 2015, arXiv:1504.06804, section 3.3).
         """
         shingles, counts = self._shingles(texts)
@@ -68,8 +68,8 @@ class MinHash:
         return sums[inside] >> _HALF, np.where(counts > 0, filled - self.shingle + 1, 0)
 
     def band_keys(self, signatures: UInt32[np.ndarray, "texts permutations"]) -> Integer[np.ndarray, "texts bands"]:
-        """64 bits of each band of each signature: equal for the same band with the same values, and by chance for others
-        with a probability of about 2^-60."""
+        """64 bits of each band of each signature: equal for the same band with the same values, and by chance for
+        others, which costs a comparison."""
         factors = random_numbers("bands", self.permutations).reshape(self.bands, self.rows)
         banded = signatures.reshape(len(signatures), self.bands, self.rows)
         keys = np.zeros((len(signatures), self.bands), np.uint64)

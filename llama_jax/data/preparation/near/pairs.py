@@ -1,4 +1,4 @@
-"""Which documents of some buckets are similar, by their signatures. A bucket is all documents with one key of a band."""
+"""Which documents are similar, among those in one bucket: with the same key of a band."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""Paragraphs that repeat earlier ones, as in CCNet (Wenzek et al. 2019, arXiv:1911.00359, section 3.1): a paragraph is a
-line, and of those that are alike the first stays."""
+"""Paragraphs that repeat earlier ones, as in CCNet (Wenzek et al. 2019, arXiv:1911.00359): a paragraph is
+a line, and of those that are alike the first stays."""
 
 import functools
 import hashlib

@@ -1,1 +1,1 @@
-"""Rules that judge a document by itself: its language, whether it is prose, whether an evaluation is in it."""
+"""Rules that judge a document by itself: its language, its quality, and whether it holds a part of an evaluation."""

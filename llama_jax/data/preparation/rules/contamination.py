@@ -4,13 +4,13 @@ import functools
 import itertools
 import re
 from array import array
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from llama_jax.core.arrays import Int
+from llama_jax.core.arrays import Int, Integer
 from llama_jax.core.errors import UserError, nearest
 from llama_jax.data.preparation.rules.rule import KEPT, Judgement, Rule
 from llama_jax.data.sources.bad_records import BadRecords
@@ -32,6 +32,8 @@ class Contamination(Rule):
         ngram: words of an n-gram.
         drop: whether such documents are dropped.
     """
+
+    name = "contamination"
 
     def __init__(self, files: Sequence[str], fields: Sequence[str], ngram: int, *, drop: bool) -> None:
         self._evaluations = tuple(files), tuple(fields), ngram
@@ -58,7 +60,7 @@ class Overlap(NamedTuple):
 class _Ngrams(NamedTuple):
     """All n-grams of one length; 16 bytes each."""
 
-    hashes: Int[np.ndarray, "ngrams"]
+    hashes: Integer[np.ndarray, "ngrams"]
     """Ascending, of type uint64."""
     starts: Int[np.ndarray, "ngrams"]
     """Where each begins in `Evaluations.ids`."""
@@ -133,7 +135,7 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _hashes(ids: Int[np.ndarray, "words"], length: int) -> Int[np.ndarray, "ngrams"]:
+def _hashes(ids: Int[np.ndarray, "words"], length: int) -> Integer[np.ndarray, "ngrams"]:
     """A hash of each run of so many words, as uint64."""
     mixed = (ids.astype(np.uint64) + np.uint64(1)) * _MULTIPLIER
     mixed ^= mixed >> np.uint64(29)
@@ -186,18 +188,27 @@ def evaluations(sources: tuple[str, ...], fields: tuple[str, ...], ngram: int) -
 
 def contamination_report(
     found: Iterable[Mapping[str, Any]], sources: tuple[str, ...], fields: tuple[str, ...], ngram: int
-) -> list[dict[str, Any]]:
+) -> dict[str, dict[str, int]]:
     """For each source how many of its records the documents hold a part of.
 
     Args:
-        found: all findings of the rule.
+        found: all findings of the rule, with their `document`.
 
     Returns:
-        `file`, `records`, `touched`, and `too_short`: records without a text of enough words to be found.
+        By source `records`, `touched` of those, `too_short`: records without a text of enough words to be found, and
+        `documents` that touch one.
     """
-    touched = {(each["file"], each["record"]) for each in found}
-    counts = Counter(source for source, _ in touched)
-    return [
-        {"file": source, "records": total, "touched": counts[source], "too_short": too_short}
+    records: defaultdict[str, set[str]] = defaultdict(set)
+    documents: defaultdict[str, set[int]] = defaultdict(set)
+    for each in found:
+        records[each["file"]].add(each["record"])
+        documents[each["file"]].add(each["document"])
+    return {
+        source: {
+            "records": total,
+            "touched": len(records[source]),
+            "too_short": too_short,
+            "documents": len(documents[source]),
+        }
         for source, (total, too_short) in evaluations(sources, fields, ngram).counts.items()
-    ]
+    }

@@ -24,6 +24,8 @@ class Languages(Rule):
         threshold: probability below which the language is `unknown`.
     """
 
+    name = "languages"
+
     def __init__(self, keep: Collection[str], threshold: float) -> None:
         self._keep = frozenset(keep)
         self._threshold = threshold

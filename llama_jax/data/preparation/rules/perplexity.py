@@ -1,5 +1,6 @@
 """How well a language model predicts a document, with bounds on it. Knows no model: it is given a function."""
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from llama_jax.data.preparation.rules.rule import KEPT, Judgement, Rule
@@ -29,9 +30,15 @@ class Perplexity(Rule):
         most: the same.
     """
 
+    name = "perplexity"
+
     def __init__(self, perplexity: PerplexityOf, least: float | None, most: float | None) -> None:
         self._perplexity = perplexity
         self._least, self._most = least, most
+
+    @property
+    def bounds(self) -> Mapping[str, Sequence[float]]:
+        return {"perplexity": [bound for bound in (self._least, self._most) if bound is not None]}
 
     def judged(self, text: str) -> Judgement:
         if not text.strip():

@@ -2,12 +2,12 @@
 
 import functools
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from etils import epath
 
 from llama_jax.data.preparation.rules import c4, gopher
-from llama_jax.data.preparation.rules.bounds import judged_by
+from llama_jax.data.preparation.rules.bounds import Bound, judged_by
 from llama_jax.data.preparation.rules.page import Page
 from llama_jax.data.preparation.rules.rule import Judgement, Rule
 
@@ -34,12 +34,20 @@ def rule_names(chosen: Collection[str]) -> list[str]:
 class GopherRules(Rule):
     """Those of Gopher's rules that are named; the first that is not kept is the reason."""
 
+    name = "gopher"
+
     def __init__(self, names: Collection[str]) -> None:
         self._names = frozenset(names)
 
+    @property
+    def bounds(self) -> Mapping[str, Sequence[float]]:
+        return {bound.name: bound.values for bound in self._bounds()}
+
     def judged(self, text: str) -> Judgement:
-        bounds = (bound for bound in (*gopher.QUALITY, *gopher.REPETITION) if bound.name in self._names)
-        return judged_by(bounds, Page(text))
+        return judged_by(self._bounds(), Page(text))
+
+    def _bounds(self) -> list[Bound]:
+        return [bound for bound in (*gopher.QUALITY, *gopher.REPETITION) if bound.name in self._names]
 
 
 class C4Rules(Rule):
@@ -49,9 +57,15 @@ class C4Rules(Rule):
         bad_words: a text file of words, one a line; asked for by the rule of that name.
     """
 
+    name = "c4"
+
     def __init__(self, names: Collection[str], bad_words: str | None = None) -> None:
         self._names = frozenset(names)
         self._bad_words = bad_words if c4.BAD_WORDS in self._names else None
+
+    @property
+    def bounds(self) -> Mapping[str, Sequence[float]]:
+        return {bound.name: bound.values for bound in self._bounds()}
 
     def edited(self, text: str) -> tuple[str, Mapping[str, int]]:
         rules = [rule for rule in c4.LINES if rule.name in self._names]
@@ -78,7 +92,10 @@ class C4Rules(Rule):
             return Judgement(dropped={"reason": NO_LINE_LEFT})
         if self._bad_words is not None and (found := _bad_words(self._bad_words).first_in(text)):
             return Judgement(dropped={"reason": c4.BAD_WORDS, "value": found})
-        return judged_by((bound for bound in c4.PAGES if bound.name in self._names), page)
+        return judged_by(self._bounds(), page)
+
+    def _bounds(self) -> list[Bound]:
+        return [bound for bound in c4.PAGES if bound.name in self._names]
 
 
 @functools.cache

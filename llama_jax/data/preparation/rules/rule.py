@@ -27,6 +27,14 @@ class Rule:
     Instances travel to other processes by pickle, before their first use; what is large is loaded there, on that use.
     """
 
+    name: str
+    """By which its edits are counted."""
+
+    @property
+    def bounds(self) -> Mapping[str, Sequence[float]]:
+        """Of each measure, the values beyond which documents are dropped."""
+        return {}
+
     def edited(self, text: str) -> tuple[str, Mapping[str, int]]:
         """The text without the lines that the rule takes out, and how many those are by the name of the reason."""
         return text, {}
