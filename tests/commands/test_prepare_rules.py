@@ -72,7 +72,7 @@ def test_documents_are_kept_edited_and_dropped_for_a_reason(command, tmp_path, c
     tokenizer = load_tokenizer(str(output))
     assert tokenizer.decode(documents[0].tolist()) == f"{ENGLISH}\n{OWN[0]}."
 
-    assert command_runs.call("prepare", *command, "--quality.rules", "null") == 2
+    assert command_runs.call("prepare", *command, "--quality.rules", "[]") == 2
     assert "quality was {" in (error := capfd.readouterr().err) and "is null now" in error
 
 

@@ -20,8 +20,8 @@ class Edit(NamedTuple):
     """Name of the rule."""
     lines: Mapping[str, int]
     """How many lines or paragraphs went, by the name of the reason."""
-    size: int
-    """Bytes that went."""
+    before: str
+    after: str
     step: int
     """See `Examined.step`."""
 
@@ -68,7 +68,7 @@ def _judged(job: Job, document: int, read: str) -> Examined:
         before = text
         text, lines = rule.edited(before)
         if text != before:
-            edits.append(_edit(rule.name, lines, before, text, step))
+            edits.append(Edit(rule.name, lines, before, text, step))
         judgement = rule.judged(text)
         judgements.append(judgement)
         if judgement.dropped is not None:
@@ -109,7 +109,7 @@ def examined_again(job: Job, shard: int, dropped: Container[int], count: Count) 
             before = text
             text, lines = edit(document, before)
             if text != before:
-                edits.append(_edit(name, lines, before, text, step))
+                edits.append(Edit(name, lines, before, text, step))
         why = _length_reason(job, text) if edits else None
         yield Examined(document, read, text, why, 2 + len(job.rules) + len(job.searches), tuple(edits))
 
@@ -128,10 +128,6 @@ def _text(record: object, document: int) -> str:
         message = f"holds an unpaired surrogate at character {error.start}"
         raise BadRecordError("surrogate", f"document {document}", message) from None
     return text
-
-
-def _edit(by: str, lines: Mapping[str, int], before: str, after: str, step: int) -> Edit:
-    return Edit(by, lines, len(before.encode()) - len(after.encode()), step)
 
 
 def _length_reason(job: Job, text: str) -> Mapping[str, Any] | None:
