@@ -18,13 +18,13 @@ from llama_jax.benchmarks.preparing.documents import small_tokenizer, write_docu
 from llama_jax.benchmarks.preparing.measured import Measured, measured
 from llama_jax.benchmarks.results import gigabytes, say
 from llama_jax.core.errors import UserError
-from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.sources.prepared import read_manifest
 from llama_jax.data.tokenizers import load_tokenizer
 
 _SHINGLE, _BANDS, _ROWS = 5, 14, 8
 _THRESHOLD = 0.75
 _SHARDS_PER_WORKER = 4
+_SHARD_MEGABYTES = 8.0  # at the most: what is noted of short documents takes as much memory as their text
 _DATATROVE_SIDE = "from llama_jax.benchmarks.preparing.datatrove_side import main; main()"
 
 
@@ -49,7 +49,7 @@ def compare_preparation(config: PrepareBenchmarkConfig) -> dict[str, Any]:
         folder = Path(made)
         (folder / "source").mkdir()
         text_bytes = write_documents(config.made, folder / "source", config.workers)
-        small = small_tokenizer(folder / "source")
+        small = small_tokenizer()
         (folder / small.file_name).write_bytes(small.to_bytes())
         say(config, f"{config.made.documents:,} documents, {text_bytes / 1e6:,.1f} MB of text")
         version = importlib.metadata.version("datatrove")
@@ -74,7 +74,7 @@ def _compared(config: PrepareBenchmarkConfig, task: Task, folder: Path, text_byt
             shutil.rmtree(written, ignore_errors=True)
             taken[name].append(measured(side.command(written), log))
             result[name]["dropped"] = side.dropped(written, log)
-            if name == "llama_jax":
+            if name == "llama_jax" and task == "tokenization":
                 result["tokens"] = read_manifest(written).tokens
             shutil.rmtree(written)
         rates = [config.made.documents / each[-1].seconds for each in taken.values()]
@@ -92,15 +92,15 @@ def _compared(config: PrepareBenchmarkConfig, task: Task, folder: Path, text_byt
             "seconds": turns.summary(seconds),
             "documents_per_second": config.made.documents / middle,
             "megabytes_per_second": text_bytes / middle / 1e6,
-            "tokens_per_second": result["tokens"] / middle,
+            "tokens_per_second": result["tokens"] / middle if task == "tokenization" else None,
             "processor_seconds": turns.summary([turn.processor_seconds for turn in each]),
             "peak_bytes": peak,
         }
+        tokens = f", {result['tokens'] / middle:,.0f} tokens/s" if task == "tokenization" else ""
         say(
             config,
             f"{task}, {name}: {config.made.documents / middle:,.0f} documents/s, {text_bytes / middle / 1e6:,.2f} "
-            f"MB/s, {result['tokens'] / middle:,.0f} tokens/s, peak memory {gigabytes(peak)}, "
-            f"{result[name]['dropped']:,} dropped",
+            f"MB/s{tokens}, peak memory {gigabytes(peak)}, {result[name]['dropped']:,} dropped",
         )
     own, other = (result[name] for name in sides)
     result["ratio"] = own["documents_per_second"] / other["documents_per_second"]
@@ -114,8 +114,8 @@ def _own_side(config: PrepareBenchmarkConfig, task: Task, folder: Path, text_byt
         "data.source": folder / "source" / "*.jsonl",
         "data.tokenizer": config.tokenizer if task == "tokenization" else folder / "tokenizer.model",
         "workers": config.workers,
-        # Shards enough for all workers to end at about the same time; no larger than by default.
-        "shard_megabytes": min(PrepareConfig.shard_megabytes, text_bytes / 1e6 / (_SHARDS_PER_WORKER * config.workers)),
+        # Enough for all workers to end at about the same time.
+        "shard_megabytes": min(_SHARD_MEGABYTES, text_bytes / 1e6 / (_SHARDS_PER_WORKER * config.workers)),
     }
     if task == "near_duplicates":
         settings |= {

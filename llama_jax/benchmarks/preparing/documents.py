@@ -1,7 +1,10 @@
 """Documents to measure preparation with: words of the standard library's documentation, as often as they occur there,
 in random order; some documents are another one with a few words changed. The same seed gives the same files."""
 
+import base64
 import json
+import re
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,12 +13,12 @@ import numpy as np
 from llama_jax.benchmarks.preparing.config import MadeDocuments
 from llama_jax.data.sources.documents import in_order
 from llama_jax.data.sources.opening import open_source
-from llama_jax.data.tokenizers import Tokenizer, train_tokenizer
+from llama_jax.data.tokenizers import TiktokenTokenizer
 
 _BLOCK = 4096  # documents that are drawn at once; those that are nearly the same are in one block
 _LINE_WORDS = 12
-_VOCABULARY = 2048
-_TRAINED_DOCUMENTS = 500
+_COMMON_PIECES = 8192
+_PIECE = re.compile(r"[^\r\n\w]?[^\W\d_]+|\d{1,3}| ?(?:[^\s\w]|_)+")
 
 
 def write_documents(made: MadeDocuments, folder: Path, files: int) -> int:
@@ -36,11 +39,12 @@ def write_documents(made: MadeDocuments, folder: Path, files: int) -> int:
     return text_bytes
 
 
-def small_tokenizer(source: Path) -> Tokenizer:
-    """One trained on some of the documents that were written to a folder."""
-    documents = open_source(f"{source}/*.jsonl")
-    some = range(min(_TRAINED_DOCUMENTS, len(documents)))
-    return train_tokenizer((str(documents[number]) for number in some), _VOCABULARY)
+def small_tokenizer() -> TiktokenTokenizer:
+    """One that is fast and takes little memory: bytes, and the commonest of what Llama 3 splits text into."""
+    common = Counter(_PIECE.findall(" ".join(_words()))).most_common(_COMMON_PIECES)
+    tokens = [*(bytes([byte]) for byte in range(256)), *(piece.encode() for piece, _ in common if len(piece) > 1)]
+    lines = (b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))
+    return TiktokenTokenizer(b"".join(lines))
 
 
 def _block(made: MadeDocuments, start: int, vocabulary: int) -> list[np.ndarray]:

@@ -52,7 +52,7 @@ def measure_steps(config: PrepareBenchmarkConfig) -> dict[str, Any]:
         (folder / "source").mkdir()
         text_bytes = write_documents(config.made, folder / "source", files=1)
         say(config, f"{config.made.documents:,} documents, {text_bytes / 1e6:,.1f} MB of text; one core")
-        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else small_tokenizer(folder / "source")
+        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else small_tokenizer()
         by_turn = [list(_steps(folder / "source", tokenizer, folder / str(turn))) for turn in range(config.turns)]
     steps = []
     for taken in zip(*by_turn, strict=True):

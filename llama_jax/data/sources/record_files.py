@@ -29,7 +29,7 @@ class _IndexedFile(Generic[_T]):
     """What both kinds of file have in common: where each record is, and the hash of everything.
 
     Args:
-        path: Read once from its start to its end, never more than 4 MiB of it at a time.
+        path: Read once from its start to its end, never more than 1 MiB of it at a time.
         parser: What of each object is the document.
     """
 
