@@ -1,10 +1,12 @@
 """Tallies: what they count, and that they come out the same whoever counted which documents in which order."""
 
+import itertools
 import json
 import random
 
+from llama_jax.data.preparation.reading import Edit
 from llama_jax.data.preparation.report.origins import MOST_ORIGINS, OTHERS, Origins, origins_of
-from llama_jax.data.preparation.report.tally import MEASURE_BOUNDS, SAMPLES, Place, Tally, excerpt
+from llama_jax.data.preparation.report.tally import MEASURE_BOUNDS, SAMPLES, Place, Tally, excerpt, taken_out
 from llama_jax.data.sources.documents import TextDocuments
 from llama_jax.data.sources.opening import FileDocuments
 
@@ -15,8 +17,7 @@ def count(tally: Tally, number: int) -> None:
     tally.read(place, text)
     tally.tagged(place, text, {"language": "de" if number % 5 else "en"}, is_dropped=number % 5 == 0)
     tally.measured({"perplexity": 1.3**number % 1e9})
-    tally.edited(place, "c4", {"javascript": 2, "short": number % 2}, 7)
-    tally.found([{"file": "gsm8k.jsonl", "ngram": "x"}] * (number % 3))
+    tally.edited(place, Edit("c4", {"javascript": 2, "short": number % 2}, "7 bytes" + text, text, 0))
     if number % 4:
         tally.dropped(place, text, {"reason": f"rule{number % 4}", "measured": number})
     else:
@@ -55,20 +56,19 @@ def test_what_was_read_is_kept_or_dropped():
     assert source["edited"] == {"c4": {"documents": 100, "bytes": 700, "lines": {"javascript": 200, "short": 50}}}
     assert source["tags"]["language"]["en"]["dropped"] == source["tags"]["language"]["en"]["documents"] == 20
     assert source["tags"]["language"]["de"]["dropped"] == 0
-    assert told["overlaps"] == {"gsm8k.jsonl": {"documents": 200, "overlaps": 300}}
     # Of texts that are the same there is one sample, the first; rule1 drops ten different ones.
-    samples = told["samples"]["rule1"]
+    samples = told["samples"]["dropped"]["rule1"]
     assert len(samples) == SAMPLES and all(each["document"] < 40 for each in samples)
     assert [each["key"] for each in samples] == sorted({each["key"] for each in samples})
 
 
 def test_measures_are_counted_between_fixed_bounds():
     tally = Tally()
-    for value in (0.0, 0.00005, 1.0, 1.1, 1.13, 100.0, 99.9, 1e12):
+    for value in (0.0, 0.00005, 1.0, 1.05, 1.13, 7.0, 7.4, 100.0, 99.9, 1e12):
         tally.measured({"perplexity": value})
-    expected = {"0": 2, "1": 2, "1.12": 1, "100": 1, "89.1": 1, "1e+09": 1}
+    expected = {"0": 2, "1": 2, "1.1": 1, "7": 2, "100": 1, "90": 1, "9e+08": 1}
     assert tally.to_json()["measures"]["perplexity"] == expected
-    assert list(MEASURE_BOUNDS) == sorted(set(MEASURE_BOUNDS))
+    assert all(1 < upper / lower < 1.1251 for lower, upper in itertools.pairwise(MEASURE_BOUNDS))
 
 
 def test_an_excerpt_shows_the_beginning_the_place_and_the_end():
@@ -78,11 +78,16 @@ def test_an_excerpt_shows_the_beginning_the_place_and_the_end():
     assert excerpt("short") == "short" and excerpt("x" * 641).count("[…]") == 1
 
 
+def test_what_an_edit_takes_out_is_shown_line_by_line():
+    assert taken_out("a\nb\na\nc\n", "a\nc\n") == "b\na"
+    assert len(taken_out("line\n" * 10_000, "")) < 800
+
+
 def test_records_without_a_text_are_sampled_one_by_one():
     tally = Tally()
     for number in range(3):
         tally.dropped(Place(number, "a", 0), "", {"reason": "not_utf8", "where": f"a:{number}", "message": "m" * 999})
-    samples = tally.to_json()["samples"]["not_utf8"]
+    samples = tally.to_json()["samples"]["dropped"]["not_utf8"]
     assert {each["document"] for each in samples} == {0, 1, 2}
     assert all(len(each["measured"]["message"]) == 301 for each in samples)
 

@@ -35,11 +35,10 @@ class ShardTally:
         if self._is_first:
             tally.read(place, each.read)
         for edit in each.edits:
-            tally.edited(place._replace(step=edit.step), edit.by, edit.lines, edit.size)
+            tally.edited(place._replace(step=edit.step), edit)
         for judgement in each.judgements:
             tally.tagged(place, each.read, judgement.tags, is_dropped=judgement.dropped is not None)
             tally.measured(judgement.measures)
-            tally.found(judgement.found)
         if each.dropped is not None:
             tally.dropped(place, each.text, each.dropped)
         elif self._is_last:

@@ -51,15 +51,20 @@ class Funnel(NamedTuple):
         return {"read": self.read._asdict(), "steps": steps, "kept": self.kept._asdict()}
 
 
-def funnel_of(told: Mapping[str, Any]) -> Funnel:
-    """The funnel of a tally, as `Tally.to_json` gives it."""
+def funnel_of(told: Mapping[str, Any], order: Sequence[str] = ()) -> Funnel:
+    """The funnel of a tally.
+
+    Args:
+        told: As `Tally.to_json` gives it.
+        order: Names of reasons that belong to one step, in the order in which they are looked for there.
+    """
     sources = told["sources"]
     read = {name: _amount(source.get("read")) for name, source in sources.items()}
     kept = {name: _amount(source.get("kept")) for name, source in sources.items()}
-    order = sorted(read, key=lambda name: (-read[name].bytes, name))
+    largest = sorted(read, key=lambda name: (-read[name].bytes, name))
     left, steps = _sum(read.values()), []
-    for kind, name in _in_order(told["steps"]):
-        by_source = {each: _amount(sources[each].get(kind, {}).get(name)) for each in order}
+    for kind, name in _in_order(told["steps"], order):
+        by_source = {each: _amount(sources[each].get(kind, {}).get(name)) for each in largest}
         if kind == "edited":  # a document without some of its lines is still there
             by_source = {each: Amount(0, amount.bytes) for each, amount in by_source.items()}
         taken = _sum(by_source.values())
@@ -69,19 +74,20 @@ def funnel_of(told: Mapping[str, Any]) -> Funnel:
     return Funnel(
         _sum(read.values()),
         _sum(kept.values()),
-        {name: read[name] for name in order},
-        {name: kept[name] for name in order},
+        {name: read[name] for name in largest},
+        {name: kept[name] for name in largest},
         steps,
     )
 
 
-def _in_order(steps: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[tuple[str, str]]:
+def _in_order(steps: Mapping[str, Mapping[str, Mapping[str, int]]], order: Sequence[str]) -> list[tuple[str, str]]:
     """(`edited` or `dropped`, name) of each thing that took something, once, edits of a step before what it drops."""
+    places = {name: place for place, name in enumerate(order)}
     found = [
         (kind, name)
         for number in sorted(steps, key=int)
         for kind in ("edited", "dropped")
-        for name in sorted(steps[number].get(kind, ()))
+        for name in sorted(steps[number].get(kind, ()), key=lambda name: (places.get(name, -1), name))
     ]
     return list(dict.fromkeys(found))
 

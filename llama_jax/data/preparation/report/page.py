@@ -21,17 +21,15 @@ def preparation_page(asked: Asked, funnel: Funnel, told: Mapping[str, Any]) -> s
     Args:
         told: The tally, as `Tally.to_json` gives it.
     """
-    sampled = [each for each in told["samples"] if each != "kept"]
-    places = {reason: number for number, reason in enumerate(_by_step(sampled, funnel.steps))}
     parts = [
-        section("Funnel", _steps(funnel, places), _reading()),
+        section("Funnel", _steps(funnel), _reading()),
         section("By source", _sources(funnel), "Documents and text that each step took. Shares: of what was read."),
         *_edits(told["sources"]),
         *(section(_title(kind), _tags(kind, told["sources"]), _of_tags()) for kind in _kinds(told["sources"])),
         *_distributions(told["measures"], asked.bounds),
-        *_overlaps(told["overlaps"], asked.evaluations),
-        section("What was dropped", _samples(told["samples"], [*places], funnel, places), _chosen()),
-        section("What was kept", _articles(told["samples"].get("kept", []))),
+        *_overlaps(asked.evaluations),
+        section("What was taken out", _samples(told["samples"], funnel.steps), _chosen()),
+        section("What was kept", _articles(told["samples"]["kept"].get("all", []))),
         section("What nobody looked at", _list(asked.unlooked)),
     ]
     return html_page(asked.corpus, "Preparation report", _lead(funnel), parts, STYLE)
@@ -56,22 +54,22 @@ def _of_tags() -> str:
     return "Of the documents that were looked at; those that were dropped for it are red."
 
 
+def _of_measures() -> str:
+    return "Dashed: where a rule drops. Percentiles are rounded down to the start of a bin, which is 11 % at most."
+
+
 def _chosen() -> str:
-    return "Chosen by a hash of the text, so by chance: of each reason a few, of texts that are equal the first."
+    return (
+        "A few documents for each step, chosen by a hash of the text, so by chance; of equal texts the first. Of long "
+        "ones the beginning, the end, and the words they were dropped for. Of lines: those that went."
+    )
 
 
-def _by_step(reasons: Iterable[str], steps: Sequence[Step]) -> list[str]:
-    order = [step.name for step in steps if not step.is_edit]
-    return sorted(reasons, key=order.index)
-
-
-def _steps(funnel: Funnel, places: Mapping[str, int]) -> str:
+def _steps(funnel: Funnel) -> str:
     heads = '<span class="name"></span><span>documents</span><span>text</span>'
     rows = [f'<li class="heads" aria-hidden="true">{heads}</li>', _row("read", funnel.read, None, funnel.read)]
-    for step in funnel.steps:
-        name = html.escape(titled(step))
-        if not step.is_edit and step.name in places:
-            name = f'<a href="#dropped-{places[step.name]}">{name}</a>'
+    for number, step in enumerate(funnel.steps):
+        name = f'<a href="#step-{number}">{html.escape(titled(step))}</a>'
         rows.append(_row(name, step.left, step.taken, funnel.read))
     rows.append(_row("kept", funnel.kept, None, funnel.read))
     return f'<ol class="steps">{"".join(rows)}</ol>'
@@ -189,7 +187,9 @@ def _tags_by_source(kind: str, sources: Mapping[str, Any], values: Sequence[str]
 
 def _distributions(measures: Mapping[str, Mapping[str, int]], bounds: Mapping[str, Sequence[float]]) -> Iterable[str]:
     figures = []
-    for name, bins in measures.items():
+    order = [name for name in bounds if name in measures]
+    for name in [*order, *sorted(set(measures) - set(order))]:
+        bins = measures[name]
         if set(bins) == {"0"}:
             continue  # nothing to see
         title = html.escape(name.replace("_", " "))
@@ -198,32 +198,28 @@ def _distributions(measures: Mapping[str, Mapping[str, int]], bounds: Mapping[st
         note = f"median {half}, 10th percentile {tenth}, 90th {most}"
         figures.append(f"<figure><figcaption>{title}</figcaption>{svg}<p>{note}</p></figure>")
     if figures:
-        note = "Of the documents that were measured. Dashed: where a rule drops. Percentiles: to a bin, 12 % wide."
-        yield section("Distributions", f'<div class="charts">{"".join(figures)}</div>', note)
+        yield section("Distributions", f'<div class="charts">{"".join(figures)}</div>', _of_measures())
 
 
-def _overlaps(overlaps: Mapping[str, Mapping[str, int]], files: Sequence[str]) -> Iterable[str]:
-    rows = []
-    for file in files:
-        counts = overlaps.get(file, {"documents": 0, "overlaps": 0})
-        rows.append([visible(file), f"{counts['documents']:,}", f"{counts['overlaps']:,}"])
-    if rows:
-        yield section("Overlaps with evaluation files", table(("file", "documents", "overlaps"), rows))
-
-
-def _samples(
-    samples: Mapping[str, Sequence[Mapping[str, Any]]],
-    reasons: Sequence[str],
-    funnel: Funnel,
-    places: Mapping[str, int],
-) -> str:
-    counts = {step.name: step.taken for step in funnel.steps if not step.is_edit}
-    parts = [
-        f'<details open id="dropped-{places[reason]}"><summary>{html.escape(reason.replace("_", " "))}'
-        f"<small>{counts[reason].documents:,} documents, {in_bytes(counts[reason].bytes)}</small></summary>"
-        f"{_articles(samples[reason])}</details>"
-        for reason in reasons
+def _overlaps(evaluations: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
+    rows = [
+        [visible(file), *(f"{counts[name]:,}" for name in ("records", "touched", "too_short", "documents"))]
+        for file, counts in evaluations.items()
     ]
+    if rows:
+        head = ("file", "records", "of these in documents", "too short to be found", "documents")
+        yield section("Overlaps with evaluation files", table(head, rows))
+
+
+def _samples(samples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], steps: Sequence[Step]) -> str:
+    parts = []
+    for number, step in enumerate(steps):
+        count = step.taken.documents
+        taken = f"{count:,} document{'s' * (count != 1)}, {in_bytes(step.taken.bytes)}"
+        told = in_bytes(step.taken.bytes) if step.is_edit else taken
+        title = f"{html.escape(titled(step))}<small>{told}</small>"
+        found = samples["edited" if step.is_edit else "dropped"][step.name]
+        parts.append(f'<details open id="step-{number}"><summary>{title}</summary>{_articles(found)}</details>')
     return "".join(parts) or '<p class="none">nothing</p>'
 
 
@@ -232,7 +228,7 @@ def _articles(samples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _article(sample: Mapping[str, Any]) -> str:
-    facts = [f"document {sample['document']:,} of {_short(sample['source'])}"]
+    facts = [f"document {sample['document']:,}, {_short(sample['source'])}"]
     facts += [f"{sample['characters']:,} characters"] * bool(sample["characters"])
     facts += [
         f"{name.replace('_', ' ')} {_value(value)}"

@@ -8,17 +8,20 @@ import json
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
+
+from llama_jax.data.preparation.reading import Edit
 
 SAMPLES = 6
 """Documents that are shown of what a rule drops, and of what is kept."""
-MEASURE_BOUNDS = tuple(float(f"{10 ** (step / 20):.3g}") for step in range(-80, 181))
-"""Where the bins of a distribution begin, 20 a decade from 0.0001 to 10^9. Rounded, so that no two machines differ in
-the last bit of one. What is smaller is counted from 0."""
+_DIGITS = (1, 1.1, 1.2, 1.35, 1.5, 1.65, 1.8, 2, 2.25, 2.5, 2.75, 3, 3.3, 3.6, 4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8, 9)
+MEASURE_BOUNDS = tuple(float(f"{digits}e{power}") for power in range(-4, 9) for digits in _DIGITS)
+"""Where the bins of a distribution begin, 24 a decade, none wider than an eighth; what is smaller is counted from 0.
+Numbers that are written down, not computed, so that no two machines differ in the last bit of one."""
 
 _KEPT = "kept"
-_COUNTED = ("steps", "sources", "measures", "overlaps")
+_COUNTED = ("steps", "sources", "measures")
 _BEGINNING, _AROUND, _END = 480, 240, 160  # characters of an excerpt
 _HASHED_CHARACTERS = 1000
 _LONGEST_VALUE = 300  # characters
@@ -46,8 +49,9 @@ class Sample(NamedTuple):
     characters: int
     """Length of the whole text."""
     excerpt: str
+    """Of the text, or of the lines that were taken out of it."""
     measured: dict[str, Any]
-    """Why it was dropped, but for the name of the reason."""
+    """Why it was dropped, but for the name of the reason; or how many lines were taken out for which."""
 
 
 class Tally:
@@ -59,25 +63,20 @@ class Tally:
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, ...]] = Counter()
-        self._samples: dict[str, list[Sample]] = {}
+        self._samples: dict[tuple[str, str], list[Sample]] = {}
 
     def read(self, place: Place, text: str) -> None:
         """Count a document that came in; the text after cleaning, empty where the record cannot be used."""
         self._add(("sources", place.source, "read"), _size(text))
 
-    def edited(self, place: Place, rule: str, lines: Mapping[str, int], size: int) -> None:
-        """Count what an edit took out of a document.
-
-        Args:
-            rule: Name of the rule.
-            lines: How many lines, or paragraphs, it took out, by the reason for it.
-            size: Bytes that it took out.
-        """
-        self._counts["steps", str(place.step), "edited", rule] += 1
-        where = ("sources", place.source, "edited", rule)
-        self._add(where, size)
-        for name, count in lines.items():
+    def edited(self, place: Place, edit: Edit) -> None:
+        """Count what an edit took out of a document, and perhaps take that as a sample."""
+        self._counts["steps", str(place.step), "edited", edit.by] += 1
+        where = ("sources", place.source, "edited", edit.by)
+        self._add(where, _size(edit.before) - _size(edit.after))
+        for name, count in edit.lines.items():
             self._counts[(*where, "lines", name)] += count
+        self._sample(("edited", edit.by), place, edit.before, edit.lines, lambda: taken_out(edit.before, edit.after))
 
     def tagged(self, place: Place, text: str, tags: Mapping[str, str], *, is_dropped: bool) -> None:
         """Count a document by its tags, such as `{"language": "de"}`, and whether it is dropped for them."""
@@ -91,12 +90,6 @@ class Tally:
         for name, value in measures.items():
             self._counts["measures", name, _BIN_NAMES[bisect_right(MEASURE_BOUNDS, value)]] += 1
 
-    def found(self, findings: Iterable[Mapping[str, Any]]) -> None:
-        """Count a document's overlaps with evaluation files, each of which has the name of the `file`."""
-        for file, records in Counter(str(finding["file"]) for finding in findings).items():
-            self._counts["overlaps", file, "documents"] += 1
-            self._counts["overlaps", file, "overlaps"] += records
-
     def dropped(self, place: Place, text: str, why: Mapping[str, Any]) -> None:
         """Count a document that is left out, and perhaps take it as a sample.
 
@@ -106,28 +99,30 @@ class Tally:
         reason = why["reason"]
         self._counts["steps", str(place.step), "dropped", reason] += 1
         self._add(("sources", place.source, "dropped", reason), _size(text))
-        self._sample(reason, place, text, {name: value for name, value in why.items() if name != "reason"})
+        measured = {name: value for name, value in why.items() if name != "reason"}
+        self._sample(("dropped", reason), place, text, measured, lambda: excerpt(text, _place_of(measured, text)))
 
     def kept(self, place: Place, text: str) -> None:
         """Count a document that is kept, and perhaps take it as a sample."""
         self._add(("sources", place.source, _KEPT), _size(text))
-        self._sample(_KEPT, place, text, {})
+        self._sample((_KEPT, "all"), place, text, {}, lambda: excerpt(text))
 
     def _add(self, where: tuple[str, ...], size: int) -> None:
         self._counts[(*where, "documents")] += 1
         self._counts[(*where, "bytes")] += size
 
-    def _sample(self, reason: str, place: Place, text: str, measured: Mapping[str, Any]) -> None:
+    def _sample(
+        self, name: tuple[str, str], place: Place, text: str, measured: Mapping[str, Any], shown: Callable[[], str]
+    ) -> None:
         # A record that cannot be used has no text.
         content = f"{len(text)} {text[:_HASHED_CHARACTERS] or json.dumps(measured, sort_keys=True)}"
         key = hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=8).hexdigest()
-        chosen = self._samples.setdefault(reason, [])
+        chosen = self._samples.setdefault(name, [])
         if len(chosen) == SAMPLES and (key, place.document) > chosen[-1][:2]:
             return
-        shown = {name: _clipped(value) for name, value in measured.items()}
-        shown_text = excerpt(text, _place_of(measured, text))
-        sample = Sample(key, place.document, place.source, len(text), shown_text, shown)
-        self._samples[reason] = _smallest([*chosen, sample])
+        clipped = {name: _clipped(value) for name, value in measured.items()}
+        sample = Sample(key, place.document, place.source, len(text), shown(), clipped)
+        self._samples[name] = _smallest([*chosen, sample])
 
     @classmethod
     def merged(cls, tallies: Iterable["Tally"]) -> "Tally":
@@ -135,19 +130,22 @@ class Tally:
         result = cls()
         for each in tallies:
             result._counts.update(each._counts)
-            for reason, samples in each._samples.items():
-                result._samples[reason] = _smallest([*result._samples.get(reason, []), *samples])
+            for name, samples in each._samples.items():
+                result._samples[name] = _smallest([*result._samples.get(name, []), *samples])
         return result
 
     def to_json(self) -> dict[str, Any]:
-        """The counts as nested objects, in the order of their names, and the `samples` by reason."""
+        """The counts as nested objects, in the order of their names, and the `samples`: of what was `dropped`, by
+        reason, of what was `edited`, by rule, and of what was `kept`."""
         values: dict[str, Any] = {name: {} for name in _COUNTED}
         for path, count in sorted(self._counts.items()):
             inner = values
             for name in path[:-1]:
                 inner = inner.setdefault(name, {})
             inner[path[-1]] = count
-        samples = {reason: [each._asdict() for each in found] for reason, found in sorted(self._samples.items())}
+        samples: dict[str, Any] = {"dropped": {}, "edited": {}, _KEPT: {}}
+        for (kind, name), found in sorted(self._samples.items()):
+            samples[kind][name] = [each._asdict() for each in found]
         return {**values, "samples": samples}
 
     @classmethod
@@ -155,8 +153,9 @@ class Tally:
         """What `to_json` gave."""
         tally = cls()
         tally._counts.update(dict(_leaves({name: values[name] for name in _COUNTED}, ())))
-        for reason, samples in values["samples"].items():
-            tally._samples[reason] = [Sample(**each) for each in samples]
+        for kind, by_name in values["samples"].items():
+            for name, samples in by_name.items():
+                tally._samples[kind, name] = [Sample(**each) for each in samples]
         return tally
 
 
@@ -168,6 +167,18 @@ def excerpt(text: str, at: int | None = None) -> str:
     if at is not None and _BEGINNING <= at < len(text) - _END:
         pieces.insert(1, text[max(_BEGINNING, at - _AROUND // 2) : at + _AROUND // 2])
     return "\n[…]\n".join(pieces)
+
+
+def taken_out(before: str, after: str) -> str:
+    """The beginning of what is no longer there, line by line."""
+    left, gone, size = Counter(after.split("\n")), [], 0
+    for line in before.split("\n"):
+        if left[line]:
+            left[line] -= 1
+        elif line.strip() and size <= _BEGINNING:
+            gone.append(line)
+            size += len(line)
+    return excerpt("\n".join(gone))
 
 
 def _place_of(measured: Mapping[str, Any], text: str) -> int | None:
