@@ -11,7 +11,7 @@ A name such as `query_BTNH` says which axes an array has where the layout is not
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from jaxtyping import Bool, Float, Int, Integer, UInt32
+from jaxtyping import Bool, Float, Int, Integer, Shaped, UInt32
 
 if TYPE_CHECKING:
     from jax import Array
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PyTree: TypeAlias = Any
 """A nested dictionary, list or tuple of arrays (or of anything that stands for one)."""
 
-__all__ = ["Array", "Bool", "Float", "Int", "Integer", "PRNGKeyArray", "PyTree", "UInt32"]
+__all__ = ["Array", "Bool", "Float", "Int", "Integer", "PRNGKeyArray", "PyTree", "Shaped", "UInt32"]
 
 
 def __getattr__(name: str) -> Any:

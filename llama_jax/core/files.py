@@ -50,11 +50,12 @@ def check_directory(path: epath.PathLike, setting: str) -> None:
         raise UserError(f"{setting}: {there} is a file, where a directory is needed")
 
 
-def write_whole(path: epath.Path, content: str | bytes) -> None:
+def write_whole(path: epath.Path, content: str | bytes | memoryview) -> None:
     """Write a file so that readers, and whoever comes after a crash, see the old content or the new, never a part."""
     data = content.encode() if isinstance(content, str) else content
     if is_remote(path):
-        path.write_bytes(data)  # an object appears when its upload is complete
+        with path.open("wb") as file:  # an object appears when its upload is complete
+            file.write(data)
         return
     with replacing(path) as file:
         file.write(data)

@@ -1,7 +1,6 @@
 """One evaluation from its settings to its result: the model is opened, the task measured, the result written."""
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -10,8 +9,6 @@ from typing import IO, Any
 import jax
 
 from llama_jax.checkpoints.opening import ANY, TEXT, find_model, open_named
-from llama_jax.core import tree
-from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import write_whole
 from llama_jax.core.mesh import make_mesh
@@ -22,7 +19,7 @@ from llama_jax.evals import perplexity, preference, record_tasks
 from llama_jax.evals.config import EvaluateConfig
 from llama_jax.evals.instructions import load_judge
 from llama_jax.evals.kept_samples import output_file
-from llama_jax.evals.session import WITHOUT_INFLUENCE, Session, bad_records_of
+from llama_jax.evals.session import WITHOUT_INFLUENCE, Session, bad_records_of, params_fingerprint
 
 
 def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
@@ -46,7 +43,7 @@ def evaluate_model(config: EvaluateConfig, stream: IO[str]) -> dict[str, Any]:
         opened = open_named(config, say, writes=writes)
         say(who)
         started = time.perf_counter()
-        session = Session(config, opened, output, stream, say, _fingerprint(opened.params))
+        session = Session(config, opened, output, stream, say, params_fingerprint(opened.params))
         if config.task == "perplexity":
             found = perplexity.evaluate(session)
         elif config.task == "preference":
@@ -97,9 +94,3 @@ def _in_words(result: Mapping[str, Any]) -> str:
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float) and "stderr" not in name}
         parts += [f"{task} {name} {value:.4f}" for name, value in numbers.items()]
     return ", ".join(parts)
-
-
-def _fingerprint(params: PyTree) -> str:
-    """SHA-256 over the fingerprints of all parameters, in the type they are used in: the same on any mesh."""
-    words = jax.device_get(tree.flatten(tree.fingerprints(params)))
-    return hashlib.sha256(b"".join(path.encode() + words[path].tobytes() for path in sorted(words))).hexdigest()

@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, TypeVar
 
+import jax
 from etils import epath
 
 from llama_jax.checkpoints.opening import OpenModel
+from llama_jax.core import tree
+from llama_jax.core.arrays import PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.processes.distributed import is_main_process
 from llama_jax.core.recording.terminal import LiveLine
@@ -31,6 +34,12 @@ _NOT_IN_KEYS = (
     *("mesh", "batch_size"),
 )
 """Settings that a sample depends on not at all, through what has a fingerprint of its own, or by rounding alone."""
+
+
+def params_fingerprint(params: PyTree) -> str:
+    """SHA-256 over the fingerprints of all parameters, in the type they are used in: the same on any mesh."""
+    words = jax.device_get(tree.flatten(tree.fingerprints(params)))
+    return hashlib.sha256(b"".join(path.encode() + words[path].tobytes() for path in sorted(words))).hexdigest()
 
 
 def bad_records_of(config: EvaluateConfig, source: str, say: Callable[[str], None]) -> BadRecords:

@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from llama_jax.core.recording.pages import few_digits
+
 Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 340, 170
@@ -45,7 +47,7 @@ def chart_svg(chart: Chart) -> str:
     for level in _levels(low, high):
         _, y = place(first, level)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{shown(level)}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{few_digits(level)}</text>')
     for step, anchor in ((first, "start"), (last, "end")):
         x, _ = place(step, low)
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{step:,.0f}</text>')
@@ -56,17 +58,10 @@ def chart_svg(chart: Chart) -> str:
     if smooth:
         parts.append(line(_moving_mean(chart.points), "curve"))
     parts += ['<circle class="mark" cx="{:.1f}" cy="{:.1f}" r="3.2"/>'.format(*place(*mark)) for mark in chart.marks]
-    label = html.escape(f"{chart.title} by step, from {shown(values[0])} to {shown(chart.points[-1][1])}", quote=True)
+    label = html.escape(
+        f"{chart.title} by step, from {few_digits(values[0])} to {few_digits(chart.points[-1][1])}", quote=True
+    )
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-
-
-def shown(value: float) -> str:
-    """A number in few digits."""
-    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        return f"{value:.1e}"
-    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3
-    text = f"{value:,.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:

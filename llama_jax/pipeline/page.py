@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from llama_jax.pipeline.charts import Chart, chart_svg, shown
+from llama_jax.core.recording.pages import few_digits, html_page, section, table
+from llama_jax.pipeline.charts import Chart, chart_svg
 from llama_jax.pipeline.comparison import REWARD_MODEL, Comparison
 from llama_jax.pipeline.outcome import Measure, Outcome, StageOutcome
 from llama_jax.pipeline.page_style import STYLE
@@ -27,28 +28,16 @@ def report_page(outcome: Outcome, samples: int) -> str:
     Args:
         samples: Prompts whose answers it shows, the first of those that were compared.
     """
-    name = html.escape(outcome.name)
     is_shown = "Every stage did what it is for." if outcome.is_believed else "Not every stage is shown to have worked."
     parts = [
-        f'<header><p class="eyebrow">RLHF report</p><h1>{name}</h1><p class="lead">{is_shown}</p></header>',
-        _section("Verdicts", f'<div class="cards">{"".join(_cards(outcome))}</div>', _threshold()),
-        _section("Win rate over SFT", "".join(_bar(outcome, judge) for judge in outcome.win_rates), _how(outcome)),
-        _section("Stages", _table(outcome.stages), _tenths()),
-        _section("Curves", f'<div class="charts">{"".join(_charts(outcome))}</div>', _legend(outcome)),
+        section("Verdicts", f'<div class="cards">{"".join(_cards(outcome))}</div>', _threshold()),
+        section("Win rate over SFT", "".join(_bar(outcome, judge) for judge in outcome.win_rates), _how(outcome)),
+        section("Stages", _table(outcome.stages), _tenths()),
+        section("Curves", f'<div class="charts">{"".join(_charts(outcome))}</div>', _legend(outcome)),
         _times(outcome.stages[-1]),
-        _section("Answers side by side", _samples(outcome.comparison, samples), _first(outcome, samples)),
+        section("Answers side by side", _samples(outcome.comparison, samples), _first(outcome, samples)),
     ]
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{name}</title><style>{STYLE}</style>'
-    )
-    body = "\n".join(parts)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n'
-
-
-def _section(title: str, content: str, note: str = "") -> str:
-    told = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    return f"<section><h2>{html.escape(title)}</h2>{told}{content}</section>"
+    return html_page(outcome.name, "RLHF report", is_shown, parts, STYLE)
 
 
 def _threshold() -> str:
@@ -134,10 +123,8 @@ def _table(stages: Sequence[StageOutcome]) -> str:
             steps = f"{stage.steps:,}" if stage.steps else "–"
             cells = [_TITLES[stage.name] if own else "", steps if own else "", *_measured(measure)]
             cells += [_duration(stage.seconds) if own and stage.records else "", stage.place if own else ""]
-            rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+            rows.append(cells)
+    return table(heads, rows)
 
 
 def _measured(measure: Measure | None) -> tuple[str, str, str]:
@@ -145,7 +132,7 @@ def _measured(measure: Measure | None) -> tuple[str, str, str]:
         return "–", "", ""
     scale, unit = (100, "%") if measure.unit == "%" else (1, measure.unit)
     name = f"{_NAMES[measure.name]}{f' ({unit})' if unit else ''}"
-    return name, shown(scale * measure.first), shown(scale * measure.last)
+    return name, few_digits(scale * measure.first), few_digits(scale * measure.last)
 
 
 def _tenths() -> str:
@@ -181,10 +168,8 @@ def _times(ppo: StageOutcome) -> str:
     rows = []
     for name, seconds, speed in ppo.phases:
         cells = [name, _duration(seconds), f"{seconds / whole:.0%}", "" if speed is None else f"{speed:,.0f}"]
-        rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
-    head = "".join(f"<th>{each}</th>" for each in ("phase", "time", "share", "tokens per second"))
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return _section("Where the time of PPO went", f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>')
+        rows.append(cells)
+    return section("Where the time of PPO went", table(("phase", "time", "share", "tokens per second"), rows))
 
 
 def _samples(comparison: Comparison, count: int) -> str:
@@ -199,7 +184,7 @@ def _samples(comparison: Comparison, count: int) -> str:
 def _answer(title: str, comparison: Comparison, is_after: bool, number: int) -> str:
     answers = comparison.after if is_after else comparison.before
     scores = ", ".join(
-        f"{judge} {shown(score)}" for judge, each in answers.scores.items() if (score := each[number]) is not None
+        f"{judge} {few_digits(score)}" for judge, each in answers.scores.items() if (score := each[number]) is not None
     )
     kind = "after" if is_after else "before"
     return (

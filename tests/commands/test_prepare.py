@@ -28,6 +28,9 @@ def texts() -> list[str]:
 
 
 TEXTS = texts()
+NEAR = {5: 60}
+"""Documents that are almost the same as another, and which."""
+TEXTS[60] = f"{TEXTS[5]} and more"
 DUPLICATES = {50: 3, 51: 3, 200: 3, 358: 90}
 """Documents that repeat an earlier one but for white space, and which."""
 DROPPED = {10: "missing_field", 20: "not_json", 30: "empty", 40: "too_short", 359: "not_json"}
@@ -59,6 +62,8 @@ def arguments(corpus) -> list[object]:
         "data.tokenizer": tokenizer,
         "data.max_bad_fraction": 0.02,
         "deduplicate": "true",
+        "near_duplicates.threshold": 0.75,
+        "paragraphs": "source",
         "minimum_characters": 6,
         "shard_megabytes": sum(map(len, TEXTS)) / 1e6 / (SHARDS - 0.5),
     }
@@ -79,8 +84,12 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 def test_every_document_is_written_once_or_named_with_its_reason(corpus, reference) -> None:
     documents, tokenizer = open_prepared(reference), load_tokenizer(reference)
-    left_out = {*DUPLICATES, *DROPPED}
-    kept = [text.replace(" ", "\n", 1) for number, text in enumerate(TEXTS) if number not in left_out]
+    left_out = {*DUPLICATES, *DROPPED, *NEAR}
+    kept, seen = [], set()
+    for text in (text for number, text in enumerate(TEXTS) if number not in left_out):
+        first, rest = text.split(" ", 1)  # a paragraph of its own, and often like an earlier one
+        kept.append(rest if first in seen else f"{first}\n{rest}")
+        seen.add(first)
     assert [documents[index].tolist() for index in range(len(documents))] == [
         tokenizer.encode(text, bos=True, eos=True) for text in kept
     ]
@@ -88,13 +97,14 @@ def test_every_document_is_written_once_or_named_with_its_reason(corpus, referen
     assert (manifest.source_documents, manifest.documents) == (360, 360 - len(left_out))
     assert manifest.text_bytes == sum(map(len, kept))
     assert manifest.tokens == sum(len(documents[index]) for index in range(len(documents)))
-    assert manifest.dropped == {"duplicate": 4, "empty": 1, "missing_field": 1, "not_json": 2, "too_short": 1}
+    reasons = {"duplicate": 4, "empty": 1, "missing_field": 1, "near_duplicate": 1, "not_json": 2, "too_short": 1}
+    assert manifest.dropped == reasons
     assert manifest.tokenizer == tokenizer.fingerprint
     assert len(manifest.shards) == SHARDS
     dropped = [json.loads(line) for line in (reference / "dropped.jsonl").read_text().splitlines()]
-    reasons = DROPPED | dict.fromkeys(DUPLICATES, "duplicate")
+    reasons = DROPPED | dict.fromkeys(DUPLICATES, "duplicate") | dict.fromkeys(NEAR, "near_duplicate")
     assert [(each["document"], each["reason"]) for each in dropped] == sorted(reasons.items())
-    assert {each["document"]: each["of"] for each in dropped if each["reason"] == "duplicate"} == DUPLICATES
+    assert {each["document"]: each["of"] for each in dropped if "of" in each} == DUPLICATES | NEAR
     assert [each["where"] for each in dropped if "where" in each] == [f"{corpus}:{number + 1}" for number in BAD]
 
 
@@ -139,7 +149,7 @@ def count(folder: Path, pattern: str) -> int:
 def test_preparing_that_is_killed_again_and_again_writes_the_same(arguments, reference, tmp_path) -> None:
     folder, output = tmp_path / "out", tmp_path / "printed"
     places = [
-        lambda: count(folder, "progress/hashes-*.npy") >= 3,
+        lambda: count(folder, "progress/examined-*.json") >= 3,
         lambda: count(folder, "progress/shard-*.json") >= 2,
         lambda: count(folder, "progress/shard-*.json") >= 7,
     ]
@@ -166,10 +176,10 @@ def test_preparing_that_is_killed_at_many_points_writes_the_same(arguments, refe
         runs += 1
         folder = tmp_path / f"out_{runs}"
         while True:
-            done = count(folder, "progress/shard-*.json") + count(folder, "progress/hashes-*.npy")
+            done = count(folder, "progress/shard-*.json") + count(folder, "progress/examined-*.json")
             more = chance.randint(0, 6)
             ready = lambda wanted=done + more, folder=folder: (  # noqa: E731
-                count(folder, "progress/shard-*.json") + count(folder, "progress/hashes-*.npy") >= wanted
+                count(folder, "progress/shard-*.json") + count(folder, "progress/examined-*.json") >= wanted
             )
             if not kill_when(ready, arguments, folder, output, chance.uniform(0, 0.2)):
                 break
@@ -187,7 +197,7 @@ def test_a_kill_between_the_last_shard_and_the_manifest_or_after_it_is_made_good
     (folder / "progress" / "shard-00000.json").write_text("{}")
     (folder / "manifest.json.tmp").write_text("{")
     assert command_runs.call("prepare", *arguments, "--output", folder) == 0
-    assert "is prepared already: 351 documents" in capfd.readouterr().out
+    assert "is prepared already: 350 documents" in capfd.readouterr().out
     assert content_of(folder) == content_of(reference)
 
 
@@ -260,8 +270,8 @@ def test_too_many_bad_records_end_the_work(arguments, corpus, tmp_path, capfd) -
         f"1 empty), more than {3 / 360:g} of them; such as {corpus}:11: no field 'text' (data.text_field); it has "
         "body; repair the source, or allow more\n"
     )
-    # The last shard was the one too many: nothing is left to do but to refuse again.
-    assert count(tmp_path / "out", "progress/shard-*.json") == SHARDS
+    # The last shard was the one too many: nothing is left to examine but to refuse again.
+    assert count(tmp_path / "out", "progress/examined-*.json") == SHARDS
     assert command_runs.call("prepare", *ask, 3 / 360) == 2
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert command_runs.call("prepare", *ask, 4 / 360) == 0
@@ -318,7 +328,7 @@ def test_what_was_killed_before_its_first_document_binds_nobody(words, capfd) ->
     (written / "tokenizer_config.json").write_text("{}")
     assert command_runs.call(*words, "--data.text_field", "body", "--vocab_size", 310) == 0
     names = {"tokenizer.model", "manifest.json", "dropped.jsonl", "shard-00000-of-00001.array_record"}
-    assert {path.name for path in written.iterdir()} == names
+    assert {path.name for path in written.iterdir()} == names | {"report.json", "report.html"}
     assert open_prepared(written.resolve()).manifest.vocab_size == 310
 
 
@@ -326,7 +336,7 @@ def test_what_was_killed_before_its_first_document_binds_nobody(words, capfd) ->
 def test_two_at_a_time_are_refused(arguments, tmp_path) -> None:
     folder, output = tmp_path / "out", tmp_path / "printed"
     with command_runs.started("prepare", *arguments, "--output", folder, output=output) as process:
-        while process.poll() is None and not count(folder, "progress/hashes-*.npy"):
+        while process.poll() is None and not count(folder, "progress/examined-*.json"):
             time.sleep(0.005)
         process.send_signal(signal.SIGSTOP)
         second = command_runs.run("prepare", *arguments, "--output", folder, folder=tmp_path)

@@ -1,10 +1,10 @@
 """The report: its numbers are those that the runs have written, and nothing that a model wrote becomes markup."""
 
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from page_tags import Tags
 
 from llama_jax.pipeline.comparison import REWARD_MODEL, Answers, Comparison
 from llama_jax.pipeline.outcome import Outcome, spent_by, stage_outcome
@@ -101,31 +101,13 @@ def test_a_judge_that_scored_nothing_is_named(outcome) -> None:
     assert f"no win rate by {JUDGE}: to no prompt did it score both answers" in lines
 
 
-class Tags(HTMLParser):
-    """Tags that are not the page's own kinds, addresses, and the text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.addresses: list[str | None] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.addresses += [value for name, value in attrs if name in ("src", "href") or name.startswith("on")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_what_a_model_wrote_stays_text_and_nothing_is_fetched(outcome) -> None:
     page = report_page(outcome, samples=4)
     found = Tags(page)
     assert not found.tags & {"script", "img", "link", "iframe", "object"} and found.addresses == []
     assert found.text.count(HOSTILE) == 3 and "mine <b>" in found.text
     assert "62.5 ± 23.9" in found.text and "19.5" in found.text and "2.50 ± 0.50 nats" in found.text
-    assert "http" not in page and "url(" not in page and "@import" not in page
+    assert "://" not in page and "url(" not in page and "@import" not in page
 
 
 def test_a_model_of_elsewhere_without_metrics_has_a_report(tmp_path, outcome) -> None:

@@ -79,7 +79,7 @@ class Schema:
         if path in self.sections:
             inside = next(known for known in self.types if known.startswith(f"{path}."))
             raise UserError(f"{place}: a section, not a setting; set what is in it, such as '{inside}'")
-        if path not in self.types:
+        if path not in self.types and not is_mapping(self.types.get(path.partition(".")[0])):
             last = [known for known in self.types if known.split(".")[-1] == path.split(".")[-1]]
             hint = f"; did you mean '{last[0]}'?" if last else nearest(path, self.types)
             raise UserError(f"{place}: unknown setting{hint}")
@@ -115,6 +115,11 @@ def section_in(hint: Any) -> Any:
     return next(filter(is_dataclass, get_args(hint)), None)
 
 
+def is_mapping(hint: Any) -> bool:
+    """Whether a setting takes values by names of their own, `--setting.NAME VALUE`, which somebody else checks."""
+    return get_origin(hint) is Mapping
+
+
 def is_list_of_words(hint: Any) -> bool:
     """Whether a type is a list of any length whose elements are no lists themselves."""
     options = get_args(hint)
@@ -130,6 +135,8 @@ def expected(hint: Any) -> str:
         if origin is list or options[-1] is Ellipsis:
             return f"a list of {expected(options[0])}"
         return f"[{', '.join(map(expected, options))}]"
+    if is_mapping(hint):
+        return "values by their names"
     if is_dataclass(hint):
         return f"a section with {', '.join(field.name for field in fields(hint))}"
     return " or ".join(map(expected, options)) if options else _WORDS.get(hint, str(hint))

@@ -1,55 +1,95 @@
-"""Documents that are the same as an earlier one, found by the hashes of all. Does not know what is hashed."""
+"""Documents that differ from an earlier one in nothing but white space, found by the hashes of all."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+from etils import epath
 
-from llama_jax.core.arrays import Int
+from llama_jax.data.preparation.cleaning import text_hash
+from llama_jax.data.preparation.job import PROGRESS, Count, Job, Notes, Pass, Search
+from llama_jax.data.preparation.partitions import read_part, rows_in, write_partitioned
 
-
-class Duplicates(NamedTuple):
-    """Documents that are the same as an earlier one."""
-
-    documents: Int[np.ndarray, "duplicates"]
-    """Their numbers, ascending."""
-    first: Int[np.ndarray, "duplicates"]
-    """Of each, the number of the first document that is the same."""
-
-    def within(self, start: int, stop: int) -> "Duplicates":
-        """Those with numbers from `start` to before `stop`."""
-        left, right = np.searchsorted(self.documents, (start, stop))
-        return Duplicates(self.documents[left:right], self.first[left:right])
+_DOCUMENTS_AT_ONCE = 2**22  # a quarter of a gigabyte, sorted
+_NOTE = np.dtype([("low", "<u8"), ("high", "<u8"), ("document", "<i8")])
+_PAIR = np.dtype([("document", "<i8"), ("of", "<i8")])
 
 
-NO_DUPLICATES = Duplicates(np.zeros(0, np.int64), np.zeros(0, np.int64))
+class ExactDuplicates(Search):
+    """Drops every document that has the hash of an earlier one."""
+
+    name = "duplicate"
+
+    def notes(self, job: Job, shard: int) -> Notes:
+        return _Hashes(job, shard)
+
+    def passes(self, job: Job) -> Iterator[Pass]:
+        parts = _parts(job)
+        yield Pass(
+            "comparing", _compare, [1] * parts, functools.partial(_pairs_path, job.directory), "parts of the hashes"
+        )
+
+    def dropped(self, job: Job, shard: int) -> Mapping[int, Mapping[str, Any]]:
+        found: dict[int, Mapping[str, Any]] = {}
+        for part in range(_parts(job)):
+            for document, first in read_part(_pairs_path(job.directory, part), shard, job.shards, _PAIR).tolist():
+                found[document] = {"reason": self.name, "of": first}
+        return found
+
+    def summary(self, job: Job) -> str:
+        count = sum(rows_in(_pairs_path(job.directory, part), job.shards) for part in range(_parts(job)))
+        return f"{count:,} documents are the same as an earlier one"
 
 
-def duplicates_of(hashes: Sequence[Callable[[], Int[np.ndarray, "documents two"]]], chunk: int) -> Duplicates:
-    """Every document that has the hash of an earlier one.
+def _parts(job: Job) -> int:
+    """How many parts hashes are divided into, by their value, so that one is compared at a time."""
+    return -(-len(job.documents) // _DOCUMENTS_AT_ONCE)
 
-    Args:
-        hashes: For each range of documents, in order, a function that loads their hashes.
-        chunk: Documents to compare at once, at 40 bytes each; their hashes are loaded once for each chunk.
-    """
-    counts = [len(load()) for load in hashes]
-    parts = max(1, -(-sum(counts) // chunk))
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    for part in range(parts):
-        pieces, numbers, start = [], [], 0
-        for load, count in zip(hashes, counts, strict=True):
-            each = load()
-            chosen = np.flatnonzero((each[:, 0] % np.uint64(parts) == part) & each.any(axis=1))
-            pieces.append(each[chosen])
-            numbers.append(chosen + start)
-            start += count
-        values, documents = np.concatenate(pieces), np.concatenate(numbers)
-        order = np.lexsort((values[:, 1], values[:, 0]))  # stable: of equal ones the first document comes first
-        values, documents = values[order], documents[order]
-        same = np.zeros(len(values), bool)
-        same[1:] = (values[1:] == values[:-1]).all(axis=1)
-        firsts = documents[~same][np.cumsum(~same) - 1]
-        found.append((documents[same], firsts[same]))
-    documents, firsts = (np.concatenate([pair[side] for pair in found]) for side in (0, 1))
-    order = np.argsort(documents)
-    return Duplicates(documents[order], firsts[order])
+
+def _hashes_path(job: Job, shard: int) -> epath.Path:
+    return job.progress / f"hashes-{shard:05}.bin"
+
+
+def _pairs_path(directory: epath.Path, part: int) -> epath.Path:
+    return directory / PROGRESS / f"duplicates-{part:05}.bin"
+
+
+class _Hashes:
+    """The hashes of a shard's documents."""
+
+    def __init__(self, job: Job, shard: int) -> None:
+        self._job, self._shard = job, shard
+        self._hashes, self._documents = bytearray(), []
+
+    def add(self, document: int, text: str) -> None:
+        self._hashes += text_hash(text)
+        self._documents.append(document)
+
+    def write(self) -> None:
+        rows = np.empty(len(self._documents), _NOTE)
+        halves = np.frombuffer(self._hashes, "<u8").reshape(-1, 2)
+        rows["low"], rows["high"], rows["document"] = halves[:, 0], halves[:, 1], self._documents
+        parts = _parts(self._job)
+        write_partitioned(
+            _hashes_path(self._job, self._shard), rows, (rows["low"] % np.uint64(parts)).astype(np.int64), parts
+        )
+
+
+def _compare(job: Job, part: int, count: Count) -> None:
+    """Write the pairs of a document and the first one with its hash, so that those of a shard are together."""
+    pieces = []
+    for shard in range(job.shards):
+        pieces.append(read_part(_hashes_path(job, shard), part, _parts(job), _NOTE))
+        count(0, 0, 0)
+    rows = np.concatenate(pieces)
+    rows = rows[np.lexsort((rows["document"], rows["high"], rows["low"]))]
+    same = np.zeros(len(rows), bool)
+    same[1:] = (rows["low"][1:] == rows["low"][:-1]) & (rows["high"][1:] == rows["high"][:-1])
+    pairs = np.empty(int(same.sum()), _PAIR)
+    pairs["document"] = rows["document"][same]
+    pairs["of"] = rows["document"][~same][np.cumsum(~same)[same] - 1]
+    pairs.sort(order="document")
+    shards = np.searchsorted(np.asarray(job.bounds), pairs["document"], side="right") - 1
+    write_partitioned(_pairs_path(job.directory, part), pairs, shards, job.shards)
+    count(1, 0, 0)

@@ -1,10 +1,10 @@
 """What is kept while a corpus is prepared, so that the same command may resume it: what was settled when it began, and
-for each shard that is whole a small file and the hashes of its documents. All of it is deleted at the end."""
+for each shard that was examined or is whole a small file. All of it is deleted at the end."""
 
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -14,23 +14,29 @@ from llama_jax.core.files import missing_folders, remove_empty, write_whole
 from llama_jax.core.processes.lock import WriterLock
 from llama_jax.data.preparation.cleaning import CLEANING_VERSION
 from llama_jax.data.preparation.config import PrepareConfig
+from llama_jax.data.preparation.job import PROGRESS
+from llama_jax.data.preparation.near.making import search_settings
+from llama_jax.data.preparation.rules.making import rule_settings
+from llama_jax.data.preparation.rules.perplexity import PerplexityOf
 from llama_jax.data.sources.documents import Documents
-from llama_jax.data.sources.prepared import DROPPED, MANIFEST, Shard, read_manifest
+from llama_jax.data.sources.prepared import DROPPED, FOUND, MANIFEST, PAGE, REPORT, Shard, read_manifest
 from llama_jax.data.tokenizers import load_tokenizer
 from llama_jax.data.tokenizers.loading import MODEL_FILES
 from llama_jax.data.tokenizers.settings import SETTINGS_FILES
 
-PROGRESS = "progress"
-"""The folder, within the prepared directory."""
 _PLAN = "plan.json"
+_SHARD_FILES = ("shard", "examined")
 
 
 class Acknowledged(NamedTuple):
-    """A shard that is whole."""
+    """What is known of a shard that was examined or written."""
 
-    shard: Shard
+    shard: Shard | None
+    """None where it is not written yet."""
     dropped: list[dict[str, Any]]
     """Documents left out, in order: `document`, `reason`, and what else is known."""
+    found: list[dict[str, Any]]
+    """What rules found in documents, in order: `document`, and what is worth saying of it."""
 
     @property
     def bad(self) -> list[dict[str, Any]]:
@@ -38,9 +44,9 @@ class Acknowledged(NamedTuple):
         return [each for each in self.dropped if "where" in each]
 
 
-def hashes_path(directory: epath.Path, number: int) -> epath.Path:
-    """Where the hashes of a shard's documents are."""
-    return directory / PROGRESS / f"hashes-{number:05}.npy"
+def examined_path(directory: epath.Path, number: int) -> epath.Path:
+    """The file that says what becomes of the documents of a shard, as far as each by itself decides that."""
+    return directory / PROGRESS / f"examined-{number:05}.json"
 
 
 def acknowledgement_path(directory: epath.Path, number: int) -> epath.Path:
@@ -48,10 +54,11 @@ def acknowledgement_path(directory: epath.Path, number: int) -> epath.Path:
     return directory / PROGRESS / f"shard-{number:05}.json"
 
 
-def acknowledged(directory: epath.Path, number: int) -> Acknowledged:
-    """What the acknowledgement of a shard says."""
-    values = json.loads(acknowledgement_path(directory, number).read_bytes())
-    return Acknowledged(Shard(**values["shard"]), values["dropped"])
+def acknowledged(path: epath.Path) -> Acknowledged:
+    """What a file of either kind says."""
+    values = json.loads(path.read_bytes())
+    shard = values.get("shard")
+    return Acknowledged(shard and Shard(**shard), values["dropped"], values["found"])
 
 
 class Plan(NamedTuple):
@@ -70,8 +77,15 @@ class Plan(NamedTuple):
         write_whole(directory / PROGRESS / _PLAN, json.dumps(self._asdict()))
 
 
-def settings_of(config: PrepareConfig) -> dict[str, Any]:
-    """All that decides what is written, but for the documents and the tokenizer; `source` is only for people."""
+def settings_of(config: PrepareConfig, perplexity: PerplexityOf | None = None) -> dict[str, Any]:
+    """All that decides what is written, but for the documents and the tokenizer; `source` is only for people.
+
+    Args:
+        perplexity: The model that the settings name, if they do.
+
+    Raises:
+        UserError: a file that a rule needs cannot be read.
+    """
     trained = config.data.tokenizer is None
     return {
         "source": config.data.source,
@@ -81,6 +95,8 @@ def settings_of(config: PrepareConfig) -> dict[str, Any]:
         "minimum_characters": config.minimum_characters,
         "maximum_characters": config.maximum_characters,
         "shard_megabytes": config.shard_megabytes,
+        **rule_settings(config, perplexity),
+        **search_settings(config),
     }
 
 
@@ -102,17 +118,18 @@ def find_plan(directory: epath.Path, config: PrepareConfig) -> Plan | None:
     return None
 
 
-def check_unchanged(plan: Plan, config: PrepareConfig, documents: Documents) -> None:
+def check_unchanged(plan: Plan, config: PrepareConfig, settings: Mapping[str, Any], documents: Documents) -> None:
     """Refuse to resume work that another command began.
 
     Raises:
         UserError: a setting, the documents or the tokenizer is another.
     """
     where = f"--output {config.output}"
-    for name, value in settings_of(config).items():
-        if name != "source" and (was := plan.settings.get(name)) != value:
+    for name in dict.fromkeys([*settings, *plan.settings]):
+        was, now = plan.settings.get(name), settings.get(name)
+        if name != "source" and was != now:
             raise UserError(
-                f"{where}: {name} was {json.dumps(was)} when it was begun and is {json.dumps(value)} now; give the "
+                f"{where}: {name} was {json.dumps(was)} when it was begun and is {json.dumps(now)} now; give the "
                 "same value, or another --output"
             )
     if plan.source != documents.identity():
@@ -127,9 +144,14 @@ def check_unchanged(plan: Plan, config: PrepareConfig, documents: Documents) -> 
         )
 
 
-def plan_to_resume(directory: epath.Path, config: PrepareConfig, documents: Documents) -> Plan | None:
+def plan_to_resume(
+    directory: epath.Path, config: PrepareConfig, settings: Mapping[str, Any], documents: Documents
+) -> Plan | None:
     """The plan of work that was begun or finished in the directory and that this command goes on with. A plan that led
     to no document binds nobody: if it is another, what it left is removed.
+
+    Args:
+        settings: See `settings_of`.
 
     Raises:
         UserError: the directory holds something else, or work that another command began.
@@ -138,7 +160,7 @@ def plan_to_resume(directory: epath.Path, config: PrepareConfig, documents: Docu
     if plan is None:
         return None
     try:
-        check_unchanged(plan, config, documents)
+        check_unchanged(plan, config, settings, documents)
     except UserError:
         if _holds_documents(directory):
             raise
@@ -171,14 +193,16 @@ def sole_writer(directory: epath.Path, config: PrepareConfig) -> Iterator[None]:
 
 
 def _holds_documents(directory: epath.Path) -> bool:
-    """Whether the work is finished, or a whole shard has a document in it: it is worth resuming."""
-    whole = (json.loads(path.read_bytes()) for path in (directory / PROGRESS).glob("shard-*.json"))
-    return (directory / MANIFEST).exists() or any(each["shard"]["documents"] for each in whole)
+    """Whether the work is finished, or a shard that is whole or examined has a document to keep: it is worth
+    resuming."""
+    paths = itertools.chain.from_iterable((directory / PROGRESS).glob(f"{kind}-*.json") for kind in _SHARD_FILES)
+    whole = (json.loads(path.read_bytes()) for path in paths)
+    return (directory / MANIFEST).exists() or any(each.get("shard", each)["documents"] for each in whole)
 
 
 def _discard(directory: epath.Path) -> None:
     """Remove what work that came to nothing has written, but for its lock."""
-    names = (*MODEL_FILES, *SETTINGS_FILES, DROPPED)
+    names = (*MODEL_FILES, *SETTINGS_FILES, DROPPED, FOUND, REPORT, PAGE)
     made = (directory.glob("shard-*-of-*.array_record"), directory.glob("*.tmp"), (directory / PROGRESS).iterdir())
     for path in itertools.chain((directory / name for name in names), *made):
         if path.name != "lock":

@@ -2,76 +2,71 @@
 
 Knows the order of the work and what is shown of it, not how a shard is written."""
 
+import contextlib
 import functools
-import io
 import json
-import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-import numpy as np
+from etils import epath
 
 from llama_jax.core.errors import SavedAfterSignal, UserError
 from llama_jax.core.files import is_remote, replacing, write_whole
 from llama_jax.core.processes.signals import StopSignal
 from llama_jax.core.recording.terminal import LiveLine
 from llama_jax.data.preparation.config import PrepareConfig
-from llama_jax.data.preparation.duplicates import NO_DUPLICATES, Duplicates, duplicates_of
-from llama_jax.data.preparation.resuming import Plan, acknowledged, acknowledgement_path, hashes_path
-from llama_jax.data.preparation.shards import Job
-from llama_jax.data.preparation.workers import Meter, Workers
+from llama_jax.data.preparation.job import Job, Pass, Runner
+from llama_jax.data.preparation.report.asked import asked_of
+from llama_jax.data.preparation.report.counting import summing_passes, tally_of
+from llama_jax.data.preparation.report.funnel import Funnel
+from llama_jax.data.preparation.report.writing import write_report
+from llama_jax.data.preparation.resuming import Plan, acknowledged, acknowledgement_path
+from llama_jax.data.preparation.shard_passes import examine_pass, write_pass
 from llama_jax.data.sources.bad_records import BadRecords, counted
 from llama_jax.data.sources.documents import BadRecordError
-from llama_jax.data.sources.prepared import DROPPED, MANIFEST, Manifest, Shard, id_dtype
+from llama_jax.data.sources.prepared import DROPPED, FOUND, MANIFEST, Manifest, Shard, id_dtype
 
-_COMPARED_CHUNK = 2**23  # documents, a third of a gigabyte
 _SECONDS_BETWEEN_LINES = 10.0
 _say = functools.partial(print, flush=True)
 
 
-def write_shards(config: PrepareConfig, job: Job, stop: StopSignal) -> None:
-    """Everything that is done document by document; shards that are acknowledged already are kept.
+def write_shards(config: PrepareConfig, job: Job, runner: Runner, stop: StopSignal) -> None:
+    """Make all passes; what is made already is kept.
 
     Raises:
         SavedAfterSignal: it was asked to stop; what is whole is kept.
         UserError: too many records are bad.
     """
-    missing = [number for number in range(job.shards) if not acknowledgement_path(job.directory, number).exists()]
     bad = BadRecords(config.data.source, config.data.bad_records, config.data.max_bad_fraction)
-    for number in sorted(set(range(job.shards)) - set(missing)):
-        _note_bad_records(job, number, bad)
-    if not missing:
-        return
-    count = (os.cpu_count() or 1) if config.workers is None else config.workers
-    meter = Meter()
-    # One process more would start up for longer than it takes to write a single shard.
-    count = 0 if len(missing) == 1 and config.workers is None else min(count, len(missing))
-    with Workers(job, count, meter) as workers:
-        duplicates = _find_duplicates(job, workers, meter, stop) if config.deduplicate else NO_DUPLICATES
-        with _Progress("writing", job, missing, meter, stop) as progress:
-            for number in workers.write_shards(missing, duplicates, progress.tick):
-                _note_bad_records(job, number, bad)
+    written = write_pass(job)
+    first = examine_pass(job) if job.searches else written
+    for number in sorted(set(range(job.shards)) - set(first.missing())):
+        _note_bad_records(job, first.done(number), bad)
+    with runner:
+        for number in _made(first, runner, stop):
+            _note_bad_records(job, first.done(number), bad)
+        for search in job.searches:
+            for task in search.passes(job):
+                for _ in _made(task, runner, stop):
+                    pass
+            _say(search.summary(job))
+        for task in (written, *summing_passes(job)):
+            for _ in _made(task, runner, stop):
+                pass
 
 
-def _find_duplicates(job: Job, workers: Workers, meter: Meter, stop: StopSignal) -> Duplicates:
-    numbers = range(job.shards)
-    missing = [number for number in numbers if not hashes_path(job.directory, number).exists()]
-    with _Progress("comparing", job, missing, meter, stop) as progress:
-        for _ in workers.hash_shards(missing, progress.tick):
-            pass
-
-    def load(number: int) -> np.ndarray:
-        return np.load(io.BytesIO(hashes_path(job.directory, number).read_bytes()))
-
-    duplicates = duplicates_of([functools.partial(load, number) for number in numbers], _COMPARED_CHUNK)
-    _say(f"{len(duplicates.documents):,} documents are the same as an earlier one")
-    return duplicates
+def _made(task: Pass, runner: Runner, stop: StopSignal) -> Iterator[int]:
+    """Make what is missing of a pass; gives the number of each element."""
+    if missing := task.missing():
+        with _Progress(task, missing, stop) as progress:
+            yield from runner.made(task, missing, progress)
 
 
-def _note_bad_records(job: Job, number: int, bad: BadRecords) -> None:
+def _note_bad_records(job: Job, path: epath.Path, bad: BadRecords) -> None:
     """Count the records of one more shard that could not be used; ends the work when they are too many."""
-    for each in acknowledged(job.directory, number).bad:
+    for each in acknowledged(path).bad:
         bad.note(BadRecordError(each["reason"], each["where"], each["message"]))
     bad.check(len(job.documents))
 
@@ -80,11 +75,11 @@ class _Progress:
     """What is done, how fast, and how long the rest will take. A context manager, whose end is shown unless it is an
     error."""
 
-    def __init__(self, what: str, job: Job, numbers: Sequence[int], meter: Meter, stop: StopSignal) -> None:
-        self._what, self._meter, self._stop = what, meter, stop
-        self._total = len(job.documents)
-        self._before = self._total - sum(job.bounds[number + 1] - job.bounds[number] for number in numbers)
-        self._first = meter.read()
+    def __init__(self, task: Pass, missing: Sequence[int], stop: StopSignal) -> None:
+        self._task, self._stop = task, stop
+        self._total = sum(task.amounts)
+        self._before = self._total - sum(task.amounts[number] for number in missing)
+        self._counts = [0, 0, 0]
         self._started = time.monotonic()
         self._shown = LiveLine(_say, seconds_between_lines=_SECONDS_BETWEEN_LINES)
 
@@ -93,6 +88,11 @@ class _Progress:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._shown.close(self._line() if kind is None else None)
+
+    def count(self, documents: int, text_bytes: int, tokens: int) -> None:
+        """See `Progress`."""
+        for place, amount in enumerate((documents, text_bytes, tokens)):
+            self._counts[place] += amount
 
     def tick(self) -> None:
         """Show a newer line, if it is time for one.
@@ -105,15 +105,12 @@ class _Progress:
         self._shown.update(self._line)
 
     def _line(self) -> str:
-        documents, text_bytes, tokens = (
-            now - first for now, first in zip(self._meter.read(), self._first, strict=True)
-        )
+        documents, text_bytes, tokens = self._counts
         seconds = max(1e-9, time.monotonic() - self._started)
-        done = self._before + documents
-        line = (
-            f"{self._what}: {done:,} of {self._total:,} documents ({100 * done / self._total:.0f}%), "
-            f"{documents / seconds:,.0f} documents/s, {text_bytes / seconds / 1e6:.1f} MB/s"
-        )
+        done, unit = self._before + documents, self._task.unit
+        line = f"{self._task.title}: {done:,} of {self._total:,} {unit} ({100 * done / self._total:.0f}%)"
+        if text_bytes:
+            line += f", {documents / seconds:,.0f} {unit}/s, {text_bytes / seconds / 1e6:.1f} MB/s"
         if tokens:
             line += f", {tokens / seconds:,.0f} tokens/s"
         if documents and done < self._total:
@@ -121,21 +118,26 @@ class _Progress:
         return line
 
 
-def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Manifest:
-    """Write which documents were dropped and then the manifest, with which the directory is finished.
+def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Funnel:
+    """Write which documents were dropped, what was found in others, the report, and then the manifest, with which the
+    directory is finished.
 
     Raises:
         UserError: no document is left.
     """
     reasons: Counter[str] = Counter()
     shards: list[Shard] = []
-    path = job.directory / DROPPED
-    with path.open("wb") if is_remote(path) else replacing(path) as file:
+    with _lines_of(job.directory / DROPPED) as dropped, contextlib.ExitStack() as if_any:
+        found = None
         for number in range(job.shards):
-            shard, dropped = acknowledged(job.directory, number)
-            shards.append(shard)
-            reasons.update(each["reason"] for each in dropped)
-            file.writelines(json.dumps(each, ensure_ascii=False).encode() + b"\n" for each in dropped)
+            known = acknowledged(acknowledgement_path(job.directory, number))
+            assert known.shard is not None
+            shards.append(known.shard)
+            reasons.update(each["reason"] for each in known.dropped)
+            dropped(known.dropped)
+            if known.found:
+                found = found or if_any.enter_context(_lines_of(job.directory / FOUND))
+                found(known.found)
     manifest = Manifest(
         tokenizer=plan.tokenizer,
         vocab_size=job.tokenizer.vocab_size,
@@ -151,8 +153,16 @@ def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Manifest:
     )
     if manifest.documents == 0:
         raise UserError(f"--output {config.output}: no document is left: {counted(manifest.dropped)}")
+    funnel = write_report(job.directory, asked_of(config, job, plan.settings), tally_of(job))
     write_whole(job.directory / MANIFEST, manifest.to_json())
-    return manifest
+    return funnel
+
+
+@contextlib.contextmanager
+def _lines_of(path: epath.Path) -> Iterator[Callable[[Iterable[Any]], None]]:
+    """Gives what adds lines of JSON to a file, which is there, whole, when the block ends."""
+    with path.open("wb") if is_remote(path) else replacing(path) as file:
+        yield lambda lines: file.writelines(json.dumps(each, ensure_ascii=False).encode() + b"\n" for each in lines)
 
 
 def described(manifest: Manifest) -> str:

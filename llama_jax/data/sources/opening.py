@@ -52,6 +52,10 @@ class FileDocuments(JoinedDocuments[_T]):
         self._names = [name for name, _ in files]
         self._read_as = read_as
 
+    def named_parts(self) -> list[tuple[str, int]]:
+        """Name of each file and the number of its documents, in their order."""
+        return [(name, len(documents)) for name, documents in zip(self._names, self.parts, strict=True)]
+
     def identity(self) -> str:
         digest = hashlib.sha256()
         for name, documents in zip(self._names, self.parts, strict=True):

@@ -4,6 +4,8 @@
     DIR/shard-00000-of-00016.array_record …   one record a document: its ids, BOS and EOS included, little-endian
     DIR/tokenizer.model …                     the tokenizer that gave the ids
     DIR/dropped.jsonl                         one line for each document of the source that was left out
+    DIR/report.html, report.json              what became of the text, for a person and as numbers
+    DIR/found.jsonl                           one line for each thing that rules found, if any
 
 Independent of text and of how the ids came about."""
 
@@ -30,6 +32,8 @@ from llama_jax.data.sources.file_bytes import check_count
 FORMAT, VERSION = "llama_jax.prepared", 1
 MANIFEST = "manifest.json"
 DROPPED = "dropped.jsonl"
+FOUND = "found.jsonl"
+REPORT, PAGE = "report.json", "report.html"
 
 _LARGEST_MANIFEST = 2**28  # bytes; a shard takes 250
 _DTYPES = ("uint16", "uint32")

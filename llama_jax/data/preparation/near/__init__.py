@@ -1,0 +1,1 @@
+"""Near-duplicates and duplicate paragraphs, found by sorted files of keys, whatever the number of documents."""
