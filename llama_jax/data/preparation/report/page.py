@@ -54,6 +54,10 @@ def _of_tags() -> str:
     return "Of the documents that were looked at; those that were dropped for it are red."
 
 
+def _of_measures() -> str:
+    return "Dashed: where a rule drops. Percentiles are rounded down to the start of a bin, which is 11 % at most."
+
+
 def _chosen() -> str:
     return (
         "A few documents for each step, chosen by a hash of the text, so by chance; of equal texts the first. Of long "
@@ -194,8 +198,7 @@ def _distributions(measures: Mapping[str, Mapping[str, int]], bounds: Mapping[st
         note = f"median {half}, 10th percentile {tenth}, 90th {most}"
         figures.append(f"<figure><figcaption>{title}</figcaption>{svg}<p>{note}</p></figure>")
     if figures:
-        note = "Of what was measured. Dashed: where a rule drops. Percentiles are rounded down, by 11 % at most."
-        yield section("Distributions", f'<div class="charts">{"".join(figures)}</div>', note)
+        yield section("Distributions", f'<div class="charts">{"".join(figures)}</div>', _of_measures())
 
 
 def _overlaps(evaluations: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
