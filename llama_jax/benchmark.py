@@ -20,6 +20,7 @@ from llama_jax.benchmarks.decoding.dry_run import describe_decoding
 from llama_jax.benchmarks.decoding.engine_side import engine_turn
 from llama_jax.benchmarks.dpo.comparison import compare_dpo
 from llama_jax.benchmarks.dpo.own_side import dpo_turn
+from llama_jax.benchmarks.preparing.measuring import PrepareBenchmarkConfig, measure_preparation
 from llama_jax.benchmarks.results import AnyBenchmarkConfig, keep, say
 from llama_jax.benchmarks.rl.comparison import compare_rl
 from llama_jax.benchmarks.rl.config import RlBenchmarkConfig
@@ -39,8 +40,8 @@ _OWN_SIDE = "llama_jax.benchmark:own_side"
 
 def benchmark(config: AnyBenchmarkConfig | RougeConfig) -> None:
     """Print what was measured, and write it to `WHAT.json` in `output`; `scaling` draws `scaling.png` beside it."""
-    if isinstance(config, RougeConfig):
-        measure_rouge(config)
+    if isinstance(config, RougeConfig | PrepareBenchmarkConfig):
+        (measure_rouge if isinstance(config, RougeConfig) else measure_preparation)(config)
     elif isinstance(config, DpoBenchmarkConfig):
         keep(config, config.name, compare_dpo(config, _OWN_SIDE))
     elif isinstance(config, RlBenchmarkConfig):
@@ -53,9 +54,8 @@ def benchmark(config: AnyBenchmarkConfig | RougeConfig) -> None:
     else:
         say(config, start_up(config.run.distributed))
         scaling = functools.partial(measure_scaling, build=build)
-        result = {"train": measure_step, "lora": measure_step, "data": measure_data, "scaling": scaling}[config.what](
-            config
-        )
+        measures = {"train": measure_step, "lora": measure_step, "data": measure_data, "scaling": scaling}
+        result = measures[config.what](config)
         if is_main_process():
             keep(config, config.name, result)
 

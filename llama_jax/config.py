@@ -10,6 +10,7 @@ from llama_jax.benchmarks.config import (
     DpoBenchmarkConfig,
     RougeConfig,
 )
+from llama_jax.benchmarks.preparing.config import PrepareBenchmarkConfig
 from llama_jax.benchmarks.rl.config import GrpoBenchmarkConfig, PpoBenchmarkConfig
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.core.config import DistributedConfig
@@ -56,6 +57,7 @@ COMMANDS: dict[str, type] = {
     "benchmark dpo": composed(DpoBenchmarkConfig, DpoConfig),
     "benchmark grpo": composed(GrpoBenchmarkConfig, GrpoConfig),
     "benchmark ppo": composed(PpoBenchmarkConfig, PpoConfig),
+    "benchmark prepare": PrepareBenchmarkConfig,
     "benchmark rouge": RougeConfig,
     "chat": ChatConfig,
     "convert": ConvertConfig,
@@ -110,13 +112,11 @@ def check_paths(config: Any) -> None:
     Raises:
         UserError: names the setting.
     """
-    from llama_jax.checkpoints.finding import check_model  # here and below: not for --help
-
     if isinstance(config, BenchmarkConfig) and config.weights is not None:
-        check_model(config.weights, "--weights")
+        _check_model(config.weights, "--weights")
     if isinstance(config, HardwareConfig | BenchmarkConfig) or getattr(config, "dry_run", False):
         return  # need no data, and need not have a model
-    from llama_jax.core.files import check_directory
+    from llama_jax.core.files import check_directory  # here and below: not for --help
     from llama_jax.data.sources.opening import check_source
 
     if isinstance(config, RunConfig | AskingConfig | RlhfConfig):
@@ -124,13 +124,19 @@ def check_paths(config: Any) -> None:
     for setting in _MODELS:
         named = getattr(config, setting, None)
         for path in (named,) if isinstance(named, str) else named if isinstance(named, tuple) else ():
-            check_model(path, f"--{setting}")
+            _check_model(path, f"--{setting}")
     for setting, source in _named_data(config):
         check_source(source, setting)
     if isinstance(config, RlhfConfig):
         for name, stage in stages_of(config)._asdict().items():
             for setting, source in _named_data(stage):
                 check_source(source, f"{name}.{setting}")
+
+
+def _check_model(path: str, setting: str) -> None:
+    from llama_jax.checkpoints.finding import check_model  # imports JAX, which not every command does
+
+    check_model(path, setting)
 
 
 def supervised(config: Any, arguments: Sequence[str]) -> int | None:

@@ -7,11 +7,12 @@ from typing import Any
 from etils import epath
 
 from llama_jax.benchmarks.config import BenchmarkConfig, DpoBenchmarkConfig
+from llama_jax.benchmarks.preparing.config import PrepareBenchmarkConfig
 from llama_jax.benchmarks.rl.config import RlBenchmarkConfig
 from llama_jax.core.files import write_whole
 from llama_jax.core.processes.distributed import is_main_process
 
-AnyBenchmarkConfig = BenchmarkConfig | DpoBenchmarkConfig | RlBenchmarkConfig
+AnyBenchmarkConfig = BenchmarkConfig | DpoBenchmarkConfig | PrepareBenchmarkConfig | RlBenchmarkConfig
 
 
 def say(config: AnyBenchmarkConfig, text: str) -> None:

@@ -2,9 +2,12 @@
 
 import re
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from llama_jax.core.errors import UserError, nearest
+
+Quantization: TypeAlias = Literal["int8", "nf4"]
+"""How the Linears of the blocks may be quantised; see `model.quantized`."""
 
 
 @dataclass(frozen=True)

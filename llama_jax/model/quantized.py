@@ -15,9 +15,9 @@ from llama_jax.core.arrays import Array, Float, Integer, PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.sharding import Axes, constrain, gathered
 from llama_jax.model import paths
+from llama_jax.model.config import Quantization
 from llama_jax.model.transposed import Transposed
 
-Quantization: TypeAlias = Literal["int8", "nf4"]
 StorageType: TypeAlias = Literal["float32", "bfloat16", "int8", "nf4"]
 """How a base is kept: one type for all weights, or the Linears of the blocks quantised and the rest bfloat16."""
 Weight: TypeAlias = Any

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from llama_jax.core.errors import UserError
-from llama_jax.model.quantized import Quantization
+from llama_jax.model.config import Quantization
 from llama_jax.runs.config import RunConfig
 
 

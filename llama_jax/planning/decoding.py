@@ -14,8 +14,9 @@ from llama_jax.inference import programs
 from llama_jax.inference.layout import in_layers
 from llama_jax.model import paths
 from llama_jax.model.cache import cache_axes
+from llama_jax.model.config import Quantization
 from llama_jax.model.llama import LanguageModel
-from llama_jax.model.quantized import Quantization, store_as, stored_axes
+from llama_jax.model.quantized import store_as, stored_axes
 from llama_jax.planning.report import Lowered
 
 

@@ -12,7 +12,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.data.preparation.rules.perplexity import Perplexity
 from llama_jax.data.sources.prepared import open_prepared
 from llama_jax.data.tokenizers import load_tokenizer
-from llama_jax.evals.document_perplexity import DocumentPerplexity
+from llama_jax.evals.perplexity import DocumentPerplexity
 
 ENGLISH = (
     "This method returns a copy of the list in which the items are sorted. If the argument is not given, the default "
@@ -72,7 +72,7 @@ def test_documents_are_kept_edited_and_dropped_for_a_reason(command, tmp_path, c
     tokenizer = load_tokenizer(str(output))
     assert tokenizer.decode(documents[0].tolist()) == f"{ENGLISH}\n{OWN[0]}."
 
-    assert command_runs.call("prepare", *command, "--quality.rules", "null") == 2
+    assert command_runs.call("prepare", *command, "--quality.rules", "[]") == 2
     assert "quality was {" in (error := capfd.readouterr().err) and "is null now" in error
 
 

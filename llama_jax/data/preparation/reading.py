@@ -10,7 +10,7 @@ from llama_jax.data.preparation.cleaning import cleaned
 from llama_jax.data.preparation.job import Count, Job
 from llama_jax.data.preparation.rules.rule import Judgement
 from llama_jax.data.preparation.shards import as_text
-from llama_jax.data.sources.documents import BadRecordError
+from llama_jax.data.sources.documents import BadRecordError, in_order
 
 
 class Edit(NamedTuple):
@@ -46,9 +46,10 @@ class Examined(NamedTuple):
 
 def examined(job: Job, shard: int, count: Count) -> Iterator[Examined]:
     """All documents of a shard, in order; counts them."""
-    for document in job.documents_of(shard):
+    numbers = job.documents_of(shard)
+    for document, record in zip(numbers, in_order(job.documents, numbers), strict=True):
         try:
-            text = read_text(job, document)
+            text = _text(record, document)
         except BadRecordError as error:
             if job.fail_on_bad:
                 raise UserError(f"{error} (data.bad_records: skip leaves such documents out)") from None
@@ -90,12 +91,11 @@ def examined_again(job: Job, shard: int, dropped: Container[int], count: Count) 
     repeated = {
         document: (why, step) for step, search in searches for document, why in search.dropped(job, shard).items()
     }
-    for document in job.documents_of(shard):
-        if document in dropped:
-            count(1, 0, 0)
-            continue
+    numbers = [document for document in job.documents_of(shard) if document not in dropped]
+    count(len(job.documents_of(shard)) - len(numbers), 0, 0)
+    for document, record in zip(numbers, in_order(job.documents, numbers), strict=True):
         try:
-            read = text = read_text(job, document)
+            read = text = _text(record, document)
         except BadRecordError as error:
             raise UserError(f"{error}; it was good when it was examined; do not change the source meanwhile") from None
         for rule in job.rules:
@@ -114,14 +114,14 @@ def examined_again(job: Job, shard: int, dropped: Container[int], count: Count) 
         yield Examined(document, read, text, why, 2 + len(job.rules) + len(job.searches), tuple(edits))
 
 
-def read_text(job: Job, document: int) -> str:
-    """The clean text of a document.
+def _text(record: object, document: int) -> str:
+    """The clean text of a document, by what was read of it.
 
     Raises:
         BadRecordError: it cannot be used.
         UserError: the source does not hold text.
     """
-    text = cleaned(as_text(job.documents[document]))
+    text = cleaned(as_text(record))
     try:
         text.encode()
     except UnicodeEncodeError as error:

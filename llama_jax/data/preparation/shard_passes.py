@@ -101,7 +101,7 @@ def _write(job: Job, shard: int, documents: Iterable[Examined], known: _Known, c
             if each.dropped is not None:
                 dropped[each.document] = {"document": each.document, **each.dropped}
                 continue
-            ids = job.tokenizer.encode(each.text, bos=True, eos=True)
+            ids = job.tokenizer.encode_document(each.text)
             shard_file.write(ids, len(each.text.encode()))
             count(0, 0, len(ids))
         written = shard_file.finish(name)

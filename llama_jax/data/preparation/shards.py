@@ -30,8 +30,11 @@ def as_text(document: Any) -> str:
     """The document, which must be a text.
 
     Raises:
+        BadRecordError: it is this error.
         UserError: it is one of token ids.
     """
+    if isinstance(document, BadRecordError):
+        raise document
     if not isinstance(document, str):
         raise UserError("data.source: holds token ids; it has been prepared already, and prepare takes text")
     return document

@@ -219,7 +219,7 @@ def validation_rows(documents: Documents, tokenizer: Tokenizer, sequence_length:
 def token_ids(document: str | np.ndarray | BadRecordError, tokenizer: Tokenizer, number: int) -> Int[np.ndarray, "ids"]:
     """The ids of a document (int32), at least two, BOS and EOS among them; see `usable`."""
     good = usable(document, tokenizer, number)
-    return np.array(tokenizer.encode(good, bos=True, eos=True), np.int32) if isinstance(good, str) else good
+    return np.array(tokenizer.encode_document(good), np.int32) if isinstance(good, str) else good
 
 
 def usable(document: str | np.ndarray | BadRecordError, tokenizer: Tokenizer, number: int) -> str | np.ndarray:

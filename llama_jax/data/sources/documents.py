@@ -182,10 +182,11 @@ def read_one_by_one(documents: RecordSource[_T], indices: Sequence[int]) -> Sequ
     return found
 
 
-def in_order(documents: Documents) -> Iterator[str | np.ndarray | BadRecordError]:
-    """All documents, with the error in place of those that cannot be used."""
-    for start in range(0, len(documents), _READ_CHUNK):
-        yield from read_many(documents, range(start, min(start + _READ_CHUNK, len(documents))))
+def in_order(documents: Documents, numbers: Sequence[int] | None = None) -> Iterator[str | np.ndarray | BadRecordError]:
+    """All documents, or those of some numbers, with the error in place of those that cannot be used."""
+    numbers = range(len(documents)) if numbers is None else numbers
+    for start in range(0, len(numbers), _READ_CHUNK):
+        yield from read_many(documents, numbers[start : start + _READ_CHUNK])
 
 
 def hold_out(documents: Documents, fraction: float) -> tuple[Documents, Documents]:

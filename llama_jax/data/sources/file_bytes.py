@@ -13,7 +13,7 @@ from etils import epath
 from llama_jax.core.errors import UserError
 from llama_jax.core.files import is_remote
 
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES = 2**20
 _SAMPLE_BYTES = 128 * 1024
 _MOST_RECORDS = 2**27  # of a file of no bytes: records that are all the same take none
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -63,7 +63,7 @@ class ProcessCache(Generic[_T]):
 
 
 def chunks(path: epath.Path) -> Iterator[tuple[int, bytes]]:
-    """(position, bytes) of a text file from its start to its end, 4 MiB at a time, a byte order mark included.
+    """(position, bytes) of a text file from its start to its end, 1 MiB at a time, a byte order mark included.
 
     Raises:
         UserError: the file cannot be read, or starts as a file of another format.

@@ -3,7 +3,7 @@ record is; independent of what makes it good."""
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -11,8 +11,8 @@ from etils import epath
 
 from llama_jax.core.arrays import Int
 from llama_jax.core.errors import UserError
-from llama_jax.data.sources.documents import BadRecordError
-from llama_jax.data.sources.file_bytes import chunks, mark_bytes, read_range
+from llama_jax.data.sources.documents import BadRecordError, read_one_by_one
+from llama_jax.data.sources.file_bytes import CHUNK_BYTES, chunks, mark_bytes, read_range
 from llama_jax.data.sources.record_text import MAX_RECORD_BYTES, RecordParser, parsed_json, too_long
 
 _NEWLINE = ord("\n")
@@ -29,7 +29,7 @@ class _IndexedFile(Generic[_T]):
     """What both kinds of file have in common: where each record is, and the hash of everything.
 
     Args:
-        path: Read once from its start to its end, never more than 4 MiB of it at a time.
+        path: Read once from its start to its end, never more than 1 MiB of it at a time.
         parser: What of each object is the document.
     """
 
@@ -38,7 +38,7 @@ class _IndexedFile(Generic[_T]):
     _digest: str
 
     def __init__(self, path: epath.Path, parser: RecordParser[_T]) -> None:
-        self._path, self._parser = path, parser
+        self._path, self._name, self._parser = path, str(path), parser
 
     def __len__(self) -> int:
         return len(self._bounds)
@@ -50,11 +50,40 @@ class _IndexedFile(Generic[_T]):
             BadRecordError: the record is not a good one, or is longer than 64 MiB and therefore not read.
             UserError: the file was changed.
         """
-        where, (start, end) = self._where(index), (int(bound) for bound in self._bounds[index])
+        start, end = (int(bound) for bound in self._bounds[index])
         if end - start > MAX_RECORD_BYTES:
-            raise too_long(end - start, where)
-        content = read_range(self._path, start, end)
-        return self._parser.of_json(content, where, whole=self._is_whole(content))
+            raise too_long(end - start, self._where(index))
+        return self._parsed(index, read_range(self._path, start, end))
+
+    def read_many(self, indices: Sequence[int]) -> Sequence[_T | BadRecordError]:
+        """See `documents.read_many`: records that follow one another come with one read."""
+        found: list[_T | BadRecordError] = []
+        while len(found) < len(indices):
+            numbers = self._together(indices[len(found) :])
+            bounds = self._bounds[numbers.start : numbers.stop].tolist()
+            if len(numbers) == 1:
+                found += read_one_by_one(self, numbers)
+                continue
+            content, begin = read_range(self._path, bounds[0][0], bounds[-1][1]), bounds[0][0]
+            for number, (start, end) in zip(numbers, bounds, strict=True):
+                try:
+                    found.append(self._parsed(number, content[start - begin : end - begin]))
+                except BadRecordError as error:
+                    found.append(error)
+        return found
+
+    def _together(self, indices: Sequence[int]) -> range:
+        """The first of the records, and those that follow it here as in the file, within a chunk of it."""
+        start = stop = indices[0]
+        begin = self._bounds[start, 0]
+        for index in indices:
+            if index != stop or (index > start and self._bounds[index, 1] - begin > CHUNK_BYTES):
+                break
+            stop += 1
+        return range(start, stop)
+
+    def _parsed(self, index: int, content: bytes) -> _T:
+        return self._parser.of_json(content, self._where(index), whole=self._is_whole(content))
 
     def identity(self) -> str:
         """SHA-256 of the whole content."""
@@ -82,7 +111,7 @@ class LineFile(_IndexedFile[_T]):
     def _where(self, index: int) -> str:
         """With the number of the line from 1, counting lines that were skipped."""
         place = int(np.searchsorted(self._skipped[:, 0], index, side="right"))
-        return f"{self._path}:{index + 1 + (int(self._skipped[place - 1, 1]) if place else 0)}"
+        return f"{self._name}:{index + 1 + (int(self._skipped[place - 1, 1]) if place else 0)}"
 
     def _is_whole(self, content: bytes) -> bool:
         return content.endswith(b"\n")
@@ -117,7 +146,7 @@ class ArrayFile(_IndexedFile[_T]):
                 self._bounds = self._bounds[:0]
 
     def _where(self, index: int) -> str:
-        return f"{self._path}[{index}]"
+        return f"{self._name}[{index}]"
 
 
 def open_json(path: epath.Path, parser: RecordParser[_T]) -> LineFile[_T] | ArrayFile[_T]:

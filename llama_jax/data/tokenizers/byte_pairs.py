@@ -31,6 +31,8 @@ _CASED = (
     r"|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """A capital within a word begins a new one."""
+_TEKKEN_PATTERN = _CASED.replace("SUFFIX", "").replace("DIGITS", r"\p{N}")
+_GPT4O_PATTERN = _CASED.replace("SUFFIX", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?").replace("DIGITS", r"\p{N}{1,3}")
 
 PRE_TOKENIZERS: Mapping[str, Mapping[str, Any]] = {
     "gpt-2": BYTE_LEVEL,
@@ -38,11 +40,21 @@ PRE_TOKENIZERS: Mapping[str, Mapping[str, Any]] = {
     "smaug-bpe": _split(LLAMA3_PATTERN),
     "smollm": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]},
     "qwen2": _split(LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")),
-    "tekken": _split(_CASED.replace("SUFFIX", "").replace("DIGITS", r"\p{N}")),
-    "gpt-4o": _split(_CASED.replace("SUFFIX", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?").replace("DIGITS", r"\p{N}{1,3}")),
+    "tekken": _split(_TEKKEN_PATTERN),
+    "gpt-4o": _split(_GPT4O_PATTERN),
     "default": _split(r"[\p{P}\$\+<=>\^~\|]+", _GPT2_PATTERN, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
 """How text is split into words, by llama.cpp's names."""
+
+SINGLE_PATTERNS = {
+    "gpt-2": rf"{_GPT2_PATTERN}|\s+",
+    # Digits are split off first, so that white space before one stays whole, as at the end.
+    "smollm": _GPT2_PATTERN.replace(r" ?\p{N}+", r"\p{N}").replace(r"(?!\S)", r"(?![^\s\p{N}])") + r"|\s+",
+    **dict.fromkeys(("llama-bpe", "smaug-bpe"), LLAMA3_PATTERN),
+    "tekken": _TEKKEN_PATTERN,
+    "gpt-4o": _GPT4O_PATTERN,
+}
+"""Of the splittings that can be said so, the one pattern whose matches are the words. No normaliser comes before."""
 
 PRE_ALIASES = {
     **dict.fromkeys(
@@ -90,6 +102,12 @@ def merges_of(ids: Mapping[Part, int], best_first: Iterable[Part]) -> list[list[
         known = ((ids[left], ids[right], left, right) for left, right in splits if left in ids and right in ids)
         merges += [[left, right] for _, _, left, right in sorted(known)]
     return merges
+
+
+def merges_in(content: Mapping[str, Any]) -> list[Sequence[str]]:
+    """The pairs that a `tokenizer.json` lists, which older files write with a space between them."""
+    merges = content["model"]["merges"]
+    return [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
 
 
 def byte_characters() -> Sequence[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import json_bytes, json_object
 from llama_jax.data.tokenizers.added_tokens import MOST_TOKENS, tokens_beside
+from llama_jax.data.tokenizers.byte_pair_core import BytePairCore, core_of
 from llama_jax.data.tokenizers.byte_pairs import BYTE_CUT, byte_characters
 from llama_jax.data.tokenizers.guard.guarded_tokenizer import GuardedTokenizer
 from llama_jax.data.tokenizers.guard.parts import is_bounded
@@ -124,6 +125,21 @@ class HuggingFaceTokenizer(Tokenizer):
     def _encode_ordinary(self, text: str) -> list[int]:
         with _one_line_errors():
             return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _encode_document(self, text: str) -> list[int]:
+        core = self._core
+        ids = None if core is None or any(name in text for name in self._added) else core.encode(text)
+        return self._encode_ordinary(text) if ids is None else ids
+
+    @cached_property
+    def _core(self) -> BytePairCore | None:
+        """A fraction of a second and tens of megabytes, which only many texts are worth."""
+        return core_of(self.content()) if self._unbounded is None else None
+
+    @cached_property
+    def _added(self) -> list[str]:
+        """Names that the library takes from text before it is split into words."""
+        return sorted(self.whole_tokens.keys() - self.special_tokens.keys())
 
     def _encode_special(self, text: str) -> list[int]:
         with _one_line_errors():

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from llama_jax.core.errors import UserError
 from llama_jax.core.json_files import shown
-from llama_jax.data.tokenizers.byte_pairs import PRE_TOKENIZERS, byte_characters, merges_of, pre_name
+from llama_jax.data.tokenizers.byte_pairs import PRE_TOKENIZERS, byte_characters, merges_in, merges_of, pre_name
 from llama_jax.data.tokenizers.hugging_face import HuggingFaceTokenizer, component_types
 from llama_jax.data.tokenizers.llama2c import FIRST_PIECE, Llama2cTokenizer
 from llama_jax.data.tokenizers.sentencepiece_model import (
@@ -149,7 +149,7 @@ def _of_hugging_face(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
         "model": "gpt2",
         "tokens": tokens,
         "types": types,
-        "merges": [" ".join(merge) for merge in _merges(content)],
+        "merges": [" ".join(merge) for merge in merges_in(content)],
         "pre": pre,
         "adds_space_prefix": False,
     }
@@ -174,7 +174,7 @@ def _like_sentencepiece(tokenizer: HuggingFaceTokenizer, content: Mapping[str, A
         types = [USER_DEFINED if number in defined and kind == NORMAL else kind for number, kind in enumerate(types)]
     else:
         made: dict[str, int] = {}
-        for rank, (left, right) in enumerate(_merges(content)):
+        for rank, (left, right) in enumerate(merges_in(content)):
             made.setdefault(left + right, rank)
         scores = [-float(made[token]) if token in made else _NEVER_MERGED for token in tokens]
         scores = [score if kind == NORMAL else 0.0 for score, kind in zip(scores, types, strict=True)]
@@ -197,9 +197,3 @@ def _space_prefix(content: Mapping[str, Any]) -> tuple[bool, bool]:
     members = part.get("pretokenizers", [part])
     schemes = {each.get("prepend_scheme", "always") for each in members if each.get("type") == "Metaspace"}
     return not schemes <= {"never"}, "always" not in schemes and "first" in schemes
-
-
-def _merges(content: Mapping[str, Any]) -> list[Sequence[str]]:
-    """Pairs, which older files write with a space between them."""
-    merges = content["model"]["merges"]
-    return [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]

@@ -8,6 +8,7 @@ from etils import epath
 
 from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.job import Job, Search
+from llama_jax.data.preparation.report.origins import origins_of
 from llama_jax.data.sources.documents import TextDocuments
 from llama_jax.data.tokenizers import Llama2cTokenizer
 
@@ -17,8 +18,16 @@ def searched(
 ) -> Job:
     """The job when all passes of all searches are done."""
     bounds = np.linspace(0, len(texts), shards + 1).astype(int).tolist()
+    documents = TextDocuments(texts)
     job = Job(
-        TextDocuments(texts), tokenizer, Cleaning(), bounds, epath.Path(directory), fail_on_bad=True, searches=searches
+        documents=documents,
+        tokenizer=tokenizer,
+        cleaning=Cleaning(),
+        bounds=bounds,
+        directory=epath.Path(directory),
+        fail_on_bad=True,
+        origins=origins_of(documents, "texts"),
+        searches=searches,
     )
     job.progress.mkdir(parents=True, exist_ok=True)
     for search in searches:

@@ -9,7 +9,8 @@ import pytest
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.sources.bad_records import BadRecords
-from llama_jax.data.sources.opening import read_records
+from llama_jax.data.sources.documents import BadRecordError, read_many, read_one_by_one
+from llama_jax.data.sources.opening import open_source, read_records
 from llama_jax.data.sources.record_text import Record
 
 RECORDS = [{"question": "è vero?", "choices": ["sì", "no"], "answer": 0}, {"question": "2 > 1?", "n": [1.5, None]}]
@@ -27,6 +28,19 @@ def test_lines_and_an_array_hold_the_same_records(tmp_path) -> None:
     assert read_records(str(lines), none()) == [Record(f"{lines}:1", RECORDS[0]), Record(f"{lines}:3", RECORDS[1])]
     places = [f"{array}[0]", f"{array}[1]"]
     assert read_records(str(array), none()) == [Record(*both) for both in zip(places, RECORDS, strict=True)]
+
+
+def test_records_that_are_read_together_are_those_that_are_read_alone(tmp_path) -> None:
+    """Broken ones, long ones and blank lines among them, and the last without an end."""
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": text}) for text in ("a", "é" * 2**20, "b" * 2**22, "c", "d" * 2**23, "e", "f" * 2**20)]
+    path.write_text("\n".join([*lines[:4], "", "{", *lines[4:], json.dumps({"text": "end"})[:-1]]))
+    documents = open_source(str(path), "text")
+    alone = read_one_by_one(documents, range(9))
+    assert [number for number, each in enumerate(alone) if isinstance(each, BadRecordError)] == [4, 5, 8]
+    for numbers in (range(9), [8, 0, 1, 3, 4, 5, 5, 6], [4], []):
+        together = read_many(documents, numbers)
+        assert [str(each) for each in together] == [str(alone[number]) for number in numbers]
 
 
 MISTAKES = {

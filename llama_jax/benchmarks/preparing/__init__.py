@@ -1,0 +1,1 @@
+"""Preparation of a corpus: its rates here, and beside datatrove."""
