@@ -54,7 +54,8 @@ def write_whole(path: epath.Path, content: str | bytes | memoryview) -> None:
     """Write a file so that readers, and whoever comes after a crash, see the old content or the new, never a part."""
     data = content.encode() if isinstance(content, str) else content
     if is_remote(path):
-        path.write_bytes(data)  # an object appears when its upload is complete
+        with path.open("wb") as file:  # an object appears when its upload is complete
+            file.write(data)
         return
     with replacing(path) as file:
         file.write(data)

@@ -8,7 +8,7 @@ from etils import epath
 
 from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.job import Job, Search
-from llama_jax.data.preparation.report.origins import Origins
+from llama_jax.data.preparation.report.origins import origins_of
 from llama_jax.data.sources.documents import TextDocuments
 from llama_jax.data.tokenizers import Llama2cTokenizer
 
@@ -18,14 +18,15 @@ def searched(
 ) -> Job:
     """The job when all passes of all searches are done."""
     bounds = np.linspace(0, len(texts), shards + 1).astype(int).tolist()
+    documents = TextDocuments(texts)
     job = Job(
-        documents=TextDocuments(texts),
+        documents=documents,
         tokenizer=tokenizer,
         cleaning=Cleaning(),
         bounds=bounds,
         directory=epath.Path(directory),
         fail_on_bad=True,
-        origins=Origins([0], ["texts"]),
+        origins=origins_of(documents, "texts"),
         searches=searches,
     )
     job.progress.mkdir(parents=True, exist_ok=True)

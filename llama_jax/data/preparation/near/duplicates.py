@@ -14,7 +14,7 @@ from etils import epath
 
 from llama_jax.core.arrays import Integer, UInt32
 from llama_jax.core.files import is_remote, write_whole
-from llama_jax.data.preparation.job import Count, Job, Notes, Pass, Search, dropped_before
+from llama_jax.data.preparation.job import PROGRESS, Count, Job, Notes, Pass, Search, dropped_before
 from llama_jax.data.preparation.near.forest import Forest, zeros
 from llama_jax.data.preparation.near.minhash import MinHash, signature_keys
 from llama_jax.data.preparation.near.pairs import BANDED, Compared, buckets_of, similar_pairs
@@ -50,9 +50,10 @@ class NearDuplicates(Search):
         return _Signatures(self, job, shard)
 
     def passes(self, job: Job) -> Iterator[Pass]:
-        done = functools.partial(_compared_path, job)
-        yield Pass("comparing signatures", _find_similar, [1] * self.parts(job), done, "parts of all bands")
-        yield Pass("grouping", _choose, [1], lambda _: _path(job, "near", job.shards - 1), "corpora")
+        done = functools.partial(_counts_path, job.directory, "similar")
+        yield Pass("comparing signatures", _find_similar, [1] * self.parts(job), done, "parts of the bands")
+        done = functools.partial(_counts_path, job.directory, "near")
+        yield Pass("grouping", _choose, [1], done, "sources")
 
     def dropped(self, job: Job, shard: int) -> Mapping[int, Mapping[str, Any]]:
         rows = np.frombuffer(_path(job, "near", shard).read_bytes(), _JOINED)
@@ -63,14 +64,12 @@ class NearDuplicates(Search):
 
     def compared(self, job: Job) -> Compared:
         """What was compared, in all parts."""
-        total = Compared()
-        for part in range(self.parts(job)):
-            for name, value in json.loads(_compared_path(job, part).read_bytes()).items():
-                setattr(total, name, getattr(total, name) + value)
-        return total
+        parts = (_counts_path(job.directory, "similar", part).read_bytes() for part in range(self.parts(job)))
+        counts = [json.loads(part) for part in parts]
+        return Compared(**{name: sum(each[name] for each in counts) for name in counts[0]})
 
     def summary(self, job: Job) -> str:
-        count = sum(_path(job, "near", shard).stat().length for shard in range(job.shards)) // _JOINED.itemsize
+        count = json.loads(_counts_path(job.directory, "near", 0).read_bytes())["documents"]
         total = self.compared(job)
         left_out = f", {total.left_out:,} in {total.large_buckets:,} large buckets were not" if total.left_out else ""
         return f"{count:,} documents are almost the same as another; {total.pairs:,} pairs were compared{left_out}"
@@ -80,8 +79,9 @@ def _path(job: Job, name: str, number: int) -> epath.Path:
     return job.progress / f"{name}-{number:05}.bin"
 
 
-def _compared_path(job: Job, part: int) -> epath.Path:
-    return job.progress / f"compared-{part:05}.json"
+def _counts_path(directory: epath.Path, name: str, number: int) -> epath.Path:
+    """The file, written last, that says that an element is made, and what was counted."""
+    return directory / PROGRESS / f"{name}-{number:05}.json"
 
 
 class _Signatures:
@@ -155,7 +155,7 @@ def _find_similar(job: Job, part: int, count: Count) -> None:
     joined["document"], joined["other"], joined["equal"] = documents[found], documents[forest.roots(found)], most[found]
     shards = np.searchsorted(np.asarray(job.bounds), joined["document"], side="right") - 1
     write_partitioned(_path(job, "similar", part), joined, shards, job.shards)
-    write_whole(_compared_path(job, part), json.dumps(asdict(compared)))
+    write_whole(_counts_path(job.directory, "similar", part), json.dumps(asdict(compared)))
     count(1, 0, 0)
 
 
@@ -193,11 +193,15 @@ def _choose(job: Job, number: int, count: Count) -> None:
         roots = forest.roots(some)
         best = ranks == highest[roots]
         np.maximum.at(behind, roots[best], (documents - some[best]).astype(behind.dtype))
+    dropped = 0
     for shard, (some, _) in enumerate(members()):
         rows = np.empty(len(some), _JOINED)
         rows["document"], rows["equal"] = some, most[some]
         rows["other"] = documents - behind[forest.roots(some)].astype(np.int64)
-        write_whole(_path(job, "near", shard), rows[rows["document"] != rows["other"]].tobytes())
+        rows = rows[rows["document"] != rows["other"]]
+        write_whole(_path(job, "near", shard), rows.tobytes())
+        dropped += len(rows)
+    write_whole(_counts_path(job.directory, "near", number), json.dumps({"documents": dropped}))
     count(1, 0, 0)
 
 

@@ -12,7 +12,7 @@ from etils import epath
 
 from llama_jax.core.arrays import Integer
 from llama_jax.core.files import write_whole
-from llama_jax.data.preparation.job import Count, Job, Notes, Pass, Search, dropped_before
+from llama_jax.data.preparation.job import PROGRESS, Count, Job, Notes, Pass, Search, dropped_before
 from llama_jax.data.preparation.near.words import alphabet, codes_of, mixed
 from llama_jax.data.preparation.partitions import read_part, rows_in, write_partitioned
 
@@ -40,14 +40,14 @@ class RepeatedParagraphs(Search):
         return _Lines(job, shard)
 
     def passes(self, job: Job) -> Iterator[Pass]:
-        lines, repeated = (functools.partial(_path, job, name) for name in ("lines-of-kept", "repeated"))
+        lines, repeated = (functools.partial(_path, job.directory, name) for name in ("lines-of-kept", "repeated"))
         yield Pass("sorting paragraphs", _sort, [1] * job.shards, lines, "shards")
         yield Pass("comparing paragraphs", _compare, [1] * self.parts(job), repeated, "parts of all hashes")
 
     def edits(self, job: Job, shard: int) -> Callable[[int, str], tuple[str, Mapping[str, int]]]:
         repeated: dict[int, set[int]] = defaultdict(set)
         for part in range(self.parts(job)):
-            for document, line in read_part(_path(job, "repeated", part), shard, job.shards, _PLACE).tolist():
+            for document, line in read_part(_path(job.directory, "repeated", part), shard, job.shards, _PLACE).tolist():
                 repeated[document].add(line)
 
         def edited(document: int, text: str) -> tuple[str, Mapping[str, int]]:
@@ -60,7 +60,7 @@ class RepeatedParagraphs(Search):
         return edited
 
     def summary(self, job: Job) -> str:
-        count = sum(rows_in(_path(job, "repeated", part), job.shards) for part in range(self.parts(job)))
+        count = sum(rows_in(_path(job.directory, "repeated", part), job.shards) for part in range(self.parts(job)))
         return f"{count:,} paragraphs are like an earlier one"
 
 
@@ -96,8 +96,8 @@ def _search(job: Job) -> RepeatedParagraphs:
     return next(search for search in job.searches if isinstance(search, RepeatedParagraphs))
 
 
-def _path(job: Job, name: str, number: int) -> epath.Path:
-    return job.progress / f"{name}-{number:05}.bin"
+def _path(directory: epath.Path, name: str, number: int) -> epath.Path:
+    return directory / PROGRESS / f"{name}-{number:05}.bin"
 
 
 class _Lines:
@@ -114,20 +114,20 @@ class _Lines:
         self._rows.append(rows[hashes != 0])
 
     def write(self) -> None:
-        write_whole(_path(self._job, "lines", self._shard), np.concatenate(self._rows).tobytes())
+        write_whole(_path(self._job.directory, "lines", self._shard), np.concatenate(self._rows).tobytes())
 
 
 def _sort(job: Job, shard: int, count: Count) -> None:
     """Write, for the parts, the lines of the documents that no other search drops."""
     search = _search(job)
-    rows = np.frombuffer(_path(job, "lines", shard).read_bytes(), _LINE)
+    rows = np.frombuffer(_path(job.directory, "lines", shard).read_bytes(), _LINE)
     dropped = np.fromiter(dropped_before(job, search, shard), np.int64)
     rows = rows[~np.isin(rows["document"], dropped)]
     if not search.across_shards:
         rows["hash"] ^= mixed(np.array([shard]))  # lines of different shards are not alike
     parts, half = search.parts(job), np.uint64(32)
     belongs = ((rows["hash"] >> half) * np.uint64(parts) >> half).astype(np.int64)
-    write_partitioned(_path(job, "lines-of-kept", shard), rows, belongs, parts)
+    write_partitioned(_path(job.directory, "lines-of-kept", shard), rows, belongs, parts)
     count(1, 0, 0)
 
 
@@ -135,12 +135,12 @@ def _compare(job: Job, part: int, count: Count) -> None:
     """Write, for the shards, the places of all lines of a part that have the hash of an earlier one."""
     parts = _search(job).parts(job)
     rows = np.concatenate(
-        [read_part(_path(job, "lines-of-kept", shard), part, parts, _LINE) for shard in range(job.shards)]
+        [read_part(_path(job.directory, "lines-of-kept", shard), part, parts, _LINE) for shard in range(job.shards)]
     )
     rows = rows[np.lexsort((rows["line"], rows["document"], rows["hash"]))]
     again = np.flatnonzero(rows["hash"][1:] == rows["hash"][:-1]) + 1
     places = np.empty(len(again), _PLACE)
     places["document"], places["line"] = rows["document"][again], rows["line"][again]
     shards = np.searchsorted(np.asarray(job.bounds), places["document"], side="right") - 1
-    write_partitioned(_path(job, "repeated", part), places, shards, job.shards)
+    write_partitioned(_path(job.directory, "repeated", part), places, shards, job.shards)
     count(1, 0, 0)
