@@ -15,6 +15,7 @@ from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.job import Job, Runner
 from llama_jax.data.preparation.near.making import searches_of
+from llama_jax.data.preparation.report.asked import overlap_lines, overlaps_of
 from llama_jax.data.preparation.report.funnel import Funnel, funnel_lines
 from llama_jax.data.preparation.report.origins import origins_of
 from llama_jax.data.preparation.resuming import Plan, plan_to_resume, remove_progress, settings_of, sole_writer
@@ -24,7 +25,7 @@ from llama_jax.data.preparation.runners.beam import BeamRunner
 from llama_jax.data.preparation.runners.beam_options import BeamOptions, beam_options
 from llama_jax.data.preparation.runners.local import LocalRunner
 from llama_jax.data.preparation.shards import sampled_texts, shard_bounds
-from llama_jax.data.preparation.writing import described, described_contamination, write_manifest, write_shards
+from llama_jax.data.preparation.writing import described, write_manifest, write_shards
 from llama_jax.data.sources.documents import Documents
 from llama_jax.data.sources.opening import open_source
 from llama_jax.data.sources.prepared import MANIFEST, PAGE, open_prepared
@@ -65,7 +66,7 @@ def prepare(config: PrepareConfig) -> None:
         )
         funnel = _make(config, plan, job, _runner(config, job, beam))
     print(f"{config.output}: {described(open_prepared(directory).manifest)}")
-    for line in described_contamination(directory, config.contamination):
+    for line in overlap_lines(overlaps_of(directory, config.contamination)):
         print(line)
     if funnel.steps:
         print("\n".join(funnel_lines(funnel)))
@@ -86,7 +87,7 @@ def _perplexity(config: PrepareConfig) -> PerplexityOf | None:
     """The model that measures, if one is to."""
     if config.perplexity.model is None:
         return None
-    from llama_jax.evals.document_perplexity import DocumentPerplexity  # JAX is for those who need it
+    from llama_jax.evals.perplexity import DocumentPerplexity  # JAX is for those who need it
 
     return DocumentPerplexity(config.perplexity.model, config.perplexity.tokens)
 

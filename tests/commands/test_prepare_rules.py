@@ -12,7 +12,7 @@ from llama_jax.core.errors import UserError
 from llama_jax.data.preparation.rules.perplexity import Perplexity
 from llama_jax.data.sources.prepared import open_prepared
 from llama_jax.data.tokenizers import load_tokenizer
-from llama_jax.evals.document_perplexity import DocumentPerplexity
+from llama_jax.evals.perplexity import DocumentPerplexity
 
 ENGLISH = (
     "This method returns a copy of the list in which the items are sorted. If the argument is not given, the default "

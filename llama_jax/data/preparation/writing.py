@@ -23,8 +23,6 @@ from llama_jax.data.preparation.report.counting import summing_passes, tally_of
 from llama_jax.data.preparation.report.funnel import Funnel
 from llama_jax.data.preparation.report.writing import write_report
 from llama_jax.data.preparation.resuming import Plan, acknowledged, acknowledgement_path
-from llama_jax.data.preparation.rules.config import ContaminationConfig
-from llama_jax.data.preparation.rules.contamination import contamination_report
 from llama_jax.data.preparation.shard_passes import examine_pass, write_pass
 from llama_jax.data.sources.bad_records import BadRecords, counted
 from llama_jax.data.sources.documents import BadRecordError
@@ -165,21 +163,6 @@ def _lines_of(path: epath.Path) -> Iterator[Callable[[Iterable[Any]], None]]:
     """Gives what adds lines of JSON to a file, which is there, whole, when the block ends."""
     with path.open("wb") if is_remote(path) else replacing(path) as file:
         yield lambda lines: file.writelines(json.dumps(each, ensure_ascii=False).encode() + b"\n" for each in lines)
-
-
-def described_contamination(directory: epath.Path, wanted: ContaminationConfig) -> Iterator[str]:
-    """How many records of each evaluation the documents hold a part of, a line each, by what was found in them."""
-    if not wanted.files:
-        return
-    path = directory / FOUND
-    found = (json.loads(line) for line in path.open()) if path.exists() else ()
-    report = contamination_report(found, wanted.files, wanted.fields, wanted.ngram)
-    for name, counts in report.items():
-        touched = f"{counts['touched']:,} of {counts['records']:,} records"
-        line = f"{name}: {touched} share words with {counts['documents']:,} documents"
-        if counts["too_short"]:
-            line += f"; {counts['too_short']:,} are too short to be found"
-        yield f"{line}; see {FOUND}" if counts["touched"] else line
 
 
 def described(manifest: Manifest) -> str:

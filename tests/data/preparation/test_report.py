@@ -16,6 +16,7 @@ from llama_jax.data.preparation.report.writing import write_report
 from llama_jax.data.sources.prepared import PAGE, REPORT
 
 HOSTILE = '</pre><script>alert("x")</script><img src=x onerror=alert(1)> \u202e\x1b[31m' + "x" * 500
+OVERLAPS = {"records": 1319, "touched": 3, "too_short": 2, "documents": 7}
 
 
 @pytest.fixture
@@ -38,7 +39,6 @@ def tally() -> Tally:
         tally.edited(place._replace(step=2), Edit("c4", {"javascript": 2}, text, kept, 2))
         if number < 4:
             tally.dropped(place._replace(step=2), kept, {"reason": "c4_braces", "value": "script alert"})
-            tally.found([{"file": "gsm8k<i>.jsonl"}])
         else:
             tally.kept(place, kept)
     return tally
@@ -81,7 +81,7 @@ def test_the_funnel_is_told_with_a_column_for_each_source(tally):
 
 
 def test_what_a_document_holds_stays_text_and_nothing_is_fetched(tally, tmp_path):
-    asked = Asked("corpus <i>", {"perplexity": [50.0]}, ["gsm8k<i>.jsonl", "other"], ["Whether it is true."])
+    asked = Asked("corpus <i>", {"perplexity": [50.0]}, {"gsm8k<i>.jsonl": OVERLAPS}, ["Whether it is true."])
     write_report(epath.Path(tmp_path), asked, tally)
     page = (tmp_path / PAGE).read_text()
     found = Tags(page)
@@ -91,25 +91,30 @@ def test_what_a_document_holds_stays_text_and_nothing_is_fetched(tally, tmp_path
     assert "\u202e" not in page and "\x1b" not in page and "⟨202E⟩⟨001B⟩[31m" in found.text
     # Once as what was dropped (four times), in a message, as a line that was taken out, and as what was kept.
     assert found.text.count('<script>alert("x")</script>') == 4
-    assert "web<b>" in found.text and "corpus <i>" in found.text and "gsm8k<i>.jsonl" in found.text
+    assert (
+        "web<b>" in found.text
+        and "corpus <i>" in found.text
+        and "gsm8k<i>.jsonl" in found.text
+        and "1,319" in found.text
+    )
     assert "40.0 % of the documents" in found.text and "Whether it is true." in found.text
 
 
 def test_the_report_is_the_same_from_tallies_of_any_cut(tally, tmp_path):
     for name, tallies in (("a", [tally]), ("b", [Tally(), Tally.from_json(tally.to_json())])):
         (tmp_path / name).mkdir()
-        write_report(epath.Path(tmp_path) / name, Asked("corpus", {}, [], []), Tally.merged(tallies))
+        write_report(epath.Path(tmp_path) / name, Asked("corpus", {}, {"gsm8k": OVERLAPS}, []), Tally.merged(tallies))
     for name in (REPORT, PAGE):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     values = json.loads((tmp_path / "a" / REPORT).read_bytes())
-    assert values["funnel"]["kept"]["documents"] == 4 and values["overlaps"]["gsm8k<i>.jsonl"]["documents"] == 4
+    assert values["funnel"]["kept"]["documents"] == 4 and values["overlaps"] == {"gsm8k": OVERLAPS}
 
 
 def test_a_corpus_of_which_all_is_kept_has_a_report(tmp_path):
     tally = Tally()
     tally.read(place := Place(0, "a", 0), "text")
     tally.kept(place, "text")
-    write_report(epath.Path(tmp_path), Asked("a", {}, [], []), tally)
+    write_report(epath.Path(tmp_path), Asked("a", {}, {"gsm8k": OVERLAPS}, []), tally)
     assert "100.0 % of the documents" in (tmp_path / PAGE).read_text()
 
 

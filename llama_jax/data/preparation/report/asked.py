@@ -1,10 +1,16 @@
 """What a report is about: the corpus, what rules and searches were asked to look at, and what nobody looked at."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from etils import epath
 
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.job import Job
+from llama_jax.data.preparation.rules.config import ContaminationConfig
+from llama_jax.data.preparation.rules.contamination import contamination_report
+from llama_jax.data.sources.prepared import FOUND
 
 _UNLOOKED = {
     "deduplicate": "Documents that are the same as others (--deduplicate).",
@@ -26,8 +32,8 @@ class Asked(NamedTuple):
     """Its name."""
     bounds: Mapping[str, Sequence[float]]
     """Of each measure, the values beyond which rules drop a document."""
-    evaluations: Sequence[str]
-    """Files whose overlaps were looked for."""
+    evaluations: Mapping[str, Mapping[str, int]]
+    """What was found of each evaluation that was looked for; see `contamination_report`."""
     unlooked: Sequence[str]
     """What nobody looked at, in sentences."""
 
@@ -40,4 +46,23 @@ def asked_of(config: PrepareConfig, job: Job, settings: Mapping[str, Any]) -> As
     """
     bounds = {name: values for rule in job.rules for name, values in rule.bounds.items()}
     unlooked = [sentence for name, sentence in _UNLOOKED.items() if not settings.get(name)]
-    return Asked(config.data.source, bounds, config.contamination.files, [*unlooked, _NEVER])
+    return Asked(config.data.source, bounds, overlaps_of(job.directory, config.contamination), [*unlooked, _NEVER])
+
+
+def overlaps_of(directory: epath.Path, wanted: ContaminationConfig) -> dict[str, dict[str, int]]:
+    """What the findings in a directory say of the evaluations that were looked for; see `contamination_report`."""
+    if not wanted.files:
+        return {}
+    path = directory / FOUND
+    found = map(json.loads, path.open()) if path.exists() else ()
+    return contamination_report(found, wanted.files, wanted.fields, wanted.ngram)
+
+
+def overlap_lines(evaluations: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """The same for a terminal."""
+    for name, counts in evaluations.items():
+        touched = f"{counts['touched']:,} of {counts['records']:,} records"
+        line = f"{name}: {touched} share words with {counts['documents']:,} documents"
+        if counts["too_short"]:
+            line += f"; {counts['too_short']:,} are too short to be found"
+        yield f"{line}; see {FOUND}" if counts["touched"] else line

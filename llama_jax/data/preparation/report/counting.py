@@ -39,7 +39,6 @@ class ShardTally:
         for judgement in each.judgements:
             tally.tagged(place, each.read, judgement.tags, is_dropped=judgement.dropped is not None)
             tally.measured(judgement.measures)
-            tally.found(judgement.found)
         if each.dropped is not None:
             tally.dropped(place, each.text, each.dropped)
         elif self._is_last:

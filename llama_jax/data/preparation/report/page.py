@@ -27,7 +27,7 @@ def preparation_page(asked: Asked, funnel: Funnel, told: Mapping[str, Any]) -> s
         *_edits(told["sources"]),
         *(section(_title(kind), _tags(kind, told["sources"]), _of_tags()) for kind in _kinds(told["sources"])),
         *_distributions(told["measures"], asked.bounds),
-        *_overlaps(told["overlaps"], asked.evaluations),
+        *_overlaps(asked.evaluations),
         section("What was taken out", _samples(told["samples"], funnel.steps), _chosen()),
         section("What was kept", _articles(told["samples"]["kept"].get("all", []))),
         section("What nobody looked at", _list(asked.unlooked)),
@@ -52,6 +52,10 @@ def _reading() -> str:
 
 def _of_tags() -> str:
     return "Of the documents that were looked at; those that were dropped for it are red."
+
+
+def _of_measures() -> str:
+    return "Dashed: where a rule drops. Percentiles are rounded down to the start of a bin, which is 11 % at most."
 
 
 def _chosen() -> str:
@@ -194,17 +198,17 @@ def _distributions(measures: Mapping[str, Mapping[str, int]], bounds: Mapping[st
         note = f"median {half}, 10th percentile {tenth}, 90th {most}"
         figures.append(f"<figure><figcaption>{title}</figcaption>{svg}<p>{note}</p></figure>")
     if figures:
-        note = "Of what was measured. Dashed: where a rule drops. Percentiles are rounded down, by 11 % at most."
-        yield section("Distributions", f'<div class="charts">{"".join(figures)}</div>', note)
+        yield section("Distributions", f'<div class="charts">{"".join(figures)}</div>', _of_measures())
 
 
-def _overlaps(overlaps: Mapping[str, Mapping[str, int]], files: Sequence[str]) -> Iterable[str]:
-    rows = []
-    for file in files:
-        counts = overlaps.get(file, {"documents": 0, "overlaps": 0})
-        rows.append([visible(file), f"{counts['documents']:,}", f"{counts['overlaps']:,}"])
+def _overlaps(evaluations: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
+    rows = [
+        [visible(file), *(f"{counts[name]:,}" for name in ("records", "touched", "too_short", "documents"))]
+        for file, counts in evaluations.items()
+    ]
     if rows:
-        yield section("Overlaps with evaluation files", table(("file", "documents", "overlaps"), rows))
+        head = ("file", "records", "of these in documents", "too short to be found", "documents")
+        yield section("Overlaps with evaluation files", table(head, rows))
 
 
 def _samples(samples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], steps: Sequence[Step]) -> str:

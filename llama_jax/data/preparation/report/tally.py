@@ -21,7 +21,7 @@ MEASURE_BOUNDS = tuple(float(f"{digits}e{power}") for power in range(-4, 9) for 
 Numbers that are written down, not computed, so that no two machines differ in the last bit of one."""
 
 _KEPT = "kept"
-_COUNTED = ("steps", "sources", "measures", "overlaps")
+_COUNTED = ("steps", "sources", "measures")
 _BEGINNING, _AROUND, _END = 480, 240, 160  # characters of an excerpt
 _HASHED_CHARACTERS = 1000
 _LONGEST_VALUE = 300  # characters
@@ -89,12 +89,6 @@ class Tally:
         """Count a document in the distribution of each measure, none of which is below 0."""
         for name, value in measures.items():
             self._counts["measures", name, _BIN_NAMES[bisect_right(MEASURE_BOUNDS, value)]] += 1
-
-    def found(self, findings: Iterable[Mapping[str, Any]]) -> None:
-        """Count a document's overlaps with evaluation files, each of which has the name of the `file`."""
-        for file, records in Counter(str(finding["file"]) for finding in findings).items():
-            self._counts["overlaps", file, "documents"] += 1
-            self._counts["overlaps", file, "overlaps"] += records
 
     def dropped(self, place: Place, text: str, why: Mapping[str, Any]) -> None:
         """Count a document that is left out, and perhaps take it as a sample.

@@ -17,6 +17,7 @@ def write_report(directory: epath.Path, asked: Asked, tally: Tally) -> Funnel:
     told = tally.to_json()
     funnel = funnel_of(told, list(asked.bounds))
     values = {"corpus": asked.corpus, "funnel": funnel.to_json(), **told, "bounds": dict(asked.bounds)}
+    values["overlaps"] = dict(asked.evaluations)
     values["not_looked_at"] = list(asked.unlooked)
     write_whole(directory / REPORT, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
     write_whole(directory / PAGE, preparation_page(asked, funnel, told))

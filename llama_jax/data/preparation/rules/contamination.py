@@ -4,7 +4,7 @@ import functools
 import itertools
 import re
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -192,23 +192,26 @@ def contamination_report(
     """For each source how many of its records the documents hold a part of.
 
     Args:
-        found: all findings of the rule, with their `document`.
+        found: all findings of the rule, with their `document`, in the order of those.
 
     Returns:
         By source `records`, `touched` of those, `too_short`: records without a text of enough words to be found, and
         `documents` that touch one.
     """
     records: defaultdict[str, set[str]] = defaultdict(set)
-    documents: defaultdict[str, set[int]] = defaultdict(set)
+    documents: Counter[str] = Counter()
+    last: dict[str, int] = {}
     for each in found:
-        records[each["file"]].add(each["record"])
-        documents[each["file"]].add(each["document"])
+        source, document = each["file"], each["document"]
+        records[source].add(each["record"])
+        documents[source] += last.get(source) != document
+        last[source] = document
     return {
         source: {
             "records": total,
             "touched": len(records[source]),
             "too_short": too_short,
-            "documents": len(documents[source]),
+            "documents": documents[source],
         }
         for source, (total, too_short) in evaluations(sources, fields, ngram).counts.items()
     }

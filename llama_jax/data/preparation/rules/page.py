@@ -91,8 +91,8 @@ def _repeated_ngrams(ids: Int[np.ndarray, "words"], lengths: Int[np.ndarray, "wo
         firsts = np.flatnonzero(is_first)
         sizes = ends[starts[firsts] + n] - ends[starts[firsts]]
         top = np.lexsort((-starts[firsts], sizes, counts))[-1]  # of equal ones the first
-        occurrences = starts[group == top], starts[~is_first]
-        fractions[n - 2] = tuple(_covered(each, n, lengths) / int(ends[-1]) for each in occurrences)
+        in_top, in_duplicates = (_covered(each, n, lengths) for each in (starts[group == top], starts[~is_first]))
+        fractions[n - 2] = in_top / int(ends[-1]), in_duplicates / int(ends[-1])
         is_repeated = counts[group] > 1
         known = np.full(len(ids) - n + 1, -1)
         known[starts[is_repeated]] = group[is_repeated]
