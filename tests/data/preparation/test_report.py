@@ -142,7 +142,7 @@ def test_the_tallies_of_very_many_shards_are_summed_in_groups(tmp_path, byte_tok
             tally.add(each)
         tally.write()
     whole = counting.tally_of(job).to_json()
-    assert whole["sources"]["all"]["kept"] == {"documents": 10, "bytes": 60}
+    assert whole["sources"]["texts"]["kept"] == {"documents": 10, "bytes": 60}
     assert list(counting.summing_passes(job)) == []
     monkeypatch.setattr(counting, "_AT_ONCE", 2)
     (task,) = counting.summing_passes(job)
