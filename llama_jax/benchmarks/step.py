@@ -5,7 +5,7 @@ import contextlib
 import functools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,14 +25,15 @@ from llama_jax.runs.methods import all_parameters, build_program, low_rank_adapt
 from llama_jax.training.program import Program
 
 
-def build(config: BenchmarkConfig) -> Program:
-    """The training step of `pretrain`, or of `lora` over a model of that architecture."""
+def build(config: BenchmarkConfig, devices: Sequence[Any] | None = None) -> Program:
+    """The training step of `pretrain`, or of `lora` over a model of that architecture, on the given devices or on
+    all."""
     run: Any = config
     method = all_parameters(run.training.trainable)
     if config.what == "lora":
         method = low_rank_adapter(config.lora, config.model_dtype, run.training.peak_learning_rate)
     objective = functools.partial(next_token, z_loss=run.training.z_loss)
-    return build_program(run, method, objective, run.model.architecture, run.data.sequence_length)
+    return build_program(run, method, objective, run.model.architecture, run.data.sequence_length, devices)
 
 
 def measure_step(config: BenchmarkConfig) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class _Probe:
         for dtype in ("bfloat16", "float32"):
             self._try(f"multiplying {dtype} matrices", lambda dtype=dtype: self._multiply(dtype))
         self._try("reading and writing memory", self._read)
+        self._check_numbers()
         self._exchange()
 
     def _try(self, stage: str, work: Callable[[], None]) -> bool:
@@ -181,6 +182,29 @@ class _Probe:
         chip = self._chip()
         peak = None if chip is None else chip.memory_bandwidth
         self.tell("memory_bandwidth", rate._replace(peak=peak)._asdict())
+
+    def _check_numbers(self) -> None:
+        import jax
+
+        from llama_jax.core.config import MeshConfig
+        from llama_jax.core.mesh import make_mesh
+        from llama_jax.diagnosis.numbers import Checked, checks, failed, worst
+
+        def checked(what: str, check: Callable[[], Checked]) -> None:
+            with jax.set_mesh(alone):
+                try:
+                    found = check()
+                except Exception as error:
+                    traceback.print_exc()
+                    found = failed(what, in_one_line(error))
+            # Of one device of each process.
+            self.tell("number", worst(self._from_all(found.as_json())))
+
+        alone = make_mesh(MeshConfig(), jax.local_devices()[:1])
+        with jax.set_mesh(alone):
+            wanted = list(checks(self._config.thorough))
+        for what, check in wanted:
+            self._try(f"checking {what}", lambda what=what, check=check: checked(what, check))
 
     def _chip(self) -> Any:
         import jax
