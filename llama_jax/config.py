@@ -10,6 +10,7 @@ from llama_jax.benchmarks.config import (
     DpoBenchmarkConfig,
     RougeConfig,
 )
+from llama_jax.benchmarks.device.config import DeviceBenchmarkConfig
 from llama_jax.benchmarks.rl.config import GrpoBenchmarkConfig, PpoBenchmarkConfig
 from llama_jax.checkpoints.config import ConvertConfig
 from llama_jax.core.config import DistributedConfig
@@ -53,6 +54,7 @@ COMMANDS: dict[str, type] = {
     **_FROM_A_MODEL,
     "rlhf": RlhfConfig,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
+    "benchmark all": DeviceBenchmarkConfig,
     "benchmark dpo": composed(DpoBenchmarkConfig, DpoConfig),
     "benchmark grpo": composed(GrpoBenchmarkConfig, GrpoConfig),
     "benchmark ppo": composed(PpoBenchmarkConfig, PpoConfig),

@@ -1,5 +1,5 @@
-"""Whether a device computes rightly: each product and kernel of training beside float64, and a small training run beside
-the losses that it has on a CPU. What is looked at is a function that is passed in, so that a wrong one can be."""
+"""Whether a device computes rightly: each product and kernel of training beside float64, and a small training run
+beside the losses that it has on a CPU. What is checked is a function that is passed in, so that a wrong one can be."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, get_args
@@ -32,7 +32,10 @@ of which GPUs keep 11 bits (TensorFloat-32) and TPUs 8, unless it is told to do 
 _OF_BFLOAT16 = 0.25
 """128 roundings to 8 bits: there are several on the way, and of a hundred thousand errors the worst counts. A kernel
 that lets a query see a key too many is off by more than 1."""
-_OF_LOSSES = {"float32": {"cpu": 1e-4, "gpu": 0.01, "tpu": 0.03}, "bfloat16": dict.fromkeys(("cpu", "gpu", "tpu"), 0.03)}
+_OF_LOSSES = {
+    "float32": {"cpu": 1e-4, "gpu": 0.01, "tpu": 0.03},
+    "bfloat16": dict.fromkeys(("cpu", "gpu", "tpu"), 0.03),
+}
 """The same of losses, which are means of a thousand numbers, next to the losses themselves."""
 
 Exact = Float[np.ndarray, "..."]
@@ -77,7 +80,10 @@ def checks(thorough: bool) -> Iterator[Check]:
         yield f"rotary positions, {dtype}", lambda dtype=dtype: check_rotary(rotate, dtype)
     for dtype in TYPES:
         for name in runnable(dtype, thorough):
-            yield f"attention {name}, {dtype}", lambda dtype=dtype, name=name: check_attention(_named(name), name, dtype)
+            yield (
+                f"attention {name}, {dtype}",
+                lambda dtype=dtype, name=name: check_attention(_named(name), name, dtype),
+            )
     for dtype in TYPES:
         yield f"cross-entropy, {dtype}", lambda dtype=dtype: check_cross_entropy(summed_cross_entropy, dtype)
     for dtype in TYPES:
@@ -267,9 +273,7 @@ def check_cross_entropy(summed: Callable[..., tuple[Array, Array]], dtype: str) 
         np.einsum("BTD,BTV->DV", states, by_logits),
         by_logits @ matrix.T,
     )
-    return Checked(
-        f"cross-entropy, {dtype}", largest_error((value, by_head, by_hidden), exact), tolerance(dtype)
-    )
+    return Checked(f"cross-entropy, {dtype}", largest_error((value, by_head, by_hidden), exact), tolerance(dtype))
 
 
 def _rounded(values: Exact, dtype: str) -> Array:
@@ -297,7 +301,7 @@ def check_training(dtype: str, losses: Callable[[str], list[float]] | None = Non
 
 
 def training_losses(dtype: str) -> list[float]:
-    """Losses of the first steps of a model of 0.4 million parameters on 2 rows of 512 tokens in three documents each, on
+    """Losses of the first steps of a model of 0.4 million parameters on 2 rows of 512 tokens, three documents each, on
     the first device of this process; nats per token."""
     model_config = LlamaConfig(
         vocab_size=512, width=128, mlp_width=256, num_layers=2, num_heads=2, num_kv_heads=1, head_size=64
