@@ -16,7 +16,7 @@ class Part:
     """In words, for people."""
     kind: Kind
     """What its result looks like."""
-    seconds: float
+    seconds: int
     """About how long it takes, starting and compiling included. A guess where nothing was measured yet."""
     command: tuple[str, ...]
     """Arguments of `llama-jax`, without `--json`."""
@@ -31,11 +31,11 @@ class Part:
 _QUICK = ("--turns", "3", "--steps_per_turn", "1", "--warmup_steps", "1")
 
 
-def _numbers(seconds: float) -> Part:
+def _numbers(seconds: int) -> Part:
     return Part("numbers", "the self-check of numbers", "numbers", seconds, ("doctor", "--seconds", "2"))
 
 
-def _pair(part: Part, seconds: float) -> tuple[Part, Part]:
+def _pair(part: Part, seconds: int) -> tuple[Part, Part]:
     """A part, and the same in PyTorch; of a training step of ours the heaviest operations are told, too."""
     profile = ("--profile_steps", "1") if part.kind == "training" else ()
     return replace(part, command=(*part.command, *profile)), Part(

@@ -77,7 +77,7 @@ def _made(config: BenchmarkConfig, device: "torch.device", dtype: str) -> "Llama
 
 def _training(config: BenchmarkConfig, device: "torch.device") -> dict[str, Any]:
     """The step that people write: automatic mixed precision over float32 weights (of LoRA over a frozen base), clipping
-    and fused AdamW. A microbatch that does not fit the memory of a GPU is halved; at last activations are made twice."""
+    and fused AdamW. A microbatch that does not fit a GPU is halved; at last activations are made twice."""
     import torch
 
     training = config.run.training
