@@ -137,7 +137,7 @@ class _Probe:
         from llama_jax.core import sharding
         from llama_jax.model.attention.choice import Shapes, choose
         from llama_jax.model.config import ComputeConfig, sized
-        from llama_jax.objectives.cross_entropy import CHUNK_BYTES, chunk_count
+        from llama_jax.objectives.cross_entropy import chunk_bytes, chunk_count
 
         config, length = sized(self._config.size).architecture, self._config.sequence_length
         with jax.set_mesh(self._mesh):
@@ -145,7 +145,7 @@ class _Probe:
             shapes = Shapes.of_whole_rows(config, ComputeConfig(dtype="bfloat16"), rows, length)
             attention = choose("auto", shapes)
             on_a_device = -(-length // sharding.size_of("length"))
-            chunks = chunk_count(1, on_a_device, config.padded_vocab_size)
+            chunks, most = chunk_count(1, on_a_device, config.padded_vocab_size), chunk_bytes()
         loss = f"cross-entropy in {chunks} chunks of {on_a_device // chunks:,} tokens, logits of one at a time"
         self.tell(
             "choices",
@@ -157,7 +157,7 @@ class _Probe:
                 "attention_reason": attention.reason,
                 "loss": loss,
                 "loss_chunks": chunks,
-                "loss_chunk_bytes": CHUNK_BYTES,
+                "loss_chunk_bytes": most,
             },
         )
 

@@ -7,11 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.core import tree
 from llama_jax.core.arrays import Array, Float, Int, PyTree
 from llama_jax.core.sharding import Axes, constrain, size_of, with_gathered
-from llama_jax.model.low_rank import Factors, adapted, dropped, ready
+from llama_jax.model.low_rank import PRODUCTS, Factors, adapted, dropped, ready
 from llama_jax.model.quantized import Weight, gathered_weight, is_quantized, quantized_matmul
 from llama_jax.model.rope import Rotation
 from llama_jax.model.transposed import Transposed, transposed_matmul
@@ -99,7 +100,7 @@ class Rows(struct.PyTreeNode):
 
 class Linear(nn.Module):
     """A matrix product without bias, and what an adapter adds to it where the collection `lora` holds one for it:
-    `[B, T, I] -> [B, T, features]`.
+    `[B, T, I] -> [B, T, features]`. Named `PRODUCTS` for `jax.checkpoint`.
 
     Attributes:
         features: size of the output.
@@ -126,12 +127,13 @@ class Linear(nn.Module):
         else:
             product = with_gathered(matmul, x, kernel, self.axes, self.dtype)
         if not self.has_variable("lora", "a"):
-            return product
+            return checkpoint_name(product, PRODUCTS)
         names = ("a", "b", "scale", "magnitude")
         factors = Factors(*(self.get_variable("lora", name) for name in names))
         if rows.dropout:
             x = dropped(x, rows.dropout, self.make_rng("dropout"))
-        return adapted(product, x, gathered, ready(factors, self.axes, self.dtype), rows.adapter_ids)
+        factors = ready(factors, self.axes, self.dtype)
+        return checkpoint_name(adapted(product, x, gathered, factors, rows.adapter_ids), PRODUCTS)
 
 
 class RMSNorm(nn.Module):

@@ -21,6 +21,7 @@ from llama_jax.model.cache import LayerCache, settled
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.layers import Cached, Embedding, Linear, RMSNorm, Rows, decaying, matmul, normal, param
 from llama_jax.model.lora import without_adapter
+from llama_jax.model.low_rank import PRODUCTS
 from llama_jax.model.quantized import Weight, gathered_weight
 from llama_jax.model.rope import rotate, rotation
 from llama_jax.model.transposed import filled
@@ -153,12 +154,9 @@ def _saves_all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
 _SAVED = {
     "none": _saves_all_but_weights,
     "full": jax.checkpoint_policies.nothing_saveable,
-    # The attention outputs are not products with weights, but without them `o_proj` would have to wait for
-    # the whole attention to be made again.
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME),
-    ),
+    # By name: a policy that keeps every product would keep that of an adapted Linear and what its adapter adds to it,
+    # of which only the sum is needed.
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCTS, CHECKPOINT_NAME),
     "attention": jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME),
 }
 """What each remat policy keeps from the forward pass of a layer."""

@@ -9,10 +9,15 @@ from typing import Annotated, Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.core.arrays import Array, Float, Int, PRNGKeyArray
 from llama_jax.core.sharding import constrain, gathered
 from llama_jax.model.quantized import Weight, dequantize
+
+PRODUCTS = "products"
+"""What the policies of `jax.checkpoint` call the outputs of Linears, and what adapters need besides to make their
+gradients."""
 
 
 class Factors(struct.PyTreeNode):
@@ -67,7 +72,7 @@ def adapted(
         product = product + _by_row(x, factors.a, factors.b, adapter_ids)
     if factors.magnitude is None:
         return product
-    by_column = rescaling(weight(), factors)
+    by_column = checkpoint_name(rescaling(weight(), factors), PRODUCTS)
     by_column = by_column[None, None] if factors.a.ndim == 2 else by_column[adapter_ids][:, None]
     return (product.astype(jnp.float32) * by_column).astype(product.dtype)
 
@@ -81,7 +86,7 @@ def factors_product(x: Float[Array, "B T I"], a: Float[Array, "I R"], b: Float[A
 
 
 def _forward(x: Array, a: Array, b: Array) -> tuple[Array, tuple[Array, ...]]:
-    projected = x @ a
+    projected = checkpoint_name(x @ a, PRODUCTS)
     return projected @ b, (x, a, b, projected)
 
 

@@ -11,7 +11,7 @@ from llama_jax.core.arrays import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from llama_jax.core.batches import CompletionBatch
 from llama_jax.core.sharding import over_parts
 from llama_jax.objectives.completions import sequence_sums
-from llama_jax.objectives.cross_entropy import CHUNK_BYTES, Unembed, logprobs_of, sums_and_gradients
+from llama_jax.objectives.cross_entropy import Unembed, chunk_bytes, logprobs_of, sums_and_gradients
 from llama_jax.objectives.objective import Model
 from llama_jax.objectives.token_logprobs import by_chunks
 
@@ -123,7 +123,7 @@ def _by_chunks(
 
     def on_rows(head: Array, hidden: Array, targets: Array, wanted: Array) -> tuple[Array, ...]:
         shape, count = targets.shape, targets.size
-        chunks = max(_FEWEST_CHUNKS, -(-count * head.shape[-1] * 4 // CHUNK_BYTES))
+        chunks = max(_FEWEST_CHUNKS, -(-count * head.shape[-1] * 4 // chunk_bytes()))
         size = -(-count // chunks)
         order = jnp.argsort(~wanted.reshape(-1), stable=True)  # what is wanted comes first
         places = jnp.pad(order, (0, chunks * size - count)).reshape(chunks, size)

@@ -44,6 +44,7 @@ def step_plan(config: PlannedConfig, program: Program, topology: Topology) -> St
         batch=program.batch,
         parameters=parameters(program.partition),
         base=getattr(config, "model_dtype", None),
+        platform=topology.platform,
     )
 
 

@@ -44,7 +44,7 @@ def plain(model, z_loss):
 @pytest.mark.parametrize("tied", some([False, True], [True]))
 @pytest.mark.parametrize("z_loss", some([0.0, 0.01], [0.01]))
 def test_chunks_change_neither_loss_nor_gradients(monkeypatch, packed_batch, tied, z_loss) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 4 * 512 * 8)
+    monkeypatch.setattr(cross_entropy, "chunk_bytes", lambda: 4 * 4 * 512 * 8)
     model = language_model(dataclasses.replace(CONFIG, tie_embeddings=tied), ComputeConfig())
     params = jax.jit(model.init)(KEY)
     batch = packed_batch(8, 64, 500)
@@ -58,7 +58,7 @@ def test_chunks_change_neither_loss_nor_gradients(monkeypatch, packed_batch, tie
     "shape", some([(1, 8), (2, 2, 1, 2), (2, 2, 2, 1), (1, 4, 2, 1, (2, 2))], [(1, 4, 2, 1, (2, 2))])
 )
 def test_sharded_loss_and_gradients_equal_unsharded(monkeypatch, packed_batch, shape) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 512 * 16)
+    monkeypatch.setattr(cross_entropy, "chunk_bytes", lambda: 4 * 512 * 16)
     model = language_model(CONFIG, ComputeConfig())
     batch = packed_batch(8, 64, 500)
     gradient = jax.value_and_grad(lambda p, b: next_token(model, 0.01)(p, {}, b, KEY)[0])

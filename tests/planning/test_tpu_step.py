@@ -48,7 +48,7 @@ def compiled_for(topology: str, mesh: MeshConfig, config: LlamaConfig, rows: int
 @pytest.fixture(scope="module")
 def compiled() -> Iterator[jax.stages.Compiled]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_entropy, "CHUNK_BYTES", ROWS // DEVICES * LENGTH // CHUNKS * V * FLOAT32)
+        patch.setattr(cross_entropy, "chunk_bytes", lambda: ROWS // DEVICES * LENGTH // CHUNKS * V * FLOAT32)
         yield compiled_for("v5e:2x4", MeshConfig(fsdp=DEVICES), MODEL, ROWS)
 
 

@@ -127,7 +127,7 @@ def triton(
     are rounded to the type of the query before they are added). The kernel knows neither grouped queries nor an offset
     of the queries: keys and values are repeated for it, and rows that are split are exchanged for heads. It takes the
     documents of the keys for those of the queries too, which they are in whole rows."""
-    return by_heads(_grouped_triton, query_BTNH, key_BSKH, value_BSKH, segments)
+    return by_heads(grouped_triton, query_BTNH, key_BSKH, value_BSKH, segments)
 
 
 @functools.cache
@@ -140,7 +140,7 @@ def _kernel() -> Any:
 
 
 @jax.custom_vjp
-def _grouped_triton(query: Array, key: Array, value: Array, segments: Segments) -> Array:
+def grouped_triton(query: Array, key: Array, value: Array, segments: Segments) -> Array:
     return _triton_forward(query, key, value, segments)[0]
 
 
@@ -176,7 +176,7 @@ def _triton_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array, N
     return by_query, by_key, by_value, None
 
 
-_grouped_triton.defvjp(_triton_forward, _triton_backward)
+grouped_triton.defvjp(_triton_forward, _triton_backward)
 
 
 def _triton_settings(query: Array) -> dict[str, Any]:

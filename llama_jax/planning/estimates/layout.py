@@ -4,7 +4,7 @@ All but `parameters` builds and traces nothing, so that hundreds of layouts can 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
@@ -34,6 +34,8 @@ class StepPlan:
     """By path, an adapter's included."""
     base: StorageType | None = None
     """How the parameters that do not train are stored, where the command can be told; else None."""
+    platform: Literal["tpu", "gpu"] = "tpu"
+    """What it runs on."""
 
     @property
     def num_devices(self) -> int:

@@ -71,12 +71,10 @@ class _Widths:
         self.statistics = model.num_heads / tensor
 
 
-def _adapted(plan: StepPlan) -> Number:
-    """Elements a token of what adapters add to the outputs of a layer's Linears."""
+def _projected(plan: StepPlan) -> Number:
+    """Elements a token of what the adapters of a layer make of their inputs."""
     return sum(
-        p.shape[-1] / parts(p.axes[-1], plan.mesh)
-        for path, p in plan.parameters.items()
-        if paths.is_adapter(path) and paths.name_of(path) == "b"
+        p.shape[-1] for path, p in plan.parameters.items() if paths.is_adapter(path) and paths.name_of(path) == "a"
     )
 
 
@@ -90,9 +88,7 @@ def _saved_bytes(plan: StepPlan) -> Number:
         return widths.residual * wide + attention
     products = (widths.residual + widths.queries + 2 * widths.keys + 2 * widths.mlp) * wide
     if plan.compute.remat == "dots":
-        # A product with a quantised matrix is not a dot to the policy; what an adapter adds is one.
-        quantized = any(p.stored < BFLOAT16 for p in plan.parameters.values())
-        return widths.residual * wide + attention + (0 if quantized else products) + _adapted(plan) * wide
+        return widths.residual * wide + attention + products + _projected(plan) * wide
     # Also what lies between: norms in float32, rotated heads, the parts of SwiGLU.
     between = 3 * widths.residual * wide + 4 * widths.residual * FLOAT32 + 4 * widths.mlp * wide
     return widths.residual * wide + attention + products + between
@@ -104,7 +100,7 @@ def _at_the_loss(plan: StepPlan) -> dict[str, Number]:
     matrix = model.width * outputs / plan.mesh.tensor
     head = paths.TABLE if model.table_is_head else paths.SCORE if model.scalar_head else paths.HEAD
     trains = found[head].trains
-    logits = min(CHUNK_BYTES, plan.tokens * outputs * FLOAT32) / plan.mesh.tensor
+    logits = min(CHUNK_BYTES[plan.platform], plan.tokens * outputs * FLOAT32) / plan.mesh.tensor
     return {
         "gradients": FLOAT32 * _trained(plan) if plan.training.microbatches > 1 else 0,
         "weights": _casts(plan),
