@@ -27,7 +27,6 @@ from llama_jax.benchmarks.results import AnyBenchmarkConfig, keep, say
 from llama_jax.benchmarks.rl.comparison import compare_rl
 from llama_jax.benchmarks.rl.config import RlBenchmarkConfig
 from llama_jax.benchmarks.rl.own_side import rl_turn
-from llama_jax.benchmarks.rouge import measure_rouge
 from llama_jax.benchmarks.scaling import measure_scaling
 from llama_jax.benchmarks.step import build, measure_step
 from llama_jax.config import COMMANDS, PRESETS
@@ -43,6 +42,8 @@ _OWN_SIDE = "llama_jax.benchmark:own_side"
 def benchmark(config: AnyBenchmarkConfig | DeviceBenchmarkConfig | RougeConfig) -> None:
     """Print what was measured, and write it to `WHAT.json` in `output`; `scaling` draws `scaling.png` beside it."""
     if isinstance(config, RougeConfig):
+        from llama_jax.benchmarks.rouge import measure_rouge  # only here: nothing else needs its library
+
         measure_rouge(config)
     elif isinstance(config, DeviceBenchmarkConfig):
         measure_device(config)

@@ -77,9 +77,7 @@ def _seconds(config: BenchmarkConfig, name: Implementation, shapes: Shapes) -> d
         return made, *back(cotangent)
 
     def turn(steps: int) -> None:
-        for _ in range(steps):
-            made = both(*arrays)
-        jax.block_until_ready(made)
+        jax.block_until_ready([both(*arrays) for _ in range(steps)])
 
     turn(config.warmup_steps)
     return summary([timed(turn, config.steps_per_turn) for _ in range(config.turns)])

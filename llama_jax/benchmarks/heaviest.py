@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.profiler import ProfileData
 
 _OF_DEVICES = re.compile(r"Stream #|XLA Ops$")
 """Lines of a device in a trace that hold what it did: the streams of a GPU, the operations of a TPU."""
@@ -53,7 +52,7 @@ def heaviest(folder: Path, steps: int, hlo: str, count: int) -> dict[str, Any]:
     spent: dict[str, float] = {}
     calls: dict[str, int] = {}
     for file in folder.rglob("*.xplane.pb"):
-        for line in _lines(ProfileData.from_file(str(file))):
+        for line in _lines(jax.profiler.ProfileData.from_file(str(file))):
             for event, nanoseconds in own_times(line):
                 spent[event.name] = spent.get(event.name, 0.0) + nanoseconds
                 calls[event.name] = calls.get(event.name, 0) + 1
@@ -75,8 +74,8 @@ def heaviest(folder: Path, steps: int, hlo: str, count: int) -> dict[str, Any]:
     }
 
 
-def _lines(data: ProfileData) -> Iterator[list[Event]]:
-    """What each stream of a device did, or each thread that computes for a CPU."""
+def _lines(data: Any) -> Iterator[list[Event]]:
+    """What each stream of a device did, or each thread that computes for a CPU, by a `jax.profiler.ProfileData`."""
     with warnings.catch_warnings():
         # Of Python 3.13, about the types of JAX's own that this reads.
         warnings.simplefilter("ignore", DeprecationWarning)

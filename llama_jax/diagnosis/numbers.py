@@ -17,7 +17,7 @@ from llama_jax.model.attention.choice import Implementation, Shapes, attention, 
 from llama_jax.model.config import ComputeConfig, LlamaConfig, RopeScaling
 from llama_jax.model.layers import matmul
 from llama_jax.model.llama import language_model
-from llama_jax.model.quantized import NF4, Quantization, quantize
+from llama_jax.model.quantized import NF4, Quantization, Weight, quantize
 from llama_jax.model.rope import rotate, rotation
 from llama_jax.objectives.cross_entropy import summed_cross_entropy
 from llama_jax.objectives.next_token import next_token
@@ -131,7 +131,7 @@ def check_product(multiply: Callable[[Array, Any], Array], dtype: str, kind: Qua
     return Checked(name, largest_error((got, back(cotangent)[0]), exact), tolerance(dtype))
 
 
-def dequantized(weight: dict[str, Array]) -> Exact:
+def dequantized(weight: Weight) -> Exact:
     """The matrix that codes stand for in float64, by the formulas of `model.quantized.Weight`."""
     parts = {name: np.asarray(part) for name, part in weight.items()}
     if "int8" in parts:
@@ -217,11 +217,11 @@ def check_attention(attend: Attend, name: str, dtype: str) -> Checked:
     segments = 1 + (np.arange(_LENGTH)[None, :, None] >= ends[:, None]).sum(-1).astype(np.int32)
 
     def mixed(query: Array, key: Array, value: Array, segments: Array, cotangent: Array) -> tuple[Array, ...]:
-        made, back = jax.vjp(lambda *arrays: attend(*arrays, segments), query, key, value)
+        made, back = jax.vjp(lambda query, key, value: attend(query, key, value, segments), query, key, value)
         return made, *back(cotangent)
 
     got = jax.jit(mixed)(query, key, value, segments, cotangent)
-    exact = exact_attention(*map(_doubled, (query, key, value)), segments, _doubled(cotangent))
+    exact = exact_attention(_doubled(query), _doubled(key), _doubled(value), segments, _doubled(cotangent))
     return Checked(f"attention {name}, {dtype}", largest_error(got, exact), tolerance(dtype))
 
 
@@ -244,8 +244,9 @@ def exact_attention(
         B, N, S, H = by_head.shape
         return np.swapaxes(by_head.reshape(B, N // group, group, S, H).sum(2), 1, 2)
 
-    turned = np.swapaxes(by_scores, 2, 3) @ query, np.swapaxes(weights, 2, 3) @ cotangent
-    return np.swapaxes(weights @ value, 1, 2), np.swapaxes(by_scores @ key, 1, 2), *map(of_group, turned)
+    by_key, by_value = np.swapaxes(by_scores, 2, 3) @ query, np.swapaxes(weights, 2, 3) @ cotangent
+    mixed, by_query = (np.swapaxes(array, 1, 2) for array in (weights @ value, by_scores @ key))
+    return mixed, by_query, of_group(by_key), of_group(by_value)
 
 
 def check_cross_entropy(summed: Callable[..., tuple[Array, Array]], dtype: str) -> Checked:

@@ -54,7 +54,7 @@ def test_what_is_missing_is_measured_and_what_failed_comes_last(monkeypatch) -> 
 
     def took(each: Part, limit: float) -> dict:
         called.append(each.name)
-        assert limit <= 3 * each.seconds
+        assert limit <= 4 * each.seconds
         return outcome(1.0) if each.name != "crashes" else {"status": "failed", "seconds": 2.0, "reason": "SIGSEGV"}
 
     monkeypatch.setattr(running, "measured", took)

@@ -35,15 +35,19 @@ def _numbers(seconds: int) -> Part:
     return Part("numbers", "the self-check of numbers", "numbers", seconds, ("doctor", "--seconds", "2"))
 
 
-def _pair(part: Part, seconds: int) -> tuple[Part, Part]:
-    """A part, and the same in PyTorch; of a training step of ours the heaviest operations are told, too."""
+def _pair(part: Part, seconds: int, *otherwise: str) -> tuple[Part, Part]:
+    """A part, and the same in PyTorch; of a training step of ours the heaviest operations are told, too.
+
+    Args:
+        otherwise: settings of PyTorch's side: rows at a time that fit, since each try that does not is compiled.
+    """
     profile = ("--profile_steps", "1") if part.kind == "training" else ()
     return replace(part, command=(*part.command, *profile)), Part(
         f"{part.name}_pytorch",
         f"{part.what} in PyTorch",
         part.kind,
         seconds,
-        (*part.command, "--program", "pytorch"),
+        (*part.command, "--program", "pytorch", *otherwise),
         needs=("torch",),
         beside=part.name,
     )
@@ -67,6 +71,7 @@ _GPU = _ordered(
                 published="12,473 tokens/s (NeMo AutoModel, one H100)",
             ),
             110,
+            "--training.microbatches=8",
         ),
         _pair(
             Part(
@@ -78,6 +83,7 @@ _GPU = _ordered(
                 published="303 TFLOP/s a GPU (nanotron, 1B)",
             ),
             80,
+            "--training.microbatches=8",
         ),
         _pair(
             Part(
@@ -105,40 +111,40 @@ _GPU = _ordered(
 """Sizes for one GPU with 80 GB."""
 
 _CPU = _ordered(
-    _numbers(30),
+    _numbers(40),
     [
         _pair(
             Part(
                 "lora_135m",
                 "LoRA of SmolLM2-135M's shape, rank 8, rows of 256 tokens",
                 "training",
-                40,
+                60,
                 ("benchmark", "lora", "--config", "benchmark_lora", *_QUICK, "--lora.target_modules", "[all-linear]"),
             ),
-            30,
+            40,
         ),
         _pair(
             Part(
                 "train_58m",
                 "training of 58M parameters, rows of 512 tokens",
                 "training",
-                40,
+                60,
                 ("benchmark", "train", "--config", "benchmark_58m", *_QUICK),
             ),
-            30,
+            40,
         ),
         _pair(
             Part(
                 "decode_135m",
                 "decoding of SmolLM2-135M's shape, prompts of 64 tokens and answers of 32",
                 "decoding",
-                50,
+                75,
                 (
                     *("benchmark", "decode", "--model.size", "smollm2_135m", "--decode_rows", "4"),
                     *("--prompt_tokens", "64", "--new_tokens", "32", "--turns", "3"),
                 ),
             ),
-            30,
+            40,
         ),
     ],
     [
@@ -146,7 +152,7 @@ _CPU = _ordered(
             "attention_58m",
             "attention at the shapes of benchmark_58m",
             "attention",
-            15,
+            20,
             ("benchmark", "attention", "--config", "benchmark_58m", "--turns", "5"),
         )
     ],

@@ -23,7 +23,7 @@ from llama_jax.core.errors import UserError, nearest
 from llama_jax.core.files import write_whole
 from llama_jax.diagnosis.watching import last_words
 
-_PATIENCE = 3.0
+_PATIENCE = 4.0
 """A part that takes so many times as long as it should is stopped."""
 _SAMPLED = ("clocks.sm", "power.draw", "temperature.gpu")
 _SAMPLE_SECONDS = 5.0
