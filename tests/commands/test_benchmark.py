@@ -98,6 +98,7 @@ def test_a_comparison_without_its_packages_names_the_extra(tmp_path, capfd, monk
             ("data", "--program", "pytorch"),
             "--program pytorch: is for train, lora, decode with random weights, and not",
         ),
+        (("decode", "--profile_steps", "1"), "--profile_steps 1: is for 'benchmark train' and 'lora' by themselves"),
         (("decode", "--new_tokens", "1"), "--new_tokens 1: must be at least 2"),
         (("--turns", "0"), "--turns 0: must be at least 1"),
         (("--widths", "[]"), r"--widths \[\]: needs numbers of at least 1"),

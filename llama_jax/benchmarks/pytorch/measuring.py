@@ -28,13 +28,14 @@ def measure_pytorch(config: BenchmarkConfig) -> dict[str, Any]:
     _check(config)
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
+    # On a GPU what people run there; on a CPU compiling takes a C++ compiler, and minutes.
+    compiled = torch.cuda.is_available()
+    device = torch.device("cuda" if compiled else "cpu")
+    if compiled:
+        torch.set_float32_matmul_precision("high")  # TensorFloat-32, as JAX has it
+    else:
         torch.set_num_threads(processors())
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high")
-    # A GPU gets what people run there; on a CPU compiling takes a C++ compiler, and minutes.
-    compiled = device.type == "cuda"
     name = torch.cuda.get_device_name() if compiled else f"{processors()} threads"
     what = f"torch {torch.__version__}, {'compiled' if compiled else 'eager'}, {name}"
     say(config, f"pytorch: {what}")
@@ -178,8 +179,8 @@ def _writer(
         (torch.zeros(size, dtype=dtype, device=device), torch.zeros(size, dtype=dtype, device=device))
         for _ in range(shape["num_layers"])
     ]
-    for cache in caches:
-        for array in cache:
+    if device.type == "cuda":
+        for array in (array for cache in caches for array in cache):
             # Else no CUDA graph is made of a step, since it changes what it is given.
             torch._dynamo.mark_static_address(array)
 
