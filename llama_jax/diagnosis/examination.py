@@ -170,8 +170,8 @@ def wrong_numbers(what: str) -> Finding:
 
 
 def wrong_by(checked: Mapping[str, Any]) -> str:
-    """Error and tolerance of numbers that were checked (`numbers.Checked`), or why there are none."""
-    if checked["problem"]:
+    """Error and tolerance of numbers that were checked (`numbers.Check.found`), or why there are none."""
+    if "problem" in checked:
         return checked["problem"]
     error = "no number" if checked["error"] is None else f"{checked['error']:.1e}"
     return f"off by {error}, of {checked['tolerance']:.1e} that rounding explains"

@@ -1,7 +1,8 @@
 """Whether a device computes rightly: each product and kernel of training beside float64, and a small training run
 beside the losses that it has on a CPU. What is checked is a function that is passed in, so that a wrong one can be."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -41,62 +42,59 @@ _OF_LOSSES = {
 Exact = Float[np.ndarray, "..."]
 
 
-class Checked(NamedTuple):
-    """What one check found."""
+class Check(NamedTuple):
+    """Something to check."""
 
     what: str
-    error: float
-    """The largest, as a fraction of the root mean square of the exact numbers; of losses, of the exact loss. NaN where
-    the numbers are none, or could not be made."""
+    error: Callable[[], float]
+    """Makes the largest error, next to the root mean square of the exact numbers; of losses, next to the exact loss.
+    NaN where a number is none."""
     tolerance: float
-    problem: str = ""
-    """Why nothing could be computed."""
+    """The largest error that rounding explains."""
 
-    @property
-    def ok(self) -> bool:
-        """Whether the numbers are right; NaN is not."""
-        return self.error <= self.tolerance
+    def found(self) -> dict[str, Any]:
+        """What comes of it as JSON values: `what`, `error` (None where there is no number), `tolerance`, `ok`."""
+        error = self.error()
+        is_number = bool(np.isfinite(error))
+        ok = is_number and error <= self.tolerance
+        return {"what": self.what, "error": error if is_number else None, "tolerance": self.tolerance, "ok": ok}
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; an error that is no number, which JSON has not, as None."""
-        return {**self._asdict(), "error": self.error if np.isfinite(self.error) else None, "ok": bool(self.ok)}
-
-
-Check = tuple[str, Callable[[], Checked]]
-"""What is checked, and the function that does it."""
+    def failed(self, why: str) -> dict[str, Any]:
+        """The same of a check that ended with an error, with that as `problem`."""
+        return {"what": self.what, "error": None, "tolerance": self.tolerance, "ok": False, "problem": why}
 
 
-def checks(thorough: bool) -> Iterator[Check]:
+def checks(thorough: bool) -> list[Check]:
     """All of them, for the mesh in use; one device is enough.
 
     Args:
         thorough: on a CPU also the kernels for accelerators, which it interprets in some seconds each.
     """
+    found = []
     for dtype in TYPES:
-        yield f"matmul, {dtype}", lambda dtype=dtype: check_product(matmul, dtype)
-        for kind in get_args(Quantization):
-            yield f"matmul, {kind} weights, {dtype}", lambda dtype=dtype, kind=kind: check_product(matmul, dtype, kind)
-    for dtype in TYPES:
-        yield f"rotary positions, {dtype}", lambda dtype=dtype: check_rotary(rotate, dtype)
-    for dtype in TYPES:
-        for name in runnable(dtype, thorough):
-            yield (
-                f"attention {name}, {dtype}",
-                lambda dtype=dtype, name=name: check_attention(_named(name), name, dtype),
-            )
-    for dtype in TYPES:
-        yield f"cross-entropy, {dtype}", lambda dtype=dtype: check_cross_entropy(summed_cross_entropy, dtype)
-    for dtype in TYPES:
-        yield f"training, {dtype}", lambda dtype=dtype: check_training(dtype)
-
-
-def failed(what: str, why: str) -> Checked:
-    """A check that ended with an error."""
-    return Checked(what, float("nan"), 0.0, why)
+        tolerated = tolerance(dtype)
+        of_type = {
+            "matmul": partial(product_error, matmul, dtype),
+            **{
+                f"matmul, {kind} weights": partial(product_error, matmul, dtype, kind)
+                for kind in get_args(Quantization)
+            },
+            **{
+                f"attention {name}": partial(attention_error, _named(name), dtype) for name in runnable(dtype, thorough)
+            },
+            "cross-entropy": partial(cross_entropy_error, summed_cross_entropy, dtype),
+        }
+        found += [Check(f"{what}, {dtype}", error, tolerated) for what, error in of_type.items()]
+        # An angle of 8,191 radians is a float32 with a spacing of 2^-11, on every platform.
+        of_angles = 2.0**-8 if dtype == "float32" else tolerated
+        found.append(Check(f"rotary positions, {dtype}", partial(rotary_error, rotate, dtype), of_angles))
+        error = partial(training_error, training_losses, dtype)
+        found.append(Check(f"training, {dtype}", error, _OF_LOSSES[dtype][platform()]))
+    return found
 
 
 def worst(everywhere: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of what the same check found in several processes, what is wrong or else furthest off; as `Checked.as_json`."""
+    """Of what the same check found in several processes, what is wrong or else furthest off."""
     return max(everywhere, key=lambda found: (not found["ok"], found["error"] is None, found["error"] or 0.0))
 
 
@@ -114,8 +112,8 @@ def largest_error(got: Sequence[Array], exact: Sequence[Exact]) -> float:
     return float(np.max(errors))
 
 
-def check_product(multiply: Callable[[Array, Any], Array], dtype: str, kind: Quantization | None = None) -> Checked:
-    """A product of 128 rows with a matrix of 512 x 256, and its gradient by the rows.
+def product_error(multiply: Callable[[Array, Any], Array], dtype: str, kind: Quantization | None = None) -> float:
+    """Of a product of 128 rows with a matrix of 512 x 256, and its gradient by the rows.
 
     Args:
         kind: in which the matrix is quantised; None: it is in `dtype`.
@@ -127,8 +125,7 @@ def check_product(multiply: Callable[[Array, Any], Array], dtype: str, kind: Qua
     got, back = jax.jit(lambda x, weight: jax.vjp(lambda rows: multiply(rows, weight), x))(x, weight)
     matrix = _doubled(kernel) if kind is None else dequantized(weight)
     exact = (_doubled(x) @ matrix, _doubled(cotangent) @ matrix.T)
-    name = f"matmul, {dtype}" if kind is None else f"matmul, {kind} weights, {dtype}"
-    return Checked(name, largest_error((got, back(cotangent)[0]), exact), tolerance(dtype))
+    return largest_error((got, back(cotangent)[0]), exact)
 
 
 def dequantized(weight: Weight) -> Exact:
@@ -145,8 +142,8 @@ def dequantized(weight: Weight) -> Exact:
     return (np.asarray(NF4)[codes] * scales[:, None]).reshape(2 * half, outputs)
 
 
-def check_rotary(turn: Callable[[Array, Array, Array], Array], dtype: str) -> Checked:
-    """Heads of 64 numbers at positions up to 8,191, with Llama 3.1's rescaling."""
+def rotary_error(turn: Callable[[Array, Array, Array], Array], dtype: str) -> float:
+    """Of heads of 64 numbers at positions up to 8,191, with Llama 3.1's rescaling."""
     config = LlamaConfig(head_size=64, rope_base=500_000.0, rope_scaling=RopeScaling())
     positions = np.linspace(0, 8191, 256, dtype=np.int32)[None]
     x = _rounded(np.random.default_rng(0).normal(size=(1, 256, 2, 64)), dtype)
@@ -156,9 +153,7 @@ def check_rotary(turn: Callable[[Array, Array, Array], Array], dtype: str) -> Ch
     cosine, sine = np.cos(angles)[:, :, None], np.sin(angles)[:, :, None]
     first, second = np.split(_doubled(x), 2, axis=-1)
     exact = np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-    # An angle of 8,191 radians is a float32 with a spacing of 2^-11, on every platform.
-    tolerated = 2.0**-8 if dtype == "float32" else _OF_BFLOAT16
-    return Checked(f"rotary positions, {dtype}", largest_error((got,), (exact,)), tolerated)
+    return largest_error((got,), (exact,))
 
 
 def frequencies(config: LlamaConfig) -> Exact:
@@ -205,8 +200,8 @@ def _named(name: Implementation) -> Attend:
     return attend
 
 
-def check_attention(attend: Attend, name: str, dtype: str) -> Checked:
-    """Packed rows of 512 tokens with grouped queries: the mix of values, and its gradients."""
+def attention_error(attend: Attend, dtype: str) -> float:
+    """Of packed rows of 512 tokens with grouped queries: the mix of values, and its gradients."""
     random = np.random.default_rng(0)
     wide, narrow = (_ROWS, _LENGTH, _HEADS, _HEAD), (_ROWS, _LENGTH, _KV_HEADS, _HEAD)
     query, key, value, cotangent = (
@@ -222,7 +217,7 @@ def check_attention(attend: Attend, name: str, dtype: str) -> Checked:
 
     got = jax.jit(mixed)(query, key, value, segments, cotangent)
     exact = exact_attention(_doubled(query), _doubled(key), _doubled(value), segments, _doubled(cotangent))
-    return Checked(f"attention {name}, {dtype}", largest_error(got, exact), tolerance(dtype))
+    return largest_error(got, exact)
 
 
 def exact_attention(
@@ -249,8 +244,8 @@ def exact_attention(
     return mixed, by_query, of_group(by_key), of_group(by_value)
 
 
-def check_cross_entropy(summed: Callable[..., tuple[Array, Array]], dtype: str) -> Checked:
-    """-log p of 2 rows of 64 tokens over a vocabulary of 1,000, and its gradients by head and hidden states."""
+def cross_entropy_error(summed: Callable[..., tuple[Array, Array]], dtype: str) -> float:
+    """Of -log p of 2 rows of 64 tokens over a vocabulary of 1,000, and its gradients by head and hidden states."""
     random = np.random.default_rng(0)
     head, hidden = (_rounded(random.normal(size=shape), dtype) for shape in ((64, 1000), (2, 64, 64)))
     targets = random.integers(0, 1000, (2, 64), np.int32)
@@ -260,7 +255,7 @@ def check_cross_entropy(summed: Callable[..., tuple[Array, Array]], dtype: str) 
         return jnp.dot(hidden, head, preferred_element_type=jnp.float32)
 
     def loss(head: Array, hidden: Array) -> Array:
-        return summed(unembed, 0.0, head, hidden, targets, weights)[0]
+        return summed(unembed, 0.0, head, hidden, jnp.asarray(targets), jnp.asarray(weights))[0]
 
     value, (by_head, by_hidden) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(head, hidden)
     matrix, states = _doubled(head), _doubled(hidden)
@@ -270,11 +265,11 @@ def check_cross_entropy(summed: Callable[..., tuple[Array, Array]], dtype: str) 
     is_target = np.arange(1000) == targets[..., None]
     by_logits = weights[..., None] * (np.exp(logprobs) - is_target)
     exact = (
-        -(weights * logprobs[is_target].reshape(targets.shape)).sum(),
+        np.asarray(-(weights * logprobs[is_target].reshape(targets.shape)).sum()),
         np.einsum("BTD,BTV->DV", states, by_logits),
         by_logits @ matrix.T,
     )
-    return Checked(f"cross-entropy, {dtype}", largest_error((value, by_head, by_hidden), exact), tolerance(dtype))
+    return largest_error((value, by_head, by_hidden), exact)
 
 
 def _rounded(values: Exact, dtype: str) -> Array:
@@ -290,15 +285,10 @@ LOSSES = (6.711217, 4.309815, 2.879116, 1.786261, 1.034920, 0.554591)
 """Of `training_losses("float32")` on an x86-64 with AVX-512; JAX 0.10.2, 0.11.2 and 0.12.0."""
 
 
-def check_training(dtype: str, losses: Callable[[str], list[float]] | None = None) -> Checked:
-    """The losses of a small run, each next to the one that is recorded.
-
-    Args:
-        losses: makes them; None: `training_losses`.
-    """
-    got, exact = np.array((losses or training_losses)(dtype)), np.array(LOSSES)
-    error = float(np.max(np.abs(got - exact) / exact))
-    return Checked(f"training, {dtype}", error, _OF_LOSSES[dtype][platform()])
+def training_error(losses: Callable[[str], list[float]], dtype: str) -> float:
+    """Of the losses of a small run, each next to the one that is recorded."""
+    got, exact = np.array(losses(dtype)), np.array(LOSSES)
+    return float(np.max(np.abs(got - exact) / exact))
 
 
 def training_losses(dtype: str) -> list[float]:

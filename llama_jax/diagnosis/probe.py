@@ -188,23 +188,23 @@ class _Probe:
 
         from llama_jax.core.config import MeshConfig
         from llama_jax.core.mesh import make_mesh
-        from llama_jax.diagnosis.numbers import Checked, checks, failed, worst
+        from llama_jax.diagnosis.numbers import Check, checks, worst
 
-        def checked(what: str, check: Callable[[], Checked]) -> None:
-            with jax.set_mesh(alone):
-                try:
-                    found = check()
-                except Exception as error:
-                    traceback.print_exc()
-                    found = failed(what, in_one_line(error))
-            # Of one device of each process.
-            self.tell("number", worst(self._from_all(found.as_json())))
+        def looked_at(check: Check) -> None:
+            try:
+                with jax.set_mesh(alone):
+                    found = check.found()
+            except Exception as error:
+                traceback.print_exc()
+                found = check.failed(in_one_line(error))
+            self.tell("number", worst(self._from_all(found)))
 
+        # One device of each process.
         alone = make_mesh(MeshConfig(), jax.local_devices()[:1])
         with jax.set_mesh(alone):
-            wanted = list(checks(self._config.thorough))
-        for what, check in wanted:
-            self._try(f"checking {what}", lambda what=what, check=check: checked(what, check))
+            wanted = checks(self._config.thorough)
+        for check in wanted:
+            self._try(f"checking {check.what}", lambda check=check: looked_at(check))
 
     def _chip(self) -> Any:
         import jax

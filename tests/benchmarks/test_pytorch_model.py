@@ -36,7 +36,7 @@ def test_equal_weights_give_equal_logits(tied: bool) -> None:
                     kernel = torch.from_numpy(leaf[number])
                     getattr(layer, name).weight.copy_(kernel.T if part == "kernel" else kernel)
     ids = np.arange(48, dtype=np.int32)[None] * 7 % config.vocab_size
-    ours = np.asarray(model.logits(params, ids))[..., : config.vocab_size]
+    ours = np.asarray(model.logits(params, jax.numpy.asarray(ids)))[..., : config.vocab_size]
     tokens, places = torch.from_numpy(ids).long(), torch.arange(48)
     with torch.no_grad():
         theirs = other.logits(tokens, places).numpy()
