@@ -34,6 +34,8 @@ class Chip:
     """GPU: bytes/s to the others of its machine in one direction, through switches."""
     network_bandwidth: float | None = None
     """Bytes/s of this device's share of the data-centre network in one direction."""
+    shared_memory: int | None = None
+    """GPU: bytes on the chip that one block of a kernel can have (CUDA C++ Programming Guide, compute capabilities)."""
 
 
 def _usable(gibibytes: float) -> int:
@@ -47,8 +49,9 @@ _V5P = Chip("tpu", 459e12, 96 * GIB, 2765e9, _usable(95.74), 90e9, 3, network_ba
 _V6E = Chip("tpu", 918e12, 32 * GIB, 1638e9, _usable(31.25), 90e9, 2, network_bandwidth=12.5e9)
 
 # 12 links of NVLink 3, 18 of NVLink 4; 200 and 400 Gbit/s a GPU in DGX A100 and DGX H100.
-_A100 = Chip("gpu", 312e12, 80 * GIB, 2039e9, nvlink_bandwidth=300e9, network_bandwidth=25e9)
-_H100 = Chip("gpu", 989e12, 80 * GIB, 3350e9, nvlink_bandwidth=450e9, network_bandwidth=50e9)
+_OF_A100, _OF_H100, SMALLEST_SHARED_MEMORY = 163 * 1024, 227 * 1024, 99 * 1024
+_A100 = Chip("gpu", 312e12, 80 * GIB, 2039e9, nvlink_bandwidth=300e9, network_bandwidth=25e9, shared_memory=_OF_A100)
+_H100 = Chip("gpu", 989e12, 80 * GIB, 3350e9, nvlink_bandwidth=450e9, network_bandwidth=50e9, shared_memory=_OF_H100)
 
 CHIPS = {
     # The two cores of a chip share its links.
@@ -64,13 +67,15 @@ CHIPS = {
     "NVIDIA A100-SXM4-40GB": dataclasses.replace(_A100, memory_bytes=40 * GIB, memory_bandwidth=1555e9),
     "NVIDIA A100-SXM4-80GB": _A100,
     # Cards for PCIe have NVLink in pairs at most.
-    "NVIDIA A100 80GB PCIe": Chip("gpu", 312e12, 80 * GIB, 1935e9),
+    "NVIDIA A100 80GB PCIe": Chip("gpu", 312e12, 80 * GIB, 1935e9, shared_memory=_OF_A100),
     "NVIDIA H100 80GB HBM3": _H100,
-    "NVIDIA H100 PCIe": Chip("gpu", 756e12, 80 * GIB, 2000e9),
+    "NVIDIA H100 PCIe": Chip("gpu", 756e12, 80 * GIB, 2000e9, shared_memory=_OF_H100),
     "NVIDIA H200": dataclasses.replace(_H100, memory_bytes=141 * GIB, memory_bandwidth=4800e9),
-    "NVIDIA GH200 480GB": Chip("gpu", 989e12, 96 * GIB, 4000e9, nvlink_bandwidth=450e9),
+    "NVIDIA GH200 480GB": Chip("gpu", 989e12, 96 * GIB, 4000e9, nvlink_bandwidth=450e9, shared_memory=_OF_H100),
     # DGX B200: 1,440 GB and 64 TB/s of eight GPUs.
-    "NVIDIA B200": Chip("gpu", 2250e12, 180 * GIB, 8000e9, nvlink_bandwidth=900e9, network_bandwidth=50e9),
-    "NVIDIA L4": Chip("gpu", 121e12, 24 * GIB, 300e9),
+    "NVIDIA B200": Chip(
+        "gpu", 2250e12, 180 * GIB, 8000e9, nvlink_bandwidth=900e9, network_bandwidth=50e9, shared_memory=_OF_H100
+    ),
+    "NVIDIA L4": Chip("gpu", 121e12, 24 * GIB, 300e9, shared_memory=SMALLEST_SHARED_MEMORY),
 }
 """By JAX's `device_kind`. Of a chip that is not here nothing is said: no figure is better than a wrong one."""

@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from llama_jax.core.chips import CHIPS, Chip
 from llama_jax.core.config import MESH_AXES, MeshConfig
 from llama_jax.core.errors import CannotGoOnError, UserError
 
@@ -96,3 +97,9 @@ def platform() -> Literal["cpu", "gpu", "tpu"]:
     device = mesh_in_use().abstract_device
     name = jax.default_backend() if device is None else device.platform
     return "gpu" if name in ("cuda", "rocm") else name  # pyright: ignore[reportReturnType]
+
+
+def chip() -> Chip | None:
+    """What the maker says of the devices of the mesh in use; None where that is not known."""
+    device = mesh_in_use().abstract_device
+    return None if device is None else CHIPS.get(device.device_kind)

@@ -147,10 +147,11 @@ class ComputeConfig:
     """What the backward pass finds stored: `none` recomputes nothing; `full` keeps only the input of each layer and
     recomputes the rest; `dots` also keeps the results of matrix products with weights and the attention outputs, so
     that only cheap elementwise work is done twice; `attention` keeps the layer inputs and the attention outputs."""
-    attention: Literal["auto", "xla", "blocked", "splash", "triton"] = "auto"
-    """Implementation of attention over whole rows: `splash` (TPU), `triton` (GPU), `blocked` (anywhere, a pair of
-    blocks at a time), `xla` (anywhere, all scores at once). `auto` chooses, and the run says what it chose and why. A
-    CPU interprets splash and triton, which is slow and for tests. Decoding with a cache is `xla`'s in any case."""
+    attention: Literal["auto", "xla", "blocked", "splash", "triton", "cudnn"] = "auto"
+    """Implementation of attention over whole rows: `splash` (TPU), `triton` and `cudnn` (GPU), `blocked` (anywhere, a
+    pair of blocks at a time), `xla` (anywhere, all scores at once). `auto` chooses, on a GPU by a short measurement at
+    the start, and the run says what it chose and why. A CPU interprets splash and triton, which is slow and for tests.
+    Decoding with a cache is `xla`'s in any case."""
     unroll: int = 1
     """Layers in each turn of the loop over layers. All of them: what the backward pass needs is not copied into and out
     of arrays of all layers, which on CPU takes a fifth of a step; the program compiles that much longer."""

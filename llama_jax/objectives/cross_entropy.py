@@ -12,10 +12,10 @@ from llama_jax.core.arrays import Array, Float, Int
 from llama_jax.core.mesh import platform
 from llama_jax.core.sharding import Summed, over_parts
 
-CHUNK_BYTES: Mapping[str, int] = {"cpu": 128 * 2**20, "tpu": 128 * 2**20, "gpu": 2**30}
+CHUNK_BYTES: Mapping[str, int] = {"cpu": 128 * 2**20, "tpu": 128 * 2**20, "gpu": 2 * 2**30}
 """Size of the float32 logits of one chunk on a device, at the most, by platform. Each chunk reads the head, and adds to
 its gradient in float32: with 128,256 tokens, 128 MiB are 256 rows, for which a GPU waits on its memory (some 700 rows
-make as much work of either kind on an H100); 1 GiB are 2,048."""
+make as much work of either kind on an H100); 2 GiB are 4,096."""
 
 _TOKENS = ("batch", "length")
 _INPUTS = (None, _TOKENS, _TOKENS, _TOKENS)

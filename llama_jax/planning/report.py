@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from llama_jax.core.arrays import PyTree
 from llama_jax.core.chips import Chip
 from llama_jax.planning.compiled.collectives import Collective, collectives, wire_bytes
 from llama_jax.planning.compiled.memory_traffic import memory_traffic
+from llama_jax.planning.compiled.overheads import overheads
 from llama_jax.planning.compiled.program_flops import program_flops
 from llama_jax.planning.roofline import LABEL, Roofline, roofline
 from llama_jax.planning.search import usable_bytes
@@ -80,6 +81,7 @@ def compiled_report(program: Lowered, chip: Chip) -> dict[str, Any]:
         "communication": communication(sent, program.minimum),
         "roofline": _roofline(bound, program.model_flops / program.mesh.size / chip.flops),
         "memory_traffic": traffic,
+        **({"overheads": asdict(overheads(hlo, turns))} if chip.platform == "gpu" else {}),
         **seconds,
     }
 

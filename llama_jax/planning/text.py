@@ -55,7 +55,7 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         f"{_gib(memory['temporary'])} more at the peak",
         *_flops_lines(report),
     ]
-    return lines + _communication_lines(report) + _roofline_lines(report)
+    return lines + _communication_lines(report) + _overheads_lines(report) + _roofline_lines(report)
 
 
 def _flops_lines(report: Mapping[str, Any]) -> list[str]:
@@ -98,6 +98,18 @@ def _communication_lines(report: Mapping[str, Any]) -> list[str]:
         )
     lines += [f"            {line}" for line in aligned([header, *rows], words=4)]
     return lines + ([f"            and {left_out} kinds below a thousandth each"] if left_out else [])
+
+
+def _overheads_lines(report: Mapping[str, Any]) -> list[str]:
+    """What else a program for a GPU does."""
+    if not (found := report.get("overheads")):
+        return []
+    share = found["float32_flops"] / found["flops"] if found["flops"] else 0
+    return [
+        f"beside:     {_gib(found['copied_bytes'])} GiB of plain copies, {_gib(found['stacked_bytes'])} GiB into and out of "
+        f"arrays of all layers,",
+        f"            {share:.1%} of the products in float32, {found['repeated']:,} instructions repeated for want of memory",
+    ]
 
 
 def _roofline_lines(report: Mapping[str, Any]) -> list[str]:

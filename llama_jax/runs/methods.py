@@ -14,6 +14,7 @@ from llama_jax.core.arrays import PRNGKeyArray, PyTree
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh
 from llama_jax.model import paths
+from llama_jax.model.attention.choice import Shapes
 from llama_jax.model.config import AdapterConfig, LlamaConfig
 from llama_jax.model.llama import LanguageModel, drawn_score, language_model
 from llama_jax.model.lora import (
@@ -29,6 +30,7 @@ from llama_jax.model.lora import partition as parted
 from llama_jax.model.quantized import StorageType, store_as, stored_axes
 from llama_jax.objectives.objective import Objective
 from llama_jax.runs.config import RunConfig
+from llama_jax.runs.measured_attention import measure_attention
 from llama_jax.training.program import Partition, Program, make_program
 
 
@@ -156,8 +158,12 @@ def build_program(
     sequence_length: int,
     devices: Sequence[Any] | None = None,
 ) -> Program:
-    """The run as compiled functions over the mesh of its config, on the given devices or on all; allocates nothing."""
-    model = language_model(method.architecture(architecture), config.compute, method.dropout)
+    """The run as compiled functions over the mesh of its config, on the given devices or on all; what it allocates, to
+    measure attention on GPUs, is free again."""
+    model, training = language_model(method.architecture(architecture), config.compute, method.dropout), config.training
     with jax.set_mesh(make_mesh(config.mesh, devices)):
         partition = method.partition(model)
-        return make_program(model, objective(model), config.training, sequence_length, config.seed, partition)
+        if config.compute.attention == "auto":
+            rows = training.batch_size // training.microbatches
+            measure_attention(Shapes.of_whole_rows(model.config, config.compute, rows, sequence_length))
+        return make_program(model, objective(model), training, sequence_length, config.seed, partition)

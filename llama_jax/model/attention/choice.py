@@ -15,6 +15,14 @@ from llama_jax.core.arrays import Array, Float, Int
 from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import platform
 from llama_jax.model.attention.blocks import BLOCK, MASKED, block_size, blocked
+from llama_jax.model.attention.cudnn import (
+    CUDNN_CAPABILITY,
+    CUDNN_HEAD_MULTIPLE,
+    CUDNN_LARGEST_HEAD,
+    cudnn,
+    is_there,
+)
+from llama_jax.model.attention.fastest import Kind, remembered
 from llama_jax.model.attention.kernels import (
     SPLASH_MULTIPLE,
     TRITON_HEAD_BYTES,
@@ -36,7 +44,7 @@ from llama_jax.model.attention.sequence import (
 )
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 
-Implementation = Literal["xla", "blocked", "splash", "triton"]
+Implementation = Literal["xla", "blocked", "splash", "triton", "cudnn"]
 
 
 class Shapes(NamedTuple):
@@ -58,9 +66,15 @@ class Shapes(NamedTuple):
         heads = (config.num_heads, config.num_kv_heads, config.head_size)
         return Shapes(rows, length, length, *heads, compute.dtype)
 
+    @property
+    def kind(self) -> Kind:
+        """What measurements are kept by."""
+        return Kind(self.num_heads, self.num_kv_heads, self.head_size, self.dtype)
+
 
 class Choice(NamedTuple):
-    """An implementation, and why it is not the platform's fastest (empty where it is, or where it was asked for)."""
+    """An implementation, and why it was chosen, or is not the platform's fastest (empty where it is, or where it was
+    asked for)."""
 
     name: Implementation
     reason: str
@@ -72,23 +86,30 @@ class Choice(NamedTuple):
 def choose(implementation: str, shapes: Shapes) -> Choice:
     """The implementation that will run under the mesh in use.
 
-    `auto` takes the fastest of the platform where it can run (`splash` on TPU, `triton` on GPU), then `blocked`, then
-    `xla`, which forms all scores at once.
+    `auto` takes the fastest of the platform where it can run: `splash` on TPU; on GPU what was measured to be
+    (`fastest.remember`), `triton` where nothing was. Then `blocked`, then `xla`, which forms all scores at once.
 
     Raises:
         UserError: an implementation asked for by name cannot run; the message says why.
     """
     if implementation != "auto":
-        if problem := _PROBLEMS[implementation](shapes):  # pyright: ignore[reportArgumentType]
+        if problem := problem_of(implementation, shapes):
             raise UserError(f"compute.attention: {implementation} {problem}")
         return Choice(implementation, "")  # pyright: ignore[reportArgumentType]
-    reasons = []
-    for name in _WANTED[platform()]:
-        problem = _PROBLEMS[name](shapes) or _drawback(name, shapes)
+    wanted, reasons, drawback = _WANTED[platform()], [], _drawback
+    if platform() == "gpu" and (measured := remembered(shapes.kind)):
+        wanted, reasons, drawback = tuple(measured.seconds), [f"measured: {measured}"], lambda *_: ""
+    for name in wanted:
+        problem = problem_of(name, shapes) or drawback(name, shapes)
         if not problem:
             return Choice(name, "; ".join(reasons))
         reasons.append(f"{name} {problem}")
     return Choice("xla", "; ".join(reasons))
+
+
+def problem_of(name: str, shapes: Shapes) -> str:
+    """Why an implementation cannot run under the mesh in use, in words that follow its name; nothing where it can."""
+    return _PROBLEMS[name](shapes)  # pyright: ignore[reportArgumentType]
 
 
 _WANTED: dict[str, tuple[Implementation, ...]] = {
@@ -153,6 +174,36 @@ def _problem_of_triton(shapes: Shapes) -> str:
         return f"needs rows in multiples of {TRITON_MULTIPLE} tokens, got {shapes.query_length}"
     if head_bytes(shapes.head_size, shapes.dtype) > TRITON_HEAD_BYTES:
         return f"needs heads of at most {TRITON_HEAD_BYTES} bytes, got {shapes.head_size} numbers in {shapes.dtype}"
+    return _indivisible_heads(shapes)
+
+
+def _problem_of_cudnn(shapes: Shapes) -> str:
+    if platform() != "gpu":
+        return "is a library for NVIDIA's GPUs"
+    if not is_there():
+        return "is not installed, without which nothing can be compiled for it"
+    if problem := _unseen_prefixes(shapes) or _indivisible(shapes) or _indivisible_heads(shapes):
+        return problem
+    if shapes.dtype != "bfloat16":
+        return f"needs bfloat16, got {shapes.dtype}"
+    if shapes.head_size % CUDNN_HEAD_MULTIPLE or shapes.head_size > CUDNN_LARGEST_HEAD:
+        return (
+            f"needs heads of at most {CUDNN_LARGEST_HEAD}, a multiple of {CUDNN_HEAD_MULTIPLE}, got {shapes.head_size}"
+        )
+    if (found := _capability()) < CUDNN_CAPABILITY:
+        needed, got = (".".join(map(str, version)) for version in (CUDNN_CAPABILITY, found))
+        return f"needs compute capability {needed} for packed rows, got {got}"
+    # What it does not take is left to Triton.
+    return _problem_of_triton(shapes)
+
+
+def _capability() -> tuple[int, ...]:
+    """Compute capability of the GPUs of this process."""
+    return tuple(map(int, str(jax.local_devices()[0].compute_capability).split(".")))
+
+
+def _indivisible_heads(shapes: Shapes) -> str:
+    """What a kernel for whole rows cannot do where rows are split, see `by_heads`."""
     heads, parts = shapes.num_heads // sharding.size_of("heads"), sharding.size_of("length")
     if heads % parts:
         return f"needs heads that the {parts} devices of mesh.sequence divide, got {heads} on each"
@@ -164,6 +215,7 @@ _PROBLEMS: dict[Implementation, Callable[[Shapes], str]] = {
     "blocked": _problem_of_blocked,
     "splash": _problem_of_splash,
     "triton": _problem_of_triton,
+    "cudnn": _problem_of_cudnn,
 }
 """Why an implementation cannot run, in words that follow its name; nothing where it can."""
 
@@ -202,18 +254,23 @@ def attention(
     arrays = (query_BTNH, key_BSKH, value_BSKH, segments)
     shapes = Shapes(B, T, S, N, K, H, query_BTNH.dtype.name, query_prefixes is not None)
     chosen = choose(implementation, shapes).name
-    if chosen == "splash":
-        return splash(*arrays)
-    if chosen == "triton":
-        return triton(*arrays)
-    if chosen == "blocked":
-        return blocked(*arrays)
+    if chosen != "xla":
+        return _FUNCTIONS[chosen](*arrays)
     if piece_count() == 1 or _indivisible(shapes):
         mixed = _xla(*arrays, jnp.arange(T)[None])
     else:
         positions = jnp.asarray(query_positions(T))[None]
         mixed = by_device(_xla, *arrays, (positions,), (length_spec(1),))
     return checkpoint_name(mixed, CHECKPOINT_NAME)
+
+
+_FUNCTIONS: dict[Implementation, Callable[..., Array]] = {
+    "splash": splash,
+    "triton": triton,
+    "cudnn": cudnn,
+    "blocked": blocked,
+}
+"""`function(query, key, value, segments)` of each implementation but `xla`, which is for parts of rows too."""
 
 
 def _xla(

@@ -1,5 +1,7 @@
-"""Attention by cuDNN, NVIDIA's library, which JAX calls as one operation. It knows nothing of segment ids: the documents
-of a packed row are told by where they begin and how long they are, and their number must be bounded."""
+"""Attention by cuDNN, NVIDIA's library, which JAX calls as one operation. It knows nothing of segment ids: the
+documents of a packed row are told by where they begin and how long they are, and their number must be bounded.
+
+Nothing of this has run on a GPU yet: it is compiled for one, and what cuDNN is told is tested."""
 
 import functools
 import inspect

@@ -1,19 +1,13 @@
 """The fast kernels that come with JAX: `splash` for TPU, `triton` for GPU. On a CPU they are run by the interpreter of
 Pallas, which is slow and there for tests.
 
-JAX means to remove its backend for Triton and points to other kernels, but none is for packed rows (JAX 0.12, tokamax
-0.0.17):
-
-- cuDNN's, `jax.nn.dot_product_attention(implementation="cudnn")`, takes no segment ids: packed rows need either their
-  mask as a bias of [B, N, T, S], the very array that a fused kernel is to avoid, or, on Hopper and later, the offsets
-  of a fixed number of documents a row. And it cannot be compiled without the libraries of a GPU, not even to plan a run
-  (`combine_bias_and_mask`, `check_is_flash_attention` and `check_cudnn_version` in
-  jax/_src/cudnn/fused_attention_stablehlo.py).
-- `tokamax.dot_product_attention` takes a mask of [B, N, T, S], too, and is not for Python 3.11."""
+JAX means to remove its backend for Triton and points to tokamax (0.0.17, for Python 3.12 and JAX 0.11.1 or later). Its
+`dot_product_attention` takes packed rows as a mask of [B, N, T, S] alone, the very array that a fused kernel is to
+avoid: that the keys of a query begin at some place, which its kernels could use, has no public name."""
 
 import functools
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +19,8 @@ from jax.sharding import NamedSharding
 
 from llama_jax.core import sharding
 from llama_jax.core.arrays import Array, Float
-from llama_jax.core.mesh import platform
+from llama_jax.core.chips import SMALLEST_SHARED_MEMORY
+from llama_jax.core.mesh import chip, platform
 from llama_jax.model.attention.sequence import (
     CHECKPOINT_NAME,
     Segments,
@@ -44,6 +39,13 @@ fits the vector memory of every generation from v4 on in float32 (1024 does not 
 
 TRITON_MULTIPLE = 16
 """The smallest block that the matrix products of Triton take."""
+_TRITON_FORWARD = ((128, 128), (128, 64), (64, 64), (64, 32), (32, 32), (16, 16))
+"""Blocks of queries and of keys, largest first."""
+_TRITON_BACKWARD = (64, 32, 16)
+TRITON_BACKWARD_WARPS = 8
+"""Of 32 threads. JAX's choice, 4, has too few registers for heads of 128 numbers."""
+_SUMS = 128
+"""Float32 numbers that a thread sums up in, at the most."""
 TRITON_HEAD_BYTES = 1024
 """Largest head whose smallest blocks fit the 99 KiB of shared memory of the GPUs that have least (L4, RTX 4090)."""
 
@@ -163,7 +165,7 @@ def _triton_backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array, N
     by_query, *by_head, _ = _kernel()._mha_backward(
         **_triton_settings(query),
         backward_pass_impl="triton",
-        num_warps=None,
+        num_warps=TRITON_BACKWARD_WARPS,
         num_stages=2,
         grid=None,
         debug=False,
@@ -181,26 +183,59 @@ grouped_triton.defvjp(_triton_forward, _triton_backward)
 
 def _triton_settings(query: Array) -> dict[str, Any]:
     """What the kernel is told forward and backward."""
-    block, backward_block = triton_blocks(query.shape[1], query.shape[3], query.dtype)
-    blocks = _kernel().BlockSizes(
-        block_q=block,
-        block_k=block,
-        block_q_dkv=backward_block,
-        block_kv_dkv=backward_block,
-        block_q_dq=backward_block,
-        block_kv_dq=backward_block,
+    blocks = triton_blocks(query.shape[1], query.shape[3], query.dtype, _shared_memory())
+    sizes = _kernel().BlockSizes(
+        block_q=blocks.queries,
+        block_k=blocks.keys,
+        block_q_dkv=blocks.backward,
+        block_kv_dkv=blocks.backward,
+        block_q_dq=blocks.backward,
+        block_kv_dq=blocks.backward,
     )
     interpret = platform() == "cpu"
-    return {"sm_scale": query.shape[3] ** -0.5, "causal": True, "block_sizes": blocks, "interpret": interpret}
+    return {"sm_scale": query.shape[3] ** -0.5, "causal": True, "block_sizes": sizes, "interpret": interpret}
 
 
-def triton_blocks(length: int, head_size: int, dtype: Any) -> tuple[int, int]:
-    """Queries, and keys, that are taken at a time forward and backward: JAX's defaults, 128 and 32, or less where wider
-    heads would not fit the shared memory of the smaller GPUs, or where these do not divide the length."""
-    head = head_bytes(head_size, dtype)
-    most = 128 if head <= 256 else 16384 // head
-    block = next(size for size in (128, 64, 32, TRITON_MULTIPLE) if size <= most and length % size == 0)
-    return block, min(block, 32)
+def _shared_memory() -> int:
+    known = chip()
+    return (known and known.shared_memory) or SMALLEST_SHARED_MEMORY
+
+
+class TritonBlocks(NamedTuple):
+    """What is taken at a time."""
+
+    queries: int
+    keys: int
+    backward: int
+    """Queries, and keys, of the backward pass."""
+
+
+def triton_blocks(length: int, head_size: int, dtype: Any, shared_memory: int) -> TritonBlocks:
+    """The largest blocks that divide the length, fit the shared memory, and have sums of at most 128 numbers a thread,
+    half of its registers: with more, the compiler puts some of them into the memory of the device. (So Triton and ptxas
+    have it for an H100: heads of up to 128 numbers in bfloat16 keep to their registers. That larger blocks are faster,
+    as less is read for them, was not measured.)
+
+    Args:
+        shared_memory: bytes that a block of the kernel can have.
+    """
+    head, numbers, itemsize = head_bytes(head_size, dtype), next_power_of_2(head_size), jnp.dtype(dtype).itemsize
+
+    def fits_forward(queries: int, keys: int) -> bool:
+        # Queries, and keys and values twice, as the next ones are read meanwhile.
+        held = head * (queries + 4 * keys) + 4 * keys
+        threads = 32 * (4 if head_size <= 64 else 8)  # JAX's choice
+        return held <= shared_memory and queries * (numbers + keys) <= _SUMS * threads
+
+    def fits_backward(size: int) -> bool:
+        # Queries and gradients twice, the scores of a block, and for the products of whole warp groups keys and values.
+        held = head * (6 if size >= 64 else 4) * size + itemsize * size**2 + 12 * size
+        return held <= shared_memory and 2 * size * (numbers + size) <= _SUMS * 32 * TRITON_BACKWARD_WARPS
+
+    forward = (pair for pair in _TRITON_FORWARD if fits_forward(*pair) and not any(length % size for size in pair))
+    backward = (size for size in _TRITON_BACKWARD if fits_backward(size) and length % size == 0)
+    smallest = TRITON_MULTIPLE
+    return TritonBlocks(*next(forward, (smallest, smallest)), next(backward, smallest))
 
 
 def head_bytes(head_size: int, dtype: Any) -> int:

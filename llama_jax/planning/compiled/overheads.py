@@ -47,10 +47,10 @@ def overheads(hlo: str, trip_count: int | None = None) -> Overheads:
             continue
         repeated += count * (".remat" in instruction.name)
         done = _done(module, instruction)
-        if done and done.keys() <= {"copy", "copy-start", "transpose"}:
+        if done and done.keys() <= _MOVES:
             copies, copied = copies + count, copied + count * sum(done.values())
-        elif done and done.keys() <= {"dynamic-slice", "dynamic-update-slice"}:
-            stacked += count * sum(done.values())
+        elif done and done.keys() <= _MOVES | _SLICES:
+            stacked += count * sum(done[opcode] for opcode in done.keys() & _SLICES)
     return Overheads(copies, copied, stacked, flops, float32, repeated)
 
 
@@ -59,6 +59,7 @@ def _is_whole(instruction: Instruction) -> bool:
     return instruction.opcode not in ("call", "conditional", "async-start")
 
 
+_MOVES, _SLICES = {"copy", "copy-start", "transpose"}, {"dynamic-slice", "dynamic-update-slice"}
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "reshape", "opt-barrier")
 
 

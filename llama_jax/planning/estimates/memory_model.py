@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from llama_jax.model import paths
 from llama_jax.objectives.cross_entropy import CHUNK_BYTES
-from llama_jax.planning.estimates.layout import StepPlan, parts
+from llama_jax.planning.estimates.layout import StepPlan
 from llama_jax.planning.estimates.time_model import attention_kind
 
 FLOAT32, BFLOAT16 = 4, 2

@@ -52,7 +52,7 @@ def step_time(plan: StepPlan, chip: Chip, topology: Topology) -> StepTime:
     )
 
 
-_ATTENTION_PRODUCTS = {"xla": (4, 8), "blocked": (2, 6), "splash": (2, 7), "triton": (2, 5)}
+_ATTENTION_PRODUCTS = {"xla": (4, 8), "blocked": (2, 6), "splash": (2, 7), "triton": (2, 5), "cudnn": (2, 5)}
 """Products of queries with the keys of their row, forward and backward, in halves of the full square (causality leaves
 one half): `xla` makes all of it; the others make scores again in the backward pass, splash for each of its two
 kernels."""
