@@ -11,10 +11,9 @@ import numpy as np
 
 from llama_jax.core.arrays import Array, Float, Int
 from llama_jax.core.config import MeshConfig
-from llama_jax.core.errors import UserError
 from llama_jax.core.mesh import make_mesh, platform
 from llama_jax.data.rows.packing import write_segment
-from llama_jax.model.attention.choice import Implementation, Shapes, attention, choose
+from llama_jax.model.attention.choice import Implementation, Shapes, attention, problem_of
 from llama_jax.model.config import ComputeConfig, LlamaConfig, RopeScaling
 from llama_jax.model.layers import matmul
 from llama_jax.model.llama import language_model
@@ -177,16 +176,8 @@ _ROWS, _LENGTH, _HEADS, _KV_HEADS, _HEAD = 2, 512, 4, 2, 64
 def runnable(dtype: str, thorough: bool) -> list[Implementation]:
     """The implementations of attention that this platform has, without those that a CPU interprets unless asked for."""
     shapes = Shapes(_ROWS, _LENGTH, _LENGTH, _HEADS, _KV_HEADS, _HEAD, dtype)
-    found: list[Implementation] = []
-    for name in get_args(Implementation):
-        if platform() == "cpu" and not thorough and name not in ("xla", "blocked"):
-            continue
-        try:
-            choose(name, shapes)
-        except UserError:
-            continue
-        found.append(name)
-    return found
+    left_out = () if thorough or platform() != "cpu" else ("splash", "triton")
+    return [name for name in get_args(Implementation) if name not in left_out and not problem_of(name, shapes)]
 
 
 Attend = Callable[[Array, Array, Array, Array], Array]

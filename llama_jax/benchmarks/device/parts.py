@@ -103,7 +103,7 @@ _GPU = _ordered(
             f"attention at the shapes of benchmark_{size}",
             "attention",
             40,
-            ("benchmark", "attention", "--config", f"benchmark_{size}", "--steps_per_turn", "10"),
+            ("benchmark", "attention", "--config", f"benchmark_{size}"),
         )
         for size in ("lora_8b", "1b")
     ],
@@ -136,12 +136,12 @@ _CPU = _ordered(
         _pair(
             Part(
                 "decode_135m",
-                "decoding of SmolLM2-135M's shape, prompts of 64 tokens and answers of 32",
+                "decoding of SmolLM2-135M's shape, prompts of 64 tokens and answers of 16",
                 "decoding",
                 75,
                 (
                     *("benchmark", "decode", "--model.size", "smollm2_135m", "--decode_rows", "4"),
-                    *("--prompt_tokens", "64", "--new_tokens", "32", "--turns", "3"),
+                    *("--prompt_tokens", "64", "--new_tokens", "16", "--turns", "3"),
                 ),
             ),
             40,
@@ -153,7 +153,7 @@ _CPU = _ordered(
             "attention at the shapes of benchmark_58m",
             "attention",
             20,
-            ("benchmark", "attention", "--config", "benchmark_58m", "--turns", "5"),
+            ("benchmark", "attention", "--config", "benchmark_58m"),
         )
     ],
 )

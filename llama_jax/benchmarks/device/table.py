@@ -103,7 +103,7 @@ def _attention(result: Result) -> str:
     for name, each in result["implementations"].items():
         if "seconds" in each:
             chosen = ", chosen" if name == result["chosen"] else ""
-            said.append(f"{name} {each['seconds']['median'] * 1e3:,.2f} ms{chosen}")
+            said.append(f"{name} {each['seconds'] * 1e3:,.2f} ms{chosen}")
     return "; ".join(said)
 
 
