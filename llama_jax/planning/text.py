@@ -105,10 +105,11 @@ def _overheads_lines(report: Mapping[str, Any]) -> list[str]:
     if not (found := report.get("overheads")):
         return []
     share = found["float32_flops"] / found["flops"] if found["flops"] else 0
+    copied, stacked = _gib(found["copied_bytes"]), _gib(found["stacked_bytes"])
     return [
-        f"beside:     {_gib(found['copied_bytes'])} GiB of plain copies, {_gib(found['stacked_bytes'])} GiB into and out of "
-        f"arrays of all layers,",
-        f"            {share:.1%} of the products in float32, {found['repeated']:,} instructions repeated for want of memory",
+        f"beside:     {copied} GiB of plain copies, {stacked} GiB into and out of arrays of all turns of a loop;",
+        f"            {share:.1%} of the products in float32; {found['repeated']:,} instructions repeated for want of "
+        "memory",
     ]
 
 

@@ -35,8 +35,8 @@ _TURNS, _CALLS = 5, 4
 
 
 def measure_attention(shapes: Shapes) -> None:
-    """Let `auto` go by what is fastest here, if the mesh in use is one of GPUs that are there, once for a kind of model.
-    What the first process of a job finds, all go by, and so does every later run that finds its cache of compiled
+    """Let `auto` go by what is fastest here, if the mesh in use is one of GPUs that are there, once for a kind of
+    model. What the first process of a job finds, all go by, and so does every later run with its cache of compiled
     programs.
 
     Args:
@@ -133,7 +133,5 @@ def _errors(found: Sequence[Array], expected: Sequence[Array]) -> Float[Array, "
 
 def _seconds_of(run: Callable[..., Any], arrays: Sequence[Array]) -> float:
     started = time.perf_counter()
-    for _ in range(_CALLS):
-        last = run(*arrays)
-    jax.block_until_ready(last)
+    jax.block_until_ready([run(*arrays) for _ in range(_CALLS)][-1])
     return (time.perf_counter() - started) / _CALLS

@@ -15,6 +15,7 @@ from jax.experimental import topologies
 from llama_jax.core import sharding
 from llama_jax.core.config import MeshConfig
 from llama_jax.core.mesh import make_mesh
+from llama_jax.model.attention import choice, cudnn
 from llama_jax.model.attention.choice import attention
 from llama_jax.model.config import ComputeConfig, LlamaConfig
 from llama_jax.model.llama import language_model
@@ -41,8 +42,12 @@ def compiled_for(topology: str, mesh: MeshConfig, implementation: str, head_size
     return compiled(absent_devices(topology), mesh, implementation, head_size, dtype)
 
 
-def compiled(devices, mesh: MeshConfig, implementation: str, head_size: int, dtype) -> jax.stages.Compiled:
-    """Gradients of query, key and value of packed rows."""
+def compiled(devices, mesh: MeshConfig, implementation: str, head_size: int, dtype, policy=None) -> jax.stages.Compiled:
+    """Gradients of query, key and value of packed rows.
+
+    Args:
+        policy: what is kept for the backward pass, all else is made again; None: all that it needs.
+    """
     mesh_in_use = make_mesh(mesh, devices=devices)
 
     def shape(axes, *sizes, dtype=dtype):
@@ -50,7 +55,11 @@ def compiled(devices, mesh: MeshConfig, implementation: str, head_size: int, dty
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
 
     def loss(query, key, value, ids):
-        mixed = attention(query, key, value, query_segments=ids, key_segments=ids, implementation=implementation)
+        def attend(*arrays):
+            return attention(*arrays, query_segments=ids, key_segments=ids, implementation=implementation)
+
+        attend = attend if policy is None else jax.checkpoint(attend, policy=policy)
+        mixed = attend(query, key, value)
         return jnp.sum(mixed.astype(jnp.float32) ** 2)
 
     query = shape(("batch", "length", "heads", None), ROWS, LENGTH, HEADS, head_size)
@@ -124,6 +133,26 @@ def test_triton_fits_the_shared_memory_of_small_gpus(head_size, dtype) -> None:
     topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target)
     program = compiled(topology.devices, MeshConfig(), "triton", head_size, dtype)
     assert CALLS["triton"] in program.as_text()
+
+
+@needs_cuda_plugin
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_cudnn_is_called_once_in_each_pass_beside_what_it_leaves_to_triton(monkeypatch, devices) -> None:
+    """The call alone: without cuDNN nothing looks into it."""
+    monkeypatch.setattr(cudnn.library, "check_cudnn_version", lambda: 91100)
+    monkeypatch.setattr(cudnn.library, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(cudnn.library, "is_cuda_compute_capability_equal", lambda _: False)
+    monkeypatch.setattr(choice, "is_there", lambda: True)
+    monkeypatch.setattr(choice, "_capability", lambda: (9, 0))
+    kept = jax.checkpoint_policies.save_only_these_names(choice.CHECKPOINT_NAME)
+    program = compiled(absent_devices(f"h100:1x{devices}"), MeshConfig(fsdp=devices), "cudnn", 128, "bfloat16", kept)
+    text = program.as_text()
+    assert text.count('custom_call_target="__cudnn$fmhaSoftmax"') == 1
+    assert text.count('custom_call_target="__cudnn$fmhaSoftmaxBackward"') == 1
+    assert text.count(" conditional(") == 2
+    # In one of them a forward pass, in the other one more, the mean and the backward pass.
+    assert text.count(CALLS["triton"]) == 1 + 3
 
 
 @pytest.mark.parametrize(

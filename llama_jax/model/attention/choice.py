@@ -3,7 +3,7 @@
 All take grouped queries and segment ids, never let a query see another segment, and work where the mesh in use splits
 rows (context parallelism, see `attention_sequence`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -76,7 +76,7 @@ class Choice(NamedTuple):
     """An implementation, and why it was chosen, or is not the platform's fastest (empty where it is, or where it was
     asked for)."""
 
-    name: Implementation
+    name: str
     reason: str
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ def choose(implementation: str, shapes: Shapes) -> Choice:
     if implementation != "auto":
         if problem := problem_of(implementation, shapes):
             raise UserError(f"compute.attention: {implementation} {problem}")
-        return Choice(implementation, "")  # pyright: ignore[reportArgumentType]
+        return Choice(implementation, "")
     wanted, reasons, drawback = _WANTED[platform()], [], _drawback
     if platform() == "gpu" and (measured := remembered(shapes.kind)):
         wanted, reasons, drawback = tuple(measured.seconds), [f"measured: {measured}"], lambda *_: ""
@@ -109,10 +109,10 @@ def choose(implementation: str, shapes: Shapes) -> Choice:
 
 def problem_of(name: str, shapes: Shapes) -> str:
     """Why an implementation cannot run under the mesh in use, in words that follow its name; nothing where it can."""
-    return _PROBLEMS[name](shapes)  # pyright: ignore[reportArgumentType]
+    return _PROBLEMS[name](shapes)
 
 
-_WANTED: dict[str, tuple[Implementation, ...]] = {
+_WANTED: Mapping[str, tuple[str, ...]] = {
     "tpu": ("splash", "blocked"),
     "gpu": ("triton", "blocked"),
     "cpu": ("blocked",),
@@ -120,7 +120,7 @@ _WANTED: dict[str, tuple[Implementation, ...]] = {
 """What `auto` tries on each platform before `xla`, which runs everywhere."""
 
 
-def _drawback(name: Implementation, shapes: Shapes) -> str:
+def _drawback(name: str, shapes: Shapes) -> str:
     """Why `auto` does without an implementation that could run, in words that follow its name."""
     if name == "blocked" and shapes.query_length <= BLOCK:
         return f"gains nothing in rows of one block of {BLOCK} tokens"
@@ -181,7 +181,7 @@ def _problem_of_cudnn(shapes: Shapes) -> str:
     if platform() != "gpu":
         return "is a library for NVIDIA's GPUs"
     if not is_there():
-        return "is not installed, without which nothing can be compiled for it"
+        return "is not here, without which nothing can be compiled for it"
     if problem := _unseen_prefixes(shapes) or _indivisible(shapes) or _indivisible_heads(shapes):
         return problem
     if shapes.dtype != "bfloat16":
@@ -210,7 +210,7 @@ def _indivisible_heads(shapes: Shapes) -> str:
     return ""
 
 
-_PROBLEMS: dict[Implementation, Callable[[Shapes], str]] = {
+_PROBLEMS: Mapping[str, Callable[[Shapes], str]] = {
     "xla": lambda _: "",
     "blocked": _problem_of_blocked,
     "splash": _problem_of_splash,
@@ -264,7 +264,7 @@ def attention(
     return checkpoint_name(mixed, CHECKPOINT_NAME)
 
 
-_FUNCTIONS: dict[Implementation, Callable[..., Array]] = {
+_FUNCTIONS: Mapping[str, Callable[..., Array]] = {
     "splash": splash,
     "triton": triton,
     "cudnn": cudnn,

@@ -9,12 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax._src.cudnn import fused_attention_stablehlo as library  # `jax.nn` takes no offsets of documents
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.core.arrays import Array, Bool, Float, Int
 from llama_jax.model.attention.kernels import grouped_triton
 from llama_jax.model.attention.sequence import CHECKPOINT_NAME, Segments, by_heads
+
+# `jax.nn.dot_product_attention` takes no offsets of documents.
+library: Any = fused_attention_stablehlo
 
 CUDNN_HEAD_MULTIPLE, CUDNN_LARGEST_HEAD = 8, 256
 """Sizes of a head that it takes, in numbers of 16 bits (`check_is_flash_attention` in JAX)."""
@@ -26,8 +29,8 @@ there are statistics for each, as long as the row."""
 
 
 def is_there() -> bool:
-    """Whether JAX has found cuDNN, without which nothing can be compiled for it, not even to plan a run."""
-    return library.cuda_versions is not None
+    """Whether JAX has found cuDNN, and a GPU, without which nothing is compiled for it, not even to plan a run."""
+    return library.cuda_versions is not None and jax.default_backend() == "gpu"
 
 
 def cudnn(
@@ -79,7 +82,7 @@ def _forward(query: Array, key: Array, value: Array, segments: Segments) -> tupl
     return mixed, (query, key, value, segments, mixed, statistics)
 
 
-def _backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array, None]:
+def _backward(kept: Any, gradient: Array) -> tuple[Array | None, ...]:
     query, key, value, segments, mixed, statistics = kept
     arrays = (query, key, value, mixed, statistics, gradient)
     if segments is None:
