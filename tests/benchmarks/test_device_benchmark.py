@@ -75,11 +75,15 @@ def test_what_is_missing_is_measured_and_what_failed_comes_last(monkeypatch) -> 
     assert called[2:] == ["new", "crashes"]
 
 
-def test_a_part_that_fails_or_takes_too_long_is_a_line_in_the_report() -> None:
-    refused = measured(Part("x", "x", "training", 1, ("benchmark", "train", "--turns", "0")), 60.0)
-    assert refused["status"] == "failed" and "--turns 0: must be at least 1" in refused["reason"]
+def test_a_part_that_takes_too_long_is_a_line_in_the_report() -> None:
     stopped = measured(Part("x", "x", "training", 1, ("benchmark", "train")), 0.05)
     assert stopped["status"] == "failed" and stopped["reason"].startswith("stopped after")
+
+
+@pytest.mark.slow
+def test_a_part_that_fails_is_a_line_in_the_report() -> None:
+    refused = measured(Part("x", "x", "training", 1, ("benchmark", "train", "--turns", "0")), 60.0)
+    assert refused["status"] == "failed" and "--turns 0: must be at least 1" in refused["reason"]
 
 
 def test_results_of_another_card_or_of_other_code_are_not_mixed() -> None:
