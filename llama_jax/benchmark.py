@@ -1,36 +1,39 @@
-"""Measure speed and memory: `python -m llama_jax.benchmark train`, `… lora`, `… dpo`, `… decode`, `… data`, …"""
+"""Measure speed and memory: `python -m llama_jax.benchmark train`, `… lora`, `… dpo`, `… decode`, `… all`, …"""
 
 if __name__ == "__main__":
     from llama_jax.__main__ import main
 
     main("benchmark")
 
-import functools
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from llama_jax import dpo, grpo, ppo
 from llama_jax.benchmarks import turns
 from llama_jax.benchmarks.against import compare, own_turn
+from llama_jax.benchmarks.attention import measure_attention
 from llama_jax.benchmarks.config import DpoBenchmarkConfig, RougeConfig
 from llama_jax.benchmarks.data import measure_data
 from llama_jax.benchmarks.decoding.comparison import measure_decoding
 from llama_jax.benchmarks.decoding.dry_run import describe_decoding
 from llama_jax.benchmarks.decoding.engine_side import engine_turn
+from llama_jax.benchmarks.device.config import DeviceBenchmarkConfig
+from llama_jax.benchmarks.device.running import measure_device
 from llama_jax.benchmarks.dpo.comparison import compare_dpo
 from llama_jax.benchmarks.dpo.own_side import dpo_turn
-from llama_jax.benchmarks.preparing.measuring import PrepareBenchmarkConfig, measure_preparation
+from llama_jax.benchmarks.preparing.config import PrepareBenchmarkConfig
+from llama_jax.benchmarks.preparing.measuring import measure_preparation
+from llama_jax.benchmarks.pytorch.measuring import measure_pytorch
 from llama_jax.benchmarks.results import AnyBenchmarkConfig, keep, say
 from llama_jax.benchmarks.rl.comparison import compare_rl
 from llama_jax.benchmarks.rl.config import RlBenchmarkConfig
 from llama_jax.benchmarks.rl.own_side import rl_turn
-from llama_jax.benchmarks.rouge import measure_rouge
 from llama_jax.benchmarks.scaling import measure_scaling
 from llama_jax.benchmarks.step import build, measure_step
 from llama_jax.config import COMMANDS, PRESETS
 from llama_jax.core.processes.distributed import is_main_process, start_up
-from llama_jax.core.settings.command_line import parse
+from llama_jax.core.settings.command_line import from_yaml
 from llama_jax.planning.decoding import lowered_decode
 from llama_jax.rl.running import iterations
 from llama_jax.supervised.preferences import preference_method
@@ -38,10 +41,16 @@ from llama_jax.supervised.preferences import preference_method
 _OWN_SIDE = "llama_jax.benchmark:own_side"
 
 
-def benchmark(config: AnyBenchmarkConfig | RougeConfig) -> None:
+def benchmark(config: AnyBenchmarkConfig | DeviceBenchmarkConfig | RougeConfig) -> None:
     """Print what was measured, and write it to `WHAT.json` in `output`; `scaling` draws `scaling.png` beside it."""
-    if isinstance(config, RougeConfig | PrepareBenchmarkConfig):
-        (measure_rouge if isinstance(config, RougeConfig) else measure_preparation)(config)
+    if isinstance(config, RougeConfig):
+        from llama_jax.benchmarks.rouge import measure_rouge  # only here: nothing else needs its library
+
+        measure_rouge(config)
+    elif isinstance(config, PrepareBenchmarkConfig):
+        measure_preparation(config)
+    elif isinstance(config, DeviceBenchmarkConfig):
+        measure_device(config)
     elif isinstance(config, DpoBenchmarkConfig):
         keep(config, config.name, compare_dpo(config, _OWN_SIDE))
     elif isinstance(config, RlBenchmarkConfig):
@@ -50,12 +59,13 @@ def benchmark(config: AnyBenchmarkConfig | RougeConfig) -> None:
         describe_decoding(config, lowered_decode)
     elif config.is_in_turns:
         # Nothing here may start JAX: the memory and the processors belong to the sides.
-        keep(config, config.name, (measure_decoding if config.what == "decode" else compare)(config, _OWN_SIDE))
+        beside = partial(measure_decoding if config.what == "decode" else compare, own_side=_OWN_SIDE)
+        keep(config, config.name, (measure_pytorch if config.program == "pytorch" else beside)(config))
     else:
         say(config, start_up(config.run.distributed))
-        scaling = functools.partial(measure_scaling, build=build)
-        measures = {"train": measure_step, "lora": measure_step, "data": measure_data, "scaling": scaling}
-        result = measures[config.what](config)
+        scaling = partial(measure_scaling, build=build)
+        measures = {"attention": measure_attention, "data": measure_data, "scaling": scaling}
+        result = measures.get(config.what, measure_step)(config)
         if is_main_process():
             keep(config, config.name, result)
 
@@ -65,16 +75,12 @@ def own_side() -> None:
 
     def prepare(task: Sequence[str]) -> tuple[turns.Turn, dict[str, Any]]:
         command, settings = task
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-            file.write(settings)
-            file.flush()
-            arguments = ["--config", file.name]
-            config: Any = parse(COMMANDS[command], arguments, command=command, commands=COMMANDS, presets=PRESETS)
+        config = from_yaml(settings, command, COMMANDS, PRESETS)
         if command == "benchmark dpo":
             return dpo_turn(config, preference_method(config), dpo.supervision(config))
         if isinstance(config, RlBenchmarkConfig):
             recipe = {"grpo": grpo.recipe, "ppo": ppo.recipe}[config.what](config)
-            return rl_turn(config, functools.partial(iterations, recipe=recipe, command=config.what))
+            return rl_turn(config, partial(iterations, recipe=recipe, command=config.what))
         return engine_turn(config) if config.what == "decode" else own_turn(config, build)
 
     turns.serve(prepare)

@@ -10,6 +10,7 @@ from llama_jax.benchmarks.config import (
     DpoBenchmarkConfig,
     RougeConfig,
 )
+from llama_jax.benchmarks.device.config import DeviceBenchmarkConfig
 from llama_jax.benchmarks.preparing.config import PrepareBenchmarkConfig
 from llama_jax.benchmarks.rl.config import GrpoBenchmarkConfig, PpoBenchmarkConfig
 from llama_jax.checkpoints.config import ConvertConfig
@@ -31,7 +32,7 @@ from llama_jax.instruct.config import AskingConfig, ConversationsConfig, JudgeCo
 from llama_jax.model.config import sized
 from llama_jax.pipeline.config import RlhfConfig
 from llama_jax.pipeline.handing_down import stages_of
-from llama_jax.planning.config import HardwareConfig, PlannedConfig, PlannedPipelineConfig
+from llama_jax.planning.config import HardwareConfig, PlannedBenchmarkConfig, PlannedConfig, PlannedPipelineConfig
 from llama_jax.rl.config import GrpoConfig, PromptDataConfig
 from llama_jax.rl.ppo_config import PpoConfig
 from llama_jax.runs.config import RunConfig
@@ -54,6 +55,7 @@ COMMANDS: dict[str, type] = {
     **_FROM_A_MODEL,
     "rlhf": RlhfConfig,
     "benchmark": composed(BenchmarkConfig, PretrainConfig),
+    "benchmark all": DeviceBenchmarkConfig,
     "benchmark dpo": composed(DpoBenchmarkConfig, DpoConfig),
     "benchmark grpo": composed(GrpoBenchmarkConfig, GrpoConfig),
     "benchmark ppo": composed(PpoBenchmarkConfig, PpoConfig),
@@ -69,6 +71,7 @@ COMMANDS: dict[str, type] = {
         f"plan {name}": composed(PlannedConfig, settings, f"Compile a run of {name} for hardware that is not here.")
         for name, settings in _FROM_A_MODEL.items()
     },
+    "plan benchmark": composed(PlannedBenchmarkConfig, composed(BenchmarkConfig, PretrainConfig)),
     "plan rlhf": composed(PlannedPipelineConfig, RlhfConfig),
     "prepare": PrepareConfig,
     "preview": composed(ShownConfig, PretrainConfig),

@@ -50,20 +50,29 @@ _COMPARABLE = {"transformers": ("train", "decode"), "peft": ("lora",), "llama.cp
 """What can be compared with each other program."""
 
 
+_IN_PYTORCH = ("train", "lora", "decode")
+
+
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Measure speed and memory: `benchmark train`, `benchmark lora`, `benchmark decode`, `benchmark data`, `benchmark
-    scaling`. Takes every setting of `pretrain`, so that its configs fit."""
+    """Measure speed and memory: `benchmark train`, `benchmark lora`, `benchmark decode`, `benchmark attention`,
+    `benchmark data`, `benchmark scaling`. Takes every setting of `pretrain`, so that its configs fit."""
 
-    what: Literal["train", "lora", "decode", "data", "scaling"] = field(default="train", metadata={"first_word": True})
+    what: Literal["train", "lora", "decode", "attention", "data", "scaling"] = field(
+        default="train", metadata={"first_word": True}
+    )
     """`train`: the training step, on synthetic tokens. `lora`: the same of an adapter over frozen weights. `decode`:
-    the engine, with one stream and with `decode_rows` at a time. `data`: the input pipeline alone. `scaling`: the step
+    the engine, with one stream and with `decode_rows` at a time. `attention`: its implementations, at the shapes of a
+    microbatch. `data`: the input pipeline alone. `scaling`: the step
     at several contexts, widths and batch sizes, against the FLOP formula."""
     against: Literal["transformers", "peft", "llama.cpp"] | None = None
     """Compare the step with Hugging Face transformers on eager PyTorch, `benchmark lora` with PEFT on it, `benchmark
     decode` with transformers' `generate` or with llama.cpp (extra `oracle`), on CPU in float32: each in a process of
     its own, in alternating turns. `--config benchmark_58m` is a size for `train`, `--config benchmark_lora` for
     `lora`."""
+    program: Literal["llama_jax", "pytorch"] = "llama_jax"
+    """`pytorch`: what `train`, `lora` and `decode` measure is the same model in plain PyTorch, by itself and on the
+    device at hand; on a GPU through `torch.compile`, in automatic mixed precision where `compute.dtype` is bfloat16."""
     compiled: bool = False
     """With `--against`: the other side's model goes through `torch.compile` (which needs a C++ compiler), too."""
     lora: AdapterConfig = field(default_factory=AdapterConfig)
@@ -85,6 +94,8 @@ class BenchmarkConfig:
     """Times that are taken, or turns of each side; the result is their median."""
     steps_per_turn: int = 2
     """Steps of a turn."""
+    profile_steps: int = 0
+    """Steps that `train` and `lora` trace after that, to tell their ten heaviest operations."""
     workers: tuple[int, ...] = (0, 1, 2)
     """Numbers of `data.workers` to measure the input pipeline with."""
     seconds: float = 5.0
@@ -102,12 +113,14 @@ class BenchmarkConfig:
 
     @property
     def is_in_turns(self) -> bool:
-        """Sides in processes of their own are measured, and this one must not start JAX."""
-        return self.against is not None or self.what == "decode"
+        """This process must not start JAX: sides in processes of their own are measured, or PyTorch is."""
+        return self.against is not None or self.what == "decode" or self.program == "pytorch"
 
     @property
     def name(self) -> str:
         """Of the result."""
+        if self.program == "pytorch":
+            return f"{self.what}_pytorch"
         against = "" if self.against is None else f"_against_{self.against}{'_compiled' * self.compiled}"
         return f"{self.what}{against}"
 
@@ -139,6 +152,15 @@ class BenchmarkConfig:
         if self.against is not None and self.what not in _COMPARABLE[self.against]:
             commands = " and ".join(f"'benchmark {what}'" for what in _COMPARABLE[self.against])
             raise UserError(f"--against {self.against}: is for {commands}, not for 'benchmark {self.what}'")
+        if self.program == "pytorch" and (self.what not in _IN_PYTORCH or self.against or self.weights):
+            raise UserError(
+                f"--program pytorch: is for {', '.join(_IN_PYTORCH)} with random weights, and not for "
+                f"'benchmark {self.what}', --against or --weights"
+            )
+        if self.profile_steps < 0:
+            raise UserError(f"--profile_steps {self.profile_steps}: must be at least 0")
+        if self.profile_steps and (self.what not in ("train", "lora") or self.is_in_turns):
+            raise UserError(f"--profile_steps {self.profile_steps}: is for 'benchmark train' and 'lora' by themselves")
         if self.weights is not None and self.what != "decode":
             raise UserError(f"--weights {self.weights}: is for 'benchmark decode', not for 'benchmark {self.what}'")
         if self.run.dry_run and self.what != "decode":

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from llama_jax.benchmarks.config import BenchmarkConfig
+from llama_jax.benchmarks.heaviest import profiled
 from llama_jax.benchmarks.results import gigabytes, say
 from llama_jax.benchmarks.turns import peak_host_bytes, summary, timed
 from llama_jax.core import placing
@@ -25,14 +26,15 @@ from llama_jax.runs.methods import all_parameters, build_program, low_rank_adapt
 from llama_jax.training.program import Program
 
 
-def build(config: BenchmarkConfig) -> Program:
-    """The training step of `pretrain`, or of `lora` over a model of that architecture."""
+def build(config: BenchmarkConfig, devices: Sequence[Any] | None = None) -> Program:
+    """The training step of `pretrain`, or of `lora` over a model of that architecture, on the given devices or on
+    all."""
     run: Any = config
     method = all_parameters(run.training.trainable)
     if config.what == "lora":
         method = low_rank_adapter(config.lora, config.model_dtype, run.training.peak_learning_rate)
     objective = functools.partial(next_token, z_loss=run.training.z_loss)
-    return build_program(run, method, objective, run.model.architecture, run.data.sequence_length)
+    return build_program(run, method, objective, run.model.architecture, run.data.sequence_length, devices)
 
 
 def measure_step(config: BenchmarkConfig) -> dict[str, Any]:
@@ -43,6 +45,8 @@ def measure_step(config: BenchmarkConfig) -> dict[str, Any]:
         step = MeasuredStep(program)
         step.turn(config.warmup_steps)
         result = step.report([timed(step.turn, config.steps_per_turn) for _ in range(config.turns)])
+        if config.profile_steps:
+            result["profile"] = step.profile(config.profile_steps)
     say(config, _described(result))
     return result
 
@@ -54,6 +58,10 @@ def _described(result: dict[str, Any]) -> str:
     speeds = result["tokens_per_second_by_turn"]
     device = memory["peak_device_bytes"]
     on_device = "" if device is None else f", fullest device {gigabytes(device)}"
+    operations = [
+        f"profile: {each['share']:6.1%} {each['seconds']:.4f} s, {each['calls']:,.0f} x {each['name']} {each['source']}"
+        for each in result.get("profile", {"operations": ()})["operations"]
+    ]
     return "\n".join(
         [
             f"speed:    {result['tokens_per_second']:,.0f} tokens/s (turns {min(speeds):,.0f}–{max(speeds):,.0f}, "
@@ -64,6 +72,7 @@ def _described(result: dict[str, Any]) -> str:
             f"memory:   peak of the process {gigabytes(memory['peak_host_bytes'])}{on_device}; by the compiler a "
             f"device holds {gigabytes(memory['arguments'])} between steps and {gigabytes(memory['temporary'])} more "
             "in one",
+            *operations,
         ]
     )
 
@@ -93,6 +102,10 @@ class MeasuredStep:
         for _ in range(steps):
             self._state, metrics = self._compiled(self._state, self._frozen, self._batch)
         jax.block_until_ready((self._state, metrics))
+
+    def profile(self, steps: int) -> dict[str, Any]:
+        """The ten heaviest operations of so many more steps, see `heaviest.profiled`."""
+        return profiled(lambda: self.turn(steps), steps, self._compiled.as_text() or "")
 
     def report(self, seconds: list[float]) -> dict[str, Any]:
         """Speed, compilation and memory as JSON values.

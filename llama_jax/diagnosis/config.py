@@ -20,6 +20,9 @@ class DoctorConfig:
     """Tokens in a row of its training."""
     seconds: float = 6.0
     """How long to measure one device, about, beside starting and compiling."""
+    thorough: bool = False
+    """Check the numbers of every kernel that could run: a CPU interprets those for accelerators, which takes it half a
+    minute."""
     json: bool = False
     """Print one JSON object as the last line."""
     mesh: MeshConfig = field(default_factory=MeshConfig)

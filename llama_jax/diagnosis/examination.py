@@ -30,7 +30,7 @@ class Examination:
         self._report = report
         self._has_peers = has_peers
         self._has_begun = False
-        self._values: dict[str, Any] = {"devices": None, "collectives": []}
+        self._values: dict[str, Any] = {"devices": None, "numbers": [], "collectives": []}
         self.found: list[Finding] = []
 
     @property
@@ -67,6 +67,10 @@ class Examination:
             self.found.append(start_failure(why, self._has_peers) if starting else stage_failure(stage, why))
         elif what == "wrong":
             self.found.append(wrong_numbers(value))
+        elif what == "number":
+            self._values["numbers"].append(value)
+            if not value["ok"]:
+                self.found.append(wrong_numbers(f"{value['what']}: {wrong_by(value)}"))
         elif what == "collective":
             self._values["collectives"].append(value)
             if value["problem"]:
@@ -94,6 +98,8 @@ class Examination:
         elif what in _RATES:
             name, unit, _ = _RATES[what]
             self._report.rate(name, value, unit)
+        elif what == "number":
+            self._report.number(value, wrong_by(value))
         elif what == "collective":
             self._report.collective(value)
 
@@ -163,6 +169,14 @@ def wrong_numbers(what: str) -> Finding:
     return Finding("broken", what, remedy)
 
 
+def wrong_by(checked: Mapping[str, Any]) -> str:
+    """Error and tolerance of numbers that were checked (`numbers.Check.found`), or why there are none."""
+    if "problem" in checked:
+        return checked["problem"]
+    error = "no number" if checked["error"] is None else f"{checked['error']:.1e}"
+    return f"off by {error}, of {checked['tolerance']:.1e} that rounding explains"
+
+
 def low_speeds(report: Mapping[str, Any]) -> list[Finding]:
     """Measurements far below the published peak."""
     slow = []
@@ -186,6 +200,8 @@ def verdict(found: Sequence[Finding], report: Mapping[str, Any]) -> str:
     parts = [f"{devices['count']} {devices['kind']} {'device' if devices['count'] == 1 else 'devices'}"]
     if devices["processes"] > 1:
         parts.append(f"{devices['processes']} processes")
+    if report.get("numbers"):
+        parts.append("every number right")
     if report["collectives"]:
         parts.append("every collective correct")
     if warnings:

@@ -73,6 +73,7 @@ class _Probe:
         for dtype in ("bfloat16", "float32"):
             self._try(f"multiplying {dtype} matrices", lambda dtype=dtype: self._multiply(dtype))
         self._try("reading and writing memory", self._read)
+        self._check_numbers()
         self._exchange()
 
     def _try(self, stage: str, work: Callable[[], None]) -> bool:
@@ -181,6 +182,29 @@ class _Probe:
         chip = self._chip()
         peak = None if chip is None else chip.memory_bandwidth
         self.tell("memory_bandwidth", rate._replace(peak=peak)._asdict())
+
+    def _check_numbers(self) -> None:
+        import jax
+
+        from llama_jax.core.config import MeshConfig
+        from llama_jax.core.mesh import make_mesh
+        from llama_jax.diagnosis.numbers import Check, checks, worst
+
+        def looked_at(check: Check) -> None:
+            try:
+                with jax.set_mesh(alone):
+                    found = check.found()
+            except Exception as error:
+                traceback.print_exc()
+                found = check.failed(in_one_line(error))
+            self.tell("number", worst(self._from_all(found)))
+
+        # One device of each process.
+        alone = make_mesh(MeshConfig(), jax.local_devices()[:1])
+        with jax.set_mesh(alone):
+            wanted = checks(self._config.thorough)
+        for check in wanted:
+            self._try(f"checking {check.what}", lambda check=check: looked_at(check))
 
     def _chip(self) -> Any:
         import jax

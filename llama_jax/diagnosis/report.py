@@ -8,7 +8,7 @@ from llama_jax.core.chips import GIB
 from llama_jax.diagnosis.environment import Devices, Host, Place
 from llama_jax.diagnosis.findings import Finding
 
-_LABEL, _VALUE = 20, 18
+_LABEL, _VALUE = 32, 18
 """Widths of the first two columns."""
 _STYLES = {"broken": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -87,9 +87,17 @@ class Report:
             share = f"   {rate['median'] / rate['peak']:.0%} of the published {figure(rate['peak'])}"
         self._row(name, f"{figures['median']} {unit}", f"{spread}{share}")
 
+    def number(self, checked: Mapping[str, Any], remark: str) -> None:
+        """Whether what the device computes is right."""
+        if self._group != "numbers":
+            self._heading("numbers of one device, next to float64 and to the losses of a CPU")
+            self._group = "numbers"
+        outcome = "correct" if checked["ok"] else "WRONG"
+        self._row(checked["what"], outcome, remark, style=None if checked["ok"] else "bold red")
+
     def collective(self, checked: Mapping[str, Any]) -> None:
         """Whether one collective is correct, and its speed."""
-        if self._group in ("", "speed"):
+        if self._group in ("", "speed", "numbers"):
             self._heading("collectives: numbers, and bytes that a device sends per second")
         if self._group != checked["axes"]:
             self._group = checked["axes"]

@@ -69,3 +69,9 @@ class PlannedPipelineConfig(HardwareConfig):
 
     measured: str | None = None
     """Run of `ppo` whose times are shown beside what is planned."""
+
+
+@dataclass(frozen=True)
+class PlannedBenchmarkConfig(HardwareConfig):
+    """Compile what `benchmark train`, `lora` or `decode` measures, for hardware that is not here. Takes every setting
+    of `benchmark`."""

@@ -12,6 +12,7 @@ from llama_jax.benchmarks.config import BenchmarkConfig
 from llama_jax.config import COMMANDS, PRESETS, check_paths
 from llama_jax.core.errors import UserError
 from llama_jax.core.settings.command_line import parse
+from llama_jax.core.settings.parser import command_for
 
 QUICK = ("--turns", 2, "--steps_per_turn", 1, "--warmup_steps", 1, "--json")
 
@@ -27,7 +28,9 @@ def result(capfd, folder: Path, *arguments: object) -> dict:
 
 def test_the_first_word_says_what_to_measure() -> None:
     assert parsed("data", "--seed", "3") == parsed("--seed", "3", "--what", "data")
-    with pytest.raises(UserError, match=r'^what: got "trian", expected one of train, lora, decode, data, scaling$'):
+    with pytest.raises(
+        UserError, match=r'^what: got "trian", expected one of train, lora, decode, attention, data, scaling$'
+    ):
         parsed("trian")
     with pytest.raises(UserError, match=r"^data: unexpected"):
         parsed("--seed", "3", "data")
@@ -91,6 +94,11 @@ def test_a_comparison_without_its_packages_names_the_extra(tmp_path, capfd, monk
         (("--weights", "model.gguf"), "--weights model.gguf: is for 'benchmark decode', not for 'benchmark train'"),
         (("--dry_run", "true"), "--dry_run: is for 'benchmark decode', not for 'benchmark train'"),
         (("decode", "--compiled", "true"), "--compiled true: is of the other side of 'benchmark train'"),
+        (
+            ("data", "--program", "pytorch"),
+            "--program pytorch: is for train, lora, decode with random weights, and not",
+        ),
+        (("decode", "--profile_steps", "1"), "--profile_steps 1: is for 'benchmark train' and 'lora' by themselves"),
         (("decode", "--new_tokens", "1"), "--new_tokens 1: must be at least 2"),
         (("--turns", "0"), "--turns 0: must be at least 1"),
         (("--widths", "[]"), r"--widths \[\]: needs numbers of at least 1"),
@@ -155,6 +163,15 @@ def test_decoding_is_compared_with_others_that_hold_the_same_weights(
 def test_every_config_of_pretrain_can_be_measured() -> None:
     for file in (command_runs.ROOT / "configs").glob("pretrain_*.yaml"):
         assert parsed("train", "--config", str(file)).what == "train"
+
+
+@pytest.mark.parametrize("name, what", [("1b", "train"), ("lora_8b", "lora")])
+def test_what_is_measured_on_a_gpu_can_be_planned(name: str, what: str) -> None:
+    arguments = ["--config", f"benchmark_{name}"]
+    command = command_for("plan", arguments, COMMANDS)
+    assert command == "plan benchmark"
+    planned = parse(COMMANDS[command], arguments, command=command, commands=COMMANDS, presets=PRESETS)
+    assert planned.what == what and planned.data.sequence_length == 4096
 
 
 def test_the_size_of_the_comparison_is_the_one_it_says() -> None:

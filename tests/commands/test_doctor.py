@@ -53,7 +53,10 @@ def test_eight_devices_are_measured_and_exchange_rightly(capfd, tmp_path) -> Non
     # One row of 32,000 logits in float32 is 262 MB for 2,048 tokens.
     assert result["choices"]["loss_chunks"] == 2
     assert result["hosts"][0]["packages"]["jax"] == jax.__version__
-    assert result["ready"] and result["verdict"].startswith("ready: 8 cpu devices, every collective correct")
+    assert len(result["numbers"]) == 16 and all(each["error"] < each["tolerance"] for each in result["numbers"])
+    assert result["ready"] and result["verdict"].startswith(
+        "ready: 8 cpu devices, every number right, every collective correct"
+    )
     assert lines[-1] == result["verdict"]
     assert not any("Traceback" in line for line in lines)
 

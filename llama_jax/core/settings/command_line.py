@@ -8,6 +8,7 @@ import json
 import os
 import select
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -77,6 +78,19 @@ def to_yaml(config: Any) -> str:
     """Every setting of a config as YAML that `--config` reads back to an equal config."""
     lists_for_tuples = json.loads(json.dumps(asdict(config)))  # floats stay exact
     return yaml.safe_dump(lists_for_tuples, sort_keys=False, allow_unicode=True, width=120)
+
+
+def from_yaml(text: str, command: str, commands: Commands, presets: Presets | None = None) -> Any:
+    """The config of a command that `to_yaml` wrote.
+
+    Raises:
+        UserError: see `parse`.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        arguments = ["--config", file.name]
+        return parse(commands[command], arguments, command=command, commands=commands, presets=presets)
 
 
 def run_command(

@@ -74,7 +74,9 @@ class _Traffic:
             return 0
         operands = [by_name[name].arrays for name in instruction.operands if name in by_name]
         if opcode == "fusion":
-            return self.of_fusion(instruction, operands, place)
+            return self.of_fusion(instruction, results, operands, place)
+        if opcode == "fusion-start":  # the operands, the results, a scalar
+            return self.of_fusion(instruction, results[sum(map(len, operands)) : -1], operands, place)
         if opcode == "copy-start":  # the copy, the original, a scalar
             return _in_memory(results[:1]) + _in_memory(operands[0])
         if opcode in ("slice-start", "dynamic-slice-start"):  # the original, the slice, a scalar
@@ -91,8 +93,10 @@ class _Traffic:
             return sum(map(_in_memory, operands[1:])) + 2 * _part(results, operands[-1][0].size)
         return _in_memory(results) + sum(map(_in_memory, operands))
 
-    def of_fusion(self, fusion: Instruction, operands: Sequence[list[Array]], place: Place) -> int:
-        """What a fusion reads of its operands and writes of its results; and what a collective moves whose first step
+    def of_fusion(
+        self, fusion: Instruction, made: Sequence[Array], operands: Sequence[list[Array]], place: Place
+    ) -> int:
+        """What a fusion reads of its operands and writes of what is made; and what a collective moves whose first step
         it is."""
         instructions = self.module.computations[fusion.called[0]]
         by_name = {each.name: each for each in instructions}
@@ -105,7 +109,7 @@ class _Traffic:
             total += _part(arrays, needed)
         roots = _roots(instructions, by_name)
         # Where a result lies is what the fusion says: a computation of only one does not always repeat it.
-        results = iter(fusion.arrays)
+        results = iter(made)
         for root in roots:  # which may make several arrays, as a reduction of several does
             written = list(results if len(roots) == 1 else itertools.islice(results, len(root.arrays)))
             total += _part(written, _written(root, by_name))

@@ -115,6 +115,28 @@ def test_the_steps_of_an_asynchronous_collective_move_it_once():
     assert memory_traffic(text) == 4 * (50 + 400) + 2 * 4 * (10 + 10)
 
 
+def test_of_an_asynchronous_fusion_the_slice_counts_and_not_the_stack():
+    """As XLA for GPU writes a slice that it takes of the weights of all layers, or puts among their activations."""
+    put = """
+        %put (stack: f32[32,10], at: s32[], row: f32[1,10]) -> f32[32,10] {
+          %stack = f32[32,10] parameter(0)
+          %at = s32[] parameter(1)
+          %row = f32[1,10] parameter(2)
+          ROOT %d = f32[32,10] dynamic-update-slice(%stack, %row, %at, %at)
+        }"""
+    text = program(
+        """
+        %p = f32[32,10] parameter(0)
+        %q = s32[] parameter(1)
+        %r = f32[1,10] parameter(2)
+        %s = ((f32[32,10], s32[], f32[1,10]), f32[32,10], u32[]) fusion-start(%p, %q, %r), kind=kLoop, calls=%put
+        ROOT %e = f32[32,10] fusion-done(%s)
+        """,
+        put,
+    )
+    assert memory_traffic(text) == 40 + 4 + 40
+
+
 def test_of_a_conditional_the_branch_that_moves_most_counts():
     branch = "%{0} (x: f32[{1}]) -> f32[{1}] {{\n  %x = f32[{1}] parameter(0)\n  ROOT %n = f32[{1}] negate(%x)\n}}"
     text = program(

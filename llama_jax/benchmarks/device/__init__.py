@@ -1,0 +1,1 @@
+"""`benchmark all`: every comparison that the machine at hand allows, in a few minutes."""
