@@ -103,11 +103,8 @@ def test_the_first_reason_is_told_with_its_number():
 
 
 def test_bounds_are_kept_within():
-    for name, text in (
-        ("gopher_word_count", _words(50)),
-        ("gopher_stop_words", "The rest of it"),
-        ("c4_sentences", "a\nb\nc"),
-    ):
+    kept = {"gopher_word_count": _words(50), "gopher_stop_words": "The rest of it", "c4_sentences": "a\nb\nc"}
+    for name, text in kept.items():
         (rule,) = rules_of(PrepareConfig(quality=QualityConfig((name,))))
         assert rule.judged(text).dropped is None
 
