@@ -43,6 +43,15 @@ def test_pairs_share_a_band_as_often_as_the_formula_says(pairs, bands, rows):
     assert not (keys[:-2:2] == keys[2::2]).any()  # of texts that have nothing in common
 
 
+def test_a_band_is_shared_by_those_that_agree_in_all_of_its_rows():
+    signatures = np.random.default_rng(0).integers(0, 2**32, (2, MINHASH.permutations), np.uint32)
+    signatures[1, 8:16] = signatures[0, 8:16]
+    signatures[1, 16:23] = signatures[0, 16:23]
+    first, second = MINHASH.band_keys(signatures)
+    assert np.flatnonzero(first == second).tolist() == [1]
+    assert len(np.unique(MINHASH.band_keys(np.full((1, MINHASH.permutations), 7, np.uint32)))) == MINHASH.bands
+
+
 def test_signatures_do_not_depend_on_what_else_is_signed():
     rng = random.Random(2)
     texts = [random_text(rng, words) for words in (0, 1, 4, 5, 6, 0, 300, 3, 20_000, 0)]
@@ -84,6 +93,7 @@ def test_texts_that_differ_in_form_alone_are_the_same(one, other):
         ("don't stop", 3),
         ("v1.2 costs 30€", 4),
         ("日本語 text です", 6),
+        ("text日本text", 4),
         ("ภาษาไทย", 7),
         ("한국어 문장", 2),
         ("हिन्दी भाषा", 2),
@@ -91,6 +101,11 @@ def test_texts_that_differ_in_form_alone_are_the_same(one, other):
 )
 def test_words_are_counted_in_every_script(text, words):
     assert words_of(["before", text, "after"]).counts.tolist() == [1, words, 1]
+
+
+def test_words_are_as_long_as_they_like():
+    words = ["a" * 1000, "a" * 1001, "a" * 999 + "b", "b" + "a" * 999]
+    assert len(set(words_of(words).hashes.tolist())) == 4
 
 
 def test_a_text_that_is_short_of_a_shingle_is_one():

@@ -53,7 +53,7 @@ def test_groups_and_what_stays_do_not_depend_on_order_or_shards(groups, monkeypa
             )
     texts.append(texts[0])
     first = groups(texts)
-    monkeypatch.setattr(duplicates, "_BANDS_AT_ONCE", 500)
+    monkeypatch.setattr(duplicates, "_FEW_BANDS", 500)
     order = rng.sample(range(len(texts)), len(texts))
     again = groups([texts[place] for place in order], 4, folder="b")
     expected = sorted((texts[document], texts[each["of"]], each["similarity"]) for document, each in first.items())

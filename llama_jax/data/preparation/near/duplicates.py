@@ -20,8 +20,10 @@ from llama_jax.data.preparation.near.minhash import MinHash, signature_keys
 from llama_jax.data.preparation.near.pairs import BANDED, Compared, buckets_of, similar_pairs
 from llama_jax.data.preparation.partitions import read_part, write_partitioned
 
-_BANDS_AT_ONCE = 2**20  # 24 megabytes
-_SIGNED_CHARACTERS = 2**17  # at once, about 8 megabytes of temporary arrays
+_FEW_BANDS, _MANY_BANDS, _PARTS = 2**18, 2**22, 2**6
+"""Bands that are compared at once, at about a hundred bytes each: what makes 64 parts, within bounds. Each part reads a
+file of every shard, so parts of a large corpus are large."""
+_SIGNED_CHARACTERS = 2**16  # at once, about 3 megabytes of temporary arrays
 _LOCAL_GAP, _REMOTE_GAP = 2**12, 2**20  # bytes that are read along rather than begin another read behind them
 _JOINED = np.dtype([("document", "<i8"), ("other", "<i8"), ("equal", "<i4")])
 _RANK = np.dtype("<u8")
@@ -44,7 +46,8 @@ class NearDuplicates(Search):
 
     def parts(self, job: Job) -> int:
         """How many parts the keys of bands are divided into, one of which is looked at at a time."""
-        return -(-len(job.documents) * self.minhash.bands // _BANDS_AT_ONCE)
+        bands = len(job.documents) * self.minhash.bands
+        return -(-bands // min(max(bands // _PARTS, _FEW_BANDS), _MANY_BANDS))
 
     def notes(self, job: Job, shard: int) -> Notes:
         return _Signatures(self, job, shard)
@@ -167,7 +170,7 @@ def _choose(job: Job, number: int, count: Count) -> None:
     17 bytes for each document of the corpus, in files where that is much.
     """
     search, documents = _search(job), job.bounds[-1]
-    forest, most = Forest(documents), zeros(documents, np.min_scalar_type(_search(job).minhash.permutations))
+    forest, most = Forest(documents), zeros(documents, np.min_scalar_type(search.minhash.permutations))
     for part in range(search.parts(job)):
         for shard in range(job.shards):
             joined = read_part(_path(job, "similar", part), shard, job.shards, _JOINED)

@@ -73,7 +73,6 @@ class MinHash:
         factors = random_numbers("bands", self.permutations).reshape(self.bands, self.rows)
         banded = signatures.reshape(len(signatures), self.bands, self.rows)
         keys = np.zeros((len(signatures), self.bands), np.uint64)
-        keys += np.arange(self.bands, dtype=np.uint64) * random_numbers("which", 1)
         for row in range(self.rows):
             keys += banded[:, :, row] * factors[:, row]
         return keys

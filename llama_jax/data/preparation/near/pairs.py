@@ -14,7 +14,7 @@ BANDED = np.dtype([("key", "<u8"), ("signature", "<u8"), ("document", "<i8")])
 NEIGHBOURS = 64
 """Each document is compared with so many behind it in its bucket and as many before it: with all in a bucket of up to
 129 different signatures."""
-_LOADED = 2**15  # signatures, 15 MB of the default ones
+_LOADED = 2**14  # signatures, 7 MB of the default ones
 _COMPARED = 2**12  # pairs at once
 
 

@@ -13,7 +13,7 @@ from etils import epath
 from llama_jax.core.arrays import Integer
 from llama_jax.core.files import write_whole
 from llama_jax.data.preparation.job import PROGRESS, Count, Job, Notes, Pass, Search, dropped_before
-from llama_jax.data.preparation.near.words import alphabet, codes_of, mixed
+from llama_jax.data.preparation.near.words import alphabet, looked_up, mixed
 from llama_jax.data.preparation.partitions import read_part, rows_in, write_partitioned
 
 _MOST_PARTS = 2**10
@@ -82,10 +82,12 @@ def paragraph_hashes(text: str) -> Integer[np.ndarray, "lines"]:
     Compared is a line in lower case, without accents, punctuation and control characters, with 0 for each digit and one
     space for all white space between words.
     """
-    letters = np.take(_line_letters(), codes_of(text))
+    letters = looked_up(_line_letters(), text)
     plain = letters[letters != _REMOVED].tobytes().decode("utf-32-le")
-    hashes = [_hash(" ".join(line.split())) for line in plain.split("\n")]
-    return np.frombuffer(b"".join(hashes), "<u8")
+    hashes = bytearray()
+    for line in plain.split("\n"):
+        hashes += _hash(" ".join(line.split()))
+    return np.frombuffer(hashes, "<u8")
 
 
 def _hash(line: str) -> bytes:

@@ -13,7 +13,9 @@ import numpy as np
 from llama_jax.core.arrays import Bool, Int, Integer
 
 _SEPARATOR, _REMOVED = 0, 1
-_CODES = 0x110000
+_CODES = 0x40000
+"""Unicode numbers that are told apart; those from here on (tags, variation selectors, private use) separate words."""
+_LONG_WORD = 2**8
 _ALONE = (
     *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF)),  # Thai and Lao, Burmese, Khmer
     *((0x3040, 0x30FF), (0x31F0, 0x31FF)),  # Kana
@@ -35,13 +37,13 @@ def random_numbers(name: str, count: int) -> Integer[np.ndarray, "count"]:
     return mixed(mixed(seed) + np.arange(count, dtype=np.uint64))
 
 
-def codes_of(text: str) -> Integer[np.ndarray, "characters"]:
-    """The Unicode numbers of a text's characters."""
-    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+def looked_up(table: Integer[np.ndarray, "codes"], text: str) -> Integer[np.ndarray, "characters"]:
+    """For each character of a text what a table has at its Unicode number, or last in it."""
+    return np.take(table, np.frombuffer(text.encode("utf-32-le"), "<u4"), mode="clip")
 
 
 class Alphabet(NamedTuple):
-    """What is compared of each character, by its Unicode number."""
+    """What is compared of each character, by its Unicode number; last of all those that are not told apart."""
 
     letters: Integer[np.ndarray, "codes"]
     """The number of the character without its case, accents and compatibility form (such as full width); itself where
@@ -54,9 +56,9 @@ class Alphabet(NamedTuple):
 @functools.cache
 def alphabet() -> Alphabet:
     """That of this Python's version of Unicode. Takes a tenth of a second, once a process."""
-    letters = np.arange(_CODES, dtype=np.uint32)
-    categories = np.full(_CODES, b"C", "S1")
-    for code in range(0x40000):  # beyond are only tags, variation selectors and private use
+    letters = np.arange(_CODES + 1, dtype=np.uint32)
+    categories = np.full(_CODES + 1, b"C", "S1")
+    for code in range(_CODES):
         character = chr(code)
         category = unicodedata.category(character)
         categories[code] = "M" if category == "Cf" else category[0]
@@ -81,7 +83,7 @@ def _word_letters() -> Integer[np.ndarray, "codes"]:
 @functools.cache
 def _alone() -> Bool[np.ndarray, "codes"]:
     """Whether a letter is a word."""
-    table = np.zeros(_CODES, bool)
+    table = np.zeros(_CODES + 1, bool)
     for first, last in _ALONE:
         table[first : last + 1] = True
     return table
@@ -100,8 +102,9 @@ def words_of(texts: Sequence[str]) -> Words:
 
     The hash is the upper half of the sum over a word's letters of letter times a random number for their place, modulo
     2^64: two words share one with a probability of 2^-32 (multilinear hashing, Lemire and Kaser 2014, arXiv:1202.4961).
+    From the 256th letter on their order does not matter.
     """
-    letters = np.take(_word_letters(), codes_of("\n".join(texts)))
+    letters = looked_up(_word_letters(), "\n".join(texts))
     ends = np.cumsum([len(text) + 1 for text in texts])
     if (letters == _REMOVED).any():
         kept = np.flatnonzero(letters != _REMOVED)
@@ -118,7 +121,7 @@ def words_of(texts: Sequence[str]) -> Words:
     if not len(starts):
         return Words(np.zeros(0, np.uint64), counts)
     # A word is summed with the separators behind it, which are zeros.
-    lengths = np.diff(starts, append=len(letters))
-    places = np.arange(starts[0], len(letters)) - np.repeat(starts, lengths)
-    products = random_numbers("letters", int(lengths.max()))[places] * letters[starts[0] :]
+    places = np.arange(starts[0], len(letters)) - np.repeat(starts, np.diff(starts, append=len(letters)))
+    factors = random_numbers("letters", _LONG_WORD)
+    products = np.take(factors, places, mode="clip") * letters[starts[0] :]
     return Words(np.add.reduceat(products, starts - starts[0]) >> np.uint64(32), counts)
