@@ -22,6 +22,7 @@ from llama_jax.data.preparation.job import Job, Pass
 from llama_jax.data.preparation.near.config import NearDuplicatesConfig
 from llama_jax.data.preparation.near.making import searches_of
 from llama_jax.data.preparation.reading import examined
+from llama_jax.data.preparation.report.origins import origins_of
 from llama_jax.data.preparation.rules.config import LanguagesConfig, QualityConfig
 from llama_jax.data.preparation.rules.making import rules_of
 from llama_jax.data.preparation.rules.rule import Rule
@@ -86,6 +87,7 @@ def _steps(source: Path, tokenizer: Tokenizer, output: Path) -> Iterator[Step]:
         bounds=shard_bounds(documents, settings.shard_megabytes),
         directory=epath.Path(output),
         fail_on_bad=True,
+        origins=origins_of(documents, settings.data.source),
         searches=searches_of(settings),
     )
     job.progress.mkdir(parents=True)

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from etils import epath
 
-from llama_jax.core.arrays import Int
+from llama_jax.core.arrays import Int, Integer
 from llama_jax.core.errors import UserError
 from llama_jax.data.sources.documents import BadRecordError, read_one_by_one
 from llama_jax.data.sources.file_bytes import CHUNK_BYTES, chunks, mark_bytes, read_range
@@ -33,8 +33,8 @@ class _IndexedFile(Generic[_T]):
         parser: What of each object is the document.
     """
 
-    _bounds: Int[np.ndarray, "documents two"]
-    """First byte of each record and the byte after its last."""
+    _bounds: Integer[np.ndarray, "documents two"]
+    """First byte of each record and the byte after its last; 8 bytes in files of less than 4 GiB, else 16."""
     _digest: str
 
     def __init__(self, path: epath.Path, parser: RecordParser[_T]) -> None:
@@ -98,7 +98,7 @@ class _IndexedFile(Generic[_T]):
 
 
 class LineFile(_IndexedFile[_T]):
-    """The documents of a file of JSON lines; blank lines are skipped. Holds 16 bytes a line.
+    """The documents of a file of JSON lines; blank lines are skipped. Holds 8 or 16 bytes a line.
 
     Raises:
         UserError: the file cannot be read, or is compressed or UTF-16.
@@ -106,7 +106,8 @@ class LineFile(_IndexedFile[_T]):
 
     def __init__(self, path: epath.Path, parser: RecordParser[_T]) -> None:
         super().__init__(path, parser)
-        self._bounds, self._skipped, self._digest = _index_lines(path)
+        bounds, self._skipped, self._digest = _index_lines(path)
+        self._bounds = _compact(bounds)
 
     def _where(self, index: int) -> str:
         """With the number of the line from 1, counting lines that were skipped."""
@@ -118,7 +119,7 @@ class LineFile(_IndexedFile[_T]):
 
 
 class ArrayFile(_IndexedFile[_T]):
-    """The documents of a file with one JSON array of objects. Holds 16 bytes an element.
+    """The documents of a file with one JSON array of objects. Holds 8 or 16 bytes an element.
 
     Raises:
         UserError: the file cannot be read, or is not a whole JSON array.
@@ -138,7 +139,7 @@ class ArrayFile(_IndexedFile[_T]):
                 bounds.frombytes(found.tobytes())
         except ValueError as error:
             raise UserError(f"data.source: {path}: {error}; give an array of objects, or JSON lines (.jsonl)") from None
-        self._bounds = np.frombuffer(bounds, np.int64).reshape(-1, 2)
+        self._bounds = _compact(np.frombuffer(bounds, np.int64).reshape(-1, 2))
         self._digest = digest.hexdigest()
         if len(self._bounds) == 1:
             start, end = (int(bound) for bound in self._bounds[0])
@@ -167,6 +168,11 @@ def open_json(path: epath.Path, parser: RecordParser[_T]) -> LineFile[_T] | Arra
             message = "starts with a line that is not a JSON object; give an array of objects, or JSON lines (.jsonl)"
             raise UserError(f"data.source: {path}: {message}") from None
     return LineFile(path, parser)
+
+
+def _compact(bounds: Int[np.ndarray, "documents two"]) -> Integer[np.ndarray, "documents two"]:
+    """The same numbers with 32 bits, if they have no more: every process that reads the file holds them."""
+    return bounds.astype(np.uint32) if len(bounds) == 0 or bounds[-1, 1] < 2**32 else bounds
 
 
 def _index_lines(path: epath.Path) -> tuple[Int[np.ndarray, "lines two"], Int[np.ndarray, "gaps two"], str]:
