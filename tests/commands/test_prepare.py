@@ -106,6 +106,13 @@ def test_every_document_is_written_once_or_named_with_its_reason(corpus, referen
     assert [(each["document"], each["reason"]) for each in dropped] == sorted(reasons.items())
     assert {each["document"]: each["of"] for each in dropped if "of" in each} == DUPLICATES | NEAR
     assert [each["where"] for each in dropped if "where" in each] == [f"{corpus}:{number + 1}" for number in BAD]
+    report = json.loads((reference / "report.json").read_text())
+    funnel, source = report["funnel"], report["sources"]["corpus.jsonl"]
+    assert funnel["kept"] == {"documents": manifest.documents, "bytes": manifest.text_bytes}
+    assert {step["name"]: step["documents"] for step in funnel["steps"] if not step["edits"]} == manifest.dropped
+    last = ["too_short", "duplicate", "near_duplicate", "repeated_paragraphs"]
+    assert [step["name"] for step in funnel["steps"]][-4:] == last
+    assert funnel["steps"][-1]["left"] == funnel["kept"] and source["read"] == funnel["read"]
 
 
 def test_processes_write_what_one_thread_writes(arguments, reference, tmp_path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from etils import epath
 
 from llama_jax.data.preparation.cleaning import Cleaning
-from llama_jax.data.preparation.report.origins import ONE_ORIGIN, Origins
+from llama_jax.data.preparation.report.origins import Origins
 from llama_jax.data.preparation.rules.rule import Rule
 from llama_jax.data.sources.documents import Documents
 from llama_jax.data.tokenizers import Tokenizer
@@ -35,12 +35,12 @@ class Job:
     directory: epath.Path
     fail_on_bad: bool
     """A bad record ends the work instead of being left out."""
+    origins: Origins
+    """The parts of the corpus by which its report counts documents."""
     rules: tuple[Rule, ...] = ()
     """In the order in which they see a document; the first that drops it ends this."""
     searches: tuple["Search", ...] = ()
     """In the order in which they drop documents; what one drops, the next does not see."""
-    origins: Origins = ONE_ORIGIN
-    """The parts of the corpus by which its report counts documents."""
 
     @property
     def shards(self) -> int:

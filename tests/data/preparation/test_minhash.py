@@ -103,6 +103,11 @@ def test_words_are_counted_in_every_script(text, words):
     assert words_of(["before", text, "after"]).counts.tolist() == [1, words, 1]
 
 
+def test_words_are_as_long_as_they_like():
+    words = ["a" * 1000, "a" * 1001, "a" * 999 + "b", "b" + "a" * 999]
+    assert len(set(words_of(words).hashes.tolist())) == 4
+
+
 def test_a_text_that_is_short_of_a_shingle_is_one():
     signatures = MINHASH.signatures(["a b", "a b", "a b c", "b a", "a b a b a"])
     equal = (signatures[:, None] == signatures[None]).mean(axis=2)

@@ -5,10 +5,13 @@ import json
 import pytest
 from etils import epath
 from page_tags import Tags
+from searching import searched
 
 from llama_jax.core.recording.pages import visible
-from llama_jax.data.preparation.reading import Edit
+from llama_jax.data.preparation.reading import Edit, examined
+from llama_jax.data.preparation.report import counting
 from llama_jax.data.preparation.report.asked import Asked
+from llama_jax.data.preparation.report.counting import ShardTally
 from llama_jax.data.preparation.report.distribution import distribution_svg, quantile
 from llama_jax.data.preparation.report.funnel import Amount, funnel_lines, funnel_of, in_bytes
 from llama_jax.data.preparation.report.tally import Place, Tally
@@ -91,12 +94,8 @@ def test_what_a_document_holds_stays_text_and_nothing_is_fetched(tally, tmp_path
     assert "\u202e" not in page and "\x1b" not in page and "⟨202E⟩⟨001B⟩[31m" in found.text
     # Once as what was dropped (four times), in a message, as a line that was taken out, and as what was kept.
     assert found.text.count('<script>alert("x")</script>') == 4
-    assert (
-        "web<b>" in found.text
-        and "corpus <i>" in found.text
-        and "gsm8k<i>.jsonl" in found.text
-        and "1,319" in found.text
-    )
+    assert "web<b>" in found.text and "corpus <i>" in found.text
+    assert "gsm8k<i>.jsonl" in found.text and "1,319" in found.text
     assert "40.0 % of the documents" in found.text and "Whether it is true." in found.text
 
 
@@ -129,3 +128,21 @@ def test_a_distribution_is_drawn_to_its_bounds():
 def test_characters_that_one_cannot_see_are_shown_by_number():
     assert visible("a\tb\nc\r\0\x85\u2066") == "a\tb\nc⟨000D⟩⟨0000⟩⟨0085⟩⟨2066⟩"
     assert visible("می‌شود 👩‍🚀") == "می‌شود 👩‍🚀"
+
+
+def test_the_tallies_of_very_many_shards_are_summed_in_groups(tmp_path, byte_tokenizer, monkeypatch):
+    job = searched(tmp_path, byte_tokenizer, [f"text {number}" for number in range(10)], 5)
+    for shard in range(5):
+        tally = ShardTally(job, shard, is_first=True, is_last=True)
+        for each in examined(job, shard, lambda *_: None):
+            tally.add(each)
+        tally.write()
+    whole = counting.tally_of(job).to_json()
+    assert whole["sources"]["texts"]["kept"] == {"documents": 10, "bytes": 60}
+    assert list(counting.summing_passes(job)) == []
+    monkeypatch.setattr(counting, "_AT_ONCE", 2)
+    (task,) = counting.summing_passes(job)
+    for number in task.missing():
+        task.work(job, number, lambda *_: None)
+    assert len(task.amounts) == 3 and not task.missing()
+    assert counting.tally_of(job).to_json() == whole

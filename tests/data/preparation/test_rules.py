@@ -102,6 +102,21 @@ def test_the_first_reason_is_told_with_its_number():
     assert rule.judged("").dropped == {"reason": "gopher_word_count", "value": 0}
 
 
+def test_bounds_are_kept_within():
+    kept = {"gopher_word_count": _words(50), "gopher_stop_words": "The rest of it", "c4_sentences": "a\nb\nc"}
+    for name, text in kept.items():
+        (rule,) = rules_of(PrepareConfig(quality=QualityConfig((name,))))
+        assert rule.judged(text).dropped is None
+
+
+def test_bad_words_are_whole_words_but_where_there_are_no_spaces():
+    listed = c4.BadWords(["Ass", "sweet  talk", "禁句", ""])
+    assert listed.first_in("Assess the sweet-talking class.") is None
+    assert listed.first_in("An ASS, he said.") == "ass"
+    assert listed.first_in("All sweet talk!") == "sweet talk"
+    assert listed.first_in("これは禁句です。") == "禁句"
+
+
 def test_fractions_of_repetition_as_counted_by_hand():
     assert duplicate_fractions(["a", "bb", "a", "a"]) == (0.5, pytest.approx(2 / 5))
     assert duplicate_fractions([]) == (0.0, 0.0)
@@ -206,6 +221,7 @@ class _Length:
 def test_perplexity_is_measured_and_bounded():
     rule = Perplexity(_Length(), least=2.0, most=10.0)
     assert rule.judged("five!").dropped is None and rule.judged("five!").measures == {"perplexity": 5}
+    assert rule.judged("x" * 10).dropped is None and rule.judged("xx").dropped is None
     assert rule.judged("x" * 11).dropped == {"reason": "perplexity_high", "value": 11}
     assert rule.judged("x").dropped == {"reason": "perplexity_low", "value": 1}
     assert rule.judged(" ").measures == {}

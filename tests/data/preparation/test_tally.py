@@ -35,26 +35,24 @@ def test_a_tally_is_the_same_whoever_counted_what_in_which_order():
         half = len(tallies) // 2
         return json.dumps(Tally.merged([Tally.merged(tallies[half:]), Tally.merged(tallies[:half])]).to_json())
 
-    whole = by([list(range(300))])
-    for seed in range(4):
-        numbers = random.Random(seed).sample(range(300), 300)
-        cuts = sorted(random.Random(seed).sample(range(300), seed))
-        assert by([numbers[a:b] for a, b in zip([0, *cuts], [*cuts, 300], strict=True)]) == whole
+    whole = by([list(range(120))])
+    for seed in range(3):
+        numbers = random.Random(seed).sample(range(120), 120)
+        cuts = sorted(random.Random(seed).sample(range(120), seed))
+        assert by([numbers[a:b] for a, b in zip([0, *cuts], [*cuts, 120], strict=True)]) == whole
 
 
 def test_what_was_read_is_kept_or_dropped():
     tally = Tally()
-    for number in range(300):
+    for number in range(120):
         count(tally, number)
     told = tally.to_json()
     source = told["sources"]["part1"]
-    assert source["read"]["documents"] == 100
-    assert source["kept"]["documents"] + sum(each["documents"] for each in source["dropped"].values()) == 100
-    assert (
-        source["kept"]["bytes"] + sum(each["bytes"] for each in source["dropped"].values()) == source["read"]["bytes"]
-    )
-    assert source["edited"] == {"c4": {"documents": 100, "bytes": 700, "lines": {"javascript": 200, "short": 50}}}
-    assert source["tags"]["language"]["en"]["dropped"] == source["tags"]["language"]["en"]["documents"] == 20
+    assert source["read"]["documents"] == 40
+    outcomes = [source["kept"], *source["dropped"].values()]
+    assert {name: sum(each[name] for each in outcomes) for name in ("documents", "bytes")} == source["read"]
+    assert source["edited"] == {"c4": {"documents": 40, "bytes": 280, "lines": {"javascript": 80, "short": 20}}}
+    assert source["tags"]["language"]["en"]["dropped"] == source["tags"]["language"]["en"]["documents"] == 8
     assert source["tags"]["language"]["de"]["dropped"] == 0
     # Of texts that are the same there is one sample, the first; rule1 drops ten different ones.
     samples = told["samples"]["dropped"]["rule1"]

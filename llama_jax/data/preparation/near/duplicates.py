@@ -170,7 +170,7 @@ def _choose(job: Job, number: int, count: Count) -> None:
     17 bytes for each document of the corpus, in files where that is much.
     """
     search, documents = _search(job), job.bounds[-1]
-    forest, most = Forest(documents), zeros(documents, np.min_scalar_type(_search(job).minhash.permutations))
+    forest, most = Forest(documents), zeros(documents, np.min_scalar_type(search.minhash.permutations))
     for part in range(search.parts(job)):
         for shard in range(job.shards):
             joined = read_part(_path(job, "similar", part), shard, job.shards, _JOINED)

@@ -84,8 +84,10 @@ def paragraph_hashes(text: str) -> Integer[np.ndarray, "lines"]:
     """
     letters = looked_up(_line_letters(), text)
     plain = letters[letters != _REMOVED].tobytes().decode("utf-32-le")
-    hashes = [_hash(" ".join(line.split())) for line in plain.split("\n")]
-    return np.frombuffer(b"".join(hashes), "<u8")
+    hashes = bytearray()
+    for line in plain.split("\n"):
+        hashes += _hash(" ".join(line.split()))
+    return np.frombuffer(hashes, "<u8")
 
 
 def _hash(line: str) -> bytes:

@@ -15,6 +15,7 @@ from llama_jax.core.arrays import Bool, Int, Integer
 _SEPARATOR, _REMOVED = 0, 1
 _CODES = 0x40000
 """Unicode numbers that are told apart; those from here on (tags, variation selectors, private use) separate words."""
+_LONG_WORD = 2**8
 _ALONE = (
     *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF)),  # Thai and Lao, Burmese, Khmer
     *((0x3040, 0x30FF), (0x31F0, 0x31FF)),  # Kana
@@ -101,6 +102,7 @@ def words_of(texts: Sequence[str]) -> Words:
 
     The hash is the upper half of the sum over a word's letters of letter times a random number for their place, modulo
     2^64: two words share one with a probability of 2^-32 (multilinear hashing, Lemire and Kaser 2014, arXiv:1202.4961).
+    From the 256th letter on their order does not matter.
     """
     letters = looked_up(_word_letters(), "\n".join(texts))
     ends = np.cumsum([len(text) + 1 for text in texts])
@@ -119,7 +121,7 @@ def words_of(texts: Sequence[str]) -> Words:
     if not len(starts):
         return Words(np.zeros(0, np.uint64), counts)
     # A word is summed with the separators behind it, which are zeros.
-    lengths = np.diff(starts, append=len(letters))
-    places = np.arange(starts[0], len(letters)) - np.repeat(starts, lengths)
-    products = random_numbers("letters", int(lengths.max()))[places] * letters[starts[0] :]
+    places = np.arange(starts[0], len(letters)) - np.repeat(starts, np.diff(starts, append=len(letters)))
+    factors = random_numbers("letters", _LONG_WORD)
+    products = np.take(factors, places, mode="clip") * letters[starts[0] :]
     return Words(np.add.reduceat(products, starts - starts[0]) >> np.uint64(32), counts)

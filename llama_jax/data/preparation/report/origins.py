@@ -23,9 +23,6 @@ class Origins(NamedTuple):
         return self.names[bisect_right(self.starts, document) - 1]
 
 
-ONE_ORIGIN = Origins([0], ["all"])
-
-
 def origins_of(documents: Documents, name: str) -> Origins:
     """The parts of a corpus: the first folder of each file's path below the root, or the file itself where it is in
     none. Beyond 50, the smallest by number of documents are `others`.

@@ -63,7 +63,7 @@ class _Ngrams(NamedTuple):
     hashes: Integer[np.ndarray, "ngrams"]
     """Ascending, of type uint64."""
     starts: Int[np.ndarray, "ngrams"]
-    """Where each begins in `Evaluations.ids`."""
+    """Where each begins among the words of all texts."""
 
 
 class Evaluations:
@@ -148,15 +148,16 @@ def _hashes(ids: Int[np.ndarray, "words"], length: int) -> Integer[np.ndarray, "
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _texts(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _texts(each)
+    """All texts in a value, in order, however deep."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, Mapping):
+            waiting.extend(reversed(list(each.values())))
+        elif isinstance(each, list | tuple):
+            waiting.extend(reversed(each))
 
 
 def _wanted(record: Record, fields: Sequence[str]) -> list[str]:
