@@ -16,7 +16,6 @@ from llama_jax.model.attention.cudnn import documents, most_documents
 from llama_jax.model.attention.fastest import Measured
 from llama_jax.model.attention.kernels import triton_blocks
 from llama_jax.model.attention.sequence import SegmentIds
-from llama_jax.runs import measured_attention
 
 SHAPES = Shapes(8, 2048, 2048, 8, 4, 128, "bfloat16")
 KIB = 1024
@@ -116,28 +115,6 @@ def test_rows_of_few_documents_are_cudnns_and_others_tritons(monkeypatch, ids, f
 
     for found in both(array, jnp.array([ids])):
         np.testing.assert_array_equal(found, factor * array)
-
-
-def test_a_candidate_is_timed_on_a_device_and_must_agree(monkeypatch) -> None:
-    def passes(name):
-        return lambda *arrays: [1.1 * array if name == "triton" else array for array in arrays[:4]]
-
-    monkeypatch.setattr(measured_attention, "_both_passes", passes)
-    with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
-        own = measured_attention.on_a_device(SHAPES._replace(query_length=16, head_size=2))
-        found = measured_attention.measured(own, ["triton", "blocked"], {"cudnn": "is away"}, jax.devices()[3])
-    assert (own.rows, own.num_heads, own.num_kv_heads) == (2, 4, 2)
-    assert list(found.seconds) == ["blocked"] and 0 < found.seconds["blocked"] < 1
-    assert found.refused["cudnn"] == "is away"
-    assert found.refused["triton"].startswith("failed: the output differs from that of blocked by 0.1")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_implementations_agree_where_they_are_measured(dtype) -> None:
-    shapes = Shapes(2, 256, 256, 4, 2, 16, dtype)
-    found = measured_attention.measured(shapes, ["triton", "blocked", "xla"], {}, jax.devices()[0])
-    assert sorted(found.seconds) == ["blocked", "triton", "xla"] and not found.refused
 
 
 H100, A100, L4 = 227 * KIB, 163 * KIB, 99 * KIB
