@@ -29,6 +29,7 @@ from llama_jax.benchmarks.results import AnyBenchmarkConfig, keep, say
 from llama_jax.benchmarks.rl.comparison import compare_rl
 from llama_jax.benchmarks.rl.config import RlBenchmarkConfig
 from llama_jax.benchmarks.rl.own_side import rl_turn
+from llama_jax.benchmarks.rouge import measure_rouge
 from llama_jax.benchmarks.scaling import measure_scaling
 from llama_jax.benchmarks.step import build, measure_step
 from llama_jax.config import COMMANDS, PRESETS
@@ -44,8 +45,6 @@ _OWN_SIDE = "llama_jax.benchmark:own_side"
 def benchmark(config: AnyBenchmarkConfig | DeviceBenchmarkConfig | RougeConfig) -> None:
     """Print what was measured, and write it to `WHAT.json` in `output`; `scaling` draws `scaling.png` beside it."""
     if isinstance(config, RougeConfig):
-        from llama_jax.benchmarks.rouge import measure_rouge  # only here: nothing else needs its library
-
         measure_rouge(config)
     elif isinstance(config, PrepareBenchmarkConfig):
         measure_preparation(config)
@@ -74,9 +73,8 @@ def own_side() -> None:
     """Entry point of our side of a comparison, see `turns.Side`; its task is a command and its settings as YAML."""
 
     def prepare(task: Sequence[str]) -> tuple[turns.Turn, dict[str, Any]]:
-        command, settings = task
-        config = from_yaml(settings, command, COMMANDS, PRESETS)
-        if command == "benchmark dpo":
+        config = from_yaml(task[1], task[0], COMMANDS, PRESETS)
+        if isinstance(config, DpoBenchmarkConfig):
             return dpo_turn(config, preference_method(config), dpo.supervision(config))
         if isinstance(config, RlBenchmarkConfig):
             recipe = {"grpo": grpo.recipe, "ppo": ppo.recipe}[config.what](config)

@@ -9,27 +9,20 @@ import functools
 import importlib
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, cast
 
-from llama_jax.benchmarks.step import build
 from llama_jax.config import COMMANDS
 from llama_jax.pipeline.config import RlhfConfig
 from llama_jax.pipeline.handing_down import for_dry_run, stages_of
 from llama_jax.pipeline.planned import plan_iteration
 from llama_jax.pipeline.ppo_programs import ppo_calls
-from llama_jax.planning.config import (
-    HardwareConfig,
-    PlannedBenchmarkConfig,
-    PlannedConfig,
-    PlannedPipelineConfig,
-)
+from llama_jax.planning.config import HardwareConfig, PlannedConfig, PlannedPipelineConfig
 from llama_jax.planning.hardware import parse_topology
 from llama_jax.planning.planner import Planner
 from llama_jax.planning.topology import absent_devices
 from llama_jax.runs.config import RunConfig
-from llama_jax.training.program import Program
 
 
 def plan(config: HardwareConfig) -> None:
@@ -37,8 +30,6 @@ def plan(config: HardwareConfig) -> None:
     say = functools.partial(print, file=sys.stderr if config.json else sys.stdout, flush=True)
     if isinstance(config, PlannedPipelineConfig):
         report = _pipeline(config, say)
-    elif isinstance(config, PlannedBenchmarkConfig):
-        report = _measured(config, say).report()
     else:
         report = _planner(cast(PlannedConfig, config), say).report()
     if config.json:
@@ -55,21 +46,6 @@ def _planner(config: PlannedConfig, say: Callable[[str], None]) -> Planner:
     topology, command = parse_topology(config.topology, config.num_slices), planned_command(config)
     build = importlib.import_module(f"llama_jax.{command}").build
     return Planner(config, command, build, topology, absent_devices(topology), say)
-
-
-def _measured(config: PlannedBenchmarkConfig, say: Callable[[str], None]) -> Planner:
-    """What a benchmark measures, as a run of `pretrain` whose program the benchmark makes."""
-    benchmark, topology = cast(Any, config), parse_topology(config.topology, config.num_slices)
-    run = {field.name: getattr(benchmark, field.name) for field in fields(COMMANDS["pretrain"])}
-    decode = {"decode_rows": benchmark.decode_rows, "decode_slots": benchmark.decode_tokens}
-    what = "decode" if benchmark.what == "decode" else "step"
-    planned = COMMANDS["plan"](**run, **decode, what=what, topology=config.topology, num_slices=config.num_slices)
-
-    def build_changed(changed: Any, devices: Sequence[Any]) -> Program:
-        changes = {name: getattr(changed, name) for name in ("mesh", "compute", "training")}
-        return build(replace(benchmark, **changes), devices)
-
-    return Planner(planned, f"benchmark {benchmark.what}", build_changed, topology, absent_devices(topology), say)
 
 
 def _pipeline(config: PlannedPipelineConfig, say: Callable[[str], None]) -> dict[str, Any]:

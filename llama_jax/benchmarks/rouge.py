@@ -9,14 +9,16 @@ import time
 import tracemalloc
 from collections.abc import Sequence
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 from llama_jax.benchmarks.config import RougeConfig
 from llama_jax.core.files import write_whole
-from llama_jax.core.similarity import SimilarityIndex
 from llama_jax.core.text import rouge_words
+
+if TYPE_CHECKING:
+    from llama_jax.core.similarity import SimilarityIndex
 
 _CHECKED_POOL, _CHECKED = 1000, 20
 """Texts with which so many others are compared by both: the published one takes a second for 20,000 comparisons."""
@@ -88,7 +90,9 @@ def _published(candidates: Sequence[str], pool: Sequence[str]) -> dict[str, Any]
     return {"published_microseconds": each * 1e6, "largest_difference": difference}
 
 
-def _index(pool: Sequence[str]) -> SimilarityIndex:
+def _index(pool: Sequence[str]) -> "SimilarityIndex":
+    from llama_jax.core.similarity import SimilarityIndex  # only here: no other benchmark needs its library
+
     index = SimilarityIndex(rouge_words)
     for text in pool:
         index.add(text)

@@ -1,7 +1,7 @@
 """What `plan` can be told beside the settings of the run it plans."""
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from llama_jax.core.errors import UserError
 from llama_jax.model.config import Quantization
@@ -75,3 +75,17 @@ class PlannedPipelineConfig(HardwareConfig):
 class PlannedBenchmarkConfig(HardwareConfig):
     """Compile what `benchmark train`, `lora` or `decode` measures, for hardware that is not here. Takes every setting
     of `benchmark`."""
+
+    @property
+    def search(self) -> bool:
+        """See `PlannedConfig`: a benchmark is of the step as its config has it."""
+        return False
+
+    @property
+    def decode_slots(self) -> int:
+        """Those of prompts and answers."""
+        return cast(Any, self).decode_tokens
+
+    @property
+    def decode_weights(self) -> None:
+        """They are in the type of computation."""

@@ -43,7 +43,7 @@ def step_plan(config: PlannedConfig, program: Program, topology: Topology) -> St
         mesh=resolved(config.run.mesh, topology.num_devices),
         batch=program.batch,
         parameters=parameters(program.partition),
-        base=getattr(config, "model_dtype", None),
+        base=None if program.trains_all else getattr(config, "model_dtype", None),
         platform=topology.platform,
     )
 
