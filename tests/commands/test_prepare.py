@@ -2,6 +2,7 @@
 killed, and what is refused."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -315,6 +316,17 @@ def test_what_an_earlier_version_has_begun_is_made_again(tmp_path, capfd) -> Non
     assert command_runs.call("prepare", *options, tmp_path / "old") == 0
     assert "was begun by another version of this command" in capfd.readouterr().out
     assert content_of(tmp_path / "old") == content_of(tmp_path / "new")
+
+
+def test_names_of_files_need_not_be_valid_unicode(tmp_path, capfd) -> None:
+    (tmp_path / "from").mkdir()
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    (tmp_path / "from" / name).write_text('{"text": "one text"}\n{"text": "two texts"}\n[]\n')
+    options = ("--data.source", tmp_path / "from", "--vocab_size", 268, "--workers", 0, "--data.max_bad_fraction", 1)
+    assert command_runs.call("prepare", *options, "--output", tmp_path / "out") == 0
+    (dropped,) = (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()
+    assert json.loads(dropped)["where"] == f"{tmp_path}/from/caf?.jsonl:3"
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["sources"]["caf?.jsonl"]["read"]["documents"] == 3
 
 
 def test_nothing_stays_where_searches_leave_nothing(tmp_path, capfd) -> None:

@@ -60,7 +60,7 @@ def _examine(job: Job, shard: int, count: Count) -> None:
         note.write()
     tally.write()
     content = {"documents": documents, "dropped": dropped, "found": found}
-    write_whole(examined_path(job.directory, shard), json.dumps(content, ensure_ascii=False))
+    write_whole(examined_path(job.directory, shard), json.dumps(content))
 
 
 def _examine_and_write(job: Job, shard: int, count: Count) -> None:
@@ -108,7 +108,7 @@ def _write(job: Job, shard: int, documents: Iterable[Examined], known: _Known, c
         _move(path, final)
     tally.write()
     content = {"shard": asdict(written), "dropped": [dropped[document] for document in sorted(dropped)], "found": found}
-    write_whole(acknowledgement_path(job.directory, shard), json.dumps(content, ensure_ascii=False))
+    write_whole(acknowledgement_path(job.directory, shard), json.dumps(content))
 
 
 def _findings(each: Examined) -> list[dict[str, Any]]:

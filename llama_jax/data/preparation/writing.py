@@ -162,7 +162,12 @@ def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Funnel:
 def _lines_of(path: epath.Path) -> Iterator[Callable[[Iterable[Any]], None]]:
     """Gives what adds lines of JSON to a file, which is there, whole, when the block ends."""
     with path.open("wb") if is_remote(path) else replacing(path) as file:
-        yield lambda lines: file.writelines(json.dumps(each, ensure_ascii=False).encode() + b"\n" for each in lines)
+        yield lambda lines: file.writelines(map(_line, lines))
+
+
+def _line(value: Any) -> bytes:
+    # Names of files, which lead to records, need not be valid Unicode.
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 def described(manifest: Manifest) -> str:

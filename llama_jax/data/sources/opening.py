@@ -59,7 +59,7 @@ class FileDocuments(JoinedDocuments[_T]):
     def identity(self) -> str:
         digest = hashlib.sha256()
         for name, documents in zip(self._names, self.parts, strict=True):
-            digest.update(f"{name}\0{documents.identity()}\n".encode())
+            digest.update(f"{name}\0{documents.identity()}\n".encode(errors="surrogateescape"))
         if self._read_as is not None:
             digest.update(self._read_as.encode())
         return f"files sha256:{digest.hexdigest()}"
