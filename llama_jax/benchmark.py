@@ -74,7 +74,7 @@ def own_side() -> None:
 
     def prepare(task: Sequence[str]) -> tuple[turns.Turn, dict[str, Any]]:
         config = from_yaml(task[1], task[0], COMMANDS, PRESETS)
-        if isinstance(config, DpoBenchmarkConfig):
+        if task[0] == "benchmark dpo":
             return dpo_turn(config, preference_method(config), dpo.supervision(config))
         if isinstance(config, RlBenchmarkConfig):
             recipe = {"grpo": grpo.recipe, "ppo": ppo.recipe}[config.what](config)
