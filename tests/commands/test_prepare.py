@@ -6,14 +6,13 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import command_runs
 import pytest
 from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
-from fsspec.registry import _registry
+from object_store import object_store, put
 
 from llama_jax.data.sources.prepared import open_prepared
 from llama_jax.data.tokenizers import load_tokenizer
@@ -226,6 +225,50 @@ def test_a_signal_keeps_what_is_whole(arguments, reference, tmp_path) -> None:
     assert content_of(folder) == content_of(reference)
 
 
+BEAM = ("--runner", "beam", "--workers", 2)
+
+
+@pytest.mark.slow
+def test_beam_writes_what_one_thread_writes(arguments, reference, tmp_path) -> None:
+    pytest.importorskip("apache_beam")
+    result = command_runs.run("prepare", *arguments, *BEAM, "--output", tmp_path / "out", folder=tmp_path)
+    assert result.code == 0
+    assert "apache_beam" not in result.output + result.errors
+    assert content_of(tmp_path / "out") == content_of(reference)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_beam_and_keeps_what_is_whole(arguments, reference, tmp_path) -> None:
+    pytest.importorskip("apache_beam")
+    folder, output = tmp_path / "out", tmp_path / "printed"
+    with command_runs.started("prepare", *arguments, *BEAM, "--output", folder, output=output) as process:
+        while process.poll() is None and not count(folder, "progress/examined-*.json"):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        result = command_runs.ended(process, output)
+    assert result.code == 75
+    assert result.errors.splitlines()[-1] == "interrupted: finished shards are kept; run the same command to resume"
+    assert not list(folder.glob("*.tmp"))
+    assert command_runs.call("prepare", *arguments, "--output", folder, "--workers", 0) == 0
+    assert content_of(folder) == content_of(reference)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--beam.region", "europe-west4"), "--beam.region: needs --runner beam"),
+        (("--runner", "beam", "--beam.projct", "p"), "--beam.projct: Apache Beam has no such option"),
+        (("--runner", "beams"), '--runner: got "beams", expected one of local, beam'),
+    ],
+)
+def test_mistakes_about_who_does_the_work_are_named(options, message, tmp_path, capfd) -> None:
+    pytest.importorskip("apache_beam")
+    assert command_runs.call("prepare", *options, "--output", tmp_path / "out") == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -373,18 +416,29 @@ def test_without_arguments_it_prepares_the_documentation_of_python(tmp_path, mon
 
 
 @pytest.fixture
-def bucket(monkeypatch) -> epath.Path:
-    """A directory in object storage, for which a file system in memory stands in."""
-    for protocol in ("gs", "gcs"):
-        monkeypatch.setitem(_registry, protocol, MemoryFileSystem)
-    monkeypatch.setattr(MemoryFileSystem, "store", {})
-    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
-    return epath.Path("gs://bucket/prepared")
+def bucket() -> Iterator[epath.Path]:
+    """A bucket, which has no rename and no append."""
+    with object_store() as root:
+        yield epath.Path(root)
 
 
 def test_object_storage_gets_what_a_disk_gets(arguments, reference, bucket, capfd) -> None:
-    command = ("prepare", *arguments, "--output", bucket, "--workers", 0)
+    command = ("prepare", *arguments, "--output", bucket / "prepared", "--workers", 0)
     assert command_runs.call(*command) == 0
-    assert {path.name: path.read_bytes() for path in bucket.iterdir()} == content_of(reference)
+    assert {path.name: path.read_bytes() for path in (bucket / "prepared").iterdir()} == content_of(reference)
     assert command_runs.call(*command) == 0
     assert "is prepared already" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_from_a_bucket_to_a_bucket_what_repeats_is_found_as_on_a_disk(arguments, corpus, bucket, tmp_path) -> None:
+    searches = ("--near_duplicates.threshold", 0.8, "--paragraphs", "source", "--workers", 0)
+    assert command_runs.call("prepare", *arguments, *searches, "--output", tmp_path / "out") == 0
+    put("bucket/corpus.jsonl", corpus.read_bytes())
+    source = ("--data.source", bucket / "corpus.jsonl")
+    assert command_runs.call("prepare", *arguments, *searches, *source, "--output", bucket / "out") == 0
+    shards = [path.name for path in tmp_path.glob("out/*.array_record")]
+    assert len(shards) == SHARDS
+    for name in shards:
+        assert (bucket / "out" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert not (bucket / "out" / "progress").exists()

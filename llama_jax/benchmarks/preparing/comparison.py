@@ -44,7 +44,7 @@ def compare_preparation(config: PrepareBenchmarkConfig) -> dict[str, Any]:
         UserError: datatrove is missing, or the tokenizer is not a `tokenizer.json`.
     """
     if importlib.util.find_spec("datatrove") is None:
-        raise UserError("--against datatrove: needs it; pip install 'datatrove[processing,io]==0.10.1'")
+        raise UserError("--against datatrove: needs datatrove; pip install 'llama_jax[datatrove]'")
     with tempfile.TemporaryDirectory(dir=config.folder) as made:
         folder = Path(made)
         (folder / "source").mkdir()

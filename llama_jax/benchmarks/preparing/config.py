@@ -38,8 +38,8 @@ class PrepareBenchmarkConfig:
     beside datatrove doing the same."""
 
     against: Literal["datatrove"] | None = None
-    """Compare with datatrove (pip install 'datatrove[processing,io]==0.10.1', in the same environment): each side a
-    command of its own, in alternating turns, on `workers` processes."""
+    """Compare with datatrove (extra `datatrove`): each side a command of its own, in alternating turns, on `workers`
+    processes. On Linux."""
     tasks: tuple[Task, ...] = ("tokenization", "near_duplicates")
     """What is compared. `tokenization`: from JSON lines to ids. `near_duplicates`: from JSON lines to documents without
     near-duplicates by MinHash, which are written as JSON there, and as ids of a small tokenizer here."""
@@ -74,9 +74,7 @@ class PrepareBenchmarkConfig:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name} {value}: must be at least 1")
         if self.machines is not None and self.against is not None:
-            raise UserError(
-                f"--machines {self.machines}: plans by the rates of steps, which --against does not measure"
-            )
+            raise UserError(f"--machines {self.machines}: needs the rates of steps, which --against does not measure")
         if not self.tasks:
             raise UserError("--tasks []: needs at least one of tokenization, near_duplicates")
         if self.against is not None and "tokenization" in self.tasks and self.tokenizer is None:

@@ -126,7 +126,7 @@ def _search_steps(job: Job, texts: Sequence[str]) -> Iterator[Step]:
         before = _size(job.progress)
         step = _step(task.title, functools.partial(_make, task, job))
         written = _size(job.progress) - before
-        yield replace(step, read=before, written=written, is_serial=task.unit == "corpora")
+        yield replace(step, read=before, written=written, is_serial=task.unit == "sources")
 
 
 def _make(task: Pass, job: Job) -> None:

@@ -163,10 +163,10 @@ def _help(parser: ArgumentParser, config_class: type, schema: Schema, values: Ma
 
 def _set(values: dict[str, Any], setting: Setting, schema: Schema, parser: ArgumentParser) -> None:
     """Check the type of one setting and put it among the values."""
-    path, value, hint = setting.path, setting.value, schema.types[setting.path]
+    path, value, hint = setting.path, setting.value, schema.types.get(setting.path, Any)
     parent, _, name = path.rpartition(".")
     try:
-        if parent in schema.types:  # a field of an optional section: keep the section's other fields
+        if parent in schema.types:  # a field of an optional section, or a value by a name: keep the others
             typed = parser.parse_object({parent: {name: value}}, defaults=False)[parent][name]
             values[parent] = {**(values[parent] or {}), name: typed}
         elif isinstance(value, str) and set(get_args(hint)) == {str, type(None)}:

@@ -83,7 +83,8 @@ def _ids_by_bytes(content: Mapping[str, Any]) -> dict[bytes, int] | None:
     import tokenizers
 
     model = content["model"]
-    if any(model.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")):
+    others = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    if "merges" not in model or any(model.get(name) for name in others):
         return None
     vocabulary, merges = model["vocab"], merges_in(content)
     if any(first > second for first, second in pairwise(vocabulary[left + right] for left, right in merges)):

@@ -81,6 +81,15 @@ def test_what_an_edit_takes_out_is_shown_line_by_line():
     assert len(taken_out("line\n" * 10_000, "")) < 800
 
 
+def test_of_a_document_of_which_nothing_is_left_the_sample_is_what_was_read():
+    tally = Tally()
+    for number in range(2):
+        tally.dropped(Place(number, "a", 2), "", {"reason": "c4_no_line"}, read=f"menu {number}")
+    told = tally.to_json()
+    assert told["sources"]["a"]["dropped"]["c4_no_line"] == {"documents": 2, "bytes": 0}
+    assert {each["excerpt"] for each in told["samples"]["dropped"]["c4_no_line"]} == {"menu 0", "menu 1"}
+
+
 def test_records_without_a_text_are_sampled_one_by_one():
     tally = Tally()
     for number in range(3):

@@ -40,7 +40,7 @@ class ShardTally:
             tally.tagged(place, each.read, judgement.tags, is_dropped=judgement.dropped is not None)
             tally.measured(judgement.measures)
         if each.dropped is not None:
-            tally.dropped(place, each.text, each.dropped)
+            tally.dropped(place, each.text, each.dropped, read=each.read)
         elif self._is_last:
             tally.kept(place, each.text)
 
@@ -88,7 +88,7 @@ def _path(job: Job, kind: str, number: int) -> epath.Path:
 
 
 def _write(tally: Tally, path: epath.Path) -> None:
-    write_whole(path, json.dumps(tally.to_json(), ensure_ascii=False))
+    write_whole(path, json.dumps(tally.to_json()))
 
 
 def _read(path: epath.Path) -> Tally:

@@ -90,16 +90,19 @@ class Tally:
         for name, value in measures.items():
             self._counts["measures", name, _BIN_NAMES[bisect_right(MEASURE_BOUNDS, value)]] += 1
 
-    def dropped(self, place: Place, text: str, why: Mapping[str, Any]) -> None:
+    def dropped(self, place: Place, text: str, why: Mapping[str, Any], *, read: str = "") -> None:
         """Count a document that is left out, and perhaps take it as a sample.
 
         Args:
+            text: What was left of it.
             why: Its `reason`, and what was measured.
+            read: What it was, which is shown where nothing was left.
         """
         reason = why["reason"]
         self._counts["steps", str(place.step), "dropped", reason] += 1
         self._add(("sources", place.source, "dropped", reason), _size(text))
         measured = {name: value for name, value in why.items() if name != "reason"}
+        text = text or read
         self._sample(("dropped", reason), place, text, measured, lambda: excerpt(text, _place_of(measured, text)))
 
     def kept(self, place: Place, text: str) -> None:

@@ -19,6 +19,7 @@ def write_report(directory: epath.Path, asked: Asked, tally: Tally) -> Funnel:
     values = {"corpus": asked.corpus, "funnel": funnel.to_json(), **told, "bounds": dict(asked.bounds)}
     values["overlaps"] = dict(asked.evaluations)
     values["not_looked_at"] = list(asked.unlooked)
-    write_whole(directory / REPORT, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-    write_whole(directory / PAGE, preparation_page(asked, funnel, told))
+    page = preparation_page(asked, funnel, told)
+    for name, content in ((REPORT, json.dumps(values, indent=1, ensure_ascii=False) + "\n"), (PAGE, page)):
+        write_whole(directory / name, content.encode(errors="replace"))  # names of files need not be valid Unicode
     return funnel

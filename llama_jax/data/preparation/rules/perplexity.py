@@ -22,7 +22,7 @@ class PerplexityOf(Protocol):
 
 class Perplexity(Rule):
     """Measures, and drops what is out of bounds: much above is no language, much below says little (CCNet,
-    arXiv:1911.00359, section 3.3, keeps a head by it).
+    arXiv:1911.00359, section 3.4, keeps a head by it).
 
     Args:
         perplexity: the measure; called only on texts that no rule before has dropped.
