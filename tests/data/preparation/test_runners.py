@@ -11,6 +11,7 @@ from etils import epath
 from llama_jax.core.errors import CannotGoOnError, UserError
 from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.job import Job, Pass, Runner
+from llama_jax.data.preparation.report.origins import origins_of
 from llama_jax.data.preparation.runners.beam import BeamRunner
 from llama_jax.data.preparation.runners.beam_options import beam_options
 from llama_jax.data.preparation.runners.local import LocalRunner
@@ -21,7 +22,15 @@ ELEMENTS = 4
 
 @pytest.fixture
 def job(tmp_path, byte_tokenizer) -> Job:
-    job = Job(TextDocuments(), byte_tokenizer, Cleaning(), [0], epath.Path(tmp_path), fail_on_bad=False)
+    job = Job(
+        documents=TextDocuments(),
+        tokenizer=byte_tokenizer,
+        cleaning=Cleaning(),
+        bounds=[0],
+        directory=epath.Path(tmp_path),
+        fail_on_bad=False,
+        origins=origins_of(TextDocuments(), "none"),
+    )
     job.progress.mkdir()
     return job
 
@@ -123,6 +132,7 @@ def test_a_job_that_was_changed_is_not_unpickled(job) -> None:
         ({"direct_num_worker": 2}, "--beam.direct_num_worker: Apache Beam has no such option; did you mean"),
         ({"direct_num_workers": "two"}, "--beam.direct_num_workers: invalid int value: 'two'"),
         ({"streaming": "perhaps"}, "--beam.streaming perhaps: is true or false"),
+        ({"runner": "FlinkRuner"}, "--beam.runner FlinkRuner: Unexpected pipeline runner"),
     ],
 )
 def test_mistakes_in_options_of_beam_are_named(options, message) -> None:
@@ -144,7 +154,5 @@ def test_options_of_beam_are_those_of_its_command_line() -> None:
         "--experiments=b",
         "--streaming",
     }
-    assert beam_options({"runner": "DataflowRunner", "project": "p"}, workers=3) == (
-        ["--runner=DataflowRunner", "--project=p"],
-        False,
-    )
+    remote = beam_options({"runner": "PortableRunner", "job_endpoint": "localhost:8099"}, workers=3)
+    assert remote == (["--runner=PortableRunner", "--job_endpoint=localhost:8099"], False)

@@ -35,6 +35,7 @@ def beam_options(given: Mapping[str, Any], workers: int | None) -> BeamOptions:
     """
     try:
         with _no_warnings():  # of libraries of Google's, which only some need
+            from apache_beam import Pipeline
             from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise UserError("--runner beam: needs Apache Beam; pip install 'llama_jax[beam]'") from None
@@ -56,6 +57,11 @@ def beam_options(given: Mapping[str, Any], workers: int | None) -> BeamOptions:
         arguments += _arguments(name, value, known[name])
     parsers[0].error = _refuse
     parsers[0].parse_args(arguments)
+    try:
+        with _no_warnings():
+            Pipeline(options=PipelineOptions(arguments))  # finds the runner, and whether it has what it needs
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--beam.runner {runner}: {' '.join(str(error).split())}") from None
     return BeamOptions(arguments, is_local)
 
 
