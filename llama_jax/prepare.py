@@ -5,8 +5,6 @@ if __name__ == "__main__":
 
     main("prepare")
 
-import os
-
 from etils import epath
 
 from llama_jax.core.files import absolute, write_whole
@@ -21,9 +19,7 @@ from llama_jax.data.preparation.report.origins import origins_of
 from llama_jax.data.preparation.resuming import Plan, plan_to_resume, remove_progress, settings_of, sole_writer
 from llama_jax.data.preparation.rules.making import rules_of
 from llama_jax.data.preparation.rules.perplexity import PerplexityOf
-from llama_jax.data.preparation.runners.beam import BeamRunner
-from llama_jax.data.preparation.runners.beam_options import BeamOptions, beam_options
-from llama_jax.data.preparation.runners.local import LocalRunner
+from llama_jax.data.preparation.runners.making import runner_of
 from llama_jax.data.preparation.shards import sampled_texts, shard_bounds
 from llama_jax.data.preparation.writing import described, write_manifest, write_shards
 from llama_jax.data.sources.documents import Documents
@@ -38,7 +34,7 @@ _TRAINING_BYTES = 2**25  # of text: the trainer of tokenizers holds it in memory
 def prepare(config: PrepareConfig) -> None:
     """Write the token ids of a source below `output`: shards, the tokenizer, what was dropped, and a manifest."""
     directory = absolute(epath.Path(config.output).expanduser())
-    beam = beam_options(config.beam, config.workers) if config.runner == "beam" else None
+    runner = runner_of(config)
     documents = open_source(config.data.source, config.data.text_field)
     perplexity = _perplexity(config)
     settings = settings_of(config, perplexity)
@@ -64,7 +60,7 @@ def prepare(config: PrepareConfig) -> None:
             rules=rules_of(config, perplexity),
             searches=searches_of(config),
         )
-        funnel = _make(config, plan, job, _runner(config, job, beam))
+        funnel = _make(config, plan, job, runner(job))
     print(f"{config.output}: {described(open_prepared(directory).manifest)}")
     for line in overlap_lines(overlaps_of(directory, config.contamination)):
         print(line)
@@ -90,14 +86,6 @@ def _perplexity(config: PrepareConfig) -> PerplexityOf | None:
     from llama_jax.evals.perplexity import DocumentPerplexity  # JAX is for those who need it
 
     return DocumentPerplexity(config.perplexity.model, config.perplexity.tokens)
-
-
-def _runner(config: PrepareConfig, job: Job, options: BeamOptions | None) -> Runner:
-    if options is not None:
-        return BeamRunner(job, options)
-    processes = (os.cpu_count() or 1) if config.workers is None else config.workers
-    # One process more would start up for longer than it takes to write a single shard.
-    return LocalRunner(job, 0 if job.shards == 1 and config.workers is None else processes)
 
 
 def _tokenizer(config: PrepareConfig, directory: epath.Path, documents: Documents, *, resumes: bool) -> Tokenizer:
