@@ -94,7 +94,7 @@ def _perplexity(config: PrepareConfig) -> PerplexityOf | None:
 
 def _runner(config: PrepareConfig, job: Job, options: BeamOptions | None) -> Runner:
     if options is not None:
-        return BeamRunner(job, options.arguments, is_local=options.is_local)
+        return BeamRunner(job, options)
     processes = (os.cpu_count() or 1) if config.workers is None else config.workers
     # One process more would start up for longer than it takes to write a single shard.
     return LocalRunner(job, 0 if job.shards == 1 and config.workers is None else processes)
