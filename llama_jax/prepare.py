@@ -9,7 +9,7 @@ from etils import epath
 
 from llama_jax.core.files import absolute, write_whole
 from llama_jax.core.processes.signals import StopSignal
-from llama_jax.data.preparation.beginning import runner_of, settled
+from llama_jax.data.preparation.beginning import settled
 from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.job import Job
@@ -20,7 +20,7 @@ from llama_jax.data.preparation.report.origins import origins_of
 from llama_jax.data.preparation.resuming import plan_to_resume, remove_progress, settings_of, sole_writer
 from llama_jax.data.preparation.rules.making import rules_of
 from llama_jax.data.preparation.rules.perplexity import PerplexityOf
-from llama_jax.data.preparation.runners.beam_options import beam_options
+from llama_jax.data.preparation.runners.making import runner_of
 from llama_jax.data.preparation.writing import described, write_manifest, write_shards
 from llama_jax.data.sources.opening import open_source
 from llama_jax.data.sources.prepared import MANIFEST, PAGE, open_prepared
@@ -29,7 +29,7 @@ from llama_jax.data.sources.prepared import MANIFEST, PAGE, open_prepared
 def prepare(config: PrepareConfig) -> None:
     """Write the token ids of a source below `output`: shards, the tokenizer, what was dropped, and a manifest."""
     directory = absolute(epath.Path(config.output).expanduser())
-    beam = beam_options(config.beam, config.workers) if config.runner == "beam" else None
+    runner = runner_of(config)
     documents = open_source(config.data.source, config.data.text_field)
     perplexity = _perplexity(config)
     settings = settings_of(config, perplexity)
@@ -55,7 +55,7 @@ def prepare(config: PrepareConfig) -> None:
             plan.write(directory)
             for name, content in tokenizer.files().items():
                 write_whole(directory / name, content)
-            write_shards(config, job, runner_of(config, job, beam), stop)
+            write_shards(config, job, runner(job), stop)
             funnel = write_manifest(config, job, plan)
     print(f"{config.output}: {described(open_prepared(directory).manifest)}")
     for line in overlap_lines(overlaps_of(directory, config.contamination)):

@@ -24,7 +24,7 @@ from llama_jax.data.tokenizers import load_tokenizer
 _SHINGLE, _BANDS, _ROWS = 5, 14, 8
 _THRESHOLD = 0.75
 _SHARDS_PER_WORKER = 4
-_SHARD_MEGABYTES = 4.0  # at the most: what is noted of short documents takes as much memory as their text
+_SHARD_MEGABYTES = 8.0  # at the most: what is noted of short documents takes as much memory as their text
 _DATATROVE_SIDE = "from llama_jax.benchmarks.preparing.datatrove_side import main; main()"
 
 

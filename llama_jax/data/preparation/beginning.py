@@ -1,16 +1,11 @@
-"""What is settled before the first pass: the tokenizer, where shards begin, and who makes the elements of passes."""
+"""What is settled before the first pass: the tokenizer, and where shards begin."""
 
-import os
 from typing import Any
 
 from etils import epath
 
 from llama_jax.data.preparation.config import PrepareConfig
-from llama_jax.data.preparation.job import Job, Runner
 from llama_jax.data.preparation.resuming import Plan, plan_to_resume
-from llama_jax.data.preparation.runners.beam import BeamRunner
-from llama_jax.data.preparation.runners.beam_options import BeamOptions
-from llama_jax.data.preparation.runners.local import LocalRunner
 from llama_jax.data.preparation.shards import sampled_texts, shard_bounds
 from llama_jax.data.sources.documents import Documents
 from llama_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
@@ -40,12 +35,3 @@ def settled(
         bounds = shard_bounds(documents, config.shard_megabytes)
         plan = Plan(documents.identity(), tokenizer.fingerprint, settings, bounds)
     return plan, tokenizer
-
-
-def runner_of(config: PrepareConfig, job: Job, beam: BeamOptions | None) -> Runner:
-    """Beam, if it is told how, or processes of this machine."""
-    if beam is not None:
-        return BeamRunner(job, beam)
-    processes = (os.cpu_count() or 1) if config.workers is None else config.workers
-    # One process more would start up for longer than it takes to write a single shard.
-    return LocalRunner(job, 0 if job.shards == 1 and config.workers is None else processes)
