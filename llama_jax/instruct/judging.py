@@ -101,7 +101,7 @@ def _scored(
 
 def _pairs(config: JudgeConfig, say: Any) -> list[tuple[str, str]]:
     """What was asked and what was answered, of each record."""
-    bad = BadRecords(config.data, "skip", _MOST_BAD, settings="--", say=say)
+    bad = BadRecords(config.data, "skip", _MOST_BAD, settings=None, say=say)
     records = read_records(config.data, bad)
     found: list[tuple[str, str]] = []
     for record in records:

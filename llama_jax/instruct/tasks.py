@@ -42,7 +42,7 @@ def read_seeds(source: str) -> list[Task]:
         content = resources.files("llama_jax.instruct").joinpath(OWN_SEEDS[source]).read_bytes()
         lines = enumerate(content.splitlines(), 1)
         return [_task(Record(f"{OWN_SEEDS[source]}:{n}", parsed_json(line, f"{source}:{n}"))) for n, line in lines]
-    bad = BadRecords(source, "fail", 0.0, settings="--")
+    bad = BadRecords(source, "fail", 0.0, settings=None)
     try:
         seeds = [_task(record) for record in read_records(source, bad, "--seed_tasks")]
     except BadRecordError as error:

@@ -301,6 +301,31 @@ def test_another_tokenizer_is_refused(arguments, reference, tmp_path, capfd) -> 
     assert f"was begun with a different tokenizer than {other}" in capfd.readouterr().err
 
 
+def test_what_an_earlier_version_has_begun_is_made_again(tmp_path, capfd) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one text"}\n{"text": "two texts"}\n')
+    options = ("--data.source", tmp_path / "a.jsonl", "--vocab_size", 268, "--workers", 0, "--output")
+    assert command_runs.call("prepare", *options, tmp_path / "new") == 0
+    manifest = json.loads((tmp_path / "new" / "manifest.json").read_text())
+    folder = tmp_path / "old" / "progress"
+    folder.mkdir(parents=True)
+    plan = {name: manifest[name] for name in ("source", "tokenizer", "settings")} | {"bounds": [0, 2]}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    old = {"shard": manifest["shards"][0], "dropped": []}  # which did not know what rules find
+    (folder / "shard-00000.json").write_text(json.dumps(old))
+    assert command_runs.call("prepare", *options, tmp_path / "old") == 0
+    assert "was begun by another version of this command" in capfd.readouterr().out
+    assert content_of(tmp_path / "old") == content_of(tmp_path / "new")
+
+
+def test_nothing_stays_where_searches_leave_nothing(tmp_path, capfd) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "said twice\\nsaid twice"}\n')
+    options = ("--data.source", tmp_path / "a.jsonl", "--vocab_size", 268, "--workers", 0, "--paragraphs", "source")
+    out = tmp_path / "made" / "out"
+    assert command_runs.call("prepare", *options, "--minimum_characters", 12, "--output", out) == 2
+    assert capfd.readouterr().err.endswith("no document is left: 1 too_short\n")
+    assert not out.parent.exists()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_record_fails_where_that_is_asked_for(arguments, corpus, tmp_path, capfd, workers) -> None:
     ask = (*arguments, "--output", tmp_path / "out", "--data.bad_records", "fail", "--workers", workers)

@@ -1,7 +1,7 @@
 """Settings of `prepare`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from llama_jax.core.errors import UserError
@@ -13,6 +13,14 @@ from llama_jax.data.preparation.rules.config import (
     PerplexityConfig,
     QualityConfig,
 )
+
+_SWITCHES = {
+    "near_duplicates": "threshold",
+    "languages": "keep",
+    "perplexity": "model",
+    "contamination": "files",
+}
+"""Of each section the setting without which its others do nothing."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,11 @@ class PrepareConfig:
             raise UserError("data.mixture: prepare takes one source; prepare each by itself and mix the directories")
         if self.beam and self.runner != "beam":
             raise UserError(f"--beam.{next(iter(self.beam))}: needs --runner beam")
+        for section, switch in _SWITCHES.items():
+            given, unused = getattr(self, section), type(getattr(self, section))()
+            if getattr(given, switch) == getattr(unused, switch) and given != unused:
+                name = next(each.name for each in fields(given) if vars(given)[each.name] != vars(unused)[each.name])
+                raise UserError(f"--{section}.{name}: does nothing without --{section}.{switch}")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"--workers {self.workers}: must be at least 0")
         if not 0 < self.shard_megabytes < 1e6:

@@ -27,7 +27,8 @@ from llama_jax.data.tokenizers.settings import SETTINGS_FILES
 
 _PLAN = "plan.json"
 _READ_AT_ONCE = 32
-_SHARD_FILES = ("shard", "examined")
+_PROGRESS_VERSION = 2
+"""Raise it when files of passes come to be read otherwise: what another version has begun is made again."""
 
 
 class Acknowledged(NamedTuple):
@@ -80,6 +81,8 @@ class Plan(NamedTuple):
     settings: dict[str, Any]
     bounds: list[int]
     """See `Job.bounds`; empty where the work is finished."""
+    version: int = _PROGRESS_VERSION
+    """Of what passes leave for each other."""
 
     def write(self, directory: epath.Path) -> None:
         """Keep it in the prepared directory."""
@@ -119,7 +122,7 @@ def find_plan(directory: epath.Path, config: PrepareConfig) -> Plan | None:
         manifest = read_manifest(directory)
         return Plan(manifest.source, manifest.tokenizer, dict(manifest.settings), [])
     if (directory / PROGRESS / _PLAN).exists():
-        return Plan(**json.loads((directory / PROGRESS / _PLAN).read_bytes()))
+        return Plan(**{"version": 1, **json.loads((directory / PROGRESS / _PLAN).read_bytes())})
     if directory.exists() and (others := sorted({path.name for path in directory.iterdir()} - {PROGRESS})):
         raise UserError(
             f"--output {config.output}: holds {others[0]} and is not a prepared directory; name a new one, or empty it"
@@ -175,6 +178,10 @@ def plan_to_resume(
             raise
         _discard(directory)
         return None
+    if plan.version != _PROGRESS_VERSION:
+        print(f"{config.output}: was begun by another version of this command; its shards are made again", flush=True)
+        _discard(directory)
+        return None
     return plan
 
 
@@ -204,9 +211,13 @@ def sole_writer(directory: epath.Path, config: PrepareConfig) -> Iterator[None]:
 def _holds_documents(directory: epath.Path) -> bool:
     """Whether the work is finished, or a shard that is whole or examined has a document to keep: it is worth
     resuming."""
-    paths = itertools.chain.from_iterable((directory / PROGRESS).glob(f"{kind}-*.json") for kind in _SHARD_FILES)
-    whole = (json.loads(path.read_bytes()) for path in paths)
-    return (directory / MANIFEST).exists() or any(each.get("shard", each)["documents"] for each in whole)
+    last = {
+        path.stem.rpartition("-")[2]: path
+        for kind in ("examined", "shard")  # of a shard that is whole, what was left when it was examined says nothing
+        for path in (directory / PROGRESS).glob(f"{kind}-*.json")
+    }
+    known = (json.loads(path.read_bytes()) for path in last.values())
+    return (directory / MANIFEST).exists() or any(each.get("shard", each)["documents"] for each in known)
 
 
 def _discard(directory: epath.Path) -> None:

@@ -19,7 +19,8 @@ class BadRecords:
         source: As the user named it.
         policy: `fail` ends the work at the first.
         most: Share of the records of the source that may be bad.
-        settings: How the user writes the settings of policy and share, but for `bad_records` and `max_bad_fraction`.
+        settings: How the user writes the settings of policy and share, but for `bad_records` and `max_bad_fraction`;
+            None: there are none.
         say: Told the first few, a line each.
     """
 
@@ -32,7 +33,7 @@ class BadRecords:
         policy: Literal["skip", "fail"],
         most: float,
         *,
-        settings: str = "data.",
+        settings: str | None = "data.",
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._source, self._policy, self._most, self._settings, self._say = source, policy, most, settings, say
@@ -51,7 +52,8 @@ class BadRecords:
             UserError: none is allowed.
         """
         if self._policy == "fail":
-            raise UserError(f"{error} ({self._settings}bad_records is fail)") from None
+            why = "" if self._settings is None else f" ({self._settings}bad_records is fail)"
+            raise UserError(f"{error}{why}") from None
         self._first = self._first or error
         self.reasons[error.reason] += 1
         if self.total <= NOTES:
@@ -81,7 +83,7 @@ def check_bad_fraction(
     records: int,
     most: float,
     *,
-    settings: str = "data.",
+    settings: str | None = "data.",
     kind: str = "documents",
     example: object = None,
 ) -> None:
@@ -94,10 +96,11 @@ def check_bad_fraction(
         UserError: more than the share `most` of them are.
     """
     if (bad := reasons.total()) > most * records:
+        setting, remedy = ("", "") if settings is None else (f"{settings}max_bad_fraction: ", ", or allow more")
         such = "" if example is None else f"such as {example}; "
         raise UserError(
-            f"{settings}max_bad_fraction: {bad:,} of {records:,} {kind} of {source} cannot be used "
-            f"({counted(reasons)}), more than {most:g} of them; {such}repair the source, or allow more"
+            f"{setting}{bad:,} of {records:,} {kind} of {source} cannot be used "
+            f"({counted(reasons)}), more than {most:g} of them; {such}repair the source{remedy}"
         )
 
 

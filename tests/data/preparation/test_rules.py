@@ -9,6 +9,7 @@ import pytest
 
 from llama_jax.core.errors import UserError
 from llama_jax.data.preparation.config import PrepareConfig
+from llama_jax.data.preparation.near.config import NearDuplicatesConfig
 from llama_jax.data.preparation.rules import c4, gopher
 from llama_jax.data.preparation.rules.config import (
     ContaminationConfig,
@@ -287,6 +288,10 @@ def test_a_change_of_what_the_rules_ask_changes_the_settings(exam):
     assert rule_settings(config)["contamination"] != before["contamination"]
 
 
+def _unused(name: str, switch: str) -> str:
+    return f"--{name}: does nothing without --{name.partition('.')[0]}.{switch}"
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -297,12 +302,18 @@ def test_a_change_of_what_the_rules_ask_changes_the_settings(exam):
         (lambda: LanguagesConfig(("english",)), "--languages.keep english: no language that can be told"),
         (lambda: LanguagesConfig(("all", "en")), "`all` stands alone"),
         (lambda: LanguagesConfig(threshold=float("nan")), "--languages.threshold nan: is a probability"),
-        (lambda: PerplexityConfig(most=5.0), "--perplexity.most 5.0: needs --perplexity.model"),
+        (lambda: PrepareConfig(perplexity=PerplexityConfig(most=5.0)), _unused("perplexity.most", "model")),
+        (lambda: PrepareConfig(perplexity=PerplexityConfig(tokens=9)), _unused("perplexity.tokens", "model")),
+        (lambda: PrepareConfig(languages=LanguagesConfig(threshold=0.9)), _unused("languages.threshold", "keep")),
+        (lambda: PrepareConfig(contamination=ContaminationConfig(ngram=8)), _unused("contamination.ngram", "files")),
+        (
+            lambda: PrepareConfig(near_duplicates=NearDuplicatesConfig(rows=4)),
+            _unused("near_duplicates.rows", "threshold"),
+        ),
         (lambda: PerplexityConfig("m", most=float("nan")), "--perplexity.most nan: must be a number of at least 1"),
         (lambda: PerplexityConfig("m", most=2.0, least=3.0), "--perplexity.most 2.0: is below --perplexity.least 3.0"),
         (lambda: PerplexityConfig("m", tokens=1), "--perplexity.tokens 1: must be at least 2"),
         (lambda: ContaminationConfig(("f",), ngram=0), "--contamination.ngram 0: must be at least 1"),
-        (lambda: ContaminationConfig(action="drop"), "--contamination.action: needs --contamination.files"),
         (
             lambda: rule_settings(PrepareConfig(contamination=ContaminationConfig(("absent.jsonl",)))),
             "--contamination.files: no file or directory absent.jsonl",
@@ -315,6 +326,22 @@ def test_bad_settings_are_refused_in_one_line(make, message):
     with pytest.raises(UserError) as error:
         make()
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"a\n\xff", "not UTF-8 at byte 2"), (b"\xef\xbb\xbf \n", "holds no word")]
+)
+def test_a_list_of_bad_words_that_is_none_is_refused(content, message, tmp_path):
+    (tmp_path / "words").write_bytes(content)
+    config = PrepareConfig(quality=QualityConfig(("c4",), str(tmp_path / "words")))
+    with pytest.raises(UserError, match=f"^--quality.bad_words .*words: {message}$"):
+        rule_settings(config)
+
+
+def test_an_evaluation_with_a_broken_record_is_refused_in_words_that_name_no_setting(exam):
+    exam.write_text(exam.read_text() + "[]\n")
+    with pytest.raises(UserError, match=r"^1 of \d records of .*exam.jsonl cannot be used .*; repair the source$"):
+        _contamination(exam).judged("a")
 
 
 def test_a_field_that_no_record_has_is_refused(exam):

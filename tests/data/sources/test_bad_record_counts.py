@@ -57,6 +57,19 @@ def test_none_is_left_out_where_that_is_asked_for() -> None:
         BadRecords("a.jsonl", "fail", 1.0, settings="--").note(error("empty", 3))
 
 
+def test_settings_that_there_are_not_are_not_named() -> None:
+    with pytest.raises(UserError, match=r"^a.jsonl:3: is empty$"):
+        BadRecords("a.jsonl", "fail", 0.0, settings=None).note(error("empty", 3))
+    bad = BadRecords("a.jsonl", "skip", 0.0, settings=None)
+    bad.note(error("empty", 3))
+    with pytest.raises(UserError) as raised:
+        bad.check(3, "records")
+    assert str(raised.value) == (
+        "1 of 3 records of a.jsonl cannot be used (1 empty), more than 0 of them; such as a.jsonl:3: is empty; repair "
+        "the source"
+    )
+
+
 def test_a_source_of_which_nothing_can_be_used_is_refused_whatever_is_allowed() -> None:
     bad = BadRecords("a.jsonl", "skip", 1.0)
     for line in (1, 2):

@@ -54,7 +54,7 @@ def overlaps_of(directory: epath.Path, wanted: ContaminationConfig) -> dict[str,
     if not wanted.files:
         return {}
     path = directory / FOUND
-    found = map(json.loads, path.open()) if path.exists() else ()
+    found = map(json.loads, path.open("rb")) if path.exists() else ()
     return contamination_report(found, wanted.files, wanted.fields, wanted.ngram)
 
 

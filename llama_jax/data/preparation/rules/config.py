@@ -84,8 +84,6 @@ class PerplexityConfig:
     def __post_init__(self) -> None:
         for name in ("most", "least"):
             bound = getattr(self, name)
-            if bound is not None and self.model is None:
-                raise UserError(f"--perplexity.{name} {bound}: needs --perplexity.model, which measures")
             if bound is not None and not 1 <= bound < math.inf:
                 raise UserError(f"--perplexity.{name} {bound}: must be a number of at least 1")
         if self.most is not None and self.least is not None and self.most < self.least:
@@ -111,6 +109,3 @@ class ContaminationConfig:
     def __post_init__(self) -> None:
         if self.ngram < 1:
             raise UserError(f"--contamination.ngram {self.ngram}: must be at least 1 word")
-        for name in ("fields", "action"):
-            if not self.files and getattr(self, name) != getattr(ContaminationConfig, name):
-                raise UserError(f"--contamination.{name}: needs --contamination.files, the evaluations to look for")

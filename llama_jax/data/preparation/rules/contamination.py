@@ -174,7 +174,7 @@ def evaluations(sources: tuple[str, ...], fields: tuple[str, ...], ngram: int) -
 
     def records() -> Iterator[tuple[str, str, Sequence[str]]]:
         for source in sources:
-            bad = BadRecords(source, "skip", 0.0, settings="--contamination.")
+            bad = BadRecords(source, "skip", 0.0, settings=None)
             found = read_records(source, bad, "--contamination.files")
             names = {name for record in found for name in record.values}
             if missing := [name for name in fields if name not in names]:

@@ -3,13 +3,11 @@
 import hashlib
 from typing import Any
 
-from etils import epath
-
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.rules.contamination import Contamination
 from llama_jax.data.preparation.rules.languages import Languages, library_version
 from llama_jax.data.preparation.rules.perplexity import Perplexity, PerplexityOf
-from llama_jax.data.preparation.rules.quality import SETS, C4Rules, GopherRules, rule_names
+from llama_jax.data.preparation.rules.quality import SETS, C4Rules, GopherRules, listed_words, rule_names
 from llama_jax.data.preparation.rules.rule import Rule
 from llama_jax.data.sources.opening import errors_of, open_records
 
@@ -54,10 +52,10 @@ def rule_settings(config: PrepareConfig, perplexity: PerplexityOf | None = None)
         }
     if names := rule_names(config.quality.rules):
         words = config.quality.bad_words
-        content = None if words is None else epath.Path(words).expanduser().read_bytes()
+        listed = None if words is None else "\n".join(listed_words(words))
         settings["quality"] = {
             "rules": names,
-            "bad_words": None if content is None else hashlib.sha256(content).hexdigest(),
+            "bad_words": None if listed is None else hashlib.sha256(listed.encode()).hexdigest(),
             "version": RULES_VERSION,
         }
     if perplexity is not None:

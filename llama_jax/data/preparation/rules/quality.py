@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from etils import epath
 
+from llama_jax.core.errors import UserError
 from llama_jax.data.preparation.rules import c4, gopher
 from llama_jax.data.preparation.rules.bounds import Bound, judged_by
 from llama_jax.data.preparation.rules.page import Page
@@ -29,6 +30,21 @@ NO_LINE_LEFT = "c4_no_line"
 def rule_names(chosen: Collection[str]) -> list[str]:
     """Single rules for the names of sets and rules, each once, in the order in which they are asked."""
     return [name for title, names in SETS.items() for name in names if title in chosen or name in chosen]
+
+
+def listed_words(path: str) -> list[str]:
+    """The lines of a list of bad words.
+
+    Raises:
+        UserError: it is not UTF-8, or there is nothing in it.
+    """
+    try:
+        lines = epath.Path(path).expanduser().read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--quality.bad_words {path}: not UTF-8 at byte {error.start}") from None
+    if not any(map(str.strip, lines)):
+        raise UserError(f"--quality.bad_words {path}: holds no word")
+    return lines
 
 
 class GopherRules(Rule):
@@ -101,4 +117,4 @@ class C4Rules(Rule):
 @functools.cache
 def _bad_words(path: str) -> c4.BadWords:
     """Read once in a process."""
-    return c4.BadWords(epath.Path(path).expanduser().read_text().splitlines())
+    return c4.BadWords(listed_words(path))
