@@ -2,36 +2,43 @@
 
 import json
 import random
-import resource
-import subprocess
 import sys
 
 import pytest
 from planted import changed, random_text
+from small_tokenizers import llama2c_file
 
-SETTINGS = ("--deduplicate", "true", "--near_duplicates.threshold", "0.75", "--paragraphs", "source")
+from llama_jax.benchmarks.preparing.measured import measured
+
+SETTINGS = {
+    "deduplicate": "true",
+    "near_duplicates.threshold": 0.75,
+    "paragraphs": "source",
+    "shard_megabytes": 4,
+    "workers": 1,
+}
 
 
 @pytest.mark.slow
 def test_four_times_the_documents_take_four_times_as_long_in_the_same_memory(tmp_path, capsys) -> None:
-    measured = []
-    for documents in (50_000, 200_000):
+    tokenizer = tmp_path / "tokenizer.bin"
+    tokenizer.write_bytes(llama2c_file([(b" ", 0.0)]))
+    results = []
+    for documents in (25_000, 100_000):
         rng, recent = random.Random(0), [random_text(random.Random(1), 150)]
-        source, output = tmp_path / f"{documents}.jsonl", tmp_path / str(documents)
+        source = tmp_path / f"{documents}.jsonl"
         with source.open("w") as file:
             for _ in range(documents):
                 is_near = rng.random() < 0.1
                 text = changed(rng.choice(recent), 0.01, rng) if is_near else random_text(rng, rng.randint(100, 200))
                 recent = [*recent[-999:], text]
                 file.write(json.dumps({"text": text}) + "\n")
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-m", "llama_jax.prepare", "--data.source", source, "--output", output]
-        subprocess.run([*map(str, command), *SETTINGS, "--shard_megabytes", "16", "--workers", "1"], check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        measured.append((seconds, after.ru_maxrss / 1024))
+        places = {"data.source": source, "data.tokenizer": tokenizer, "output": tmp_path / str(documents)}
+        settings = [part for name, value in {**places, **SETTINGS}.items() for part in (f"--{name}", str(value))]
+        results.append(measured([sys.executable, "-m", "llama_jax.prepare", *settings], tmp_path / "printed"))
         with capsys.disabled():
-            print(f"{documents:,} documents: {seconds:.1f} s of processors, {after.ru_maxrss / 1024:.0f} MB at most")
-    (small_seconds, small_memory), (large_seconds, large_memory) = measured
-    assert large_seconds < 4.4 * small_seconds
-    assert large_memory < 1.25 * small_memory + 10
+            taken = results[-1]
+            print(f"{documents:,} documents: {taken.processor_seconds:.1f} s, {taken.peak_bytes / 2**20:.0f} MiB")
+    small, large = results
+    assert large.processor_seconds < 4.4 * small.processor_seconds
+    assert large.peak_bytes < 1.3 * small.peak_bytes

@@ -21,3 +21,10 @@ def keep_freed_memory() -> None:
     library.mallopt(_M_ARENA_MAX, 1)
     library.mallopt(_M_MMAP_MAX, 0)
     library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_freed_memory() -> None:
+    """Hand memory that this process has freed, and that its C library keeps to use it again, back to the system, for
+    others; does nothing where that is not glibc."""
+    if sys.platform.startswith("linux") and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)

@@ -4,7 +4,8 @@ for each shard that was examined or is whole a small file. All of it is deleted 
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -25,6 +26,7 @@ from llama_jax.data.tokenizers.loading import MODEL_FILES
 from llama_jax.data.tokenizers.settings import SETTINGS_FILES
 
 _PLAN = "plan.json"
+_READ_AT_ONCE = 32
 _PROGRESS_VERSION = 2
 """Raise it when files of passes come to be read otherwise: what another version has begun is made again."""
 
@@ -60,6 +62,13 @@ def acknowledged(path: epath.Path) -> Acknowledged:
     values = json.loads(path.read_bytes())
     shard = values.get("shard")
     return Acknowledged(shard and Shard(**shard), values["dropped"], values["found"])
+
+
+def all_acknowledged(paths: Sequence[epath.Path]) -> Iterator[Acknowledged]:
+    """What many files say, in order; several are read at once, since a bucket takes its time for each."""
+    with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
+        for start in range(0, len(paths), _READ_AT_ONCE):
+            yield from threads.map(acknowledged, paths[start : start + _READ_AT_ONCE])
 
 
 class Plan(NamedTuple):

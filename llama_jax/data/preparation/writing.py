@@ -22,7 +22,7 @@ from llama_jax.data.preparation.report.asked import asked_of
 from llama_jax.data.preparation.report.counting import summing_passes, tally_of
 from llama_jax.data.preparation.report.funnel import Funnel
 from llama_jax.data.preparation.report.writing import write_report
-from llama_jax.data.preparation.resuming import Plan, acknowledged, acknowledgement_path
+from llama_jax.data.preparation.resuming import Acknowledged, Plan, acknowledged, acknowledgement_path, all_acknowledged
 from llama_jax.data.preparation.shard_passes import examine_pass, write_pass
 from llama_jax.data.sources.bad_records import BadRecords, counted
 from llama_jax.data.sources.documents import BadRecordError
@@ -42,11 +42,12 @@ def write_shards(config: PrepareConfig, job: Job, runner: Runner, stop: StopSign
     bad = BadRecords(config.data.source, config.data.bad_records, config.data.max_bad_fraction)
     written = write_pass(job)
     first = examine_pass(job) if job.searches else written
-    for number in sorted(set(range(job.shards)) - set(first.missing())):
-        _note_bad_records(job, first.done(number), bad)
+    there = sorted(set(range(job.shards)).difference(first.missing()))
+    for known in all_acknowledged([first.done(number) for number in there]):
+        _note_bad_records(job, known, bad)
     with runner:
         for number in _made(first, runner, stop):
-            _note_bad_records(job, first.done(number), bad)
+            _note_bad_records(job, acknowledged(first.done(number)), bad)
         for search in job.searches:
             for task in search.passes(job):
                 for _ in _made(task, runner, stop):
@@ -64,9 +65,9 @@ def _made(task: Pass, runner: Runner, stop: StopSignal) -> Iterator[int]:
             yield from runner.made(task, missing, progress)
 
 
-def _note_bad_records(job: Job, path: epath.Path, bad: BadRecords) -> None:
+def _note_bad_records(job: Job, known: Acknowledged, bad: BadRecords) -> None:
     """Count the records of one more shard that could not be used; ends the work when they are too many."""
-    for each in acknowledged(path).bad:
+    for each in known.bad:
         bad.note(BadRecordError(each["reason"], each["where"], each["message"]))
     bad.check(len(job.documents))
 
@@ -129,8 +130,7 @@ def write_manifest(config: PrepareConfig, job: Job, plan: Plan) -> Funnel:
     shards: list[Shard] = []
     with _lines_of(job.directory / DROPPED) as dropped, contextlib.ExitStack() as if_any:
         found = None
-        for number in range(job.shards):
-            known = acknowledged(acknowledgement_path(job.directory, number))
+        for known in all_acknowledged([acknowledgement_path(job.directory, shard) for shard in range(job.shards)]):
             assert known.shard is not None
             shards.append(known.shard)
             reasons.update(each["reason"] for each in known.dropped)

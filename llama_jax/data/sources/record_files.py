@@ -106,8 +106,7 @@ class LineFile(_IndexedFile[_T]):
 
     def __init__(self, path: epath.Path, parser: RecordParser[_T]) -> None:
         super().__init__(path, parser)
-        bounds, self._skipped, self._digest = _index_lines(path)
-        self._bounds = _compact(bounds)
+        self._bounds, self._skipped, self._digest = _index_lines(path)
 
     def _where(self, index: int) -> str:
         """With the number of the line from 1, counting lines that were skipped."""
@@ -175,7 +174,7 @@ def _compact(bounds: Int[np.ndarray, "documents two"]) -> Integer[np.ndarray, "d
     return bounds.astype(np.uint32) if len(bounds) == 0 or bounds[-1, 1] < 2**32 else bounds
 
 
-def _index_lines(path: epath.Path) -> tuple[Int[np.ndarray, "lines two"], Int[np.ndarray, "gaps two"], str]:
+def _index_lines(path: epath.Path) -> tuple[Integer[np.ndarray, "lines two"], Int[np.ndarray, "gaps two"], str]:
     """First byte of each line that is not blank and the byte after its last; (line, blank lines before it) wherever the
     second number grows; the hash of the file."""
     digest = hashlib.sha256()
@@ -199,7 +198,7 @@ def _index_lines(path: epath.Path) -> tuple[Int[np.ndarray, "lines two"], Int[np
             has_text[number] = bool(chunk[starts[number] : ends[number]].strip())
         has_text[0] |= open_has_text
         starts[0] = line_start - position
-        bounds.append(np.stack([starts[has_text], ends[has_text]], axis=1) + position)
+        bounds.append(_compact(np.stack([starts[has_text], ends[has_text]], axis=1) + position))
         kept = np.flatnonzero(has_text)
         blank_before = lines + kept - (kept_lines + np.arange(len(kept)))
         grows = np.flatnonzero(np.diff(blank_before, prepend=gaps[-1][-1, 1] if gaps else 0))
@@ -209,11 +208,11 @@ def _index_lines(path: epath.Path) -> tuple[Int[np.ndarray, "lines two"], Int[np
         line_start = position + int(ends[-1])
         open_has_text = bool(chunk[ends[-1] :].strip())
     if open_has_text:
-        bounds.append(np.array([[line_start, size]]))
+        bounds.append(_compact(np.array([[line_start, size]])))
         if lines > kept_lines:
             gaps.append(np.array([[kept_lines, lines - kept_lines]]))
     empty = np.zeros((0, 2), np.int64)
-    return np.concatenate([empty, *bounds]), np.concatenate([empty, *gaps]), digest.hexdigest()
+    return np.concatenate(bounds or [empty]), np.concatenate([empty, *gaps]), digest.hexdigest()
 
 
 def array_bounds(chunks: Iterable[tuple[int, bytes]]) -> Iterator[Int[np.ndarray, "elements two"]]:

@@ -68,8 +68,7 @@ def importable(monkeypatch) -> None:
 
 def beam(job: Job, **options: object) -> BeamRunner:
     pytest.importorskip("apache_beam")
-    wanted = beam_options(options, workers=0)
-    return BeamRunner(job, wanted.arguments, is_local=wanted.is_local)
+    return BeamRunner(job, beam_options(options, workers=0))
 
 
 SEVERAL = {"direct_num_workers": 2, "direct_running_mode": "multi_processing"}

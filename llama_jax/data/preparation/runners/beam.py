@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -27,6 +27,7 @@ from etils import epath
 from llama_jax.core.errors import CannotGoOnError, UserError, of_the_machine
 from llama_jax.core.files import is_remote, write_whole
 from llama_jax.data.preparation.job import Count, Job, Pass, Progress
+from llama_jax.data.preparation.runners.beam_options import BeamOptions
 
 _MOST_FAILURES = 3
 """How many pipelines in a row may fail, none of which has made an element."""
@@ -40,19 +41,25 @@ class BeamRunner:
 
     Args:
         job: The work.
-        options: As on Beam's command line; see `beam_options.beam_arguments`.
-        is_local: Whether all of its workers are processes that Beam starts on this machine.
+        options: How Beam is to be run.
     """
 
-    def __init__(self, job: Job, options: Sequence[str], *, is_local: bool) -> None:
-        self._job, self._options, self._is_local = job, options, is_local
+    def __init__(self, job: Job, options: BeamOptions) -> None:
+        self._job, self._options = job, options
         self._address: _Address | None = None
+        self._submission: _Submission | None = None
 
     def __enter__(self) -> "BeamRunner":
+        descriptor, self._log = tempfile.mkstemp(prefix="llama_jax-beam-", suffix=".log")
+        os.close(descriptor)
+        if not self._options.is_local:
+            print(f"Beam writes its log to {self._log}", flush=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Submissions end with the iteration over what they make."""
+        self._end()
+        if self._options.is_local:
+            Path(self._log).unlink()
 
     def made(self, task: Pass, numbers: Sequence[int], progress: Progress) -> Iterator[int]:
         """See `Runner.made`."""
@@ -64,25 +71,31 @@ class BeamRunner:
             before = len(waiting)
             paths = [(number, os.fspath(task.done(number))) for number in sorted(waiting)]
             elements = _Elements(task.title, paths, task.work, self._address)
-            submission = _Submission(self._options, elements, is_local=self._is_local)
-            with contextlib.closing(submission):
-                for number in self._followed(submission, task, waiting, progress):
-                    waiting.remove(number)
-                    yield number
-                failures = 0 if len(waiting) < before else failures + 1
-                if waiting and failures == _MOST_FAILURES:
-                    raise submission.error()
+            self._submission = submission = _Submission(self._options, elements, self._log)
+            for number in self._followed(submission, task, waiting, progress):
+                waiting.remove(number)
+                yield number
+            self._end()
+            failures = 0 if len(waiting) < before else failures + 1
+            if waiting and failures == _MOST_FAILURES:
+                raise submission.error()
 
-    def _followed(self, submission: "_Submission", task: Pass, numbers: set[int], progress: Progress) -> Iterator[int]:
+    def _end(self) -> None:
+        if self._submission is not None:
+            self._submission.close()
+            self._submission = None
+
+    def _followed(
+        self, submission: "_Submission", task: Pass, numbers: Collection[int], progress: Progress
+    ) -> Iterator[int]:
         """Elements of a pipeline as their files appear, until it has ended."""
-        remote = is_remote(self._job.directory)
-        waiting, has_ended, looked = set(numbers), False, time.monotonic()
+        least = 10.0 if is_remote(self._job.directory) else 0.5
+        waiting, has_ended, next_look = set(numbers), False, time.monotonic() + least
         while not has_ended:
             has_ended = submission.has_ended(seconds=0.1)
             progress.tick()
-            if not has_ended and time.monotonic() - looked < (10.0 if remote else 0.5):
+            if (started := time.monotonic()) < next_look and not has_ended:
                 continue
-            looked = time.monotonic()
             for path in self._refusals():
                 kind, message = json.loads(path.read_bytes())
                 path.unlink()
@@ -91,6 +104,7 @@ class BeamRunner:
                 waiting.remove(number)
                 progress.count(task.amounts[number], 0, 0)
                 yield number
+            next_look = time.monotonic() + max(least, 10 * (time.monotonic() - started))  # of very many files
 
     def _refusals(self) -> list[epath.Path]:
         return sorted(self._job.progress.glob("refused-*.json"))
@@ -107,9 +121,10 @@ class _Address(NamedTuple):
     def of(cls, job: Job) -> "_Address":
         """Write the job where its workers write, too."""
         content = pickle.dumps(job)
-        path = job.progress / "job.pickle"
+        sha256 = hashlib.sha256(content).hexdigest()
+        path = job.progress / f"job-{sha256[:16]}.pickle"  # a pipeline of an earlier command may still read its own
         write_whole(path, content)
-        return cls(os.fspath(path), hashlib.sha256(content).hexdigest())
+        return cls(os.fspath(path), sha256)
 
 
 _loading = threading.Lock()
@@ -143,15 +158,14 @@ def _make(element: tuple[int, str], work: Callable[[Job, int, Count], None], add
     number, done = element
     if epath.Path(done).exists():
         return
-    job = _job(address)
     try:
-        work(job, number, _no_count)
+        work(_job(address), number, _no_count)
     except Exception as error:
         known = error if isinstance(error, UserError | CannotGoOnError) else of_the_machine(error)
         if known is None:
             raise
         content = json.dumps([type(known).__name__, str(known)])
-        write_whole(job.progress / f"refused-{number:05}.json", content)
+        write_whole(epath.Path(address.path).parent / f"refused-{number:05}.json", content)
 
 
 def _no_count(documents: int, text_bytes: int, tokens: int) -> None:
@@ -163,20 +177,16 @@ class _Submission:
     from this process, and can be ended.
 
     Args:
-        options: As on Beam's command line.
+        options: How Beam is to be run.
         elements: What to make.
-        is_local: Ended at once, with all that it has started; otherwise it is asked to cancel first.
+        log: Local file for what Beam prints.
     """
 
-    def __init__(self, options: Sequence[str], elements: _Elements, *, is_local: bool) -> None:
-        self._is_local = is_local
+    def __init__(self, options: BeamOptions, elements: _Elements, log: str) -> None:
+        self._is_local = options.is_local
         self._connection, other = multiprocessing.Pipe()
-        descriptor, self._log = tempfile.mkstemp(prefix="llama_jax-beam-", suffix=".log")
-        os.close(descriptor)
-        if not is_local:
-            print(f"Beam writes its log to {self._log}", flush=True)
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_submit, args=(options, elements, is_local, other, self._log)
+            target=_submit, args=(options, elements, other, log)
         )
         self._process.start()
         other.close()
@@ -203,26 +213,28 @@ class _Submission:
         return RuntimeError(f"Beam's pipeline failed:\n{self._failure}")
 
     def close(self) -> None:
-        """End what is left of it."""
+        """End what is left of it: at once, with all that it has started, where that is on this machine; otherwise it
+        is asked to cancel the pipeline first."""
+        assert self._process.pid is not None
         if not self._is_local:
             self._process.terminate()
             self._process.join(_SECONDS_TO_CANCEL)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid or 0, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()  # where it has not got as far as a group of its own
         self._process.join()
         self._connection.close()
-        Path(self._log).unlink(missing_ok=True)
 
 
-def _submit(options: Sequence[str], elements: _Elements, is_local: bool, connection: Connection, log: str) -> None:
+def _submit(options: BeamOptions, elements: _Elements, connection: Connection, log: str) -> None:
     """Run a pipeline in this process, which is there for nothing else; sends what goes wrong."""
     os.setpgid(0, 0)  # the terminal tells the parent of Ctrl-C, which ends this group
-    with Path(log).open("wb") as file:
+    with Path(log).open("ab") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    if is_local:
+    if options.is_local:
         threading.excepthook = _end_with_a_thread
 
     import apache_beam
@@ -230,7 +242,7 @@ def _submit(options: Sequence[str], elements: _Elements, is_local: bool, connect
 
     result: Any = None
     try:
-        pipeline = apache_beam.Pipeline(options=PipelineOptions(list(options)))
+        pipeline = apache_beam.Pipeline(options=PipelineOptions(options.arguments))
         # Without Reshuffle one worker might get all that was created together.
         numbers = pipeline | apache_beam.Create(elements.numbers) | apache_beam.Reshuffle()
         made = apache_beam.Map(_make, elements.work, elements.address)
@@ -240,14 +252,13 @@ def _submit(options: Sequence[str], elements: _Elements, is_local: bool, connect
     except SystemExit:
         if result is not None:
             result.cancel()
-        raise
     except Exception:
         connection.send(traceback.format_exc())
     os._exit(0)  # threads of Beam may be waiting for each other
 
 
 def _leave(*_: object) -> NoReturn:
-    raise SystemExit(1)
+    raise SystemExit
 
 
 def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:

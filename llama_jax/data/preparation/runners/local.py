@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 
 from llama_jax.core.errors import CannotGoOnError, UserError
+from llama_jax.core.processes.memory import give_back_freed_memory
 from llama_jax.data.preparation.job import Job, Pass, Progress
 
 _MOST_DEATHS = 3
@@ -38,6 +39,7 @@ class LocalRunner:
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> "LocalRunner":
+        give_back_freed_memory()  # of opening the source; the workers need it more
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -176,6 +178,7 @@ def _serve(job: Job, connection: Connection, is_process: bool) -> None:
                 connection.send(_portable(error))
                 return
             count.send()
+            give_back_freed_memory()  # a pass is no guide to what the next one needs
             connection.send(number)
 
 
