@@ -62,6 +62,14 @@ def test_the_funnel_is_the_tally_in_the_order_of_the_steps(tally):
     assert funnel.steps[3].by_source == {"books": Amount(2, 2 * size - 6), "web<b>": Amount(2, 2 * size - 6)}
 
 
+def test_names_of_sources_cannot_break_the_table_of_a_terminal():
+    tally = Tally()
+    for number, name in enumerate(("a\nb", "\x1b[2J")):
+        tally.kept(Place(number, name, 1), "text")
+        tally.read(Place(number, name, 1), "text")
+    assert funnel_lines(funnel_of(tally.to_json()))[0].split() == ["documents", "text", "⟨001B⟩[2J", "a", "b"]
+
+
 def test_the_funnel_is_told_with_a_column_for_each_source(tally):
     lines = funnel_lines(funnel_of(tally.to_json()))
     assert [line.split() for line in lines] == [

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from llama_jax.core.recording.pages import visible
 from llama_jax.core.text import aligned
 
 _TOLD_SOURCES = 4
@@ -126,6 +127,7 @@ def in_bytes(size: int) -> str:
 
 
 def _short(name: str) -> str:
+    name = " ".join(visible(name).split())  # that a line of the table stays one
     return name if len(name) <= 16 else f"{name[:15]}…"
 
 
