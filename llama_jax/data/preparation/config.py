@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from etils import epath
+
 from llama_jax.core.errors import UserError
+from llama_jax.core.files import absolute
 from llama_jax.data.config import DataConfig
 from llama_jax.data.preparation.near.config import NearDuplicatesConfig
 from llama_jax.data.preparation.rules.config import (
@@ -65,6 +68,12 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if self.data.mixture:
             raise UserError("data.mixture: prepare takes one source; prepare each by itself and mix the directories")
+        source, output = (absolute(epath.Path(each).expanduser()) for each in (self.data.source, self.output))
+        if source in output.parents:
+            raise UserError(
+                f"--output {self.output}: lies within data.source {self.data.source}, of which it would become a part; "
+                "name a place outside"
+            )
         if self.beam and self.runner != "beam":
             raise UserError(f"--beam.{next(iter(self.beam))}: needs --runner beam")
         for section, switch in _SWITCHES.items():

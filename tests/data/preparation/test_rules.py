@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llama_jax.core.errors import UserError
+from llama_jax.data.config import DataConfig
 from llama_jax.data.preparation.config import PrepareConfig
 from llama_jax.data.preparation.near.config import NearDuplicatesConfig
 from llama_jax.data.preparation.rules import c4, gopher
@@ -304,6 +305,10 @@ def _unused(name: str, switch: str) -> str:
         (lambda: LanguagesConfig(threshold=float("nan")), "--languages.threshold nan: is a probability"),
         (lambda: PrepareConfig(perplexity=PerplexityConfig(most=5.0)), _unused("perplexity.most", "model")),
         (lambda: PrepareConfig(perplexity=PerplexityConfig(tokens=9)), _unused("perplexity.tokens", "model")),
+        (
+            lambda: PrepareConfig("corpus/out", data=DataConfig(source="corpus")),
+            "--output corpus/out: lies within data.source corpus",
+        ),
         (lambda: PrepareConfig(languages=LanguagesConfig(threshold=0.9)), _unused("languages.threshold", "keep")),
         (lambda: PrepareConfig(contamination=ContaminationConfig(ngram=8)), _unused("contamination.ngram", "files")),
         (
