@@ -40,8 +40,10 @@ _OWN_SIDE = "llama_jax.benchmark:own_side"
 
 def benchmark(config: AnyBenchmarkConfig | RougeConfig) -> None:
     """Print what was measured, and write it to `WHAT.json` in `output`; `scaling` draws `scaling.png` beside it."""
-    if isinstance(config, RougeConfig | PrepareBenchmarkConfig):
-        (measure_rouge if isinstance(config, RougeConfig) else measure_preparation)(config)
+    if isinstance(config, RougeConfig):
+        measure_rouge(config)
+    elif isinstance(config, PrepareBenchmarkConfig):
+        measure_preparation(config)
     elif isinstance(config, DpoBenchmarkConfig):
         keep(config, config.name, compare_dpo(config, _OWN_SIDE))
     elif isinstance(config, RlBenchmarkConfig):
