@@ -13,20 +13,19 @@ from typing import Any
 from llama_jax import dpo, grpo, ppo
 from llama_jax.benchmarks import turns
 from llama_jax.benchmarks.against import compare, own_turn
-from llama_jax.benchmarks.config import DpoBenchmarkConfig, RougeConfig
+from llama_jax.benchmarks.config import DpoBenchmarkConfig
 from llama_jax.benchmarks.data import measure_data
 from llama_jax.benchmarks.decoding.comparison import measure_decoding
 from llama_jax.benchmarks.decoding.dry_run import describe_decoding
 from llama_jax.benchmarks.decoding.engine_side import engine_turn
 from llama_jax.benchmarks.dpo.comparison import compare_dpo
 from llama_jax.benchmarks.dpo.own_side import dpo_turn
-from llama_jax.benchmarks.preparing.measuring import PrepareBenchmarkConfig, measure_preparation
 from llama_jax.benchmarks.results import AnyBenchmarkConfig, keep, say
 from llama_jax.benchmarks.rl.comparison import compare_rl
 from llama_jax.benchmarks.rl.config import RlBenchmarkConfig
 from llama_jax.benchmarks.rl.own_side import rl_turn
-from llama_jax.benchmarks.rouge import measure_rouge
 from llama_jax.benchmarks.scaling import measure_scaling
+from llama_jax.benchmarks.standalone import StandaloneConfig, measure_standalone
 from llama_jax.benchmarks.step import build, measure_step
 from llama_jax.config import COMMANDS, PRESETS
 from llama_jax.core.processes.distributed import is_main_process, start_up
@@ -38,12 +37,10 @@ from llama_jax.supervised.preferences import preference_method
 _OWN_SIDE = "llama_jax.benchmark:own_side"
 
 
-def benchmark(config: AnyBenchmarkConfig | RougeConfig) -> None:
+def benchmark(config: AnyBenchmarkConfig | StandaloneConfig) -> None:
     """Print what was measured, and write it to `WHAT.json` in `output`; `scaling` draws `scaling.png` beside it."""
-    if isinstance(config, RougeConfig):
-        measure_rouge(config)
-    elif isinstance(config, PrepareBenchmarkConfig):
-        measure_preparation(config)
+    if isinstance(config, StandaloneConfig):
+        measure_standalone(config)
     elif isinstance(config, DpoBenchmarkConfig):
         keep(config, config.name, compare_dpo(config, _OWN_SIDE))
     elif isinstance(config, RlBenchmarkConfig):
@@ -56,8 +53,9 @@ def benchmark(config: AnyBenchmarkConfig | RougeConfig) -> None:
     else:
         say(config, start_up(config.run.distributed))
         scaling = functools.partial(measure_scaling, build=build)
-        measures = {"train": measure_step, "lora": measure_step, "data": measure_data, "scaling": scaling}
-        result = measures[config.what](config)
+        result = {"train": measure_step, "lora": measure_step, "data": measure_data, "scaling": scaling}[config.what](
+            config
+        )
         if is_main_process():
             keep(config, config.name, result)
 
