@@ -39,15 +39,17 @@ _OF_A_PATH = (
     errno.ELOOP,
     errno.EXDEV,
 )
+_OF_A_LIMIT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_SPACE = "No space left on device"
 
 
 def of_the_machine(error: Exception) -> UserError | CannotGoOnError | None:
     """What is no fault of the program, wherever it comes up: a path that cannot be used so, a disk that is full. None:
     something else."""
-    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or _NO_SPACE in str(error):
+    if (isinstance(error, OSError) and error.errno in _OF_A_LIMIT) or _NO_SPACE in str(error):
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename is not None else ""
-        return CannotGoOnError(f"{where}no space left on device")
+        too_large = isinstance(error, OSError) and error.errno == errno.EFBIG
+        return CannotGoOnError(f"{where}{'larger than a file may be here' if too_large else 'no space left on device'}")
     if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # of numpy
         return CannotGoOnError("a file could not be written to its end; is the disk full?")
     if isinstance(error, OSError) and error.errno in _OF_A_PATH and error.filename is not None:

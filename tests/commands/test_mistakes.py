@@ -123,10 +123,11 @@ def test_a_corrected_second_attempt_works_in_the_same_folder(folder, capfd) -> N
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_names_an_unknown_setting_and_a_wrong_type(command, capfd) -> None:
     types = Schema(COMMANDS[command]).types
-    known, number = next(iter(types)), next(name for name, hint in types.items() if hint is int)
+    known, kinds = next(iter(types)), {int: "a whole number", float: "a number"}
+    number = next(name for kind in kinds for name, hint in types.items() if hint is kind)
     assert f"did you mean '{known}'?" in refused(capfd, command, f"--{known}s", "x")
     said = refused(capfd, command, f"--{number}", "many")
-    assert said == f'error: --{number}: got "many", expected a whole number'
+    assert said == f'error: --{number}: got "many", expected {kinds[types[number]]}'
 
 
 def test_an_attempt_that_failed_leaves_nothing(small_run, folder, capfd) -> None:

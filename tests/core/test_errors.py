@@ -32,6 +32,11 @@ KNOWN = {
         CannotGoOnError,
         "a: no space left on device",
     ),
+    "a limit on files": (
+        OSError(errno.EFBIG, "File too large", "a"),
+        CannotGoOnError,
+        "a: larger than a file may be here",
+    ),
     "a full quota": (OSError(errno.EDQUOT, "Quota exceeded", "a"), CannotGoOnError, "a: no space left on device"),
     "no name": (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), CannotGoOnError, "no space left on device"),
     "numpy on a full disk": (

@@ -26,9 +26,7 @@ class ExactDuplicates(Search):
 
     def passes(self, job: Job) -> Iterator[Pass]:
         parts = _parts(job)
-        yield Pass(
-            "comparing", _compare, [1] * parts, functools.partial(_pairs_path, job.directory), "parts of the hashes"
-        )
+        yield Pass("comparing", _compare, [1] * parts, functools.partial(_pairs_path, job.directory), "parts")
 
     def dropped(self, job: Job, shard: int) -> Mapping[int, Mapping[str, Any]]:
         found: dict[int, Mapping[str, Any]] = {}

@@ -54,9 +54,9 @@ class NearDuplicates(Search):
 
     def passes(self, job: Job) -> Iterator[Pass]:
         done = functools.partial(_counts_path, job.directory, "similar")
-        yield Pass("comparing signatures", _find_similar, [1] * self.parts(job), done, "parts of the bands")
+        yield Pass("comparing signatures", _find_similar, [1] * self.parts(job), done, "parts")
         done = functools.partial(_counts_path, job.directory, "near")
-        yield Pass("grouping", _choose, [1], done, "sources")
+        yield Pass("grouping", _choose, [1], done, "corpus")
 
     def dropped(self, job: Job, shard: int) -> Mapping[int, Mapping[str, Any]]:
         rows = np.frombuffer(_path(job, "near", shard).read_bytes(), _JOINED)

@@ -42,7 +42,7 @@ class RepeatedParagraphs(Search):
     def passes(self, job: Job) -> Iterator[Pass]:
         lines, repeated = (functools.partial(_path, job.directory, name) for name in ("lines-of-kept", "repeated"))
         yield Pass("sorting paragraphs", _sort, [1] * job.shards, lines, "shards")
-        yield Pass("comparing paragraphs", _compare, [1] * self.parts(job), repeated, "parts of all hashes")
+        yield Pass("comparing paragraphs", _compare, [1] * self.parts(job), repeated, "parts")
 
     def edits(self, job: Job, shard: int) -> Callable[[int, str], tuple[str, Mapping[str, int]]]:
         repeated: dict[int, set[int]] = defaultdict(set)
