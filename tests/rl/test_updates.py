@@ -72,6 +72,7 @@ def advantages_of(rollouts: Rollouts, rewards: np.ndarray) -> np.ndarray:
     return np.where(rollouts.mask, group_advantages(rewards, 4)[:, None], 0).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_the_first_update_is_on_policy_and_the_reference_is_the_base(mesh, program) -> None:
     with jax.set_mesh(mesh):
         state, frozen = program.begin(METHOD.begin(jax.jit(MODEL.init)(KEY), KEY))

@@ -87,6 +87,7 @@ def test_recomputation_of_7b_by_remat_policy(remat, ratio):
     assert flops / formula(program, 8, 2048) == pytest.approx(ratio, abs=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute", [{"attention": "splash"}, {"attention": "xla", "remat": "full"}])
 def test_neither_microbatches_nor_the_mesh_change_the_count(compute):
     _, plain = traced(**compute)
