@@ -9,7 +9,7 @@ from etils import epath
 
 from llama_jax.data.preparation.cleaning import text_hash
 from llama_jax.data.preparation.job import PROGRESS, Count, Job, Notes, Pass, Search
-from llama_jax.data.preparation.partitions import read_part, rows_in, write_partitioned
+from llama_jax.data.preparation.partitions import parts_of, read_part, read_part_of_all, rows_in, write_partitioned
 
 _DOCUMENTS_AT_ONCE = 2**22  # a quarter of a gigabyte, sorted
 _NOTE = np.dtype([("low", "<u8"), ("high", "<u8"), ("document", "<i8")])
@@ -69,18 +69,13 @@ class _Hashes:
         halves = np.frombuffer(self._hashes, "<u8").reshape(-1, 2)
         rows["low"], rows["high"], rows["document"] = halves[:, 0], halves[:, 1], self._documents
         parts = _parts(self._job)
-        write_partitioned(
-            _hashes_path(self._job, self._shard), rows, (rows["low"] % np.uint64(parts)).astype(np.int64), parts
-        )
+        write_partitioned(_hashes_path(self._job, self._shard), rows, parts_of(rows["low"], parts), parts)
 
 
 def _compare(job: Job, part: int, count: Count) -> None:
     """Write the pairs of a document and the first one with its hash, so that those of a shard are together."""
-    pieces = []
-    for shard in range(job.shards):
-        pieces.append(read_part(_hashes_path(job, shard), part, _parts(job), _NOTE))
-        count(0, 0, 0)
-    rows = np.concatenate(pieces)
+    paths = (_hashes_path(job, shard) for shard in range(job.shards))
+    rows = read_part_of_all(paths, part, _parts(job), _NOTE, functools.partial(count, 0, 0, 0))
     rows = rows[np.lexsort((rows["document"], rows["high"], rows["low"]))]
     same = np.zeros(len(rows), bool)
     same[1:] = (rows["low"][1:] == rows["low"][:-1]) & (rows["high"][1:] == rows["high"][:-1])
@@ -88,6 +83,5 @@ def _compare(job: Job, part: int, count: Count) -> None:
     pairs["document"] = rows["document"][same]
     pairs["of"] = rows["document"][~same][np.cumsum(~same)[same] - 1]
     pairs.sort(order="document")
-    shards = np.searchsorted(np.asarray(job.bounds), pairs["document"], side="right") - 1
-    write_partitioned(_pairs_path(job.directory, part), pairs, shards, job.shards)
+    write_partitioned(_pairs_path(job.directory, part), pairs, job.shards_of(pairs["document"]), job.shards)
     count(1, 0, 0)

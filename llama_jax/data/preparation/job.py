@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from etils import epath
 
+from llama_jax.core.arrays import Int
 from llama_jax.data.preparation.cleaning import Cleaning
 from llama_jax.data.preparation.report.origins import Origins
 from llama_jax.data.preparation.rules.rule import Rule
@@ -54,6 +56,10 @@ class Job:
     def documents_of(self, shard: int) -> range:
         """The numbers of a shard's documents."""
         return range(self.bounds[shard], self.bounds[shard + 1])
+
+    def shards_of(self, documents: Int[np.ndarray, "documents"]) -> Int[np.ndarray, "documents"]:
+        """Of each document, by its number, the shard that it is in."""
+        return np.searchsorted(np.asarray(self.bounds), documents, side="right") - 1
 
 
 class Pass(NamedTuple):

@@ -10,7 +10,7 @@ from llama_jax.data.preparation.cleaning import cleaned
 from llama_jax.data.preparation.job import Count, Job
 from llama_jax.data.preparation.rules.rule import Judgement
 from llama_jax.data.preparation.shards import as_text
-from llama_jax.data.sources.documents import BadRecordError, in_order
+from llama_jax.data.sources.documents import BadRecordError, check_is_text, in_order
 
 
 class Edit(NamedTuple):
@@ -122,11 +122,7 @@ def _text(record: object, document: int) -> str:
         UserError: the source does not hold text.
     """
     text = cleaned(as_text(record))
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        message = f"holds an unpaired surrogate at character {error.start}"
-        raise BadRecordError("surrogate", f"document {document}", message) from None
+    check_is_text(text, document)
     return text
 
 

@@ -16,7 +16,7 @@ from llama_jax.core.batches import TokenBatch
 from llama_jax.core.errors import UserError
 from llama_jax.data.rows.ledger import entered
 from llama_jax.data.rows.positions import SourcePosition
-from llama_jax.data.sources.documents import BadRecordError, Documents, in_order
+from llama_jax.data.sources.documents import BadRecordError, Documents, check_is_text, in_order
 from llama_jax.data.tokenizers import Tokenizer
 
 PACKING_VERSION = 2
@@ -236,11 +236,7 @@ def usable(document: str | np.ndarray | BadRecordError, tokenizer: Tokenizer, nu
     if isinstance(document, BadRecordError):
         raise document
     if isinstance(document, str):
-        try:
-            document.encode()
-        except UnicodeEncodeError as error:
-            message = f"holds an unpaired surrogate at character {error.start}"
-            raise BadRecordError("surrogate", f"document {number}", message) from None
+        check_is_text(document, number)
         return document
     ids = document.astype(np.int32, copy=False)
     if len(ids) < 2:

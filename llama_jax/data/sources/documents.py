@@ -37,6 +37,19 @@ class BadRecordError(ValueError):
         return f"{self.where}: {self.message}"
 
 
+def check_is_text(text: str, number: int) -> None:
+    """Refuse a document that UTF-8 cannot express.
+
+    Raises:
+        BadRecordError: it holds an unpaired surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = f"holds an unpaired surrogate at character {error.start}"
+        raise BadRecordError("surrogate", f"document {number}", message) from None
+
+
 @runtime_checkable
 class RecordSource(Protocol[_T_co]):
     """Records by number, whatever they are."""

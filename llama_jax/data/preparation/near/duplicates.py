@@ -18,7 +18,7 @@ from llama_jax.data.preparation.job import PROGRESS, Count, Job, Notes, Pass, Se
 from llama_jax.data.preparation.near.forest import Forest, zeros
 from llama_jax.data.preparation.near.minhash import MinHash, signature_keys
 from llama_jax.data.preparation.near.pairs import BANDED, Compared, buckets_of, similar_pairs
-from llama_jax.data.preparation.partitions import read_part, write_partitioned
+from llama_jax.data.preparation.partitions import parts_of, read_part, read_part_of_all, write_partitioned
 
 _FEW_BANDS, _MANY_BANDS, _PARTS = 2**18, 2**22, 2**6
 """Bands that are compared at once, at about a hundred bytes each: what makes 64 parts, within bounds. Each part reads a
@@ -119,9 +119,8 @@ class _Signatures:
         bands = np.empty((len(some), self._keys.shape[1]), BANDED)
         bands["key"], bands["signature"] = self._keys[some], self._hashes[some, None]
         bands["document"] = (some + job.bounds[shard])[:, None]
-        bands, half = bands.reshape(-1), np.uint64(32)
-        belongs = ((bands["key"] >> half) * np.uint64(parts) >> half).astype(np.int64)
-        write_partitioned(_path(job, "bands", shard), bands, belongs, parts)
+        bands = bands.reshape(-1)
+        write_partitioned(_path(job, "bands", shard), bands, parts_of(bands["key"], parts), parts)
 
     def _sign(self) -> None:
         if self._texts:
@@ -138,12 +137,10 @@ def _search(job: Job) -> NearDuplicates:
 def _find_similar(job: Job, part: int, count: Count) -> None:
     """Write, for the shards, which documents the similar pairs of a part join: each with another of its group and the
     places in which its signature agrees with the most similar one."""
-    search, pieces = _search(job), []
-    for shard in range(job.shards):
-        pieces.append(read_part(_path(job, "bands", shard), part, search.parts(job), BANDED))
-        count(0, 0, 0)
-    buckets = buckets_of(np.concatenate(pieces), search.minhash.permutations)
-    del pieces
+    search, paths = _search(job), (_path(job, "bands", shard) for shard in range(job.shards))
+    bands = read_part_of_all(paths, part, search.parts(job), BANDED, functools.partial(count, 0, 0, 0))
+    buckets = buckets_of(bands, search.minhash.permutations)
+    del bands
     # Documents go by their places among those in a bucket with others: memory is for a part, not for the corpus.
     documents = np.unique(np.concatenate([buckets.documents, *buckets.identical[:2]]))
     forest, most, compared = Forest(len(documents)), np.zeros(len(documents), np.int32), Compared()
@@ -156,8 +153,7 @@ def _find_similar(job: Job, part: int, count: Count) -> None:
     found = np.flatnonzero(most)
     joined = np.empty(len(found), _JOINED)
     joined["document"], joined["other"], joined["equal"] = documents[found], documents[forest.roots(found)], most[found]
-    shards = np.searchsorted(np.asarray(job.bounds), joined["document"], side="right") - 1
-    write_partitioned(_path(job, "similar", part), joined, shards, job.shards)
+    write_partitioned(_path(job, "similar", part), joined, job.shards_of(joined["document"]), job.shards)
     write_whole(_counts_path(job.directory, "similar", part), json.dumps(asdict(compared)))
     count(1, 0, 0)
 

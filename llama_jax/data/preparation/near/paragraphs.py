@@ -14,7 +14,7 @@ from llama_jax.core.arrays import Integer
 from llama_jax.core.files import write_whole
 from llama_jax.data.preparation.job import PROGRESS, Count, Job, Notes, Pass, Search, dropped_before
 from llama_jax.data.preparation.near.words import alphabet, looked_up, mixed
-from llama_jax.data.preparation.partitions import read_part, rows_in, write_partitioned
+from llama_jax.data.preparation.partitions import parts_of, read_part, read_part_of_all, rows_in, write_partitioned
 
 _MOST_PARTS = 2**10
 _REMOVED = 1
@@ -127,22 +127,19 @@ def _sort(job: Job, shard: int, count: Count) -> None:
     rows = rows[~np.isin(rows["document"], dropped)]
     if not search.across_shards:
         rows["hash"] ^= mixed(np.array([shard]))  # lines of different shards are not alike
-    parts, half = search.parts(job), np.uint64(32)
-    belongs = ((rows["hash"] >> half) * np.uint64(parts) >> half).astype(np.int64)
-    write_partitioned(_path(job.directory, "lines-of-kept", shard), rows, belongs, parts)
+    parts = search.parts(job)
+    write_partitioned(_path(job.directory, "lines-of-kept", shard), rows, parts_of(rows["hash"], parts), parts)
     count(1, 0, 0)
 
 
 def _compare(job: Job, part: int, count: Count) -> None:
     """Write, for the shards, the places of all lines of a part that have the hash of an earlier one."""
-    parts = _search(job).parts(job)
-    rows = np.concatenate(
-        [read_part(_path(job.directory, "lines-of-kept", shard), part, parts, _LINE) for shard in range(job.shards)]
-    )
+    paths = (_path(job.directory, "lines-of-kept", shard) for shard in range(job.shards))
+    rows = read_part_of_all(paths, part, _search(job).parts(job), _LINE, functools.partial(count, 0, 0, 0))
     rows = rows[np.lexsort((rows["line"], rows["document"], rows["hash"]))]
     again = np.flatnonzero(rows["hash"][1:] == rows["hash"][:-1]) + 1
     places = np.empty(len(again), _PLACE)
     places["document"], places["line"] = rows["document"][again], rows["line"][again]
-    shards = np.searchsorted(np.asarray(job.bounds), places["document"], side="right") - 1
-    write_partitioned(_path(job.directory, "repeated", part), places, shards, job.shards)
+    path = _path(job.directory, "repeated", part)
+    write_partitioned(path, places, job.shards_of(places["document"]), job.shards)
     count(1, 0, 0)

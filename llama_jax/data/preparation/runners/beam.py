@@ -28,6 +28,7 @@ from llama_jax.core.errors import CannotGoOnError, UserError, of_the_machine
 from llama_jax.core.files import is_remote, write_whole
 from llama_jax.data.preparation.job import Count, Job, Pass, Progress
 from llama_jax.data.preparation.runners.beam_options import BeamOptions
+from llama_jax.data.preparation.runners.parent import end_with_parent
 
 _MOST_FAILURES = 3
 """How many pipelines in a row may fail, none of which has made an element."""
@@ -233,7 +234,7 @@ def _submit(options: BeamOptions, elements: _Elements, connection: Connection, l
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    end_with_parent(functools.partial(os.killpg, 0, signal.SIGKILL))
     if options.is_local:
         threading.excepthook = _end_with_a_thread
 
@@ -266,11 +267,3 @@ def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:
     threading.__excepthook__(failed)
     time.sleep(_SECONDS_TO_FAIL)  # a pipeline that fails says so itself
     os._exit(_WORKER_DIED)
-
-
-def _end_with_parent() -> None:
-    """End this process and all of its group when the parent is killed, which cannot say so."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os.killpg(0, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection
 from llama_jax.core.errors import CannotGoOnError, UserError
 from llama_jax.core.processes.memory import give_back_freed_memory
 from llama_jax.data.preparation.job import Job, Pass, Progress
+from llama_jax.data.preparation.runners.parent import end_with_parent
 
 _MOST_DEATHS = 3
 """How many processes in a row may die before one has made an element."""
@@ -165,7 +167,7 @@ def _serve(job: Job, connection: Connection, is_process: bool) -> None:
     if is_process:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent says when to stop
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+        end_with_parent(functools.partial(os._exit, 1))
     count = _Counter(connection)
     with contextlib.suppress(EOFError, OSError, Stopped), connection:
         while (element := connection.recv()) is not None:
@@ -191,11 +193,3 @@ def _portable(error: BaseException) -> BaseException:
     except Exception:
         return RuntimeError("".join(traceback.format_exception(error)))
     return error
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot say so, and a worker that is at something long would outlive it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
